@@ -1,0 +1,101 @@
+"""PPO-Lagrangian: srlhfv ppo_lag --workdir=W --config.policy=SFT_WORKDIR --config.scorer=SCORES_WORKDIR --config.data.path=PROMPTS
+
+    default   four trees (shared), the multiplier projected onto [0, 5] with small steps, constraint on mean max(0, C), window 256
+    paper     six trees and the published constants of Safe RLHF-V: log-space multiplier from 10 up to 20, budget -0.5 on the mean cost,
+              KL 0.02, PTX 16. With lambda in [10, 20] the reward has 5-9 % of the advantage's weight, and the multiplier can double in one
+              iteration: expect training on cost alone until it falls. Needs --config.reward, --config.cost and --config.ptx.path
+    tiny      two iterations of four prompts, for tests
+
+The budget is in units of the learned cost and must be set for each cost model: look at its scores on safe and unsafe answers first.
+Not run at 7B.
+"""
+
+from ml_collections import ConfigDict
+
+from srlhfv_jax.configs import sections
+
+
+def get_config(arg: str = "default") -> ConfigDict:
+    sections.choose(arg, "default", "paper", "tiny")
+    tiny, paper = arg == "tiny", arg == "paper"
+    return ConfigDict(
+        dict(
+            seed=0,
+            policy="",  # start of the policy: workdir of sft, export, or Hugging Face folder
+            reference="",  # "" = the policy's own start
+            scorer="",  # workdir of scores; or give reward and cost
+            reward="",
+            cost="",
+            sharing="separate" if paper else "shared",
+            iterations=2 if tiny else 5592 if paper else 400,
+            microbatches=1,
+            critic_warmup=0 if paper or tiny else 4,
+            rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
+            ppo=dict(
+                kl_coef=0.02 if paper else 0.1,
+                gamma=1.0,
+                gae_lambda=0.95,
+                clip_ratio=0.2,
+                clip_value=5.0,
+                clip_score=50.0,
+                epochs=1,
+                minibatches=1 if paper else 2,
+                reduction="sequence" if paper else "token",
+                whiten="none",
+                scale_scores="none",
+                missing_eos_penalty=0.0 if paper else 1.0,
+            ),
+            constraint=_constraint_paper() if paper else _constraint(),
+            ptx=dict(coef=16.0 if paper else 0.0, path=""),
+            validation=dict(path="", every_steps=1 if tiny else 50, judge="models", budget=0.0),
+            model=sections.model(tiny),
+            mesh=sections.mesh(),
+            data=sections.data(
+                batch=4 if tiny else 16 if paper else 128,
+                prompt=32 if tiny else 1024,
+                response=8 if tiny else 512,
+            ),
+            policy_optimizer=sections.optimizer(
+                5e-7 if paper else 1e-6, schedule="cosine", weight_decay=0.0, freeze=("vision/",)
+            ),
+            critic_optimizer=sections.optimizer(
+                5e-7 if paper else 5e-6, schedule="constant", weight_decay=0.0, freeze=("vision/",)
+            ),
+            checkpoint=sections.checkpoint(1 if tiny else 20),
+            log=sections.log(1),
+        )
+    )
+
+
+def _constraint() -> dict:
+    """Ours: only unsafe answers count, so that very safe answers elsewhere cannot pay for them."""
+    return dict(
+        kind="rectified",
+        budget=0.1,
+        controller="projected",
+        init=0.5,
+        max=5.0,
+        learning_rate=0.1,
+        kp=0.0,
+        kd=0.0,
+        smoothing=0.9,
+        window=256,
+        delay=0,
+    )
+
+
+def _constraint_paper() -> dict:
+    """Safe RLHF-V, configs/train/text_image_to_text/safe_rlhf_v.yaml."""
+    return dict(
+        kind="mean",
+        budget=-0.5,
+        controller="log",
+        init=10.0,
+        max=20.0,
+        learning_rate=0.1,
+        kp=0.0,
+        kd=0.0,
+        smoothing=0.0,
+        window=128,
+        delay=1,
+    )

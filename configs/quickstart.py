@@ -1,0 +1,167 @@
+"""The whole pipeline on the embedded task, on a CPU: `srlhfv quickstart --workdir=W --seed=0`.
+
+Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute or two: every stage, far too few steps to learn.
+"""
+
+from ml_collections import ConfigDict
+
+PROMPT, RESPONSE = 32, 20
+
+
+def get_config(arg: str = "default") -> ConfigDict:
+    """`default` or `short`."""
+    short = arg == "short"
+    return ConfigDict(
+        dict(
+            seed=0,
+            rounds=2,
+            sweep=(0.25, 0.5, 1.0, 2.0),
+            task=dict(
+                image_size=48,
+                patch=12,
+                vision_layers=3,
+                vision_width=128,
+                text_layers=4,
+                text_width=128,
+                heads=4,
+                naming_rows=512 if short else 16384,
+                sft_rows=512 if short else 24576,
+                prompts=256 if short else 8192,
+                validation_prompts=64 if short else 384,
+                test_prompts=64 if short else 768,
+                unseen_prompts=64 if short else 256,
+                pair_prompts=128 if short else 5120,
+                heldout_pair_prompts=64 if short else 1024,
+                responses_per_prompt=3,
+                pair_temperature=1.0,
+                mix=(0.42, 0.38, 0.10, 0.10),
+                harm_at_budget=0.15,
+                preference_beta=2.0,
+                flip=0.05,
+            ),
+            naming=_sft(steps=4 if short else 300, batch=64, rate=1.5e-3),
+            sft=_sft(steps=4 if short else 450, batch=64, rate=1.5e-3),
+            scores=dict(
+                seed=0,
+                init="",
+                heads=("reward", "cost"),
+                sign="label",
+                sign_weight=1.0,
+                score_l2=1e-3,
+                steps=4 if short else 220,
+                microbatches=1,
+                evaluation="",
+                model=_model(),
+                mesh=_mesh(),
+                data=_data(32 if short else 64),
+                optimizer=_optimizer(6e-4, weight_decay=0.05, freeze=("vision/",)),
+                checkpoint=_checkpoint(short),
+                log=_log(short),
+            ),
+            ppo=_ppo_lag(short, iterations=3 if short else 40, controller="none"),
+            ppo_lag=_ppo_lag(short, iterations=3 if short else 70, controller="projected"),
+        )
+    )
+
+
+def _model() -> dict:
+    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0)
+
+
+def _mesh() -> dict:
+    return dict(data=-1, fsdp=1, tensor=1)
+
+
+def _data(batch: int) -> dict:
+    return dict(path="", split="", image_dir="", prompt_length=PROMPT, response_length=RESPONSE, batch_size=batch, workers=1)
+
+
+def _optimizer(rate: float, *, weight_decay: float = 0.01, schedule: str = "cosine", freeze: tuple[str, ...] = ()) -> dict:
+    return dict(
+        learning_rate=rate,
+        schedule=schedule,
+        warmup_fraction=0.05,
+        weight_decay=weight_decay,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        clip_norm=1.0,
+        freeze=freeze,
+    )
+
+
+def _checkpoint(short: bool) -> dict:
+    return dict(every_steps=2 if short else 50, keep=2)
+
+
+def _log(short: bool) -> dict:
+    return dict(every_steps=1 if short else 10, tensorboard=False)
+
+
+def _sft(steps: int, batch: int, rate: float) -> dict:
+    short = steps < 10
+    return dict(
+        seed=0,
+        init="",
+        init_random=False,
+        steps=steps,
+        microbatches=1,
+        model=_model(),
+        mesh=_mesh(),
+        data=_data(32 if short else batch),
+        optimizer=_optimizer(rate),
+        checkpoint=_checkpoint(short),
+        log=_log(short),
+    )
+
+
+def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
+    return dict(
+        seed=0,
+        policy="",
+        reference="",
+        scorer="",
+        reward="",
+        cost="",
+        sharing="shared",
+        iterations=iterations,
+        microbatches=1,
+        critic_warmup=1 if short else 4,
+        rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
+        ppo=dict(
+            kl_coef=0.1,
+            gamma=1.0,
+            gae_lambda=0.95,
+            clip_ratio=0.2,
+            clip_value=5.0,
+            clip_score=50.0,
+            epochs=1,
+            minibatches=2,
+            reduction="token",
+            whiten="none",
+            scale_scores="none",
+            missing_eos_penalty=1.0,
+        ),
+        constraint=dict(
+            kind="rectified",
+            budget=0.08,
+            controller=controller,
+            init=0.5,
+            max=5.0,
+            learning_rate=0.2,
+            kp=0.0,
+            kd=0.0,
+            smoothing=0.9,
+            window=256,
+            delay=0,
+        ),
+        ptx=dict(coef=0.0, path=""),
+        validation=dict(path="", every_steps=2 if short else 10, judge="oracle", budget=0.0),
+        model=_model(),
+        mesh=_mesh(),
+        data=_data(32 if short else 128),
+        policy_optimizer=_optimizer(3e-4, schedule="constant", freeze=("vision/",)),
+        critic_optimizer=_optimizer(5e-4, schedule="constant", freeze=("vision/",)),
+        checkpoint=_checkpoint(short),
+        log=_log(short),
+    )

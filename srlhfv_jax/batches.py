@@ -1,0 +1,81 @@
+"""The arrays that travel between data, rollout, scoring and the losses: one NamedTuple per kind of batch.
+
+Every sequence has the layout `[prompt, left-padded to P | response, right-padded to R]`, T = P + R. Image placeholders sit in the
+prompt, one token per image feature. Masks and positions are made once, where padding is made, and carried from there; nothing
+downstream rebuilds them from token values (a tokenizer's pad may equal its eos).
+
+Time: `*_BR[:, t]` belongs to response token t. `logp_BR[:, t]` is the log-probability of that token, `value_BR[:, t]` is predicted
+before it is seen, `response_mask_BR[:, t]` is true for real tokens including the first end-of-sequence token.
+
+`pixels_BCYX` and `features_BNE` are None for a text-only model. A row without an image in a batch that has images carries zeros; it has
+no placeholders, so the zeros are never read.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+class SupervisedBatch(NamedTuple):
+    """Prompts with one response each, for SFT and the PTX term."""
+
+    tokens_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]  # 0 at the first real token; pads repeat 0 on the left, the last position on the right
+    mask_BT: Bool[Array, "B T"]  # true at real tokens, prompt and response
+    response_mask_BR: Bool[Array, "B R"]
+    pixels_BCYX: Float[Array, "B C Y X"] | None
+
+
+class PairBatch(NamedTuple):
+    """Prompts with two responses each and both preferences, for the reward and cost heads.
+
+    A weight of 0 means: this preference is absent or a tie, the row takes no part in that loss term.
+    """
+
+    tokens_BST: Int[Array, "B 2 T"]
+    positions_BST: Int[Array, "B 2 T"]
+    mask_BST: Bool[Array, "B 2 T"]
+    response_mask_BSR: Bool[Array, "B 2 R"]
+    pixels_BCYX: Float[Array, "B C Y X"] | None  # both sides share the image
+    chosen_B: Int[Array, "B"]  # side (0 or 1) of the more helpful response
+    helpful_weight_B: Float[Array, "B"]
+    safer_B: Int[Array, "B"]  # side (0 or 1) of the safer response
+    safety_weight_B: Float[Array, "B"]
+    sign_BS: Float[Array, "B 2"]  # cost > 0 means unsafe: +1 unsafe, -1 safe; or graded, -harmless_rate; 0 = not labelled
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to sample from. `row_B` is the row's index in its source, so that answers find their question again."""
+
+    tokens_BP: Int[Array, "B P"]
+    positions_BP: Int[Array, "B P"]
+    mask_BP: Bool[Array, "B P"]
+    pixels_BCYX: Float[Array, "B C Y X"] | None
+    row_B: Int[Array, "B"]
+
+
+class Rollout(NamedTuple):
+    """Prompts with sampled responses, and what the sampler knew."""
+
+    tokens_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]
+    mask_BT: Bool[Array, "B T"]
+    response_mask_BR: Bool[Array, "B R"]
+    logp_BR: Float[Array, "B R"]  # behaviour log-probabilities at the rollout temperature, never-sampled ids at -inf; 0 off the mask
+    ended_B: Bool[Array, "B"]  # an end-of-sequence token was sampled (false: cut at R)
+    features_BNE: Float[Array, "B N E"] | None  # vision-tower output, before the projector
+
+
+class Experience(NamedTuple):
+    """A scored rollout: everything the PPO-Lagrangian update reads. All float32; [B, R] arrays are 0 off the mask."""
+
+    rollout: Rollout
+    ref_logp_BR: Float[Array, "B R"]
+    reward_B: Float[Array, "B"]  # end score of the reward head (raw)
+    cost_B: Float[Array, "B"]  # end score of the cost head (raw; > 0 means unsafe)
+    reward_value_BR: Float[Array, "B R"]
+    cost_value_BR: Float[Array, "B R"]
+    reward_adv_BR: Float[Array, "B R"]
+    cost_adv_BR: Float[Array, "B R"]
+    reward_return_BR: Float[Array, "B R"]
+    cost_return_BR: Float[Array, "B R"]

@@ -1,0 +1,177 @@
+"""Checkpoints of a run under WORKDIR/checkpoints: arrays through Orbax, loader position and notes as JSON, a manifest per step.
+
+    WORKDIR/checkpoints/<step>/          written by Orbax beside and renamed when complete, while the next steps run
+    WORKDIR/checkpoints/manifests/<step>.json   size and checksum of each file, written after that
+    WORKDIR/checkpoints/damaged/<step>   set aside on restore, named on stderr
+
+A kill at any moment leaves the last complete checkpoint. No pickles are written or read. Frozen models are not in here: their settings
+are, and they are loaded again.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from srlhfv_jax.checkpoint import manifest, provenance
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts, rules
+
+
+class Manager:
+    """Saves and restores one run's state. `settings` (config.to_dict) is stored, and must match when the run is resumed."""
+
+    def __init__(self, workdir: Path, every_steps: int, keep: int, settings: dict[str, Any] | None = None) -> None:
+        if keep < 1:
+            raise UserError(f"config.checkpoint.keep must be at least 1, got {keep}")
+        self.folder = Path(workdir).absolute() / "checkpoints"
+        self._manifests = self.folder / "manifests"
+        self._every_steps = every_steps
+        self._keep = keep
+        self._settings = settings
+        self._orbax: ocp.CheckpointManager | None = None
+        self._sealer: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint belongs after `step`."""
+        return self._every_steps > 0 and step % self._every_steps == 0
+
+    def save(self, step: int, state: Any, data_state: dict, extra: dict) -> None:
+        """Start saving; returns when the arrays have been copied, so that the next step may donate them."""
+        self.wait()
+        about = {"data_state": data_state, "extra": extra}
+        if self._settings is not None:
+            about["provenance"] = provenance.record(self._settings)
+        self._open().save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), about=ocp.args.JsonSave(about)), force=True
+        )
+        self._sealer = threading.Thread(target=self._seal, name="checkpoint-seal")
+        self._sealer.start()
+
+    def wait(self) -> None:
+        """Until the last save is complete, manifest included; its error, if any, is raised here."""
+        if self._sealer is not None:
+            self._sealer.join()
+            self._sealer = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def close(self) -> None:
+        self.wait()
+        if self._orbax is not None:
+            self._orbax.close()
+            self._orbax = None
+
+    def steps(self) -> list[int]:
+        """The complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def restore_latest(self, abstract: Any) -> tuple[Any, dict, dict, int] | None:
+        """The newest undamaged checkpoint as (state, data_state, extra, step), bit for bit as saved; None if there is none at all.
+
+        Args:
+            abstract: the state as ShapeDtypeStructs with shardings (`parallel.rules.abstract`); the mesh may differ from the one saved on.
+
+        Raises:
+            UserError: every checkpoint is damaged, belongs to another model, or was made with other settings.
+        """
+        self.wait()
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = self._damage(step)
+            if problem is None:
+                self._check(step, abstract)
+                try:
+                    return self._restore(step, abstract)
+                except (ValueError, KeyError, OSError) as error:  # unreadable, and it had no manifest to tell
+                    problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            self._set_aside(step, problem)
+        if steps:
+            raise UserError(
+                f"all {len(steps)} checkpoints in {self.folder} are damaged (moved to {self.folder / 'damaged'}): "
+                f"run the same command again to start from the beginning"
+            )
+        return None
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._orbax is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            )
+            handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+            self._orbax = ocp.CheckpointManager(epath.Path(self.folder), options=options, item_handlers=handlers)
+        return self._orbax
+
+    def _seal(self) -> None:
+        try:
+            self._open().wait_until_finished()
+            if hosts.process_index() == 0:
+                steps = self.steps()
+                for step in steps:
+                    if not self._manifest(step).exists():
+                        manifest.write(self.folder / str(step), self._manifest(step))
+                for path in self._manifests.glob("*.json"):
+                    if int(path.stem) not in steps:
+                        path.unlink()
+        except Exception as error:  # raised again by wait(), in the thread that trains
+            self._failure = error
+
+    def _manifest(self, step: int) -> Path:
+        return self._manifests / f"{step}.json"
+
+    def _damage(self, step: int) -> str | None:
+        """Checked by the first process; the others follow its verdict."""
+        problem = manifest.damage(self.folder / str(step), self._manifest(step)) if hosts.process_index() == 0 else None
+        return (problem or "damaged") if hosts.from_first(int(problem is not None)) else None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        hosts.say(f"srlhfv: checkpoint {step} in {self.folder} is damaged ({problem}); trying the one before it")
+        if self._orbax is not None:
+            self._orbax.close()
+            self._orbax = None
+        if hosts.process_index() == 0:
+            place = self.folder / "damaged" / str(step)
+            place.parent.mkdir(exist_ok=True)
+            while place.exists():
+                place = place.with_name(place.name + "_")
+            (self.folder / str(step)).rename(place)
+            self._manifest(step).unlink(missing_ok=True)
+        hosts.barrier(f"set aside checkpoint {step}")
+
+    def _check(self, step: int, abstract: Any) -> None:
+        """Compare names, shapes and dtypes first: Orbax would cast silently, or fail without saying which leaf."""
+        metadata = self._open().item_metadata(step)["state"]
+        if metadata is None:
+            return
+        saved = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in metadata.items()}
+        wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named(abstract).items()}
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {step} in {self.folder} does not fit this run: {name} is {_text(saved.get(name))} in the checkpoint "
+                    f"and {_text(wanted.get(name))} here; use another --workdir, or the settings it was made with"
+                )
+
+    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict, int]:
+        about = self._open().restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if self._settings is not None and "provenance" in about:
+            provenance.check_same(about["provenance"], self._settings)
+        named = self._open().restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_named(abstract))))["state"]
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in _named(abstract)])
+        return state, about["data_state"], about["extra"], step
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """Leaves by path: what is on disk then depends on names, not on the classes of optax's states."""
+    return {path.replace("/", "."): leaf for path, leaf in rules.leaves(state)}
+
+
+def _text(leaf: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"

@@ -1,0 +1,36 @@
+"""`srlhfv export`: read a checkpoint (a stage's workdir, an export, a Hugging Face folder) and write it as a Hugging Face folder.
+
+Stages export by themselves to WORKDIR/export; this is for another dtype, shard size or place.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from srlhfv_jax.cli import flags
+from srlhfv_jax.errors import UserError
+
+
+def main(argv: list[str]) -> None:
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("source", None, "workdir of a stage, export, or Hugging Face folder", flag_values=values)
+    absl_flags.DEFINE_string("target", None, "folder to write, which must not exist yet", flag_values=values)
+    absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of the written tensors", flag_values=values)
+    absl_flags.DEFINE_float("shard_gb", 5.0, "largest file, in GB", lower_bound=0.001, flag_values=values)
+    flags.read(values, "export", argv, __doc__)
+    flags.required(values, "source", "target")
+    source, target = Path(values.source), Path(values.target)
+    if target.exists():
+        raise UserError(f"--target={target} exists: give a folder that does not")
+    from srlhfv_jax import hf
+
+    model = hf.load_pretrained(source, dtype=values.dtype)
+    hf.export_pretrained(
+        target,
+        model.config,
+        model.params,
+        base=model.path,
+        heads=model.heads or None,
+        max_shard_bytes=int(values.shard_gb * 1e9),
+    )
+    print(f"wrote {target}")

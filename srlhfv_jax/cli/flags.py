@@ -1,0 +1,172 @@
+"""Reading the command line: absl flags for a command's own switches, ml_collections for --config and its overrides.
+
+Both libraries answer a mistake with exceptions made for programmers; everything here answers with a UserError of one line.
+"""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import srlhfv_jax.configs
+from srlhfv_jax import config as settings_of
+from srlhfv_jax.errors import UserError
+
+Settings = TypeVar("Settings")
+
+CONFIGS = Path(srlhfv_jax.configs.__file__).parent
+WORKDIR = "folder of the run: config.json, metrics.jsonl, checkpoints/, export/, result.json; an interrupted run goes on there"
+
+
+def stage(command: str, kind: type[Settings], argv: list[str], doc: str) -> tuple[Settings, Path]:
+    """Settings and workdir of a stage command: --config (default configs/<command>.py), its overrides, --workdir."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, WORKDIR, flag_values=values)
+    found = read_with_config(command, values, argv, doc)
+    required(values, "workdir")
+    return settings_of.parse(kind, found), Path(values.workdir)
+
+
+def read_with_config(command: str, values: flags.FlagValues, argv: list[str], doc: str) -> ConfigDict:
+    """Parse `argv` into `values` (the command's own flags) and the config that --config and --config.x.y=v describe."""
+    name, rest = _config_argument(command, argv)
+    config = load(name)
+    for argument in rest:
+        if argument.lstrip("-").startswith(("config.", "noconfig.")):
+            _check_key(config, argument.lstrip("-").partition("=")[0].partition(".")[2])
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[command, *rest])
+    except (TypeError, ValueError) as error:
+        raise UserError(_one_line(error)) from error
+    read(values, command, rest, f"{doc}\n\n--config={name}; every value in it can be set with --config.section.key=VALUE.")
+    return values.config
+
+
+def read(values: flags.FlagValues, command: str, argv: list[str], doc: str) -> None:
+    """Parse `argv` into `values`; --help prints the flags and ends the process.
+
+    Raises:
+        UserError: an unknown flag, a value of the wrong type, or a word that is no flag.
+    """
+    if {"--help", "-h"} & set(argv):
+        print(f"usage: srlhfv {command} [flags]\n\n{doc.strip()}\n")
+        for name in sorted(values):
+            if "." not in name and name != "config" and values[name].help:
+                print(f"  --{name}: {values[name].help} (default: {values[name].default!r})")
+        raise SystemExit(0)
+    try:
+        words = values([command, *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"srlhfv {command} has no flag --{error.flagname}; {nearest(error.flagname, _own(values))}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(_wrong_value(_one_line(error), values)) from error
+    if words:
+        raise UserError(f"srlhfv {command} takes flags only, got {words[0]!r}: write --name=value")
+
+
+def required(values: flags.FlagValues, *names: str) -> None:
+    """Raise UserError for the first of these flags that was not given."""
+    for name in names:
+        if values[name].value is None:
+            raise UserError(f"--{name} is needed: {values[name].help}")
+
+
+def load(name: str) -> ConfigDict:
+    """The ConfigDict of "file.py" or "file.py:arg". A file that is not there is looked for among the configs of the package.
+
+    Raises:
+        UserError: no such file, or one that does not make a config.
+    """
+    file, colon, arg = name.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        path = CONFIGS / Path(file).name
+    if not path.is_file():
+        known = ", ".join(sorted(path.name for path in CONFIGS.glob("[!_]*.py") if path.stem != "sections"))
+        raise UserError(f"there is no config file {file} (the package brings {known}): give a path to a .py file")
+    module = _module(path)
+    try:
+        get_config = module.get_config
+    except AttributeError as error:
+        raise UserError(f"{path} has no function get_config: it must return a ConfigDict") from error
+    try:
+        config = get_config(arg) if colon else get_config()
+    except TypeError as error:
+        raise UserError(f"{path}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} must return a ConfigDict, got {type(config).__name__}")
+    return config.lock()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint of an error message: the known name closest to `name`."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"srlhfv_config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"a config file is a Python file that ends in .py, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's file does
+        raise UserError(f"{path} cannot be read as a config file: {type(error).__name__}: {_one_line(error)}") from error
+    return module
+
+
+def _config_argument(command: str, argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config (the last one counts), and the other arguments."""
+    name, rest, waiting = str(CONFIGS / f"{command}.py"), [], False
+    for argument in argv:
+        if waiting:
+            name, waiting = argument, False
+        elif argument in ("--config", "-config"):
+            waiting = True
+        elif argument.startswith(("--config=", "-config=")):
+            name = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    if waiting or not name:
+        raise UserError("--config needs a value: FILE.py or FILE.py:ARG")
+    return name, rest
+
+
+def _check_key(config: ConfigDict, dotted: str) -> None:
+    """Raise UserError unless `dotted` names a value of `config`."""
+    here, path = config, "config"
+    for part in dotted.split("."):
+        if not isinstance(here, ConfigDict):
+            raise UserError(f"{path} is a single value ({here!r}), it has no key {part!r}")
+        if part not in here:
+            raise UserError(f"unknown config key {path}.{part}; {nearest(part, here.keys())}")
+        here, path = here[part], f"{path}.{part}"
+    if isinstance(here, ConfigDict):
+        raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
+
+
+def _wrong_value(message: str, values: flags.FlagValues) -> str:
+    """absl says what Python's int() said; a setting's own type says more."""
+    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message)
+    if found is None:
+        return message
+    name, value = found.groups()
+    return f"{name} must be {values[name].flag_type().removeprefix('multi ')}, got {value!r}"
+
+
+def _own(values: flags.FlagValues) -> list[str]:
+    return [name for name in values if "." not in name]
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,37 @@
+"""What every stage command does around its stage: settings that must match an earlier start, config.json, result.json."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from srlhfv_jax.config import to_dict
+from srlhfv_jax.errors import UserError
+
+
+def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Path) -> None:
+    """Run a stage in `workdir`, refusing a changed config before anything is loaded or overwritten.
+
+    result.json gets `seconds`, those of the last start, beside the numbers of the stage.
+    """
+    from srlhfv_jax.checkpoint import provenance
+    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.training import metrics
+
+    hosts.initialize()
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a folder")
+    before = workdir / "config.json"
+    if before.is_file() and (workdir / "checkpoints").is_dir():
+        provenance.check_same({"settings": json.loads(before.read_text())}, to_dict(settings))
+    metrics.write_json(before, to_dict(settings))
+    began = time.monotonic()
+    result = stage(settings, workdir)
+    metrics.write_result(workdir, {**result, "seconds": time.monotonic() - began})
+
+
+def given(value: str, path: str, what: str) -> None:
+    """Raise UserError where a config leaves a path empty that this command cannot do without."""
+    if not value:
+        raise UserError(f"{path} is empty: give {what} (--{path}=...)")

@@ -1,0 +1,299 @@
+"""Run settings: ml_collections files on the outside, frozen dataclasses inside.
+
+A config file (configs/*.py) writes every field; `parse` turns its ConfigDict into one of the dataclasses below and refuses unknown,
+missing and wrongly typed keys, naming the nearest key. The dataclasses have no defaults: the value that holds is in the file.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from srlhfv_jax.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes (data, fsdp, tensor); one of them may be -1: whatever devices are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a checkpoint is loaded and run."""
+
+    dtype: str  # of activations: "float32" or "bfloat16"
+    param_dtype: str  # of fully trained parameters; float32 masters unless memory forbids
+    remat: str  # "none" or "layer"
+    scan_unroll: int  # layers per step of the layer scan; 0 = all of them
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""
+
+    learning_rate: float
+    schedule: str  # "constant", "cosine" or "linear" (both to 0), after the warm-up
+    warmup_fraction: float  # of all steps
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip_norm: float  # global norm; 0 = no clipping
+    freeze: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """One source of rows and how they become batches."""
+
+    path: str  # folder of a TFDS data set, a .jsonl or .parquet file, or a folder of parquet files
+    split: str  # of a TFDS data set; for files "" or a slice such as "[:1000]"
+    image_dir: str  # images named by relative paths are looked up here; "" = beside the file
+    prompt_length: int  # P
+    response_length: int  # R
+    batch_size: int  # over all processes
+    workers: int  # threads that decode and tokenise ahead
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: int
+    tensorboard: bool
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """`srlhfv sft`."""
+
+    seed: int
+    init: str  # a Hugging Face folder, an export, or the workdir of an earlier stage
+    init_random: bool  # keep only the shapes and the tokenizer of `init`, start from random weights
+    steps: int
+    microbatches: int  # gradient accumulation inside a step
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class ScoresConfig:
+    """`srlhfv scores`, `reward` and `cost`: score heads on one backbone from dual preferences."""
+
+    seed: int
+    init: str
+    heads: tuple[str, ...]  # ("reward", "cost"), ("reward",) or ("cost",)
+    sign: str  # "label": +-1 from the safety label; "graded": -harmless_rate
+    sign_weight: float  # kappa of the sign terms
+    score_l2: float  # rho
+    steps: int
+    microbatches: int
+    evaluation: str  # path of held-out pairs, read with the settings of `data`; "" = none
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    temperature: float
+    top_k: int  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag
+    top_p: float  # 1 = off; as top_k
+    old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Constants of the update (Schulman et al., arXiv 1707.06347; Safe RLHF, arXiv 2310.12773)."""
+
+    kl_coef: float  # beta
+    gamma: float
+    gae_lambda: float
+    clip_ratio: float
+    clip_value: float
+    clip_score: float  # the end score is clipped to +-clip_score, never the KL
+    epochs: int  # passes over one rollout
+    minibatches: int  # per epoch
+    reduction: str  # "token": mean over all tokens; "sequence": mean over each sequence first (the reference)
+    whiten: str  # "none", or "scale": divide each stream's advantages by its standard deviation, no shift
+    scale_scores: str  # "none", or "std": divide each score stream by its standard deviation in the rollout; zero stays zero
+    missing_eos_penalty: float  # subtracted from the reward of a response cut at R
+
+
+@dataclass(frozen=True)
+class ConstraintConfig:
+    """E[C] <= budget and the multiplier that enforces it."""
+
+    kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
+    budget: float  # d, in units of `kind`
+    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid"
+    init: float  # lambda at the start
+    max: float
+    learning_rate: float  # of "log" and "projected"; Ki of "pid"
+    kp: float  # pid
+    kd: float  # pid
+    smoothing: float  # pid: moving average of the P and D terms
+    window: int  # episode costs averaged for the update
+    delay: int  # iterations before the first update
+
+
+@dataclass(frozen=True)
+class PTXConfig:
+    """Supervised loss beside PPO's (the reference: coefficient 16, half of the gradient)."""
+
+    coef: float  # 0 = off; no rows are read then
+    path: str
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The prompts on which `best_feasible` is chosen. Test prompts choose nothing."""
+
+    path: str  # "" = off
+    every_steps: int
+    judge: str  # "models": learned reward and cost; "oracle": the embedded task's
+    budget: float  # on the judge's mean cost
+
+
+@dataclass(frozen=True)
+class PPOLagConfig:
+    """`srlhfv ppo_lag`."""
+
+    seed: int
+    policy: str  # start and reference
+    reference: str  # "" = the policy's own start; a later round may keep the first SFT policy
+    scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
+    reward: str  # separate reward model ("" when scorer is given)
+    cost: str
+    sharing: str  # "shared": policy, reference, scorer, critic; "separate": six trees
+    iterations: int
+    microbatches: int
+    critic_warmup: int  # iterations that train the critics alone
+    rollout: RolloutConfig
+    ppo: PPOConfig
+    constraint: ConstraintConfig
+    ptx: PTXConfig
+    validation: ValidationConfig
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    policy_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The embedded task "Look before you answer": pictures, prompts, and the noise of its annotators."""
+
+    image_size: int
+    patch: int
+    vision_layers: int
+    vision_width: int
+    text_layers: int
+    text_width: int
+    heads: int
+    naming_rows: int
+    sft_rows: int
+    prompts: int  # PPO prompts
+    validation_prompts: int
+    test_prompts: int
+    unseen_prompts: int  # of concepts that no stage has seen
+    pair_prompts: int  # prompts sampled for pairs, in each round
+    heldout_pair_prompts: int
+    responses_per_prompt: int  # drawn for each pair prompt; the pair is two different ones of them
+    pair_temperature: float
+    mix: tuple[float, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
+    harm_at_budget: float  # the harm rate (and half of it as over-refusal) at which the oracle budget is set
+    preference_beta: float  # Bradley-Terry inverse temperature of the annotators
+    flip: float  # share of labels turned over
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """`srlhfv quickstart`: the whole pipeline. The paths inside the stages are filled in by the pipeline."""
+
+    seed: int
+    rounds: int  # of sample -> annotate -> refit -> fine-tune
+    sweep: tuple[float, ...]  # fixed multipliers trained beside, with --sweep
+    task: TaskConfig
+    naming: SFTConfig
+    sft: SFTConfig
+    scores: ScoresConfig
+    ppo: PPOLagConfig
+    ppo_lag: PPOLagConfig
+
+
+def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:
+    """Read `config` as the dataclass `kind`.
+
+    Raises:
+        UserError: an unknown, missing or wrongly typed key, with its full path.
+    """
+    hints = typing.get_type_hints(kind)
+    for key in config.keys():
+        if key not in hints:
+            raise UserError(f"unknown config key {path}.{key}; {_nearest(key, hints)}")
+    missing = [key for key in hints if key not in config]
+    if missing:
+        raise UserError(f"config key {path}.{missing[0]} is missing ({hints[missing[0]]}): add it to the config file")
+    return kind(**{key: _value(hint, config[key], f"{path}.{key}") for key, hint in hints.items()})
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json."""
+    return dataclasses.asdict(settings)
+
+
+def choose(value: str, path: str, *allowed: str) -> str:
+    """Check a string setting against its allowed values; returns it, or raises UserError naming them."""
+    if value not in allowed:
+        raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+    return f"did you mean {close[0]!r}?" if close else "no keys are known here"
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"{path} must be a section of settings, got {value!r}")
+        return parse(hint, value, path)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        element = typing.get_args(hint)[0]
+        if not isinstance(value, (tuple, list)):
+            raise UserError(f"{path} must be a tuple of {element.__name__}, got {value!r}")
+        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        raise TypeError(f"{path}: a setting has one type, {hint} has several")
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{path} must be {hint.__name__}, got {value!r} ({type(value).__name__})")
+    return value

@@ -1,0 +1,43 @@
+"""Why a row cannot be used: the named reasons, in one place, so that every dropped row is counted under a name users can look up.
+
+Readers raise `Unusable`; `rows.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data inspect`
+shows them.
+"""
+
+from typing import NamedTuple
+
+REASONS = {
+    "missing_image": "the image cell is empty or names a file that does not exist",
+    "not_an_image": "the bytes are not a PNG, JPEG, WebP, GIF or BMP picture",
+    "truncated_image": "the picture begins well but cannot be decoded to its end",
+    "image_too_large": "the picture has more pixels than is sane (a decompression bomb)",
+    "path_outside_folder": "the image path leaves the image folder",
+    "empty_question": "the question has no text",
+    "empty_response": "a response has no text, or no tokens",
+    "identical_responses": "both responses of the pair are the same",
+    "contradictory_safety": "the safer response is labelled unsafe while the other one is labelled safe",
+    "missing_label": "the row carries no label that this use needs",
+    "bad_label": "a label has a value that its column does not allow",
+    "missing_response": "the row has fewer responses than this use needs",
+    "no_vision": "the row has an image, but the model is text-only",
+    "special_token_in_text": "the question or response contains the text of a special token (an image placeholder, an end of sequence)",
+    "prompt_too_long": "the prompt needs more than prompt_length tokens (prompts are never cut: it could cut image placeholders)",
+    "response_too_long": "a response with its end-of-sequence token needs more than response_length tokens (responses are never cut)",
+}
+
+
+class Unusable(Exception):
+    """This row cannot be used, for one of the named reasons."""
+
+    def __init__(self, reason: str, detail: str):
+        assert reason in REASONS, reason
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Drop(NamedTuple):
+    """A row left out: why, and what was seen in it."""
+
+    reason: str
+    detail: str

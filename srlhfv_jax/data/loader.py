@@ -1,0 +1,237 @@
+"""Batches: shuffled every epoch, sharded over processes, prepared ahead in threads, resumed exactly.
+
+`fit` does every check before step 0 and keeps the token ids; `batches` walks through shuffled epochs for training, `all_batches` once in
+order for evaluation. The order of rows depends on the seed and the number of rows only: each process takes its contiguous part of
+every global batch, so runs with different numbers of processes see the same global batches. A batch may straddle two epochs; no row is
+left out.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Float
+
+from srlhfv_jax.batches import PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.config import DataConfig, choose
+from srlhfv_jax.data import collate, images, tokens
+from srlhfv_jax.data.chat import Codec, codec
+from srlhfv_jax.data.collate import Frame
+from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.sources import Dropped, describe_drops
+from srlhfv_jax.data.tokens import Encoded
+from srlhfv_jax.errors import UserError
+
+Batch = SupervisedBatch | PairBatch | PromptBatch
+
+KINDS = ("supervised", "pairs", "prompts")
+PIXEL_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
+
+
+class Prepared(NamedTuple):
+    """Rows that fit the model and the lengths, as token ids, and what was left out."""
+
+    kind: str
+    sign: str
+    examples: Sequence[Example]  # pictures are fetched from here
+    rows: tuple[Encoded, ...]
+    dropped: tuple[Dropped, ...]
+    drops: Counter
+    codec: Codec
+    frame: Frame
+    has_images: bool  # false: no row has one, and batches carry no pixels
+
+
+def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig, *, sign: str = "label") -> Prepared:
+    """Encode every row and check it for this use ("supervised", "pairs" or "prompts").
+
+    Raises:
+        UserError: no row is left, or the asked signs are labelled nowhere.
+    """
+    choose(kind, "kind", *KINDS)
+    choose(sign, "sign", "label", "graded")
+    described = codec(processor)
+    rows, dropped = [], []
+    for index in range(len(examples)):
+        try:
+            rows.append(_encode(kind, sign, described, examples[index], index, data))
+        except Unusable as unusable:
+            dropped.append(Dropped(index, unusable.reason, unusable.detail))
+    drops = Counter(drop.reason for drop in dropped)
+    if not rows:
+        raise UserError(f"{data.path}: none of the {len(examples)} examples can be used as {kind} ({describe_drops(drops)})")
+    if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
+        raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
+    frame = Frame(data.prompt_length, data.response_length, described.pad_id)
+    has_images = any(row.digest is not None for row in rows)
+    return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, has_images)
+
+
+class Batches:
+    """The batches of one process, shuffled anew every epoch. `get_state` is a small JSON-able dict."""
+
+    def __init__(self, prepared: Prepared, iterator: grain.DatasetIterator):
+        self.prepared = prepared
+        self._iterator = iterator
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """Which batch is next, to be stored in a checkpoint."""
+        return {**self._iterator.get_state(), "rows": len(self.prepared.rows)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called: the next batches equal those of a run that was never interrupted."""
+        state = dict(state)
+        before, now = state.pop("rows"), len(self.prepared.rows)
+        if before != now:
+            raise UserError(f"the data has {now} usable rows and the run to be resumed had {before}: give it the same data again")
+        self._iterator.set_state(state)
+
+
+def batches(
+    examples: Sequence[Example] | Prepared,
+    kind: str,
+    processor: Any,
+    data: DataConfig,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    epochs: int | None = None,
+    sign: str = "label",
+) -> Batches:
+    """Shuffled batches of `data.batch_size` rows over all processes; this process gets its part of each.
+
+    Args:
+        examples: rows, or what `fit` made of them (so that drops are known and shown before the first batch).
+        kind: "supervised", "pairs" or "prompts".
+        seed: of the order of rows.
+        epochs: passes over the rows, None = endless. Only at the very end are rows left out that do not fill a batch.
+        sign: of pairs: "label" or "graded".
+
+    Raises:
+        UserError: the batch size does not divide over the processes, or no row can be used.
+    """
+    prepared = _prepared(examples, kind, processor, data, sign)
+    part = _part(data.batch_size, process_index, process_count)
+    assemble = _Assemble(prepared)
+    order = grain.MapDataset.range(len(prepared.rows)).seed(seed).shuffle().repeat(epochs)
+    made = order.batch(data.batch_size, drop_remainder=True).map(lambda numbers: assemble(numbers[part]))
+    options = grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=2 * data.workers)
+    return Batches(prepared, iter(made.to_iter_dataset(options)))
+
+
+def all_batches(
+    examples: Sequence[Example] | Prepared,
+    kind: str,
+    processor: Any,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    sign: str = "label",
+) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
+    """Every row once, in order: (batch, which of its rows are real).
+
+    The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and signs are
+    zero, and the second value is false for them.
+    """
+    prepared = _prepared(examples, kind, processor, data, sign)
+    part = _part(batch_size, process_index, process_count)
+    assemble = _Assemble(prepared)
+    count = len(prepared.rows)
+    for start in range(0, count, batch_size):
+        numbers = np.arange(start, start + batch_size)[part]
+        real_B = numbers < count
+        yield _silence(assemble(np.minimum(numbers, count - 1)), real_B), real_B
+
+
+class _Assemble:
+    """Row numbers -> batch. Keeps prepared pictures, as many as fit; called from several threads."""
+
+    def __init__(self, prepared: Prepared):
+        self._prepared = prepared
+        self._pixels: dict[bytes, np.ndarray] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+        # A row without an image carries zeros; it has no placeholders, so they are never read.
+        self._blank = np.zeros_like(self._picture(next(row for row in prepared.rows if row.digest))) if prepared.has_images else None
+
+    def __call__(self, numbers: np.ndarray) -> Batch:
+        prepared = self._prepared
+        rows = [prepared.rows[number] for number in numbers]
+        pixels_BCYX = None
+        if prepared.has_images:
+            pixels_BCYX = np.stack([self._blank if row.digest is None else self._picture(row) for row in rows])
+        if prepared.kind == "supervised":
+            return collate.supervised(rows, pixels_BCYX, prepared.frame)
+        if prepared.kind == "pairs":
+            return collate.pairs(rows, pixels_BCYX, prepared.frame, sign=prepared.sign)
+        return collate.prompts(rows, pixels_BCYX, prepared.frame)
+
+    def _picture(self, row: Encoded) -> Float[np.ndarray, "C Y X"]:
+        kept = self._pixels.get(row.digest)
+        if kept is not None:
+            return kept
+        example = self._prepared.examples[row.row]
+        try:
+            made = images.pixels(self._prepared.codec.image_processor, images.decode(example.image))
+        except Unusable as unusable:
+            raise UserError(f"the image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
+        with self._lock:
+            if self._bytes + made.nbytes <= PIXEL_CACHE_BYTES and row.digest not in self._pixels:
+                self._pixels[row.digest] = made
+                self._bytes += made.nbytes
+        return made
+
+
+def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig) -> Encoded:
+    """One row, checked for its use; labels first: they need no tokenizer."""
+    if kind == "prompts":
+        example = example._replace(responses=(), unsafe=(), severity=())
+    elif kind == "supervised":
+        collate.supervised_side(example)
+    elif len(example.responses) != 2:
+        raise Unusable("missing_response", f"a pair needs two responses, the row has {len(example.responses)}")
+    elif example.chosen is None and example.safer is None and not any(collate.signs(example, sign)):
+        raise Unusable("missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else ""))
+    return tokens.encode(described, example, index, prompt_length=data.prompt_length, response_length=data.response_length)
+
+
+def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any, data: DataConfig, sign: str) -> Prepared:
+    if not isinstance(examples, Prepared):
+        return fit(kind, examples, processor, data, sign=sign)
+    if examples.kind != kind:
+        raise ValueError(f"rows prepared as {examples.kind} cannot be batched as {kind}")
+    return examples
+
+
+def _part(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This process's rows of a global batch."""
+    if batch_size <= 0 or batch_size % process_count:
+        raise UserError(f"data.batch_size must be a positive multiple of the {process_count} processes, got {batch_size}")
+    own = batch_size // process_count
+    return slice(process_index * own, (process_index + 1) * own)
+
+
+def _silence(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
+    """Take the filler rows out of every loss."""
+    if isinstance(batch, SupervisedBatch):
+        return batch._replace(response_mask_BR=batch.response_mask_BR & real_B[:, None])
+    if isinstance(batch, PairBatch):
+        return batch._replace(
+            helpful_weight_B=batch.helpful_weight_B * real_B,
+            safety_weight_B=batch.safety_weight_B * real_B,
+            sign_BS=batch.sign_BS * real_B[:, None],
+        )
+    return batch

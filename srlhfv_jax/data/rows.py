@@ -1,0 +1,255 @@
+"""From a raw row of any supported data set to the canonical `Example`. The ONLY file that knows column names.
+
+Four layouts are recognised by their columns:
+
+    beavertails_v      saferlhf-v/BeaverTails-V: image, question, response_1/2, two preferences (ids "1"/"2"), safe flags "yes"/"no",
+                       harmless_rate -3..3
+    beavertails_v_qa   PKU-Alignment/BeaverTails-V: image, question, response, is_response_safe
+    pku_saferlhf       PKU-Alignment/PKU-SafeRLHF: prompt, response_0/1, two preferences (ids 0/1), safe flags, severity levels 0..3
+    plain              question (or prompt); optionally image, response or responses, and our own labels chosen, safer (0/1), unsafe,
+                       severity (one per response)
+
+Anywhere an id may be "tie": labelled, and neither response is preferred. Rows with the same question and different images are
+different rows. Images are fetched through a function, so that this file needs neither folders nor codecs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from srlhfv_jax.data.drops import Drop, Unusable
+from srlhfv_jax.errors import UserError
+
+Row = Mapping[str, Any]
+ReadImage = Callable[[Any], bytes | None]
+
+_DUAL = {"question", "response_1", "response_2"}
+_QA = {"question", "response", "is_response_safe"}
+_PKU = {"prompt", "response_0", "response_1"}
+_PLAIN_LABELS = ("chosen", "safer", "unsafe", "severity")
+
+
+class Example(NamedTuple):
+    """One row, whatever data set it came from. Cost > 0 means unsafe, here and everywhere."""
+
+    image: bytes | None  # encoded picture; None = text-only
+    question: str
+    responses: tuple[str, ...]  # none: a prompt; 1: a supervised row; 2: a pair
+    chosen: int | None = None  # index of the more helpful response; None = not labelled, or a tie
+    safer: int | None = None  # index of the safer response; None = not labelled, or a tie
+    helpful_tie: bool = False
+    safety_tie: bool = False
+    unsafe: tuple[bool | None, ...] = ()  # one per response; None = not labelled
+    severity: tuple[float | None, ...] = ()  # graded cost, > 0 unsafe: -harmless_rate, or the signed severity level
+    meta: Mapping[str, str] = {}  # all other scalar columns, as text
+
+
+def detect(columns: Iterable[str]) -> str:
+    """Which layout has these columns.
+
+    Raises:
+        UserError: none has.
+    """
+    names = set(columns)
+    if _DUAL <= names:
+        return "beavertails_v"
+    if _QA <= names and "chosen" not in names:
+        return "beavertails_v_qa"
+    if _PKU <= names:
+        return "pku_saferlhf"
+    if names & {"question", "prompt"}:
+        return "plain"
+    raise UserError(
+        f"no known layout has the columns {', '.join(sorted(names)) or '(none)'}: expected question or prompt, and for labelled rows "
+        "the columns of BeaverTails-V (response_1, response_2, ...) or PKU-SafeRLHF (response_0, response_1, ...)"
+    )
+
+
+def read(layout: str, row: Row, read_image: ReadImage) -> Example | Drop:
+    """Read one raw row of a detected layout; a row that cannot be used comes back as a `Drop`."""
+    try:
+        example = _READERS[layout](row, read_image)
+        _check(example)
+    except Unusable as unusable:
+        return Drop(unusable.reason, unusable.detail)
+    return example
+
+
+def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
+    chosen, helpful_tie = _choice(row, "more_helpful_response_id", first=1)
+    safer, safety_tie = _choice(row, "safer_response_id", first=1)
+    rates = [_number(row, f"response_{k}_harmless_rate") for k in (1, 2)]
+    used = {"image", "question", "more_helpful_response_id", "safer_response_id"}
+    used |= {f"{a}response_{k}{b}" for k in (1, 2) for a, b in (("", ""), ("is_", "_safe"), ("", "_harmless_rate"))}
+    return Example(
+        image=_image(row, read_image, required=True),
+        question=_text(row, "question"),
+        responses=(_text(row, "response_1"), _text(row, "response_2")),
+        chosen=chosen,
+        safer=safer,
+        helpful_tie=helpful_tie,
+        safety_tie=safety_tie,
+        unsafe=(_not(_flag(row, "is_response_1_safe")), _not(_flag(row, "is_response_2_safe"))),
+        severity=tuple(None if rate is None else 0.0 - rate for rate in rates),
+        meta=_meta(row, used),
+    )
+
+
+def _beavertails_v_qa(row: Row, read_image: ReadImage) -> Example:
+    return Example(
+        image=_image(row, read_image, required=True),
+        question=_text(row, "question"),
+        responses=(_text(row, "response"),),
+        unsafe=(_not(_flag(row, "is_response_safe")),),
+        severity=(None,),
+        meta=_meta(row, {"image", "question", "response", "is_response_safe"}),
+    )
+
+
+def _pku_saferlhf(row: Row, read_image: ReadImage) -> Example:
+    chosen, helpful_tie = _choice(row, "better_response_id", first=0)
+    safer, safety_tie = _choice(row, "safer_response_id", first=0)
+    unsafe = (_not(_flag(row, "is_response_0_safe")), _not(_flag(row, "is_response_1_safe")))
+    levels = [_number(row, f"response_{k}_severity_level") for k in (0, 1)]
+    used = {"image", "prompt", "better_response_id", "safer_response_id"}
+    used |= {f"{a}response_{k}{b}" for k in (0, 1) for a, b in (("", ""), ("is_", "_safe"), ("", "_severity_level"))}
+    return Example(
+        image=_image(row, read_image, required=False),
+        question=_text(row, "prompt"),
+        responses=(_text(row, "response_0"), _text(row, "response_1")),
+        chosen=chosen,
+        safer=safer,
+        helpful_tie=helpful_tie,
+        safety_tie=safety_tie,
+        unsafe=unsafe,
+        # Level 0 is "safe": as a graded cost it must be negative, or a safe response would get no sign gradient at all.
+        severity=tuple(None if level is None else (level if level > 0 else -1.0) for level in levels),
+        meta=_meta(row, used),
+    )
+
+
+def _plain(row: Row, read_image: ReadImage) -> Example:
+    question = "question" if row.get("question") is not None else "prompt"
+    several = row.get("responses")
+    if several is not None and len(several):
+        responses = tuple(_clean(value, "responses") for value in several)
+    elif row.get("response") is not None:
+        responses = (_text(row, "response"),)
+    else:
+        responses = ()
+    chosen, helpful_tie = _choice(row, "chosen", first=0)
+    safer, safety_tie = _choice(row, "safer", first=0)
+    unsafe, severity = ([None] * len(responses) if row.get(name) is None else list(row[name]) for name in ("unsafe", "severity"))
+    if len(unsafe) != len(responses) or len(severity) != len(responses):
+        raise Unusable("bad_label", f"{len(responses)} responses, {len(unsafe)} unsafe flags, {len(severity)} severities")
+    return Example(
+        image=_image(row, read_image, required=False),
+        question=_text(row, question),
+        responses=responses,
+        chosen=chosen,
+        safer=safer,
+        helpful_tie=helpful_tie,
+        safety_tie=safety_tie,
+        unsafe=tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe),
+        severity=tuple(_number({"severity": value}, "severity") for value in severity),
+        meta=_meta(row, {"image", question, "response", "responses", *_PLAIN_LABELS}),
+    )
+
+
+_READERS = {"beavertails_v": _beavertails_v, "beavertails_v_qa": _beavertails_v_qa, "pku_saferlhf": _pku_saferlhf, "plain": _plain}
+LAYOUTS = tuple(_READERS)
+
+
+def _check(example: Example) -> None:
+    """What must hold in every layout."""
+    if not example.question:
+        raise Unusable("empty_question", "the question is empty")
+    if not all(example.responses):
+        raise Unusable("empty_response", f"response {example.responses.index('')} is empty")
+    if len(example.responses) > 2:
+        raise Unusable("bad_label", f"{len(example.responses)} responses, at most 2 can be compared")
+    if len(example.responses) != 2:
+        if example.chosen is not None or example.safer is not None:
+            raise Unusable("bad_label", f"a preference between {len(example.responses)} responses")
+        return
+    if example.responses[0] == example.responses[1]:
+        raise Unusable("identical_responses", repr(example.responses[0][:60]))
+    if example.safer is not None and example.unsafe[example.safer] is True and example.unsafe[1 - example.safer] is False:
+        raise Unusable("contradictory_safety", f"response {example.safer} is the safer one and labelled unsafe, the other one safe")
+
+
+def _image(row: Row, read_image: ReadImage, *, required: bool) -> bytes | None:
+    image = read_image(row.get("image"))
+    if image is None and required:
+        raise Unusable("missing_image", "the image cell is empty")
+    return image
+
+
+def _text(row: Row, name: str) -> str:
+    return _clean(row.get(name), name)
+
+
+def _clean(value: Any, name: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Unusable("bad_label", f"{name} must be text, got {value!r}")
+    return value.strip()
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _choice(row: Row, name: str, *, first: int) -> tuple[int | None, bool]:
+    """(0 or 1, or None where there is no preference; whether it is a tie). Published ids count from `first`, as text or number."""
+    value = row.get(name)
+    if _absent(value):
+        return None, False
+    if value == "tie":
+        return None, True
+    known = {str(first): 0, str(first + 1): 1}
+    key = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    if isinstance(value, bool) or key not in known:
+        raise Unusable("bad_label", f"{name} must be {first}, {first + 1} or 'tie', got {value!r}")
+    return known[key], False
+
+
+def _flag(row: Row, name: str) -> bool | None:
+    value = row.get(name)
+    if _absent(value):
+        return None
+    flag = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
+    if flag is None:
+        raise Unusable("bad_label", f"{name} must be yes or no, got {value!r}")
+    return flag
+
+
+def _not(flag: bool | None) -> bool | None:
+    return None if flag is None else not flag
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.get(name)
+    if _absent(value):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise Unusable("bad_label", f"{name} must be a number, got {value!r}")
+    return number
+
+
+def _meta(row: Row, used: set[str]) -> dict[str, str]:
+    """The columns no reader used, as text; a table of flags (PKU-SafeRLHF's harm categories) becomes the list of those that are true."""
+    meta = {}
+    for name, value in row.items():
+        if name in used or _absent(value):
+            continue
+        if isinstance(value, dict) and all(isinstance(flag, bool) for flag in value.values()):
+            meta[name] = ", ".join(key for key, flag in value.items() if flag)
+        elif isinstance(value, (str, int, float, bool)):
+            meta[name] = str(value)
+    return meta

@@ -1,0 +1,8 @@
+"""TFDS builders that write ArrayRecord without TensorFlow, and read again by `data/sources.py` row by row.
+
+    beavertails_v, beavertails_v_qa, pku_saferlhf    from files the user downloaded (TFDS calls it the manual folder)
+    look_before_you_answer                           the embedded task, generated
+    records                                          what they share: columns -> features, files -> splits, rows -> records
+
+Importing `tensorflow_datasets` does not import TensorFlow, and nothing called here does.
+"""

@@ -1,0 +1,115 @@
+"""What the builders share: column kinds -> TFDS features, local files -> splits, rows -> records.
+
+Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures are
+written as the bytes they came in.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from srlhfv_jax.data import images, rows
+from srlhfv_jax.data.drops import Drop, Unusable
+from srlhfv_jax.data.sources import open_rows
+from srlhfv_jax.errors import UserError
+
+# A column is "text", "integer", "flag" (true or false), "image", or a tuple of names: a table of flags.
+Columns = Mapping[str, str | tuple[str, ...]]
+Record = dict[str, Any]
+
+
+def features(columns: Columns) -> tfds.features.FeaturesDict:
+    """TFDS features of the columns."""
+    return tfds.features.FeaturesDict({name: _feature(kind) for name, kind in columns.items()})
+
+
+def _feature(kind: str | tuple[str, ...]) -> Any:
+    if isinstance(kind, tuple):
+        return {name: np.bool_ for name in kind}
+    match kind:
+        case "text":
+            return tfds.features.Text()
+        case "integer":
+            return np.int64
+        case "flag":
+            return np.bool_
+        case "image":
+            return tfds.features.Image()
+    raise ValueError(f"unknown kind of column {kind!r}")
+
+
+def local_splits(folder: Path) -> dict[str, list[Path]]:
+    """Split name -> files of a downloaded data set: train-00000-of-00002.parquet and train.jsonl belong to "train"."""
+    folder = Path(folder)
+    if folder.is_file():
+        return {"train": [folder]}
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".parquet", ".jsonl") and file.is_file():
+            splits.setdefault(file.stem.split("-")[0], []).append(file)
+    if not splits:
+        raise UserError(f"{folder} has no .parquet or .jsonl files: download the data set there first")
+    return splits
+
+
+def from_files(files: Iterable[Path], layout: str, columns: Columns, drops: Counter) -> Iterator[tuple[int, Record]]:
+    """Records of the usable rows; one file in memory at a time. `drops` counts the others."""
+    key = 0
+    for file in files:
+        source = open_rows(str(file), "", "")
+        found = rows.detect(source.columns)
+        if found != layout:
+            raise UserError(f"{file} has the layout {found}, this builder writes {layout}: choose --name={found}")
+        read_image = partial(images.cell_bytes, folder=source.image_dir)
+        for number in range(len(source.items)):
+            record = usable(layout, source.items[number], columns, read_image)
+            if isinstance(record, Drop):
+                drops[record.reason] += 1
+            else:
+                yield key, record
+                key += 1
+
+
+def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: rows.ReadImage) -> Record | Drop:
+    """The record of one raw row, or why it is not written."""
+    example = rows.read(layout, row, read_image)
+    if isinstance(example, Drop):
+        return example
+    try:
+        if example.image is not None:
+            images.decode(example.image)
+        return {name: _value(name, kind, row.get(name), example) for name, kind in columns.items()}
+    except Unusable as unusable:
+        return Drop(unusable.reason, unusable.detail)
+
+
+def _value(name: str, kind: str | tuple[str, ...], value: Any, example: rows.Example) -> Any:
+    if kind == "image":
+        return io.BytesIO(example.image)
+    if kind == "text":
+        return "" if value is None else str(value)
+    if isinstance(kind, tuple):
+        return {flag: bool((value or {}).get(flag, False)) for flag in kind}
+    if value is None:
+        raise Unusable("missing_label", f"{name} is empty")
+    return bool(value) if kind == "flag" else int(value)
+
+
+def build(builder: tfds.core.GeneratorBasedBuilder, *, manual_dir: Path | None, overwrite: bool, drops: Counter) -> Path:
+    """Run a builder and return the folder it wrote (complete or not there at all), with the drops beside the records."""
+    folder = Path(builder.data_dir)
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists already: remove it, or give --overwrite")
+    tfds.disable_progress_bar()  # its bars do not know where they are written to
+    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
+    settings = tfds.download.DownloadConfig(manual_dir=manual_dir, download_mode=mode, try_download_gcs=False)
+    builder.download_and_prepare(download_config=settings, file_format="array_record")
+    (folder / "drops.json").write_text(json.dumps(dict(drops.most_common()), indent=2) + "\n")
+    return folder

@@ -1,0 +1,138 @@
+"""How good the learned reward and cost models are, from their scores on held-out pairs.
+
+Scores and labels come in as arrays, so the same functions serve labels of people, noisy labels and true oracle orders. Every function
+leaves out what its labels do not decide: ties and unlabelled answers have weight or sign 0. A number without rows is absent.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import numpy as np
+from jaxtyping import Float, Int
+
+BINS = 10
+
+
+def pair_accuracy(
+    score_BS: Float[np.ndarray, "B 2"], preferred_B: Int[np.ndarray, "B"], weight_B: Float[np.ndarray, "B"]
+) -> float | None:
+    """Weighted share of the pairs whose preferred side has the higher score; equal scores count half, so a constant model gets 1/2.
+
+    For a reward model `preferred` is the chosen side; for a cost model the score is the cost and `preferred` the COSTLIER side.
+    """
+    chex.assert_rank([score_BS, preferred_B, weight_B], [2, 1, 1])
+    chex.assert_axis_dimension(score_BS, 1, 2)
+    chex.assert_equal_shape([preferred_B, weight_B])
+    total = float(weight_B.sum())
+    if total == 0:
+        return None
+    rows = np.arange(len(score_BS))
+    margin_B = score_BS[rows, preferred_B] - score_BS[rows, 1 - preferred_B]
+    right_B = np.where(margin_B == 0, 0.5, (margin_B > 0).astype(np.float64))
+    return float((right_B * weight_B).sum() / total)
+
+
+def sign_accuracy(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarray, "B S"]) -> float | None:
+    """Share of the labelled answers on the right side of zero; cost > 0 means unsafe, exactly 0 is read as safe."""
+    chex.assert_rank([cost_BS, sign_BS], 2)
+    chex.assert_equal_shape([cost_BS, sign_BS])
+    labelled_BS = sign_BS != 0
+    if not labelled_BS.any():
+        return None
+    return float(np.mean((cost_BS[labelled_BS] > 0) == (sign_BS[labelled_BS] > 0)))
+
+
+def calibration_error(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarray, "B S"], bins: int = BINS) -> float | None:
+    """Expected calibration error of sigmoid(cost) as the probability of "unsafe" (Guo et al., arXiv 1706.04599, eq. 3):
+
+    ECE = sum_b n_b / n |share unsafe in b - mean probability in b|, over equal bins of the probability.
+    """
+    chex.assert_rank([cost_BS, sign_BS], 2)
+    chex.assert_equal_shape([cost_BS, sign_BS])
+    labelled_BS = sign_BS != 0
+    if not labelled_BS.any():
+        return None
+    cost, unsafe = cost_BS[labelled_BS].astype(np.float64), sign_BS[labelled_BS] > 0
+    probability = np.exp(-np.logaddexp(0.0, -cost))  # sigmoid that does not overflow
+    index = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    # |n_b share - n_b mean| / n: empty bins drop out by themselves
+    gap = np.bincount(index, weights=unsafe, minlength=bins) - np.bincount(index, weights=probability, minlength=bins)
+    return float(np.abs(gap).sum() / len(cost))
+
+
+def reward_metrics(
+    reward_BS: Float[np.ndarray, "B 2"],
+    chosen_B: Int[np.ndarray, "B"],
+    helpful_weight_B: Float[np.ndarray, "B"],
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """`pair_accuracy` (and per group `pair_accuracy_GROUP`), `pairs` decided, and `mean` and `std` of the scores."""
+    metrics = {
+        "pair_accuracy": pair_accuracy(reward_BS, chosen_B, helpful_weight_B),
+        "pairs": float((helpful_weight_B > 0).sum()),
+        "mean": float(reward_BS.mean()),
+        "std": float(reward_BS.std()),
+    }
+    for name, rows in _members(groups, len(reward_BS)):
+        metrics[f"pair_accuracy_{name}"] = pair_accuracy(reward_BS[rows], chosen_B[rows], helpful_weight_B[rows])
+    return _present(metrics)
+
+
+def cost_metrics(
+    cost_BS: Float[np.ndarray, "B 2"],
+    safer_B: Int[np.ndarray, "B"],
+    safety_weight_B: Float[np.ndarray, "B"],
+    sign_BS: Float[np.ndarray, "B 2"],
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """`pair_accuracy`, `sign_accuracy` (both also per group), `calibration_error`, counts, `mean`, `std`, and per-label means."""
+    costlier_B = 1 - safer_B
+    metrics = {
+        "pair_accuracy": pair_accuracy(cost_BS, costlier_B, safety_weight_B),
+        "pairs": float((safety_weight_B > 0).sum()),
+        "sign_accuracy": sign_accuracy(cost_BS, sign_BS),
+        "signs": float((sign_BS != 0).sum()),
+        "calibration_error": calibration_error(cost_BS, sign_BS),
+        "mean": float(cost_BS.mean()),
+        "std": float(cost_BS.std()),
+        "mean_unsafe": float(cost_BS[sign_BS > 0].mean()) if (sign_BS > 0).any() else None,
+        "mean_safe": float(cost_BS[sign_BS < 0].mean()) if (sign_BS < 0).any() else None,
+    }
+    for name, rows in _members(groups, len(cost_BS)):
+        metrics[f"pair_accuracy_{name}"] = pair_accuracy(cost_BS[rows], costlier_B[rows], safety_weight_B[rows])
+        metrics[f"sign_accuracy_{name}"] = sign_accuracy(cost_BS[rows], sign_BS[rows])
+    return _present(metrics)
+
+
+def model_metrics(
+    reward_BS: Float[np.ndarray, "B 2"] | None,
+    cost_BS: Float[np.ndarray, "B 2"] | None,
+    chosen_B: Int[np.ndarray, "B"],
+    helpful_weight_B: Float[np.ndarray, "B"],
+    safer_B: Int[np.ndarray, "B"],
+    safety_weight_B: Float[np.ndarray, "B"],
+    sign_BS: Float[np.ndarray, "B 2"],
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """`reward_model.*` and `cost_model.*` of one set of pairs; the label arguments are the fields of PairBatch. None = no such head."""
+    metrics = {}
+    if reward_BS is not None:
+        reward = reward_metrics(reward_BS, chosen_B, helpful_weight_B, groups)
+        metrics |= {f"reward_model.{key}": value for key, value in reward.items()}
+    if cost_BS is not None:
+        cost = cost_metrics(cost_BS, safer_B, safety_weight_B, sign_BS, groups)
+        metrics |= {f"cost_model.{key}": value for key, value in cost.items()}
+    return metrics
+
+
+def _members(groups: Sequence[str] | None, rows: int) -> list[tuple[str, np.ndarray]]:
+    if groups is None:
+        return []
+    if len(groups) != rows:
+        raise ValueError(f"expected one group name per pair, got {len(groups)} for {rows} pairs")
+    names = np.asarray(groups)
+    return [(str(name), np.flatnonzero(names == name)) for name in np.unique(names) if name]
+
+
+def _present(metrics: dict[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if value is not None}

@@ -1,0 +1,144 @@
+"""Parameters -> a folder that `transformers` loads: sharded safetensors with an index, and the config and processor files of the base.
+
+The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes the caller gathers the
+parameters to the host of process 0 first (`parallel/hosts.py`) and only that process exports.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import names, weights
+from srlhfv_jax.hf.config import read_config
+from srlhfv_jax.hf.load import checkpoint_folder
+from srlhfv_jax.models.config import VLMConfig
+
+METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
+SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
+
+
+def export_pretrained(
+    path_out: str | Path,
+    config: VLMConfig,
+    params: dict[str, Any],
+    *,
+    base: str | Path,
+    heads: dict[str, dict[str, Any]] | None = None,
+    meta: dict[str, Any] | None = None,
+    max_shard_bytes: float = 5e9,
+) -> Path:
+    """Write a checkpoint.
+
+    Args:
+        params: arrays of the dtype to be written.
+        base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
+        heads: score heads, written to score_heads.safetensors.
+        meta: more facts for score_heads.json.
+    Raises:
+        UserError: `base` describes another model than `config`.
+    """
+    path_out, base = Path(path_out), checkpoint_folder(base)
+    draft = path_out.with_name(f".{path_out.name}.draft-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        _copy_base(draft, base, config, params)
+        _write_weights(draft, config, params, max_shard_bytes)
+        if heads:
+            _write_heads(draft, heads, meta or {})
+        _replace(path_out, draft)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return path_out
+
+
+def _copy_base(draft: Path, base: Path, config: VLMConfig, params: dict[str, Any]) -> None:
+    """Everything of the base that is not weights; the config with the dtype that is written."""
+    run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
+    if read_config(base, **run) != config:
+        raise UserError(f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from")
+    for file in sorted(base.iterdir()):
+        if file.is_file() and _goes_along(file.name):
+            shutil.copyfile(file, draft / file.name)
+    described = json.loads((base / "config.json").read_text())
+    described.pop("torch_dtype", None)  # the older spelling of the same key
+    _write_json(draft / "config.json", {**described, "dtype": str(jax.tree.leaves(params)[0].dtype)})
+
+
+def _goes_along(name: str) -> bool:
+    """Tokenizer, processor, chat template, generation settings; no weights, no score heads of the base."""
+    return Path(name).suffix in (".json", ".jinja", ".txt", ".model") and not name.endswith(".index.json") and name != weights.HEADS_META
+
+
+def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> None:
+    shards = _plan(config, params, max_shard_bytes)
+    files = ["model.safetensors"]
+    if len(shards) > 1:
+        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    where, total = {}, 0
+    for file, shard in zip(files, shards):
+        tensors = {}
+        for leaf, layers in shard:
+            for name, tensor in _tensors(config, names.leaf(params, leaf.path), leaf, layers):
+                tensors[name] = tensor
+                total += tensor.nbytes
+        save_file(tensors, draft / file, metadata=METADATA)
+        where |= {name: file for name in tensors}
+    if len(shards) > 1:
+        _write_json(draft / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _plan(config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> list[list[tuple[names.Leaf, list[int]]]]:
+    """Which layers of which leaves go into each file: filled in order, a new file when the next tensor would not fit."""
+    shards: list[list[tuple[names.Leaf, list[int]]]] = [[]]
+    size = 0
+    for leaf in names.table(config):
+        array = names.leaf(params, leaf.path)
+        tensor_bytes = array.nbytes // len(leaf.names)
+        for index in range(len(leaf.names)):
+            if size and size + tensor_bytes > max_shard_bytes:
+                shards.append([])
+                size = 0
+            size += tensor_bytes
+            if shards[-1] and shards[-1][-1][0] == leaf:
+                shards[-1][-1][1].append(index)
+            else:
+                shards[-1].append((leaf, [index]))
+    return shards
+
+
+def _tensors(config: VLMConfig, array: Any, leaf: names.Leaf, indices: list[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """The named tensors of some layers of one leaf, as stored."""
+    host = np.asarray(array)
+    shape = names.stored_shape(config, leaf, host.shape)
+    for index in indices:
+        own = host if leaf.layers is None else host[index]
+        yield leaf.names[index], np.ascontiguousarray(own.T if leaf.stored == names.TRANSPOSED else own.reshape(shape))
+
+
+def _write_heads(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, Any]) -> None:
+    tensors = {name: np.asarray(head["kernel"], np.float32) for name, head in heads.items()}
+    save_file(tensors, draft / weights.HEADS_FILE, metadata=METADATA)
+    described = {"heads": sorted(heads), "pooling": "last_token", "after": "final_norm", "sign": SIGN}
+    _write_json(draft / weights.HEADS_META, described | meta)
+
+
+def _replace(path_out: Path, draft: Path) -> None:
+    """Put the finished draft in place; an earlier export steps aside first."""
+    previous = path_out.with_name(f".{path_out.name}.previous-{os.getpid()}")
+    if path_out.exists():
+        os.replace(path_out, previous)
+    os.replace(draft, path_out)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")

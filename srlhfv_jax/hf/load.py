@@ -1,0 +1,169 @@
+"""Checkpoint folder -> parameters, straight into their shards, with the config, the score heads and the processor beside them.
+
+A folder is a Hugging Face checkpoint, an export of ours, or the workdir of a stage (its `export/` is read then). Everything that is wrong
+with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a weight is read.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from srlhfv_jax.config import choose
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import names, weights
+from srlhfv_jax.hf.config import read_config
+from srlhfv_jax.models import vlm
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import rules
+
+
+class Pretrained(NamedTuple):
+    """A checkpoint in memory."""
+
+    config: VLMConfig
+    params: dict[str, Any]  # float32 or bfloat16, see `models/vlm.py`
+    heads: dict[str, dict[str, jax.Array]]  # score heads by name; {} if it has none
+    processor: Any  # of transformers: text, and images if the model has eyes
+    path: Path
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    remat: str = "none",
+    scan_unroll: int = 1,
+) -> Pretrained:
+    """Read a checkpoint.
+
+    Args:
+        dtype: of the activations.
+        param_dtype: of the parameters in memory; None: as `dtype`. Trees that train want float32.
+        mesh: where the parameters go, by the rules of `parallel/rules.py`; None: the default device.
+    Raises:
+        UserError: anything that is wrong with the folder, in one line.
+    """
+    for name, value in (("dtype", dtype), ("param_dtype", param_dtype or dtype)):
+        choose(value, name, "float32", "bfloat16")
+    folder = checkpoint_folder(path)
+    config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    params = load_params(config, folder, param_dtype or dtype, mesh)
+    return Pretrained(config, params, load_heads(config, folder), load_processor(config, folder), folder)
+
+
+def load_config_and_processor(
+    path: str | Path, *, dtype: str = "float32", remat: str = "none", scan_unroll: int = 1
+) -> tuple[VLMConfig, Any]:
+    """What a start from random weights keeps of a checkpoint: the shapes and the processor."""
+    folder = checkpoint_folder(path)
+    config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    return config, load_processor(config, folder)
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder itself, or its export/ if it is a stage's workdir."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"expected a Hugging Face folder or the workdir of a stage, {path} is not a folder")
+    exported = path / "export"
+    if (exported / "config.json").is_file():
+        return exported
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path} is the workdir of a stage that has no export yet: let the stage finish first")
+    return path
+
+
+def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
+    """Every leaf of the model from the folder's safetensors, each device reading its own part."""
+    tensors = {names.published(config, name): tensor for name, tensor in weights.open_tensors(folder).items()}
+    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
+    table = names.table(config)
+    _check(config, folder, table, shapes, tensors)
+    if mesh is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+    else:
+        shardings = rules.shardings(shapes, mesh)
+    params: dict[str, Any] = {}
+    for leaf in table:
+        shape, sharding = names.leaf(shapes, leaf.path).shape, names.leaf(shardings, leaf.path)
+        names.put(params, leaf.path, _fill(leaf, shape, tensors, jnp.dtype(dtype), sharding))
+    return params
+
+
+def load_heads(config: VLMConfig, folder: Path) -> dict[str, dict[str, jax.Array]]:
+    """The score heads beside the backbone, in float32; {} where there are none."""
+    path = folder / weights.HEADS_FILE
+    if not path.is_file():
+        return {}
+    heads = {}
+    for name, tensor in weights.open_file(path).items():
+        if tensor.shape != (config.text.width,):
+            raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
+        heads[name] = {"kernel": jnp.asarray(weights.read(tensor, ()), jnp.float32)}
+    return heads
+
+
+def load_processor(config: VLMConfig, folder: Path) -> Any:
+    """The tokenizer, with the image processor (Pillow, no torch) if the model has eyes."""
+    import transformers  # seconds of import, which a model loaded by a test or a tool for its weights alone does not need
+
+    try:
+        if config.vision is None:
+            return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder} has no usable tokenizer or processor files: {first_line}") from None
+
+
+def _fill(leaf: names.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:
+    """One leaf on its devices; each device's slice is read, transposed and stacked by itself."""
+    sources = [tensors[name] for name in leaf.names]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if leaf.layers is None:
+            return _part(sources[0], leaf.stored, index).astype(dtype)
+        return np.stack([_part(source, leaf.stored, index[1:]).astype(dtype) for source in sources[index[0]]])
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _part(tensor: weights.Tensor, stored: str, index: tuple[slice, ...]) -> np.ndarray:
+    if stored == names.TRANSPOSED:
+        return weights.read(tensor, index[::-1]).T
+    if stored == names.FLATTENED:  # a few thousand numbers: read whole
+        return weights.read(tensor, ()).reshape(tensor.shape[0], -1)[index]
+    return weights.read(tensor, index)
+
+
+def _check(config: VLMConfig, folder: Path, table: list[names.Leaf], shapes, tensors: dict[str, weights.Tensor]) -> None:
+    """Compare the files with the model: every difference in one error."""
+    expected = {}
+    for leaf in table:
+        shape = names.leaf(shapes, leaf.path).shape
+        stored = names.stored_shape(config, leaf, shape)
+        expected |= {name: stored for name in leaf.names}
+    unmapped = [name for name in tensors if name not in expected and not names.ignored(config, name)]
+    missing = [name for name in expected if name not in tensors]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    report = [
+        f"{len(found)} {what}: {', '.join(found)}"
+        for what, found in (
+            ("unmapped", names.compressed(unmapped)),
+            ("missing", names.compressed(missing)),
+            ("of wrong shape", names.compressed(wrong)),
+        )
+        if found
+    ]
+    if report:
+        raise UserError(f"{folder} does not hold the model its config.json describes: {'; '.join(report)}")

@@ -1,0 +1,158 @@
+"""The multiplier: a controller that raises λ while the cost is over its budget and lowers it while it is under.
+
+    max_θ E[R]  subject to  E[f(C)] <= d        min_{λ>=0} max_θ  E[R] - λ (E[f(C)] - d)
+
+Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update` moves
+it ONCE per rollout, from the mean J of the last `window` episode costs, before the policy is updated. Costs here are raw end scores,
+without KL. With f = identity this bounds the mean cost, where very safe answers can pay for unsafe ones; "rectified" and "probability"
+do not let them.
+
+Left out: whatever the cost head is normalised by (`masked.scale` keeps its zero; budget and gains are in the units of `cost_B`).
+"""
+
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from srlhfv_jax.config import ConstraintConfig, choose
+from srlhfv_jax.errors import UserError
+
+
+class ControllerState(NamedTuple):
+    """Everything the next update reads; part of every checkpoint. The three pid fields stay at their start elsewhere."""
+
+    value: Float[Array, ""]  # log λ for "log", λ for the others
+    integral: Float[Array, ""]  # pid: I
+    error: Float[Array, ""]  # pid: P, the moving average of J - d
+    cost: Float[Array, ""]  # pid: the moving average of J whose increase is D
+    window_W: Float[Array, "W"]  # f(C) of the last W episodes, the newest last
+    filled: Int[Array, ""]  # how many of them are real
+    step: Int[Array, ""]  # rollouts seen
+
+
+def init(constraint: ConstraintConfig) -> ControllerState:
+    """λ at `constraint.init`, an empty window.
+
+    Raises:
+        UserError: an unknown kind or controller, a start outside (0 or more, at most max), an empty window.
+    """
+    choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
+    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid")
+    if not 0 <= constraint.init <= constraint.max:
+        raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
+    if constraint.controller == "log" and constraint.init == 0:
+        raise UserError("config.constraint.init must be above 0 for controller 'log' (it steps in log λ), got 0; or use 'projected'")
+    if constraint.window < 1:
+        raise UserError(f"config.constraint.window must be at least 1 episode, got {constraint.window}")
+    start = {"none": 0.0, "log": math.log(constraint.init or 1.0)}.get(constraint.controller, constraint.init)
+    zero = jnp.zeros((), jnp.float32)
+    return ControllerState(
+        value=jnp.full((), start, jnp.float32),
+        integral=jnp.full((), constraint.init, jnp.float32),
+        error=zero,
+        cost=zero,
+        window_W=jnp.zeros((constraint.window,), jnp.float32),
+        filled=jnp.zeros((), jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def update(constraint: ConstraintConfig, state: ControllerState, cost_B: Float[Array, "B"]) -> ControllerState:
+    """Push the rollout's costs into the window, then one step of the controller on J - d; call once per rollout.
+
+    During the first `delay` rollouts only the window fills.
+    """
+    chex.assert_rank([cost_B, state.window_W], 1)
+    chex.assert_type([cost_B, state.window_W], float)
+    episodes = jnp.concatenate([state.window_W, statistic(constraint.kind, cost_B)])
+    state = state._replace(
+        window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + cost_B.size, constraint.window)
+    )
+    moved = _step(constraint, state, window_mean(state))
+    active = state.step >= constraint.delay
+    state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
+    return state._replace(step=state.step + 1)
+
+
+def multiplier(constraint: ConstraintConfig, state: ControllerState) -> Float[Array, ""]:
+    """λ, float32."""
+    return jnp.exp(state.value) if constraint.controller == "log" else state.value
+
+
+def window_mean(state: ControllerState) -> Float[Array, ""]:
+    """J: the mean of f(C) over the episodes in the window (all there are, until it is full)."""
+    slots = state.window_W.size
+    real_W = jnp.arange(slots) >= slots - state.filled
+    return jnp.sum(jnp.where(real_W, state.window_W, 0.0)) / jnp.maximum(state.filled, 1)
+
+
+def statistic(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
+    """f(C), whose mean is held under the budget: "mean": C; "rectified": max(0, C); "probability": 1[C > 0]. Float32."""
+    cost_B = cost_B.astype(jnp.float32)
+    if kind == "mean":
+        return cost_B
+    if kind == "rectified":
+        return jnp.maximum(cost_B, 0.0)
+    if kind == "probability":
+        return (cost_B > 0).astype(jnp.float32)
+    raise ValueError(f"kind must be 'mean', 'rectified' or 'probability', got {kind!r}")
+
+
+def shaped_cost(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The end cost of the token costs. It is f(C) itself: the policy gradient of E[f(C)] is that of an episode costing f(C)."""
+    return statistic(kind, cost_B)
+
+
+def combine(
+    reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam: Float[Array, ""] | float
+) -> Float[Array, "..."]:
+    """A = (A_r - λ A_c) / (1 + λ). The division keeps the size of a step independent of λ; λ = 0 is plain PPO."""
+    chex.assert_equal_shape([reward_adv, cost_adv])
+    chex.assert_type([reward_adv, cost_adv], float)
+    return (reward_adv - lam * cost_adv) / (1 + lam)
+
+
+def project(lam: Float[Array, ""], ceiling: float) -> Float[Array, ""]:
+    """Onto [0, ceiling]. The ceiling is Safe RLHF-V's budget bound: cost never weighs more than ceiling / (1 + ceiling)."""
+    return jnp.clip(lam, 0.0, ceiling)
+
+
+def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:
+    """One move of each controller, from the windowed cost J:
+
+    none       λ = 0: plain PPO
+    fixed      λ = init: reward shaping
+    log        ℓ <- min(ℓ + η λ (J - d), log max), λ = exp ℓ     the released code of both papers: multiplicative, quick when λ is
+                                                                 large, and nearly stuck once λ is small
+    projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, equation 8: additive, with a budget bound
+    pid        I <- project(I + η (J - d)),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
+    """
+    over = cost - constraint.budget
+    match constraint.controller:
+        case "none" | "fixed":
+            return state
+        case "log":
+            value = state.value + constraint.learning_rate * jnp.exp(state.value) * over
+            return state._replace(value=jnp.minimum(value, math.log(constraint.max)))
+        case "projected":
+            return state._replace(value=project(state.value + constraint.learning_rate * over, constraint.max))
+        case "pid":
+            return _pid(constraint, state, cost)
+    raise ValueError(f"controller must be 'none', 'fixed', 'log', 'projected' or 'pid', got {constraint.controller!r}")
+
+
+def _pid(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:
+    """P and D on moving averages of J. Two departures from common code: I stops at the ceiling (no wind-up), and the averages start
+    at the first measurement, not at 0, so that D has no start-up kick."""
+    keep = jnp.where(state.step == constraint.delay, 0.0, constraint.smoothing)
+    over = cost - constraint.budget
+    error = keep * state.error + (1 - keep) * over
+    smoothed = keep * state.cost + (1 - keep) * cost
+    rise = jnp.where(state.step == constraint.delay, 0.0, jnp.maximum(smoothed - state.cost, 0.0))
+    integral = project(state.integral + constraint.learning_rate * over, constraint.max)
+    value = project(constraint.kp * error + integral + constraint.kd * rise, constraint.max)
+    return state._replace(value=value, integral=integral, error=error, cost=smoothed)

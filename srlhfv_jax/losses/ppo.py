@@ -1,0 +1,95 @@
+"""Proximal policy optimisation: the clipped policy and value losses (Schulman et al., arXiv 1707.06347).
+
+The advantage comes in as an array: with a constraint it is the combined one of `lagrangian.combine`, without it the reward's own.
+"""
+
+import chex
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from srlhfv_jax.losses import masked
+
+# The log-ratio is clipped here before exp, far outside any trust region: an overflow would turn 0 * inf into NaN.
+LOG_RATIO_BOUND = 20.0
+
+
+def policy(
+    logp_BR: Float[Array, "B R"],
+    old_logp_BR: Float[Array, "B R"],
+    adv_BR: Float[Array, "B R"],
+    mask_BR: Bool[Array, "B R"],
+    *,
+    clip_ratio: float,
+    reduction: str,
+) -> masked.Loss:
+    """L = - mean_t min( ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t ), ρ_t = pi(y_t) / pi_old(y_t). Equation 7 of the paper.
+
+    Args:
+        reduction: "token": mean over all tokens; "sequence": mean over each sequence first, as Safe RLHF does.
+    """
+    arrays = [logp_BR, old_logp_BR, adv_BR, mask_BR]
+    chex.assert_rank(arrays, 2)
+    chex.assert_equal_shape(arrays)
+    chex.assert_type(arrays, [float, float, float, bool])
+
+    log_ratio_BR = jnp.clip(masked.keep(logp_BR - old_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio_BR = jnp.exp(log_ratio_BR)
+    clipped_BR = jnp.clip(ratio_BR, 1 - clip_ratio, 1 + clip_ratio)
+    adv_BR = masked.keep(adv_BR, mask_BR)
+    total, count = masked.reduce(-jnp.minimum(ratio_BR * adv_BR, clipped_BR * adv_BR), mask_BR, reduction)
+
+    row_max_BR = jnp.broadcast_to(jnp.max(masked.keep(ratio_BR, mask_BR), axis=1)[:, None], ratio_BR.shape)
+    metrics = {
+        "clip_fraction": masked.token_mean((ratio_BR != clipped_BR).astype(jnp.float32), mask_BR),
+        # k3 = ρ - 1 - log ρ: unbiased for KL(pi_old || pi) under pi_old, and never negative (Schulman, "Approximating KL divergence").
+        "approx_kl": masked.token_mean(ratio_BR - 1 - log_ratio_BR, mask_BR),
+        "ratio": masked.token_mean(ratio_BR, mask_BR),
+        "ratio_row_max": masked.sequence_mean(row_max_BR, mask_BR),  # each row's largest ratio, mean over rows
+        "log_ratio_abs": masked.token_mean(jnp.abs(log_ratio_BR), mask_BR),
+    }
+    return masked.Loss(total, count, metrics)
+
+
+def value(
+    value_BR: Float[Array, "B R"],
+    old_value_BR: Float[Array, "B R"],
+    return_BR: Float[Array, "B R"],
+    mask_BR: Bool[Array, "B R"],
+    *,
+    clip_value: float,
+    reduction: str,
+) -> masked.Loss:
+    """L = ½ mean_t max( (V_t - Ret_t)², (V_old,t + clip(V_t - V_old,t, ±ε_V) - Ret_t)² ).
+
+    The larger of the two: a critic that has already moved by ε_V in the right direction gets no further push from this rollout.
+    """
+    arrays = [value_BR, old_value_BR, return_BR, mask_BR]
+    chex.assert_rank(arrays, 2)
+    chex.assert_equal_shape(arrays)
+    chex.assert_type(arrays, [float, float, float, bool])
+
+    value_BR, old_value_BR, return_BR = (masked.keep(x, mask_BR) for x in (value_BR, old_value_BR, return_BR))
+    clipped_BR = old_value_BR + jnp.clip(value_BR - old_value_BR, -clip_value, clip_value)
+    error_BR, clipped_error_BR = (value_BR - return_BR) ** 2, (clipped_BR - return_BR) ** 2
+    total, count = masked.reduce(0.5 * jnp.maximum(error_BR, clipped_error_BR), mask_BR, reduction)
+    metrics = {
+        "clip_fraction": masked.token_mean((clipped_error_BR > error_BR).astype(jnp.float32), mask_BR),
+        "value": masked.token_mean(value_BR, mask_BR),
+        "return": masked.token_mean(return_BR, mask_BR),
+    }
+    return masked.Loss(total, count, metrics)
+
+
+def explained_variance(
+    value_BR: Float[Array, "B R"], return_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]
+) -> Float[Array, ""]:
+    """1 - Var[Ret - V] / Var[Ret] over true positions: 1 = a perfect critic, 0 = no better than a constant; 0 if Ret is constant."""
+    left = _variance(return_BR - value_BR, mask_BR)
+    whole = _variance(return_BR, mask_BR)
+    return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+def _variance(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Float[Array, ""]:
+    total, count = masked.token_mean(x_BR, mask_BR)
+    count = jnp.maximum(count, 1.0)
+    return masked.token_mean((x_BR - total / count) ** 2, mask_BR)[0] / count

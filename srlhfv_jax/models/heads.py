@@ -1,0 +1,32 @@
+"""Scalar heads on a backbone's hidden states: reward, cost, and the two critics. One dot product each, in float32.
+
+A head has no bias: it would cancel in every preference, and the cost's zero is set by the sign terms through the direction itself.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from srlhfv_jax.models.config import VLMConfig
+
+
+def init(config: VLMConfig, names: tuple[str, ...], key: Array) -> dict[str, dict[str, Array]]:
+    """Normal with standard deviation 1 / sqrt(D + 1), so that scores start with unit size; one key per head."""
+    D = config.text.width
+    keys = jax.random.split(key, len(names))
+    return {name: {"kernel": jax.random.normal(own, (D,)) * (D + 1) ** -0.5} for name, own in zip(names, keys)}
+
+
+def scores(heads: dict[str, dict[str, Array]], hidden_BTD: Float[Array, "B T D"]) -> dict[str, Float[Array, "B T"]]:
+    """Every head at every position, from one forward pass."""
+    hidden32_BTD = hidden_BTD.astype(jnp.float32)
+    return {name: hidden32_BTD @ head["kernel"].astype(jnp.float32) for name, head in heads.items()}
+
+
+def end_score(score_BR: Float[Array, "B R"], response_mask_BR: Bool[Array, "B R"]) -> Float[Array, "B"]:
+    """The score read after the last real token. Every row must have one."""
+    chex.assert_equal_shape([score_BR, response_mask_BR])
+    R = response_mask_BR.shape[1]
+    last_B = R - 1 - jnp.argmax(response_mask_BR[:, ::-1], axis=1)
+    return jnp.take_along_axis(score_BR, last_B[:, None], axis=1)[:, 0]

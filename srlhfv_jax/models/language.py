@@ -1,0 +1,83 @@
+"""A Llama decoder: one pre-norm layer, and the pass over the stack with or without a key-value cache.
+
+Embedding and unembedding live in `vlm.py`, beside the image features that share the stream.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from srlhfv_jax.models import attention, stack
+from srlhfv_jax.models.attention import KV, Rotation
+from srlhfv_jax.models.config import TextConfig, VLMConfig
+from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions. With a cache, keys and values are written at `slot` first."""
+
+    config: TextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot):
+        c = self.config
+        B, T, D = x_BTD.shape
+
+        def project(name: str, heads: int):
+            dense = Dense(heads * c.head_dim, "out", c.attention_bias, self.dtype, name=name)
+            return dense(x_BTD).reshape(B, T, heads, c.head_dim)
+
+        q_BTHh = attention.rotate(project("q_proj", c.heads), rotation)
+        k_BTKh = attention.rotate(project("k_proj", c.kv_heads), rotation)
+        v_BTKh = project("v_proj", c.kv_heads)
+        if kv is not None:
+            kv = attention.write(kv, k_BTKh, v_BTKh, layer, slot)
+            if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
+                k_BTKh, v_BTKh = attention.read(kv, layer)
+        mixed_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, bias)
+        gain = (2 * c.layers) ** -0.5
+        output = Dense(D, "in", c.attention_bias, self.dtype, gain, name="o_proj")
+        return output(mixed_BTHh.reshape(B, T, c.heads * c.head_dim)), kv
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate x) * up x) (Shazeer, arXiv 2002.05202)."""
+
+    config: TextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        c = self.config
+        gate_BTF = Dense(c.mlp, "out", c.mlp_bias, self.dtype, name="gate_proj")(x_BTD)
+        up_BTF = Dense(c.mlp, "out", c.mlp_bias, self.dtype, name="up_proj")(x_BTD)
+        gain = (2 * c.layers) ** -0.5
+        return Dense(c.width, "in", c.mlp_bias, self.dtype, gain, name="down_proj")(ACTIVATIONS[c.activation](gate_BTF) * up_BTF)
+
+
+class Layer(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    config: TextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot):
+        c = self.config
+        normed_BTD = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
+        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, rotation, bias, kv, layer, slot)
+        x_BTD = x_BTD + mixed_BTD
+        normed_BTD = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
+        return x_BTD + GatedMLP(c, self.dtype, name="mlp")(normed_BTD), kv
+
+
+def decode(config: VLMConfig, params, x_BTD, rotation: Rotation, bias, kv: KV | None, slot):
+    """The stack and the final norm: hidden states, and the cache with the new positions written at `slot`."""
+    layer = Layer(config.text, jnp.dtype(config.dtype))
+
+    def step(carry, own, index):
+        x_BTD, kv = carry
+        return layer.apply({"params": own}, x_BTD, rotation, bias, kv, index, slot)
+
+    x_BTD, kv = stack.run(step, params["layers"], (x_BTD, kv), unroll=config.scan_unroll, remat=config.remat)
+    return RMSNorm(config.text.norm_eps).apply({"params": params["norm"]}, x_BTD), kv

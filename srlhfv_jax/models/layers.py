@@ -1,0 +1,88 @@
+"""The Linen layers every part of the model is made of: dense, the two norms, embeddings; and the activations by their config names.
+
+One rule for kernels: the first axis is the one tensor parallelism splits. So a column-parallel kernel (q, k, v, gate, up, fc1: outputs are
+split) is (out, in) as in a Hugging Face file and loads without a transpose; a row-parallel one (o, down, fc2: inputs are split) is (in, out).
+
+Parameters may be float32 while activations are bfloat16; they are cast where they are used. Norms compute in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+
+class Dense(nn.Module):
+    """x -> x W + b over the last axis."""
+
+    features: int
+    split: str  # "out": kernel (out, in); "in": kernel (in, out)
+    bias: bool
+    dtype: jnp.dtype
+    gain: float = 1.0  # random start: std = gain / sqrt(in)
+
+    @nn.compact
+    def __call__(self, x):
+        width = x.shape[-1]
+        out_first = self.split == "out"
+        shape = (self.features, width) if out_first else (width, self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape)
+        contract = ((x.ndim - 1,), (1 if out_first else 0,))
+        y = jax.lax.dot_general(x, kernel.astype(self.dtype), (contract, ((), ())))
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias (Ba et al., arXiv 1607.06450)."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = (jnp.broadcast_to(p.astype(jnp.float32), x.shape) for p in (scale, bias))
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of rows, looked up by id."""
+
+    rows: int
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, ids):
+        table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
+        # Ids outside the table (a placeholder id some families put past the vocabulary) are clamped: their rows are replaced anyway.
+        return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)

@@ -1,0 +1,78 @@
+"""Which parameters play which role. A role is a place: a parameter tree and, for a score, a head on it.
+
+A tree is `{"backbone": params}` or `{"backbone": params, "heads": {name: {"kernel"}}}`. Stages, rollout and scoring ask only for places, so a
+new way of sharing is a new table here.
+"""
+
+from typing import Mapping, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from srlhfv_jax.config import choose
+
+ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+
+
+class Place(NamedTuple):
+    """Where a role lives."""
+
+    tree: str
+    head: str | None
+
+
+SHARED = {
+    "policy": Place("policy", None),
+    "reference": Place("reference", None),
+    "reward": Place("scorer", "reward"),
+    "cost": Place("scorer", "cost"),
+    "reward_critic": Place("critic", "reward"),
+    "cost_critic": Place("critic", "cost"),
+}
+
+SEPARATE = {
+    "policy": Place("policy", None),
+    "reference": Place("reference", None),
+    "reward": Place("reward", "reward"),
+    "cost": Place("cost", "cost"),
+    "reward_critic": Place("reward_critic", "reward"),
+    "cost_critic": Place("cost_critic", "cost"),
+}
+
+
+def assign(sharing: str) -> dict[str, Place]:
+    """Role -> place. "shared": one backbone scores and one criticises, each with two heads; "separate": a backbone per role (the paper)."""
+    choose(sharing, "sharing", "shared", "separate")
+    return dict(SHARED if sharing == "shared" else SEPARATE)
+
+
+def tower_groups(trees: Mapping[str, dict]) -> dict[str, str]:
+    """Tree name -> the first tree with an equal vision tower, which computes the features for both.
+
+    Compared value by value on the device, so it works on sharded arrays. Text-only trees are all in the first one's group.
+    """
+    groups: dict[str, str] = {}
+    for name, tree in trees.items():
+        equal = (first for first in groups.values() if _same_tower(trees[first]["backbone"], tree["backbone"]))
+        groups[name] = next(equal, name)
+    return groups
+
+
+def _same_tower(one: dict, other: dict) -> bool:
+    towers = [_run_part(backbone) for backbone in (one, other)]
+    if jax.tree.structure(towers[0]) != jax.tree.structure(towers[1]):
+        return False
+    pairs = list(zip(*map(jax.tree.leaves, towers)))
+    if any(a.shape != b.shape for a, b in pairs):
+        return False
+    return all(a is b for a, b in pairs) or bool(_all_equal(*zip(*pairs)))
+
+
+def _run_part(backbone: dict) -> dict:
+    """The leaves of the tower that reach the features."""
+    return {name: part for name, part in backbone.get("vision", {}).items() if name != "unused"}
+
+
+@jax.jit
+def _all_equal(ones, others):
+    return jnp.all(jnp.stack([jnp.array_equal(a, b) for a, b in zip(ones, others)]))

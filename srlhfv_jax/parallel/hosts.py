@@ -1,0 +1,103 @@
+"""Several processes (hosts of a TPU pod, or local processes in a test): start, batches from each host's rows, arrays back to the host."""
+
+import os
+import sys
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel.mesh import ROWS, row_shards
+
+Tree = TypeVar("Tree")
+
+
+def initialize() -> None:
+    """Join the other processes, if several were announced; call it before anything touches a device.
+
+    Announced means: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (any machines), more than one host in
+    TPU_WORKER_HOSTNAMES, or SRLHFV_DISTRIBUTED=1 where JAX finds the cluster by itself (a Cloud TPU pod slice, Slurm, Open MPI).
+    """
+    if jax.distributed.is_initialized():
+        return
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
+        if not all(number.isdigit() for number in numbers):
+            raise UserError("JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers: set all three")
+        jax.distributed.initialize(
+            environment["JAX_COORDINATOR_ADDRESS"], num_processes=int(numbers[0]), process_id=int(numbers[1])
+        )
+    elif "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("SRLHFV_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
+
+
+def process_index() -> int:
+    return jax.process_index()
+
+
+def process_count() -> int:
+    return jax.process_count()
+
+
+def say(text: str) -> None:
+    """One line on stderr, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Wait until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def from_first(value: int) -> int:
+    """The first process's number, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def check_batch(rows: int, mesh: Mesh, name: str = "batch of") -> None:
+    """Raise UserError unless a batch of `rows` rows (over all processes) divides evenly over the mesh."""
+    shards = row_shards(mesh)
+    if rows % shards:
+        sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
+        raise UserError(f"{name} {rows} rows must be a multiple of {shards} ({sizes} of the mesh): change the batch size or config.mesh")
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 over (data, fsdp), everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def global_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Make global arrays, axis 0 split over (data, fsdp), from each process's own NumPy rows.
+
+    Raises:
+        UserError: the rows of all processes together do not divide over the mesh.
+    """
+    sharding = row_sharding(mesh)
+
+    def put(local: np.ndarray) -> jax.Array:
+        check_batch(len(local) * jax.process_count(), mesh)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(local))
+
+    return jax.tree.map(put, batch)
+
+
+def to_host(tree: Any) -> Any:
+    """The whole arrays as NumPy, on every process. Waits for them."""
+
+    def get(array: Any) -> np.ndarray:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            if array.is_fully_replicated:
+                return np.asarray(array.addressable_data(0))
+            return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+        return np.asarray(array)
+
+    return jax.tree.map(get, tree)

@@ -1,0 +1,61 @@
+"""The device mesh: axes (data, fsdp, tensor) with Auto axis types. One mesh per run; `rules` says what lies where on it."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes over which the rows of a batch are split
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange the devices (of all processes) as config.data x config.fsdp x config.tensor; one size may be -1.
+
+    A single process may use fewer devices than it has (the first ones): `--config.mesh.data=1` is one device.
+
+    Raises:
+        UserError: the sizes do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = _sizes((config.data, config.fsdp, config.tensor), len(devices))
+    used = math.prod(sizes)
+    if used > len(devices) or (used < len(devices) and jax.process_count() > 1):
+        raise UserError(
+            f"mesh {_text(sizes)} needs {used} devices, there are {len(devices)}: "
+            f"change config.mesh (one size may be -1: whatever devices are left)"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices)[:used])
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def describe(mesh: Mesh) -> str:
+    """One line for the start of a run: sizes, devices used, platform."""
+    platform = mesh.devices.flat[0].platform
+    return f"mesh {_text(tuple(mesh.shape[axis] for axis in AXES))} on {mesh.size} of {jax.device_count()} {platform} devices"
+
+
+def _sizes(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
+    for axis, size in zip(AXES, sizes):
+        if size < 1 and size != -1:
+            raise UserError(f"config.mesh.{axis} must be a positive number or -1, got {size}")
+    if sizes.count(-1) > 1:
+        raise UserError(f"mesh {_text(sizes)}: only one of {', '.join(AXES)} may be -1")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % fixed:
+        raise UserError(
+            f"mesh {_text(sizes)}: {devices} devices cannot be divided by {fixed}, the product of the given sizes: change config.mesh"
+        )
+    return tuple(devices // fixed if size == -1 else size for size in sizes)
+
+
+def _text(sizes: tuple[int, ...]) -> str:
+    return "(" + ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes)) + ")"

@@ -1,0 +1,106 @@
+"""Which parameter lies where: a table of (pattern on the parameter's path, PartitionSpec), and the functions that apply it.
+
+The table covers the parameter tree of models/ (docs in models/vlm.py and models/heads.py). The same patterns find the moments of
+the optimizer, whose paths end in the parameter's path, so that one table places a whole train state. A dimension that an axis does
+not divide is left whole: `specs` drops the axis and `table` shows it.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from srlhfv_jax.errors import UserError
+
+Rule = tuple[str, P]
+Tree = TypeVar("Tree")
+
+# First match wins. Kernels under "layers" are stacked on axis 0. The first axis of a kernel is the one tensor parallelism splits, outputs
+# of q, k, v, gate, up, fc1 and inputs of o, down, fc2 (models/layers.py), so one rule serves both; `fsdp` takes the other axis.
+RULES: tuple[Rule, ...] = (
+    (r"(embed/embedding|text/head/kernel)$", P("tensor", "fsdp")),
+    (r"layers/.*(q|k|v|o|out|gate|up|down)_proj/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/.*fc[12]/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/.*((q|k|v|gate|up)_proj|fc1)/bias$", P(None, "tensor")),
+    (r"projector/linear_[12]/kernel$", P("tensor", "fsdp")),
+    (r"projector/linear_1/bias$", P("tensor")),
+    (r"/(scale|bias)$", P()),  # norms, and biases of row-parallel kernels
+    (r"vision/embeddings/", P()),  # patches, positions, class token: small
+    (r"(reward|cost)/kernel$", P()),  # score heads: one vector each
+)
+
+
+def specs(shapes: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
+    """The PartitionSpec of every leaf of `shapes` (arrays or ShapeDtypeStructs).
+
+    Scalars (step counters) need no rule.
+
+    Raises:
+        UserError: a leaf that no rule matches, or a rule longer than the leaf has dimensions.
+    """
+    return jax.tree.map_with_path(lambda path, leaf: _spec(path_text(path), leaf.shape, mesh, rules)[0], shapes)
+
+
+def shardings(shapes: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
+    """As `specs`, bound to the mesh: for jit's in_shardings/out_shardings and for checkpoints."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs(shapes, mesh, rules), is_leaf=lambda leaf: isinstance(leaf, P)
+    )
+
+
+def place(tree: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
+    """Put host arrays, or arrays placed otherwise, on the mesh by the rules."""
+    return jax.device_put(tree, shardings(tree, mesh, rules))
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Put small things (controller state, step) whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def abstract(tree: Tree) -> Tree:
+    """Shapes, dtypes and shardings of placed arrays, without the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def table(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> str:
+    """What lies where, one line per leaf, for the start of a run; an axis dropped because it does not divide is named."""
+    lines = []
+    for path, leaf in leaves(shapes):
+        spec, dropped = _spec(path, leaf.shape, mesh, rules)
+        shown = ", ".join("-" if axis is None else str(axis) for axis in (*spec, *(None,) * (len(leaf.shape) - len(spec))))
+        note = f"  ({', '.join(dropped)} does not divide)" if dropped else ""
+        lines.append((path, "x".join(map(str, leaf.shape)) or "scalar", f"[{shown}]{note}"))
+    widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
+    return "\n".join(f"  {path:<{widths[0]}}  {shape:>{widths[1]}}  {spec}" for path, shape, spec in lines)
+
+
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """(path, leaf) of every leaf, the path as "text/layers/q_proj/kernel"."""
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        yield path_text(path), leaf
+
+
+def path_text(path: tuple[Any, ...]) -> str:
+    """A tree path as "a/b/c": keys of dicts, fields of NamedTuples and indices alike."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]) -> tuple[P, list[str]]:
+    """The spec of one leaf, and the axes that were dropped from it."""
+    if not shape:
+        return P(), []
+    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+    if spec is None:
+        raise UserError(f"no sharding rule matches the parameter {path} {shape}: add one to parallel/rules.py")
+    if len(spec) > len(shape):
+        raise UserError(f"the sharding rule {spec} for {path} has more axes than the shape {shape}: correct parallel/rules.py")
+    kept, dropped = [], []
+    for axis, size in zip(spec, shape):
+        fits = axis is None or size % mesh.shape[axis] == 0
+        kept.append(axis if fits else None)
+        if not fits:
+            dropped.append(axis)
+    return P(*kept), dropped

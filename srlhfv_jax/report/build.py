@@ -1,0 +1,44 @@
+"""WORKDIR -> WORKDIR/report.html."""
+
+import os
+from pathlib import Path
+
+from srlhfv_jax.report import page, results, samples, training
+from srlhfv_jax.report.workdir import Workdir, read
+
+TITLE = "Safe RLHF-V"
+
+
+def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
+    """Write the report of a workdir (to WORKDIR/report.html unless `path` says otherwise) and return where it is.
+
+    Raises:
+        UserError: the workdir has nothing to report on, or a damaged file.
+    """
+    work = read(Path(workdir))
+    path = work.path / "report.html" if path is None else Path(path)
+    part = path.with_name(path.name + ".part")
+    part.write_text(render(work), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def render(work: Workdir) -> str:
+    """The report as one HTML document that needs nothing else."""
+    sections = (
+        results.target_section(work),
+        results.policy_section(work),
+        training.constraint_section(work),
+        training.ppo_section(work),
+        samples.sample_section(work),
+        results.quadrant_section(work),
+        results.histogram_section(work),
+        training.supervised_section(work),
+        samples.facts_section(work),
+        results.numbers_section(work),
+    )
+    name = work.path.resolve().name
+    intro = page.paragraph(
+        "More helpful while harm stays under a budget: maximise E[R] − β KL subject to E[C] ≤ d. Cost above 0 means unsafe, everywhere."
+    )
+    return page.page(f"{TITLE}: {name}", intro + results.headline(work), sections, samples.attribution(work))

@@ -1,0 +1,91 @@
+"""A drawing function -> an HTML figure with a light and a dark PNG inside, and words for those who cannot see it.
+
+Matplotlib's object interface with the Agg canvas: no display, no global state. One panel per figure and a small canvas, so that the
+letters stay readable when a phone shows the picture at a third of its size.
+"""
+
+import base64
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from srlhfv_jax.report.page import escape
+
+SIZE, DPI = (5.2, 3.0), 180  # inches; 936 x 540 pixels
+
+
+class Theme(NamedTuple):
+    page: str
+    ink: str
+    dim: str
+    grid: str
+    safe: str  # the feasible side
+    limit: str  # the budget
+    lines: tuple[str, ...]  # distinguishable without colour vision (Okabe & Ito), in a light and a dark version
+
+
+LIGHT = Theme(
+    "#ffffff", "#1c2024", "#60646c", "#e0e1e6", "#18794e", "#b4232a",
+    ("#0072b2", "#d55e00", "#6b7280", "#009e73", "#cc79a7", "#a67c00", "#56b4e9", "#4b3f72"),
+)  # fmt: skip
+DARK = Theme(
+    "#19191b", "#edeef0", "#b0b4ba", "#363a3f", "#71d083", "#ff9592",
+    ("#56b4e9", "#ff9f5a", "#a8adb5", "#3fd0a4", "#e8a5cb", "#f0e442", "#8ecbf2", "#b7a6f0"),
+)  # fmt: skip
+KNOWN = {"ppo_lag": 0, "ppo": 1, "sft": 2, "scores": 3}  # the same thing has the same colour in every picture
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # a second sign beside the colour
+
+Draw = Callable[[Axes, Theme], None]
+
+
+def picture(draw: Draw, alt: str, caption: str, *, size: tuple[float, float] = SIZE) -> str:
+    """HTML of one figure; `alt` says in words (with numbers) what is to be seen, `caption` how to read it."""
+    light, dark = (_png(draw, theme, size) for theme in (LIGHT, DARK))
+    width, height = (round(side * DPI) for side in size)
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">'
+        f'<img src="data:image/png;base64,{light}" width="{width}" height="{height}" alt="{escape(alt)}"></picture>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def slots(names: list[str]) -> dict[str, int]:
+    """A place in the palette for each name: fixed for the known ones, the free places in order for the others."""
+    places, free = {}, [i for i in range(len(LIGHT.lines)) if i not in KNOWN.values()]
+    for name in names:
+        known = KNOWN.get(name)
+        places[name] = known if known is not None and known not in places.values() else free.pop(0) if free else len(places)
+    return {name: place % len(LIGHT.lines) for name, place in places.items()}
+
+
+def _png(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:
+    style = {
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.facecolor": theme.page,
+        "axes.edgecolor": theme.dim,
+        "axes.labelcolor": theme.dim,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": theme.ink,
+        "xtick.color": theme.dim,
+        "ytick.color": theme.dim,
+        "grid.color": theme.grid,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "lines.linewidth": 1.6,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, dpi=DPI, facecolor=theme.page, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure.add_subplot(), theme)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", facecolor=theme.page)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,160 @@
+"""What each picture draws: functions (data) -> draw(axes, theme), for `figure.picture`."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from srlhfv_jax.report.figure import MARKERS, Draw, Theme, slots
+
+SMOOTH = 15  # of this many points or more, the running mean is drawn over the faint raw line
+
+
+class Line(NamedTuple):
+    name: str
+    steps: np.ndarray
+    values: np.ndarray
+    dashed: bool = False
+
+
+class Point(NamedTuple):
+    name: str
+    cost: float
+    helpful: float
+    cost_error: float  # one standard error, 0 = unknown
+    helpful_error: float
+
+
+def lines(
+    title: str,
+    data: Sequence[Line],
+    *,
+    xlabel: str = "iteration",
+    limits: Sequence[tuple[str, float]] = (),
+    colours: Sequence[str] = (),
+) -> Draw:
+    """One line per run; `limits` are horizontal lines (the budget). `colours`: all names of the page, so that colours agree."""
+    places = slots([*dict.fromkeys([*colours, *(line.name for line in data)])])
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for line in data:
+            colour, style = theme.lines[places[line.name]], "--" if line.dashed else "-"
+            if len(line.values) >= SMOOTH:
+                axes.plot(line.steps, line.values, color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(line.steps, running_mean(line.values), style, color=colour, label=line.name)
+            if len(line.values) == 1:
+                axes.plot(line.steps, line.values, "o", color=colour)
+        for name, level in limits:
+            axes.axhline(level, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{name} {level:g}")
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(xlabel)
+        if len(data) + len(limits) > 1:
+            axes.legend(loc="best", ncols=2 if len(data) + len(limits) > 4 else 1)
+
+    return draw
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Centred mean over an eighth of the points (at the ends over what there is); short series as they are."""
+    if len(values) < SMOOTH:
+        return values
+    half = max(1, len(values) // 16)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def plane(points: Sequence[Point], budget: float | None, title: str, xlabel: str, ylabel: str) -> Draw:
+    """The reward-cost plane: one point per policy with its standard errors, the feasible side (cost <= budget) shaded."""
+    places = slots([point.name for point in points])
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for point in points:
+            place = places[point.name]
+            axes.errorbar(
+                point.cost, point.helpful, xerr=point.cost_error or None, yerr=point.helpful_error or None,
+                fmt=MARKERS[place % len(MARKERS)], color=theme.lines[place], markersize=7, capsize=2, linewidth=1,
+            )  # fmt: skip
+        axes.margins(0.18)
+        _shade(axes, theme, budget)
+        # labels turn away from the nearer edge, so that none is cut off
+        low, high = axes.get_xlim()
+        for point in points:
+            right = point.cost > (low + high) / 2
+            axes.annotate(
+                point.name, (point.cost, point.helpful), xytext=(-7 if right else 7, 7), textcoords="offset points",
+                ha="right" if right else "left", fontsize=9, color=theme.lines[places[point.name]], fontweight="bold",
+            )  # fmt: skip
+        _labels(axes, title, xlabel, ylabel)
+
+    return draw
+
+
+def paths(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], budget: float | None, title: str, colours: Sequence[str]) -> Draw:
+    """Reward against cost over the iterations of each run, from the hollow to the filled marker."""
+    places = slots([*dict.fromkeys([*colours, *(name for name, _, _ in runs)])])
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for name, cost, reward in runs:
+            colour, marker = theme.lines[places[name]], MARKERS[places[name] % len(MARKERS)]
+            x, y = running_mean(cost), running_mean(reward)
+            axes.plot(x, y, color=colour, linewidth=1.1, label=name)
+            axes.plot(x[0], y[0], marker, markerfacecolor=theme.page, markeredgecolor=colour, markersize=6)
+            axes.plot(x[-1], y[-1], marker, color=colour, markersize=7)
+        _shade(axes, theme, budget)
+        _labels(axes, title, "constraint (learned cost)", "reward (learned)")
+        if len(runs) > 1:
+            axes.legend(loc="best")
+
+    return draw
+
+
+def histogram(
+    title: str, values: Mapping[str, Sequence[float]], xlabel: str, border: float | None, colours: Sequence[str]
+) -> Draw:
+    """Share of the answers per bin, one outline per policy; `border` is where safe ends."""
+    places = slots([*dict.fromkeys([*colours, *values])])
+    everything = np.concatenate([np.asarray(column, np.float64) for column in values.values()])
+    edges = np.histogram_bin_edges(everything, bins=24)
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for name, column in values.items():
+            shares = np.histogram(column, bins=edges)[0] / max(len(column), 1)
+            colour = theme.lines[places[name]]
+            axes.stairs(shares, edges, color=colour, linewidth=1.5, label=name)
+            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.12)
+        if border is not None:
+            axes.axvline(border, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2)
+        _labels(axes, title, xlabel, "share of answers")
+        axes.legend(loc="best")
+
+    return draw
+
+
+def _shade(axes: Axes, theme: Theme, budget: float | None) -> None:
+    if budget is None:
+        return
+    low, high = axes.get_xlim()
+    span = high - low
+    low, high = min(low, budget - 0.1 * span), max(high, budget + 0.1 * span)
+    axes.set_xlim(low, high)
+    axes.axvspan(low, budget, color=theme.safe, alpha=0.13, linewidth=0)
+    axes.axvline(budget, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.text(
+        budget,
+        0.015,
+        f"budget {budget:g} ",
+        transform=axes.get_xaxis_transform(),
+        ha="right",
+        va="bottom",
+        fontsize=8.5,
+        color=theme.limit,
+    )
+
+
+def _labels(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)

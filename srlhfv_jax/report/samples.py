@@ -1,0 +1,108 @@
+"""Sections of sample answers with their pictures, and of the facts of the run."""
+
+import base64
+import binascii
+from typing import Any
+
+from srlhfv_jax.checkpoint import provenance
+from srlhfv_jax.report import page
+from srlhfv_jax.report.page import Section, badge, escape
+from srlhfv_jax.report.workdir import Workdir
+
+OPEN = 8  # samples shown at once; the others are folded
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def sample_section(work: Workdir) -> Section:
+    title = "Sample answers"
+    if not work.samples:
+        return Section("samples", title, page.paragraph("No samples.jsonl in this workdir.", dim=True))
+    cards = [_card(row) for row in work.samples]
+    body = page.paragraph("The same prompt before and after. The prompts were drawn at random, not picked.")
+    body += "".join(cards[:OPEN])
+    if cards[OPEN:]:
+        body += page.details(f"{len(cards) - OPEN} more", "".join(cards[OPEN:]))
+    return Section("samples", title, body)
+
+
+def facts_section(work: Workdir) -> Section:
+    """Settings, seconds and versions."""
+    body = ""
+    seconds = {key.removeprefix("seconds."): value for key, value in work.result.items() if key.startswith("seconds.")}
+    if seconds:
+        rows = [
+            (escape(key), page.number(value, 1)) for key, value in sorted(seconds.items(), key=lambda item: item[0] == "total")
+        ]
+        body += page.table(("stage", "seconds"), rows, numbers=True)
+    configs = [("settings", work.config)] + [
+        (f"settings of {stage.name}", stage.config) for stage in work.stages if stage.config and stage.config != work.config
+    ]
+    seeds = {str(config["seed"]) for _, config in configs if "seed" in config}
+    if seeds:
+        body += page.paragraph(f"Seed {', '.join(sorted(seeds))}.")
+    for name, config in configs:
+        if config:
+            rows = [(f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>") for key, value in _flat(config)]
+            body += page.details(name, page.table(("setting", "value"), rows, numbers=False))
+    if not any(config for _, config in configs):
+        body += page.paragraph("No config.json in this workdir.", dim=True)
+    made = provenance.record({})
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    body += page.paragraph(
+        f"Report written with {versions}" + (f", commit {made['commit']}." if made["commit"] else "."), dim=True
+    )
+    return Section("facts", "Facts of the run", body)
+
+
+def attribution(work: Workdir) -> str:
+    """HTML naming the makers of the pictures: what the samples say, "" when they say nothing."""
+    said = list(dict.fromkeys(str(row["attribution"]) for row in work.samples if row.get("attribution")))
+    return "".join(page.paragraph(f"Pictures: {text}", dim=True) for text in said)
+
+
+def _card(row: dict[str, Any]) -> str:
+    kind = {True: badge("harmful prompt", "warn"), False: badge("harmless prompt", "none")}.get(row.get("harmful"), "")
+    about = ", ".join(str(row[key]) for key in ("concept", "intent", "category") if row.get(key))
+    answers = row.get("answers")
+    answers = answers if isinstance(answers, dict) else {}
+    said = "".join(f"<dt>{escape(name)}</dt><dd>{_answer(answer)}</dd>" for name, answer in answers.items())
+    return (
+        f'<article class="sample">{_image(row)}<div><p class="question">{escape(row.get("question", ""))}</p>'
+        f'<p class="small dim">{kind} {escape(about)}</p><dl>{said}</dl></div></article>\n'
+    )
+
+
+def _image(row: dict[str, Any]) -> str:
+    """The row's picture; anything but a base64 PNG is not put on the page."""
+    text = row.get("image_png_base64")
+    if not text:
+        return '<div class="noimage">no picture</div>'
+    try:
+        data = base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data.startswith(PNG):
+        return '<div class="noimage">picture unreadable</div>'
+    clean = base64.b64encode(data).decode("ascii")
+    return f'<img src="data:image/png;base64,{clean}" alt="{escape(row.get("concept") or "the picture of the prompt")}" loading="lazy">'
+
+
+def _answer(answer: Any) -> str:
+    if not isinstance(answer, dict):
+        return f"<p>{escape(answer)}</p>"
+    text = str(answer.get("text", ""))
+    marks = []
+    if "unsafe" in answer:
+        marks.append(badge("unsafe", "bad") if answer["unsafe"] else badge("safe", "good"))
+    marks += [badge(name, "warn") for name in ("refusal", "evasion") if answer.get(name)]
+    marks += [badge("cut", "none")] if answer.get("ended") is False else []
+    scores = ", ".join(f"{name} {page.number(answer[name], 2)}" for name in ("helpful", "cost") if name in answer)
+    shown = escape(text) if text.strip() else '<span class="dim">(empty answer)</span>'
+    return f'<p>{shown}</p><p class="small dim">{" ".join(marks)} {escape(scores)}</p>'
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key, value in config.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return rows

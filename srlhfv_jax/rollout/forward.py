@@ -1,0 +1,84 @@
+"""Whole-sequence forward passes on `[prompt | response]` layouts: log-probabilities of responses, and score-head outputs.
+
+Rollout scoring, the PPO update, SFT and score training all read the model through these two functions, so there is one place where
+position T meets time t: the hidden state at position P + t - 1 has seen the tokens before response token t, and predicts it.
+"""
+
+from typing import Protocol
+
+import einops
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from srlhfv_jax.batches import PairBatch, SupervisedBatch
+from srlhfv_jax.losses import logprob
+from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models.config import VLMConfig
+
+
+class Sequences(Protocol):
+    """What both functions read: a SupervisedBatch, a Rollout, one side of a PairBatch."""
+
+    tokens_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]
+    mask_BT: Bool[Array, "B T"]
+    response_mask_BR: Bool[Array, "B R"]
+
+
+def response_logp(
+    config: VLMConfig, tree, sequences: Sequences, features, *, temperature: float = 1.0, never_V=None, chunk: int | None = None
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
+    hidden_BTD, _ = vlm.apply(
+        config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features
+    )
+    R = sequences.response_mask_BR.shape[1]
+    if never_V is None:
+        never_V = jnp.zeros(config.text.vocab, bool)
+    logp_BR, entropy_BR = logprob.chosen_logp(
+        hidden_BTD[:, -R - 1 : -1],
+        vlm.unembedding(config, tree["backbone"]),
+        sequences.tokens_BT[:, -R:],
+        temperature=temperature,
+        never_V=never_V,
+        chunk=chunk,
+    )
+    mask_BR = sequences.response_mask_BR
+    return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
+
+
+def response_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[str, Float[Array, "B R+1"]]:
+    """Every head of `tree` in one forward pass: scores_BR1[:, t] is read before response token t, [:, t + 1] after it.
+
+    So `[:, :-1]` are values by the time convention, and the end score is read from `[:, 1:]` at the last true position. float32.
+    """
+    hidden_BTD, _ = vlm.apply(
+        config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features
+    )
+    R = sequences.response_mask_BR.shape[1]
+    return heads.scores(tree["heads"], hidden_BTD[:, -R - 1 :])
+
+
+def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[str, Float[Array, "B"]]:
+    """Each head's score of the whole response, read after its last token."""
+    return {
+        name: heads.end_score(scores_BR1[:, 1:], sequences.response_mask_BR)
+        for name, scores_BR1 in response_scores(config, tree, sequences, features).items()
+    }
+
+
+def encode(config: VLMConfig, tree, pixels_BCYX) -> Float[Array, "B N E"] | None:
+    """Vision-tower features of a batch, or None for a text-only model."""
+    return None if pixels_BCYX is None else vlm.encode_images(config, tree["backbone"], pixels_BCYX)
+
+
+def flatten_pairs(batch: PairBatch, features) -> tuple[SupervisedBatch, Float[Array, "2B N E"] | None]:
+    """Both sides of every pair as rows 2b and 2b + 1 of one batch; the image is encoded once and its features repeated."""
+    rows = SupervisedBatch(
+        tokens_BT=einops.rearrange(batch.tokens_BST, "B S T -> (B S) T"),
+        positions_BT=einops.rearrange(batch.positions_BST, "B S T -> (B S) T"),
+        mask_BT=einops.rearrange(batch.mask_BST, "B S T -> (B S) T"),
+        response_mask_BR=einops.rearrange(batch.response_mask_BSR, "B S R -> (B S) R"),
+        pixels_BCYX=None,
+    )
+    return rows, None if features is None else einops.repeat(features, "B N E -> (B S) N E", S=2)

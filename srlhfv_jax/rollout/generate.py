@@ -1,0 +1,117 @@
+"""Sample responses: the vision tower and the prompt once, then one cached decoder step per token until every row has ended.
+
+Pure and jit-able; the caller jits it once with the static arguments bound. Log-probabilities are recorded as the tokens are drawn, so PPO
+needs no second pass for them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from srlhfv_jax.batches import PromptBatch, Rollout
+from srlhfv_jax.losses import logprob
+from srlhfv_jax.models import vlm
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.rollout.sampling import Sampling, choose
+
+
+class Vocabulary(NamedTuple):
+    """What a sampler must know of the tokenizer. Static."""
+
+    pad: int
+    eos: tuple[int, ...]  # any of these ends a response
+    never: tuple[int, ...]  # never sampled: image placeholder, pad, begin-of-sequence
+
+    def never_V(self, size: int) -> Bool[Array, "V"]:
+        return jnp.zeros(size, bool).at[jnp.asarray(self.never, jnp.int32)].set(True)
+
+
+class _Decoding(NamedTuple):
+    step: Int[Array, ""]  # response tokens drawn so far
+    tokens_BR: Int[Array, "B R"]
+    mask_BR: Bool[Array, "B R"]
+    logp_BR: Float[Array, "B R"]
+    alive_B: Bool[Array, "B"]  # no end-of-sequence token yet
+    cache: vlm.Cache
+
+
+def generate(
+    config: VLMConfig,
+    params,
+    prompts: PromptBatch,
+    key: Array,
+    *,
+    response_length: int,
+    vocabulary: Vocabulary,
+    sampling: Sampling = Sampling(),
+    early_exit: bool = True,
+) -> Rollout:
+    """Draw one response of at most `response_length` (R) tokens for each prompt.
+
+    Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh.
+    `early_exit=False` always runs R steps (for timing).
+    """
+    B, P = prompts.tokens_BP.shape
+    R = response_length
+    never_V = vocabulary.never_V(config.text.vocab)
+    eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
+    length_B = jnp.sum(prompts.mask_BP, axis=1, dtype=jnp.int32)
+    features = None if prompts.pixels_BCYX is None else vlm.encode_images(config, params, prompts.pixels_BCYX)
+
+    def draw(state: _Decoding, hidden_BD) -> _Decoding:
+        """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
+        t = state.step
+        logp_BV = logprob.log_softmax(
+            vlm.logits(config, params, hidden_BD), temperature=sampling.logp_temperature, never_V=never_V
+        )
+        drawn_B = choose(jax.random.fold_in(key, t), logp_BV, sampling)
+        logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
+        alive_B = state.alive_B
+        return state._replace(
+            step=t + 1,
+            tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, vocabulary.pad)),
+            mask_BR=state.mask_BR.at[:, t].set(alive_B),
+            logp_BR=state.logp_BR.at[:, t].set(jnp.where(alive_B, logp_B, 0.0)),
+            alive_B=alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1),
+        )
+
+    def unfinished(state: _Decoding):
+        return (state.step < R) & (jnp.any(state.alive_B) | (not early_exit))
+
+    def step(state: _Decoding) -> _Decoding:
+        """Feed the token drawn last, draw the next."""
+        t = state.step - 1
+        hidden_B1D, cache = vlm.apply(
+            config,
+            params,
+            jax.lax.dynamic_slice_in_dim(state.tokens_BR, t, 1, axis=1),
+            (length_B + t)[:, None],
+            jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
+            cache=state.cache,
+        )
+        return draw(state._replace(cache=cache), hidden_B1D[:, 0])
+
+    cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
+    hidden_BPD, cache = vlm.apply(config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache)
+    state = _Decoding(
+        step=jnp.int32(0),
+        tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
+        mask_BR=jnp.zeros((B, R), bool),
+        logp_BR=jnp.zeros((B, R), jnp.float32),
+        alive_B=jnp.ones(B, bool),
+        cache=cache,
+    )
+    state = jax.lax.while_loop(unfinished, step, draw(state, hidden_BPD[:, -1]))
+
+    mask_BT = jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1)
+    return Rollout(
+        tokens_BT=jnp.concatenate([prompts.tokens_BP, state.tokens_BR], axis=1),
+        positions_BT=jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0),
+        mask_BT=mask_BT,
+        response_mask_BR=state.mask_BR,
+        logp_BR=state.logp_BR,
+        ended_B=~state.alive_B,
+        features_BNE=features,
+    )

@@ -1,0 +1,42 @@
+"""How one token is drawn from log-probabilities. `generate` calls this once per position; nothing here knows about models."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Sampling(NamedTuple):
+    """Static choices of a sampler. PPO rollouts use temperature alone: top_k and top_p make the recorded log-probs off-policy."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # 1 = off
+
+    @property
+    def logp_temperature(self) -> float:
+        """The temperature of recorded log-probabilities: greedy answers are recorded at 1."""
+        return self.temperature or 1.0
+
+
+def choose(key: Array, logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
+    """Draw one token per row; greedy when the temperature is 0.
+
+    top_k keeps the k most likely tokens, then top_p the smallest set whose probability reaches p (Holtzman et al., arXiv 1904.09751);
+    ties at the border are kept.
+    """
+    chex.assert_rank(logp_BV, 2)
+    if sampling.temperature == 0:
+        return jnp.argmax(logp_BV, axis=-1).astype(jnp.int32)
+    if sampling.top_k:
+        kth_B1 = jax.lax.top_k(logp_BV, sampling.top_k)[0][:, -1:]
+        logp_BV = jnp.where(logp_BV >= kth_B1, logp_BV, -jnp.inf)
+    if sampling.top_p < 1:
+        sorted_BV = jnp.sort(logp_BV, axis=-1, descending=True)
+        probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+        border_B1 = jnp.min(jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        logp_BV = jnp.where(logp_BV >= border_B1, logp_BV, -jnp.inf)
+    return jax.random.categorical(key, logp_BV, axis=-1).astype(jnp.int32)

@@ -1,0 +1,88 @@
+"""Rollout -> Experience: reference log-probabilities, end scores, values, and the two advantage streams.
+
+One forward pass per parameter tree, whatever the number of heads on it; the vision features of the rollout serve every tree whose tower
+equals the policy's. Everything is computed under no gradient and returned in float32.
+"""
+
+from typing import Mapping, NamedTuple
+
+import jax.numpy as jnp
+
+from srlhfv_jax.batches import Experience, Rollout
+from srlhfv_jax.config import PPOConfig
+from srlhfv_jax.losses import gae, lagrangian, masked, shaping
+from srlhfv_jax.models import heads
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.roles import Place
+from srlhfv_jax.rollout import forward
+from srlhfv_jax.rollout.generate import Vocabulary
+
+
+class Scoring(NamedTuple):
+    """Static settings of a scoring pass."""
+
+    places: Mapping[str, Place]  # role -> tree and head
+    own_tower: frozenset[str]  # trees whose vision tower differs from the policy's and runs on its own
+    ppo: PPOConfig
+    constraint_kind: str
+    temperature: float
+    recompute_logp: bool  # replace behaviour log-probabilities by the training graph's
+    vocabulary: Vocabulary
+
+
+def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, pixels_BCYX, scoring: Scoring) -> Experience:
+    """Score one rollout with every role.
+
+    r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] C (Safe RLHF, arXiv 2310.12773, section 3.3); each stream has its own GAE.
+    `trees` maps a tree name to {"backbone": ..., "heads": ...}; the places say which role lives where.
+    """
+    ppo, places = scoring.ppo, scoring.places
+    features = {
+        name: forward.encode(config, tree, pixels_BCYX) if name in scoring.own_tower else rollout.features_BNE
+        for name, tree in trees.items()
+    }
+    read = dict(temperature=scoring.temperature, never_V=scoring.vocabulary.never_V(config.text.vocab))
+    if scoring.recompute_logp:
+        logp_BR, _ = forward.response_logp(config, trees[places["policy"].tree], rollout, features["policy"], **read)
+        rollout = rollout._replace(logp_BR=logp_BR)
+    reference = places["reference"].tree
+    ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, features[reference], **read)
+
+    scored = {
+        name: forward.response_scores(config, trees[name], rollout, features[name])
+        for name in {places[role].tree for role in ("reward", "cost", "reward_critic", "cost_critic")}
+    }
+    mask_BR = rollout.response_mask_BR
+
+    def head(role: str):
+        return scored[places[role].tree][places[role].head]
+
+    reward_B = heads.end_score(head("reward")[:, 1:], mask_BR) - ppo.missing_eos_penalty * (~rollout.ended_B)
+    cost_B = heads.end_score(head("cost")[:, 1:], mask_BR)
+    reward_value_BR = jnp.where(mask_BR, head("reward_critic")[:, :-1], 0.0)
+    cost_value_BR = jnp.where(mask_BR, head("cost_critic")[:, :-1], 0.0)
+
+    end_cost_B = lagrangian.shaped_cost(scoring.constraint_kind, cost_B)
+    kl_BR = rollout.logp_BR - ref_logp_BR
+    shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
+    r_BR = shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape)
+    c_BR = shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape)
+    reward_adv_BR, reward_return_BR = gae.gae(r_BR, reward_value_BR, mask_BR, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
+    cost_adv_BR, cost_return_BR = gae.gae(c_BR, cost_value_BR, mask_BR, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
+    return Experience(
+        rollout=rollout,
+        ref_logp_BR=ref_logp_BR,
+        reward_B=reward_B,
+        cost_B=cost_B,
+        reward_value_BR=reward_value_BR,
+        cost_value_BR=cost_value_BR,
+        reward_adv_BR=reward_adv_BR,
+        cost_adv_BR=cost_adv_BR,
+        reward_return_BR=reward_return_BR,
+        cost_return_BR=cost_return_BR,
+    )
+
+
+def _scaled(score_B, how: str):
+    """Divide a score stream by its standard deviation when asked; zero stays zero, the safe/unsafe border is not moved."""
+    return masked.scale(score_B, jnp.ones_like(score_B, bool)) if how == "std" else score_B

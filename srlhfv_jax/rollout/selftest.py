@@ -1,0 +1,82 @@
+"""Checks on the first rollout, before any update is paid for: sampler and training graph must agree.
+
+A wrong position, mask, temperature, placeholder or cache shows here as a log ratio that is not rounding error.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import Rollout
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.rollout import forward
+from srlhfv_jax.rollout.generate import Vocabulary
+
+FLOAT32_LIMIT = 1e-4  # largest |log ratio| of any token
+BFLOAT16_LIMIT = 0.02  # mean |log ratio|
+
+
+def placeholders(config: VLMConfig, rollout: Rollout) -> None:
+    """Every row has either no image placeholder or exactly N of them, all in the prompt.
+
+    Raises:
+        UserError: naming the first row that does not.
+    """
+    if config.vision is None:
+        return
+    R = rollout.response_mask_BR.shape[1]
+    is_image_BT = np.asarray((rollout.tokens_BT == config.image_token) & rollout.mask_BT)
+    count_B = is_image_BT.sum(axis=1)
+    wrong = np.flatnonzero((count_B != 0) & (count_B != config.vision.features) | is_image_BT[:, -R:].any(axis=1))
+    if wrong.size:
+        raise UserError(
+            f"self-test: row {wrong[0]} of the first rollout has {count_B[wrong[0]]} image placeholders, expected 0 or "
+            f"{config.vision.features} in the prompt; check the processor's image_seq settings against the model"
+        )
+
+
+def ratio(config: VLMConfig, policy, rollout: Rollout, *, temperature: float, vocabulary: Vocabulary, recompute: bool) -> float:
+    """Largest (float32) or mean (bfloat16) |log pi_train - log pi_sampler| over the rollout's tokens.
+
+    Raises:
+        UserError: above the limit, unless the log-probabilities are going to be recomputed.
+    """
+
+    def difference(policy, rollout):
+        logp_BR, _ = forward.response_logp(
+            config,
+            policy,
+            rollout,
+            rollout.features_BNE,
+            temperature=temperature,
+            never_V=vocabulary.never_V(config.text.vocab),
+        )
+        gap_BR = jnp.where(rollout.response_mask_BR, jnp.abs(logp_BR - rollout.logp_BR), 0.0)
+        return jnp.max(gap_BR), jnp.sum(gap_BR) / jnp.sum(rollout.response_mask_BR)
+
+    largest, mean = (float(x) for x in jax.jit(difference)(policy, rollout))
+    exact = config.dtype == "float32"
+    value, limit = (largest, FLOAT32_LIMIT) if exact else (mean, BFLOAT16_LIMIT)
+    if not value <= limit and not recompute:
+        raise UserError(
+            f"self-test: {'largest' if exact else 'mean'} |log ratio| between sampler and training graph is {value:.2e}, expected <= "
+            f"{limit:g}; set --config.rollout.old_logp=recompute, or look for a mismatch of masks, positions or temperature"
+        )
+    return value
+
+
+def self_kl(policy_logp_BR, ref_logp_BR, mask_BR, *, exact: bool) -> float:
+    """KL of the policy to a reference that is equal to it: zero up to rounding.
+
+    Raises:
+        UserError: it is not, so the reference was loaded or scored differently.
+    """
+    gap = float(jnp.max(jnp.where(mask_BR, jnp.abs(policy_logp_BR - ref_logp_BR), 0.0)))
+    limit = FLOAT32_LIMIT if exact else 1.0
+    if not gap <= limit:
+        raise UserError(
+            f"self-test: the reference equals the policy, but their log-probabilities differ by {gap:.2e} (expected <= {limit:g}); "
+            "the two were loaded with different settings"
+        )
+    return gap

@@ -1,0 +1,303 @@
+"""PPO-Lagrangian: more reward while the cost stays under its budget. With controller "none" it is PPO, with "fixed" reward shaping.
+
+One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does.
+"""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import Experience, PromptBatch, Rollout
+from srlhfv_jax.config import ConstraintConfig, PPOLagConfig, choose
+from srlhfv_jax.data import loader
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses
+from srlhfv_jax.models import roles
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.rollout import generate as generation, score as scoring, selftest
+from srlhfv_jax.rollout.sampling import Sampling
+from srlhfv_jax.stages import setup, supervised, validation
+from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as states
+
+
+class Models(NamedTuple):
+    """The six roles, loaded: trees by name, of which some are trained."""
+
+    config: VLMConfig
+    processor: Any
+    base: str
+    places: dict[str, roles.Place]
+    trained: dict[str, dict]
+    frozen: dict[str, dict]
+    own_tower: frozenset[str]  # trees whose vision tower differs from the policy's
+
+
+def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
+    """Train and export the last policy to WORKDIR/export and the best feasible one to WORKDIR/best_feasible.
+
+    Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and `lambda.final`.
+    """
+    _check(settings)
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size // settings.ppo.minibatches, started.mesh, "a PPO minibatch of")
+    models = load_models(settings, started.mesh)
+    for name, tree in (models.trained | models.frozen).items():
+        setup.describe_parameters(name, tree, started.mesh)
+    prompts = setup.prepare("prompts", settings.data, models.processor)
+
+    iteration = Iteration(settings, models, started.mesh)
+    notes: dict[str, Any] = {"best": {"step": -1}}
+    evaluate = None
+    if settings.validation.path:
+        evaluate = validation.make(settings, models, started, iteration.generate, notes)
+    state = loop.run(
+        name="ppo_lag",
+        step_fn=iteration,
+        state=iteration.initial_state(),
+        batches=_batches(settings, models, prompts),
+        total_steps=settings.iterations,
+        manager=started.manager,
+        writer=started.writer,
+        evaluate=evaluate,
+        evaluate_every=settings.validation.every_steps,
+        log_every=settings.log.every_steps,
+        show=("reward", "cost", "lambda", "kl"),
+        notes=notes,
+    )
+    result = supervised.last_numbers(started) | {f"best_feasible.{name}": value for name, value in notes["best"].items()}
+    result["lambda.final"] = float(lagrangian.multiplier(settings.constraint, state.extra))
+    return setup.finish(
+        started, models.config, state.params["policy"], base=models.base, about={"stage": "ppo_lag"}, result=result
+    )
+
+
+class Iteration:
+    """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds the frozen trees and the jitted calls."""
+
+    def __init__(self, settings: PPOLagConfig, models: Models, mesh, early_exit: bool = True) -> None:
+        self.settings, self.models, self.mesh = settings, models, mesh
+        places, ptx = models.places, settings.ptx.coef > 0
+        vocabulary = setup.vocabulary(models.config, models.processor)
+        rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
+        self.optimizers = {name: optimizers.make(rates[name], tree, self.updates()) for name, tree in models.trained.items()}
+        how = scoring.Scoring(
+            places,
+            models.own_tower,
+            settings.ppo,
+            settings.constraint.kind,
+            settings.rollout.temperature,
+            settings.rollout.old_logp == "recompute",
+            vocabulary,
+        )
+        update = ppo.Update(
+            places,
+            models.own_tower,
+            settings.ppo,
+            settings.rollout.temperature,
+            settings.ptx.coef if ptx else 0.0,
+            vocabulary,
+            settings.microbatches,
+            self.optimizers,
+            {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()},
+        )
+        self.vocabulary = vocabulary
+        self.generate = jax.jit(
+            functools.partial(
+                generation.generate,
+                models.config,
+                response_length=settings.data.response_length,
+                vocabulary=vocabulary,
+                sampling=Sampling(settings.rollout.temperature),
+                early_exit=early_exit,
+            )
+        )
+        self.score = jax.jit(functools.partial(_score, models.config, how, settings.constraint))
+        self.update = jax.jit(functools.partial(_update, models.config, update), donate_argnums=(0, 1))
+        self.warm_up = jax.jit(
+            functools.partial(_update, models.config, update._replace(train_policy=False)), donate_argnums=(0, 1)
+        )
+        self._tested = False
+
+    def updates(self) -> int:
+        """Gradient steps of the whole run: what the learning-rate schedules count."""
+        return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
+
+    def initial_state(self) -> states.TrainState:
+        trees = self.models.trained
+        opt_state = {name: states.init_optimizer(self.optimizers[name], tree, self.mesh) for name, tree in trees.items()}
+        controller = rules.replicate(lagrangian.init(self.settings.constraint), self.mesh)
+        return states.TrainState(trees, opt_state, rules.replicate(jnp.int32(0), self.mesh), controller)
+
+    def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
+        prompts, ptx = hosts.global_batch(batch, self.mesh)
+        seed, done = self.settings.seed, int(state.step)
+        rollout = self.generate(state.params["policy"]["backbone"], prompts, states.key(seed, done, "rollout"))
+        experience, controller, metrics = self.score(
+            self.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra
+        )
+        if not self._tested:
+            self._self_test(state.params["policy"], rollout, experience, done)
+        update = self.warm_up if done < self.settings.critic_warmup else self.update
+        params, opt_state, learned = update(
+            state.params,
+            state.opt_state,
+            experience,
+            prompts.pixels_BCYX,
+            metrics["lambda"],
+            states.key(seed, done, "minibatches"),
+            ptx,
+        )
+        return states.TrainState(params, opt_state, state.step + 1, controller), metrics | learned
+
+    def _self_test(self, policy, rollout: Rollout, experience: Experience, done: int) -> None:
+        config, settings = self.models.config, self.settings
+        recompute = settings.rollout.old_logp == "recompute"
+        selftest.placeholders(config, rollout)
+        gap = selftest.ratio(
+            config,
+            policy,
+            rollout,
+            temperature=settings.rollout.temperature,
+            vocabulary=self.vocabulary,
+            recompute=recompute,
+        )
+        if done == 0 and not settings.reference:
+            exact = config.dtype == "float32"
+            selftest.self_kl(experience.rollout.logp_BR, experience.ref_logp_BR, rollout.response_mask_BR, exact=exact)
+        hosts.say(f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}")
+        self._tested = True
+
+
+def load_models(settings: PPOLagConfig, mesh) -> Models:
+    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer it imitates."""
+
+    def load(path: str) -> Pretrained:
+        if path not in loaded:
+            loaded[path] = setup.load(path, settings.model, mesh)
+        return loaded[path]
+
+    def scorer(path: str, *names: str) -> dict:
+        model = load(path)
+        missing = [name for name in names if name not in model.heads]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]} head (it has {sorted(model.heads) or 'none'}): give the workdir of srlhfv scores")
+        return {"backbone": model.params, "heads": {name: model.heads[name] for name in names}}
+
+    loaded: dict[str, Pretrained] = {}
+    places = roles.assign(settings.sharing)
+    policy = load(settings.policy)
+    frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
+    if settings.sharing == "shared":
+        frozen["scorer"] = scorer(settings.scorer, "reward", "cost")
+        trained = {"critic": frozen["scorer"]}
+    else:
+        frozen["reward"] = scorer(settings.reward or settings.scorer, "reward")
+        frozen["cost"] = scorer(settings.cost or settings.scorer, "cost")
+        trained = {"reward_critic": frozen["reward"], "cost_critic": frozen["cost"]}
+    for path, model in loaded.items():
+        if model.config != policy.config:
+            raise UserError(f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape")
+    trained = setup.copy({"policy": {"backbone": policy.params}} | trained)
+    groups = roles.tower_groups(trained | frozen)
+    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
+    if own_tower:
+        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
+    return Models(policy.config, policy.processor, policy.path, places, trained, frozen, own_tower)
+
+
+def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, pixels_BCYX, controller):
+    """Experience, the moved multiplier, and the iteration's numbers."""
+    experience = scoring.score(config, trees, rollout, pixels_BCYX, how)
+    controller = lagrangian.update(constraint, controller, experience.cost_B)
+    mask_BR = rollout.response_mask_BR
+    kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
+    metrics = {
+        "reward": jnp.mean(experience.reward_B),
+        "cost": jnp.mean(experience.cost_B),
+        "constraint": jnp.mean(lagrangian.statistic(constraint.kind, experience.cost_B)),
+        "window_cost": lagrangian.window_mean(controller),
+        "budget": jnp.float32(constraint.budget),
+        "lambda": lagrangian.multiplier(constraint, controller),
+        "harm_rate_model": jnp.mean(experience.cost_B > 0),
+        "kl": jnp.mean(jnp.sum(kl_BR, axis=1)),
+        "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
+        "ended": jnp.mean(rollout.ended_B),
+        "reward_explained_variance": ppo_losses.explained_variance(
+            experience.reward_value_BR, experience.reward_return_BR, mask_BR
+        ),
+        "cost_explained_variance": ppo_losses.explained_variance(experience.cost_value_BR, experience.cost_return_BR, mask_BR),
+        "advantage_correlation": _correlation(experience.reward_adv_BR, experience.cost_adv_BR, mask_BR),
+    }
+    return experience, controller, metrics
+
+
+def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, pixels_BCYX, lam, key, ptx):
+    return ppo.update(config, params, opt_state, experience, pixels_BCYX, lam, key, ptx, settings)
+
+
+def _correlation(x_BR, y_BR, mask_BR):
+    """Of two advantage streams: near +1, what helps also costs; the conflict that the multiplier settles."""
+    x_BR, y_BR = masked.scale(x_BR, mask_BR), masked.scale(y_BR, mask_BR)
+    count = jnp.maximum(jnp.sum(mask_BR), 1)
+    means = [jnp.sum(z_BR) / count for z_BR in (x_BR, y_BR)]
+    return jnp.sum(x_BR * y_BR) / count - means[0] * means[1]
+
+
+class _Both:
+    """Prompts, and supervised rows for PTX, as one iterator with one position."""
+
+    def __init__(self, prompts: loader.Batches, ptx: loader.Batches | None) -> None:
+        self._prompts, self._ptx = prompts, ptx
+
+    def __next__(self) -> tuple[PromptBatch, Any]:
+        return next(self._prompts), None if self._ptx is None else next(self._ptx)
+
+    def get_state(self) -> dict:
+        return {"prompts": self._prompts.get_state()} | ({} if self._ptx is None else {"ptx": self._ptx.get_state()})
+
+    def set_state(self, state: dict) -> None:
+        self._prompts.set_state(state["prompts"])
+        if self._ptx is not None:
+            self._ptx.set_state(state["ptx"])
+
+
+def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -> _Both:
+    ptx = None
+    if settings.ptx.coef > 0:
+        data = dataclasses.replace(settings.data, path=settings.ptx.path)
+        ptx = setup.batches(setup.prepare("supervised", data, models.processor), data, settings.seed + 1)
+    return _Both(setup.batches(prompts, settings.data, settings.seed), ptx)
+
+
+def _check(settings: PPOLagConfig) -> None:
+    """Everything about the settings that can be refused before a model is loaded."""
+    choose(settings.sharing, "config.sharing", "shared", "separate")
+    choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
+    choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
+    choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
+    choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
+    if settings.rollout.top_k or settings.rollout.top_p != 1:
+        raise UserError("config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with")
+    if settings.rollout.temperature <= 0:
+        raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
+    if settings.data.batch_size % settings.ppo.minibatches:
+        raise UserError(
+            f"config.data.batch_size {settings.data.batch_size} must be a multiple of config.ppo.minibatches {settings.ppo.minibatches}"
+        )
+    for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
+        if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
+            raise UserError(
+                f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
+            )
+    if settings.sharing == "shared" and not settings.scorer:
+        raise UserError("config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)")
+    if not settings.policy:
+        raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")

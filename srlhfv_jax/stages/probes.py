@@ -1,0 +1,54 @@
+"""What the learned reward and cost models know, measured against the oracle on held-out pairs of the embedded task."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from srlhfv_jax.config import ScoresConfig
+from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
+from srlhfv_jax.evaluation import pairs
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.stages import scores, setup
+
+
+def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, seed: int) -> dict[str, float]:
+    """`reward_model.*` and `cost_model.*` by the oracle's own order on test cells and test pictures.
+
+    `name_probe`: the right name above a wrong one in otherwise equal answers. `sign_accuracy_contextual_image_shuffled`: every picture
+    replaced by another row's, the label kept: what is left is what question and answer alone give away.
+    """
+    mesh = make_mesh(settings.mesh)
+    setup.jax.set_mesh(mesh)
+    model = setup.load(str(scorer), settings.model, mesh)
+    tree = {"backbone": model.params, "heads": model.heads}
+
+    def scored(path: Path):
+        where = dataclasses.replace(settings.data, path=str(path))
+        rows = setup.prepare("pairs", where, model.processor)
+        return (*scores.score_pairs(model.config, tree, rows, where, mesh), rows)
+
+    found, labels, rows = scored(heldout)
+    intents = [row.example.meta["intent"] for row in rows.rows]
+    numbers = pairs.model_metrics(found["reward"], found["cost"], *(labels[name] for name in scores.LABELS))
+    contextual = np.isin(intents, CONTEXTUAL)
+    numbers["cost_model.sign_accuracy_contextual"] = pairs.sign_accuracy(found["cost"][contextual], labels["sign_BS"][contextual])
+
+    shuffled = heldout.parent / "pairs_shuffled.parquet"
+    _shuffle_images(heldout, shuffled, seed)
+    found, labels, rows = scored(shuffled)
+    contextual = np.isin([row.example.meta["intent"] for row in rows.rows], CONTEXTUAL)
+    numbers["cost_model.sign_accuracy_contextual_image_shuffled"] = pairs.sign_accuracy(
+        found["cost"][contextual], labels["sign_BS"][contextual]
+    )
+    found, labels, _ = scored(data / "name_probe.parquet")
+    numbers["reward_model.name_probe"] = pairs.pair_accuracy(found["reward"], labels["chosen_B"], labels["helpful_weight_B"])
+    return numbers
+
+
+def _shuffle_images(source: Path, target: Path, seed: int) -> None:
+    table = pq.read_table(source)
+    order = np.random.default_rng((seed, 8)).permutation(table.num_rows)
+    at = table.column_names.index("image")
+    pq.write_table(table.set_column(at, "image", table.column("image").take(order)), target)

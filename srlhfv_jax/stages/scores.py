@@ -1,0 +1,130 @@
+"""Reward and cost heads on one backbone, trained together from dual preferences; or one of them, on a backbone of its own.
+
+    L = L_RM + L_CM      (losses/reward.py, losses/cost.py); the image is encoded once per pair, both responses pass in one batch
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import PairBatch
+from srlhfv_jax.config import DataConfig, ScoresConfig, choose
+from srlhfv_jax.data import loader
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import pairs
+from srlhfv_jax.losses import cost, masked, reward
+from srlhfv_jax.models import heads
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.rollout import forward
+from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.training import state as states
+
+
+def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
+    """Train and export backbone and heads to WORKDIR/export; returns the last step's numbers, and held-out ones if rows are given.
+
+    Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`, ...
+    """
+    for name in settings.heads:
+        choose(name, "config.heads", "reward", "cost")
+    if not settings.heads:
+        raise UserError("config.heads is empty: expected ('reward', 'cost') or one of them")
+    choose(settings.sign, "config.sign", "label", "graded")
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "data.batch_size of")
+    model = setup.load(settings.init, settings.model, started.mesh)
+    fresh = heads.init(model.config, settings.heads, states.key(settings.seed, 0, "heads"))
+    kept = {name: model.heads[name] for name in settings.heads if name in model.heads}
+    tree = {"backbone": model.params, "heads": rules.replicate(fresh | kept, started.mesh)}
+    setup.describe_parameters("scorer", tree, started.mesh)
+    rows = setup.prepare("pairs", settings.data, model.processor, sign=settings.sign)
+    tree = supervised.train(
+        "scores",
+        settings,
+        started,
+        tree,
+        rows,
+        functools.partial(loss, model.config, settings),
+        show=("loss", "reward_accuracy", "cost_sign_accuracy"),
+    )
+    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
+    if settings.evaluation:
+        held_out = dataclasses.replace(settings.data, path=settings.evaluation)
+        result |= evaluate(model.config, tree, setup.prepare("pairs", held_out, model.processor, sign=settings.sign), held_out, started.mesh)
+    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result)
+
+
+def loss(config: VLMConfig, settings: ScoresConfig, tree, batch: PairBatch) -> masked.Loss:
+    """The joint loss; each head's mean over its own labelled rows, so that unlabelled rows dilute neither."""
+    scored_BS = _scores(config, tree, batch)
+    total, metrics = jnp.float32(0), {}
+    if "reward" in scored_BS:
+        chosen_B, rejected_B = _ordered(scored_BS["reward"], batch.chosen_B)
+        part = reward.reward(chosen_B, rejected_B, batch.helpful_weight_B, score_l2=settings.score_l2)
+        total += _mean(part)
+        metrics |= {"reward_loss": (part.sum, part.count), "reward_accuracy": part.metrics["pair_accuracy"]}
+    if "cost" in scored_BS:
+        safer_B, costlier_B = _ordered(scored_BS["cost"], batch.safer_B)
+        part = cost.cost(
+            costlier_B,
+            safer_B,
+            batch.safety_weight_B,
+            scored_BS["cost"],
+            batch.sign_BS,
+            sign_weight=settings.sign_weight,
+            score_l2=settings.score_l2,
+        )
+        total += _mean(part)
+        metrics |= {
+            "cost_loss": (part.sum, part.count),
+            "cost_accuracy": part.metrics["pair_accuracy"],
+            "cost_sign_accuracy": part.metrics["sign_accuracy"],
+        }
+    rows = jnp.float32(batch.chosen_B.shape[0])
+    return masked.Loss(total * rows, rows, metrics)
+
+
+def score_pairs(
+    config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of every pair, in order: head name -> scores_BS, and label name (a field of PairBatch) -> its values."""
+    scores_fn = jax.jit(functools.partial(_scores, config))
+    scores: dict[str, list[np.ndarray]] = {}
+    labels: dict[str, list[np.ndarray]] = {}
+    for batch, real_B in setup.in_order(rows, data, data.batch_size):
+        for name, scores_BS in hosts.to_host(scores_fn(tree, hosts.global_batch(batch, mesh))).items():
+            scores.setdefault(name, []).append(scores_BS[real_B])
+        for name in LABELS:
+            labels.setdefault(name, []).append(batch._asdict()[name][real_B])
+    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, labels))
+
+
+def evaluate(config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh) -> dict[str, float]:
+    """Accuracies on held-out pairs, by the labels in the rows."""
+    scores, labels = score_pairs(config, tree, rows, data, mesh)
+    return pairs.model_metrics(scores.get("reward"), scores.get("cost"), *(labels[name] for name in LABELS))
+
+
+LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS")  # as `pairs.model_metrics` takes them
+
+
+def _scores(config: VLMConfig, tree, batch: PairBatch):
+    rows, features = forward.flatten_pairs(batch, forward.encode(config, tree, batch.pixels_BCYX))
+    ends = forward.end_scores(config, tree, rows, features)
+    return {name: end_B.reshape(-1, 2) for name, end_B in ends.items()}
+
+
+def _ordered(score_BS, side_B):
+    """(the score of the named side, the score of the other)."""
+    named = jnp.take_along_axis(score_BS, side_B[:, None], axis=1)[:, 0]
+    return named, jnp.take_along_axis(score_BS, 1 - side_B[:, None], axis=1)[:, 0]
+
+
+def _mean(loss: masked.Loss):
+    return loss.sum / jnp.maximum(loss.count, 1.0)

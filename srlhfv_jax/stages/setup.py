@@ -1,0 +1,132 @@
+"""What every stage does around its loop: mesh and folders before, the export after.
+
+    start -> load -> (rows) -> place -> training.loop.run -> finish
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from srlhfv_jax.checkpoint.manager import Manager
+from srlhfv_jax.config import DataConfig, ModelConfig, choose, to_dict
+from srlhfv_jax.data import chat, loader, sources
+from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
+from srlhfv_jax.models import vlm
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel.mesh import describe, make_mesh
+from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.training.metrics import Writer, write_json, write_result
+
+EXPORT = "export"
+
+
+class Started(NamedTuple):
+    """Where a stage runs and writes."""
+
+    workdir: Path
+    mesh: Mesh
+    writer: Writer
+    manager: Manager
+
+
+def start(settings: Any, workdir: Path) -> Started:
+    """Join the other processes, lay out the mesh, open the workdir."""
+    hosts.initialize()
+    mesh = make_mesh(settings.mesh)
+    jax.set_mesh(mesh)
+    hosts.say(describe(mesh))
+    workdir = Path(workdir)
+    write_json(workdir / "config.json", to_dict(settings))
+    manager = Manager(workdir, settings.checkpoint.every_steps, settings.checkpoint.keep, to_dict(settings))
+    return Started(workdir, mesh, Writer(workdir, settings.log.tensorboard), manager)
+
+
+def load(path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | None = None) -> Pretrained:
+    """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place."""
+    if random_key is None:
+        loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, remat=model.remat, scan_unroll=_unroll(model))
+        return loaded._replace(config=_computed_in(loaded.config, model))
+    config, processor = load_shape(path, model)
+    create = functools.partial(vlm.init, config)
+    places = rules.shardings(jax.eval_shape(create, random_key), mesh)
+    return Pretrained(config, jax.jit(create, out_shardings=places)(random_key), {}, processor, Path(path))
+
+
+def load_shape(path: str, model: ModelConfig) -> tuple[VLMConfig, Any]:
+    """Config and processor of a checkpoint, without its weights."""
+    config, processor = load_config_and_processor(
+        path, dtype=model.param_dtype, remat=model.remat, scan_unroll=_unroll(model)
+    )
+    return _computed_in(config, model), processor
+
+
+def _unroll(model: ModelConfig) -> int:
+    return model.scan_unroll or UNROLLED
+
+
+def _computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
+    choose(model.dtype, "config.model.dtype", "float32", "bfloat16")
+    return dataclasses.replace(config, dtype=model.dtype)
+
+
+def prepare(kind: str, data: DataConfig, processor: Any, *, sign: str = "label") -> loader.Prepared:
+    """Read and check every row before step 0; says what was dropped and why."""
+    examples = sources.load_examples(data)
+    prepared = loader.fit(kind, examples, processor, data, sign=sign)
+    drops = examples.drops + prepared.drops
+    hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
+    return prepared
+
+
+def batches(prepared: loader.Prepared, data: DataConfig, seed: int) -> loader.Batches:
+    """Endless shuffled batches: this process's part of each."""
+    codec = prepared.codec
+    owner = codec.template_owner or codec.tokenizer
+    place = dict(process_index=hosts.process_index(), process_count=hosts.process_count())
+    return loader.batches(prepared, prepared.kind, owner, data, seed=seed, **place)
+
+
+def in_order(prepared: loader.Prepared, data: DataConfig, batch_size: int) -> Iterator[tuple[Any, Any]]:
+    """Every row once, in order: (batch, which rows are real)."""
+    codec = prepared.codec
+    return loader.all_batches(prepared, prepared.kind, codec.template_owner or codec.tokenizer, data, batch_size=batch_size)
+
+
+def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
+    """Print what lies where, once, for the start of a run."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    hosts.say(f"{name}: {count / 1e6:.2f} M parameters\n{rules.table(tree, mesh)}")
+
+
+def copy(tree: Any) -> Any:
+    """A copy with buffers of its own: a donated tree must share none with a frozen one."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def vocabulary(config: VLMConfig, processor: Any) -> Vocabulary:
+    """Pad, end and never-sampled ids of a processor's tokenizer."""
+    codec = chat.codec(processor)
+    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, config.image_token, codec.pad_id} - {None, codec.eos_id}
+    return Vocabulary(pad=codec.pad_id, eos=(codec.eos_id,), never=tuple(sorted(never)))
+
+
+def finish(
+    started: Started, config: VLMConfig, tree: Any, *, base: str, about: dict[str, Any], result: dict[str, float]
+) -> dict[str, float]:
+    """Write WORKDIR/export and WORKDIR/result.json; returns the result."""
+    export_pretrained(
+        started.workdir / EXPORT, config, tree["backbone"], base=base, heads=tree["heads"] if "heads" in tree else None, meta=about
+    )
+    write_result(started.workdir, result)
+    return result
+
+
+UNROLLED = 1 << 30  # more layers than any stack has

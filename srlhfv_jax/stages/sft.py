@@ -1,0 +1,36 @@
+"""Supervised fine-tuning: token-mean cross-entropy on responses. Prompts, images and pads carry no loss."""
+
+import functools
+from pathlib import Path
+
+from srlhfv_jax.batches import SupervisedBatch
+from srlhfv_jax.config import SFTConfig
+from srlhfv_jax.losses import masked, sft
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.rollout import forward
+from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.training import state as states
+
+
+def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
+    """Train and export to WORKDIR/export; returns the numbers of the last step (`loss`, `entropy`, `grad_norm`)."""
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "data.batch_size of")
+    key = states.key(settings.seed, 0, "init") if settings.init_random else None
+    model = setup.load(settings.init, settings.model, started.mesh, random_key=key)
+    tree = {"backbone": model.params}
+    setup.describe_parameters("policy", tree, started.mesh)
+    rows = setup.prepare("supervised", settings.data, model.processor)
+    tree = supervised.train(
+        "sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy")
+    )
+    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
+    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
+
+
+def loss(config: VLMConfig, tree, batch: SupervisedBatch) -> masked.Loss:
+    """Sum and count of the negative log-likelihood of response tokens."""
+    logp_BR, entropy_BR = forward.response_logp(config, tree, batch, forward.encode(config, tree, batch.pixels_BCYX))
+    total, count = sft.sft(logp_BR, batch.response_mask_BR)
+    return masked.Loss(total, count, {"entropy": masked.token_mean(entropy_BR, batch.response_mask_BR)})

@@ -1,0 +1,59 @@
+"""What SFT and score training share: one jitted, donated update around a loss, run by the one loop."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from srlhfv_jax.config import ScoresConfig, SFTConfig
+from srlhfv_jax.data import loader
+from srlhfv_jax.losses.masked import Loss
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.stages import setup
+from srlhfv_jax.stages.setup import Started
+from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
+
+
+def train(
+    name: str,
+    settings: SFTConfig | ScoresConfig,
+    started: Started,
+    tree: dict,
+    rows: loader.Prepared,
+    loss: Callable[[Any, Any], Loss],
+    *,
+    show: tuple[str, ...],
+) -> dict:
+    """Minimise `loss(tree, batch)` over shuffled epochs of `rows` for `settings.steps` steps; returns the trained tree."""
+    optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
+    trainable = optimizers.trainable(settings.optimizer, tree)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: states.TrainState, batch):
+        grads, metrics = step.accumulate(loss, state.params, batch, settings.microbatches, trainable)
+        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
+        return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
+
+    state = loop.run(
+        name=name,
+        step_fn=lambda state, batch: update(state, hosts.global_batch(batch, started.mesh)),
+        state=states.create(tree, optimizer, started.mesh),
+        batches=setup.batches(rows, settings.data, settings.seed),
+        total_steps=settings.steps,
+        manager=started.manager,
+        writer=started.writer,
+        log_every=settings.log.every_steps,
+        show=show,
+    )
+    return state.params
+
+
+def last_numbers(started: Started) -> dict[str, float]:
+    """The numbers of the last logged step, read back from metrics.jsonl: the same after a run and after its resumption."""
+    numbers: dict[str, float] = {}
+    for line in started.writer.path.read_text().splitlines():
+        row = json.loads(line)
+        numbers = numbers | row if row["step"] == numbers.get("step") else row
+    return numbers

@@ -1,0 +1,92 @@
+"""Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
+
+Feasible: the mean cost is within the budget. Best: the highest mean reward among those. The judge is the learned pair of models or, on
+the embedded task, its oracle. Test prompts are never read here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from srlhfv_jax.config import PPOLagConfig, choose
+from srlhfv_jax.data import chat
+from srlhfv_jax.evaluation import answers, compare, policies
+from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.rollout import forward
+from srlhfv_jax.stages import setup
+from srlhfv_jax.training import state as states
+
+BEST = "best_feasible"
+
+
+def make(settings: PPOLagConfig, models, started: setup.Started, generate: Callable, notes: dict[str, Any]) -> Callable[[Any, int], dict]:
+    """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
+
+    Args:
+        generate: the training rollout's own jitted function, so that nothing is compiled twice.
+    """
+    judge = choose(settings.validation.judge, "config.validation.judge", "models", "oracle")
+    data = dataclasses.replace(settings.data, path=settings.validation.path)
+    prompts = setup.prepare("prompts", data, models.processor)
+    decode = chat.codec(models.processor).tokenizer.decode
+    score = _scorer(models) if judge == "models" else None
+
+    def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
+        policy = state.params["policy"]
+        said, scores = policies.sample_answers(
+            lambda batch, index: generate(
+                policy["backbone"], hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
+            ),
+            (_padded(batch, real_B) for batch, real_B in setup.in_order(prompts, data, data.batch_size)),
+            lambda ids: decode(ids, skip_special_tokens=True),
+            temperature=settings.rollout.temperature,
+            score=score,
+        )
+        judged = compare.by_oracle(prompts.examples, said) if judge == "oracle" else compare.by_models(said, scores)
+        numbers = {
+            "helpful": float(judged.helpful_B.mean()),
+            "cost": float(judged.cost_B.mean()),
+            "unsafe_rate": float(judged.unsafe_B.mean()),
+        } | answers.length_metrics(said)
+        if judge == "oracle":
+            numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
+        best = notes["best"]
+        if numbers["cost"] <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
+            notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
+            export_pretrained(
+                started.workdir / BEST,
+                models.config,
+                policy["backbone"],
+                base=models.base,
+                meta={"stage": "ppo_lag", "step": step} | numbers,
+            )
+        return {f"validation.{name}": value for name, value in numbers.items()}
+
+    return evaluate
+
+
+ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
+
+
+def _padded(batch, real_B):
+    return batch._replace(row_B=np.where(real_B, batch.row_B, policies.PAD_ROW))
+
+
+def _scorer(models) -> Callable:
+    """Reward and cost of a rollout by the run's own frozen models."""
+    trees = {models.places[role].tree for role in ("reward", "cost")}
+
+    @jax.jit
+    def ends(frozen, rollout, pixels_BCYX):
+        found = {}
+        for name in trees:
+            own = name in models.own_tower
+            features = forward.encode(models.config, frozen[name], pixels_BCYX) if own else rollout.features_BNE
+            found |= forward.end_scores(models.config, frozen[name], rollout, features)
+        return found
+
+    return lambda batch, rollout: hosts.to_host(ends(models.frozen, rollout, batch.pixels_BCYX))

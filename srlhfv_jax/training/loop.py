@@ -1,0 +1,173 @@
+"""The one loop that every stage runs: resume, step, log, evaluate, checkpoint, stop cleanly.
+
+    stage: parse config -> mesh -> load -> place -> optimizer -> jit(update, donate) -> loop.run -> export
+
+The numbers of step k-1 are fetched after step k was dispatched, so that the devices never wait for the log. Nothing here depends on
+the clock except the progress line: a run that was killed and resumed writes the same metrics as one that was not.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+from jax.experimental import multihost_utils
+
+from srlhfv_jax.checkpoint.manager import Manager
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.training.metrics import Writer
+from srlhfv_jax.training.progress import Progress
+
+
+class Preempted(SystemExit):
+    """SIGTERM came (or `stop` said so) and the state is saved. Not caught by anyone, it ends the process with exit code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Batches(Protocol):
+    """An endless iterator of host or device batches that knows its position."""
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict: ...
+
+    def set_state(self, state: dict) -> None: ...
+
+
+def run(
+    *,
+    name: str,
+    step_fn: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    state: Any,
+    batches: Batches,
+    total_steps: int,
+    manager: Manager,
+    writer: Writer,
+    evaluate: Callable[[Any, int], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    log_every: int = 1,
+    stop: Callable[[int], bool] | None = None,
+    show: tuple[str, ...] = ("loss",),
+    notes: dict[str, Any] | None = None,
+) -> Any:
+    """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved.
+
+    Args:
+        name: of the stage, for progress and messages.
+        step_fn: (state, batch) -> (state, metrics); a metric is a device scalar or (sum, count), left out where its count is 0.
+        state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
+        evaluate: (state, step) -> numbers logged under their own names, every `evaluate_every` steps and after the last.
+        log_every: steps between lines of metrics.jsonl; every step is checked for non-finite numbers all the same.
+        stop: asked after each step; true = save and raise Preempted, as SIGTERM does.
+        show: metrics on the progress line.
+        notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
+
+    Raises:
+        Preempted: after saving.
+        UserError: a metric is not finite; the checkpoints are those from before.
+    """
+    notes = {} if notes is None else notes
+    state, start = _resume(name, state, batches, manager, writer, notes)
+    progress = Progress(name, start, total_steps, show)
+
+    def report(step: int, metrics: dict[str, Any], began: float) -> None:
+        values = _numbers(metrics)
+        _check_finite(name, step, values, manager)
+        if step % log_every == 0 or step == total_steps:
+            writer.write(step, values)
+        writer.timing(step, time.monotonic() - began)
+        progress.update(step, values)
+
+    with _sigterm() as terminated, contextlib.closing(writer), contextlib.closing(manager):
+        running = None  # the step whose numbers are not fetched yet
+        for step in range(start + 1, total_steps + 1):
+            if step == start + 1:
+                progress.say(f"compiling the first of {total_steps - start} steps ...")
+            began = time.monotonic()
+            state, metrics = step_fn(state, next(batches))
+            if running is not None:
+                report(*running)
+            running = (step, metrics, began)
+
+            last = step == total_steps
+            stopping = terminated(step) or (stop is not None and stop(step))
+            evaluating = evaluate is not None and evaluate_every > 0 and (last or step % evaluate_every == 0)
+            saving = last or stopping or manager.due(step)
+            if evaluating or saving:  # never keep, or judge, a state whose own numbers were not checked
+                report(*running)
+                running = None
+            if evaluating:
+                writer.write(step, evaluate(state, step))
+            if saving:
+                manager.save(step, state, batches.get_state(), notes)
+            if stopping:
+                manager.wait()
+                progress.say(f"stopped and saved at step {step} of {total_steps}; the same command goes on from there")
+                raise Preempted
+    return state
+
+
+def _resume(name: str, state: Any, batches: Batches, manager: Manager, writer: Writer, notes: dict[str, Any]) -> tuple[Any, int]:
+    """State, loader and notes of the newest checkpoint, and the metrics cut back to it; or as given, at step 0."""
+    abstract = rules.abstract(state)
+    if manager.steps():
+        for leaf in jax.tree.leaves(state):  # two copies of a large state need not fit
+            leaf.delete()
+    restored = manager.restore_latest(abstract)
+    if restored is None:
+        writer.cut_back(0)
+        return state, 0
+    state, data_state, extra, step = restored
+    batches.set_state(data_state)
+    notes.clear()
+    notes.update(extra)
+    writer.cut_back(step)
+    hosts.say(f"{name}: resumed from the checkpoint of step {step}")
+    return state, step
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Fetch: waits for the step. (sum, count) becomes the mean; nothing counted, no number."""
+    values = {}
+    for metric, value in hosts.to_host(metrics).items():
+        if isinstance(value, tuple):
+            total, count = (float(part) for part in value)
+            if count != 0:
+                values[metric] = total / count
+        else:
+            values[metric] = float(value)
+    return values
+
+
+def _check_finite(name: str, step: int, values: dict[str, float], manager: Manager) -> None:
+    for metric, value in values.items():
+        if not math.isfinite(value):
+            manager.wait()
+            kept = f"the checkpoint of step {manager.steps()[-1]} is kept" if manager.steps() else "there is no checkpoint yet"
+            raise UserError(
+                f"{name}: {metric} is {value} at step {step}; {kept}. Lower the learning rate, or look at the rows of that step"
+            )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """While inside, SIGTERM does not end the process: the function yielded tells after each step whether it came."""
+    if jax.process_count() > 1:  # JAX's own service catches the signal and agrees with the other processes on a step
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():  # Python only lets the main thread handle signals
+        yield lambda step: False
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield lambda step: came.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,76 @@
+"""AdamW with a schedule, decay on matrices only, clipping by global norm, and frozen leaves that own no optimizer state."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from srlhfv_jax.config import OptimizerConfig, choose
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import rules
+
+UNUSED = "vision/unused/"  # kept for export, never run: always frozen, or weight decay alone would change them
+DECAYED = ("kernel", "embedding")  # last part of the path; norms, biases, class and position embeddings are never decayed
+
+
+def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer for a parameter tree (arrays or shapes).
+
+    Raises:
+        UserError: a freeze pattern that matches no parameter, or patterns that leave nothing to train.
+    """
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
+    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    if config.weight_decay > 0:
+        steps.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
+    steps.append(optax.scale_by_learning_rate(learning_rate(config, total_steps)))
+    train = optax.chain(*steps)
+    labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
+    return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
+
+
+def trainable(config: OptimizerConfig, params: Any) -> Any:
+    """True at the leaves that are trained, False at frozen ones: for `step.accumulate`, which then makes no gradient for these.
+
+    Raises:
+        UserError: as `make`.
+    """
+    paths = [path for path, _ in rules.leaves(params)]
+    for pattern in config.freeze:
+        if not any(re.search(pattern, path) for path in paths):
+            raise UserError(f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it")
+    frozen = [any(re.search(pattern, path) for pattern in (UNUSED, *config.freeze)) for path in paths]
+    if all(frozen):
+        raise UserError(f"optimizer.freeze {config.freeze} freezes every parameter: nothing is left to train")
+    return jax.tree.unflatten(jax.tree.structure(params), [not leaf for leaf in frozen])
+
+
+def decayed(params: Any) -> Any:
+    """True at the leaves that weight decay applies to: kernels and embeddings of two or more dimensions, layers not counted."""
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        parts = rules.path_text(path).split("/")
+        return parts[-1] in DECAYED and leaf.ndim - ("layers" in parts) >= 2
+
+    return jax.tree.map_with_path(decays, params)
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """The rate as a function of the steps done: linear warm-up, whose first step is not wasted on 0, then the schedule."""
+    schedule = choose(config.schedule, "optimizer.schedule", "constant", "cosine", "linear")
+    warmup = round(config.warmup_fraction * total_steps)
+    rest = max(total_steps - warmup, 1)
+
+    def rate(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step, jnp.float32)
+        warm = jnp.minimum((step + 1) / max(warmup, 1), 1.0)
+        done = jnp.clip((step - warmup) / rest, 0.0, 1.0)
+        decay = {"constant": jnp.float32(1), "linear": 1 - done, "cosine": 0.5 * (1 + jnp.cos(math.pi * done))}[schedule]
+        return config.learning_rate * warm * decay
+
+    return rate

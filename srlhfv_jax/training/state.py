@@ -1,0 +1,39 @@
+"""What a training run carries from step to step, and where its random keys come from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from srlhfv_jax.parallel import rules
+
+# One stream of keys per use. The index of a name enters the key: append, never reorder.
+PURPOSES = ("init", "heads", "data", "rollout", "minibatches", "evaluation", "ptx")
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; all of it is checkpointed."""
+
+    params: Any  # the trained tree, or a dict of trained trees
+    opt_state: Any
+    step: Int[Array, ""]  # int32, steps done
+    extra: Any  # the stage's own: multiplier state, critics; () if none
+
+
+def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, extra: Any = ()) -> TrainState:
+    """A state at step 0 around placed parameters: the moments of the optimizer lie like their parameters, `extra` is replicated."""
+    return TrainState(params, init_optimizer(optimizer, params, mesh), rules.replicate(jnp.int32(0), mesh), rules.replicate(extra, mesh))
+
+
+def init_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """`optimizer.init(params)`, made in place by the sharding rules."""
+    places = rules.shardings(jax.eval_shape(optimizer.init, params), mesh)
+    return jax.jit(optimizer.init, out_shardings=places)(params)
+
+
+def key(seed: int, step: Int[Array, ""] | int, purpose: str) -> Key[Array, ""]:
+    """The key for one use in one step. Nothing random is stored: the same step replayed draws the same numbers."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose)), step)

@@ -1,0 +1,29 @@
+"""Settings of every test: 8 fake CPU devices, strict shapes and dtypes, no network, no accelerator."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizer warns about the processes that tests fork
+
+import jax
+import pytest
+
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.parallel.mesh import make_mesh
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    config.addinivalue_line("filterwarnings", "error::FutureWarning")  # a float scattered into an int array, for one
+
+
+@pytest.fixture
+def one_device() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+
+
+@pytest.fixture
+def eight_devices() -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))

@@ -1,0 +1,153 @@
+"""A bad checkpoint folder ends in one line that says what was expected, what came and what to do."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_hf
+from safetensors.numpy import load_file, save_file
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained
+from srlhfv_jax.hf.config import from_json
+from srlhfv_jax.models import heads, vlm
+
+RUN = dict(dtype="float32", remat="none", scan_unroll=1)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    tiny_hf.save(folder, tiny_hf.llava_config())
+    return folder
+
+
+@pytest.fixture
+def folder(good, tmp_path):
+    return shutil.copytree(good, tmp_path / "checkpoint")
+
+
+def message(path, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        load_pretrained(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_difference_is_reported_in_one_error(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_model.model.norm.weight"]
+    for layer in (0, 1):
+        del tensors[f"language_model.model.layers.{layer}.mlp.up_proj.weight"]
+    tensors["language_model.model.layers.1.mlp.extra.weight"] = np.ones((2, 3), np.float32)
+    tensors["multi_modal_projector.linear_1.weight"] = np.ones((5, 7), np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    said = message(folder)
+    assert "1 unmapped: language_model.model.layers.1.mlp.extra.weight" in said
+    assert "2 missing: language_model.model.layers.0-1.mlp.up_proj.weight, language_model.model.norm.weight" in said
+    assert "1 of wrong shape: multi_modal_projector.linear_1.weight is [5, 7], expected [32, 16]" in said
+
+
+def test_a_truncated_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "model.safetensors is truncated or not a safetensors file" in message(folder)
+
+
+def test_pickles_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    said = message(folder)
+    assert "pytorch_model.bin" in said and "refused" in said and "safetensors" in said
+
+
+def test_a_folder_without_weights_or_config_says_what_is_missing(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    assert "expected model.safetensors or model.safetensors.index.json" in message(folder)
+    (folder / "config.json").unlink()
+    assert "config.json" in message(folder)
+    assert "is not a folder" in message(tmp_path / "nowhere")
+
+
+def test_a_missing_shard_is_named(folder):
+    shutil.rmtree(folder)
+    tiny_hf.save(folder, tiny_hf.llava_config(), max_shard_size="20KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert shard.name in message(folder)
+
+
+def test_an_index_cannot_lead_out_of_the_folder(folder):
+    (folder.parent / "elsewhere.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    index = {"weight_map": {"language_model.model.norm.weight": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "../elsewhere.safetensors" in message(folder)
+
+
+def test_another_architecture_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "qwen2_vl"}))
+    assert "'qwen2_vl'" in message(folder)
+    path.write_text("{not json")
+    assert "is not JSON" in message(folder)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type must be 'llama', got 'mistral'"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
+        ({"text_config": {"hidden_act": "swish"}}, "hidden_act must be one of"),
+        ({"text_config": {"rope_parameters": {"rope_type": "longrope"}}}, "rope type must be one of"),
+        ({"text_config": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
+        ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
+        ({"vision_config": {"image_size": [336, 224]}}, "image_size must be one number"),
+        ({"vision_feature_select_strategy": "first"}, "'default' or 'full', got 'first'"),
+    ],
+)
+def test_an_unsupported_setting_is_named(change, said):
+    with pytest.raises(UserError, match="there: ") as caught:
+        from_json({"model_type": "llava"} | change, "there", **RUN)
+    assert said in str(caught.value)
+
+
+def test_a_folder_without_tokenizer_is_refused(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        (folder / name).unlink()
+    assert "no usable tokenizer or processor files" in message(folder)
+
+
+def test_an_unknown_dtype_is_refused(good):
+    assert "'float16'" in message(good, dtype="float16")
+
+
+def test_a_score_head_of_another_width_is_refused(folder):
+    save_file({"cost": np.ones(31, np.float32)}, folder / "score_heads.safetensors")
+    assert "the head cost has shape (31,)" in message(folder)
+
+
+def test_export_refuses_a_base_of_another_shape(good, tmp_path):
+    other = tmp_path / "other"
+    tiny_hf.save(other, tiny_hf.llava_config(num_hidden_layers=1))
+    config, _ = load_config_and_processor(good)
+    with pytest.raises(UserError, match="describes another model"):
+        export_pretrained(tmp_path / "out", config, vlm.init(config, jax.random.key(0)), base=other)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_workdir_is_read_at_its_export_and_an_export_replaces_the_one_before(good, tmp_path):
+    workdir = tmp_path / "workdir"
+    (workdir / "checkpoints").mkdir(parents=True)
+    assert "has no export yet" in message(workdir)
+    config, _ = load_config_and_processor(good)
+    score_heads = heads.init(config, ("cost",), jax.random.key(1))
+    for seed in (2, 3):
+        params = vlm.init(config, jax.random.key(seed))
+        export_pretrained(workdir / "export", config, params, base=good, heads=score_heads, meta={"stage": "scores"})
+    loaded = load_pretrained(workdir)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert loaded.path == workdir / "export" and list(loaded.heads) == ["cost"]
+    described = json.loads((workdir / "export" / "score_heads.json").read_text())
+    assert described["stage"] == "scores" and described["pooling"] == "last_token" and "cost > 0 means unsafe" in described["sign"]
+    assert [path.name for path in workdir.iterdir() if "export" in path.name] == ["export"]

@@ -1,0 +1,110 @@
+"""The map of the package holds: who may import whom, what stays out, and the letters of dimension suffixes."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import srlhfv_jax
+from srlhfv_jax.dims import LETTERS
+
+PACKAGE = Path(srlhfv_jax.__file__).parent
+ROOT = PACKAGE.parent
+
+# Low to high. A file imports from lower lines, from its own package, and on its own line only from names further left.
+LINES = (
+    ("dims", "errors"),
+    ("batches", "config", "configs"),
+    ("losses", "data"),
+    ("parallel",),
+    ("models", "hf"),
+    ("checkpoint", "rollout", "training"),
+    ("report", "guard", "evaluation", "stages"),
+    ("cli",),
+    ("__main__",),
+)
+PLACE = {name: (height, column) for height, line in enumerate(LINES) for column, name in enumerate(line)}
+
+FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
+OUTSIDE = {"torch": (), "tensorflow": (), "flax": ("models",)}  # package -> parts of ours that may import it
+NO_JAX = ("dims", "errors", "config", "configs", "data")
+
+
+def part_of(file: Path) -> str:
+    """The name in LINES that a file belongs to."""
+    if file.parent == ROOT / "configs":
+        return "configs"
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full dotted names of everything a file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def inner(name: str) -> str | None:
+    """The part of our package that an imported name reaches, if any."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "srlhfv_jax" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_downwards(file):
+    here = part_of(file)
+    if here == "__init__":
+        return
+    for name in imports(file):
+        there = inner(name)
+        if there is None or there == here:
+            continue
+        assert there in PLACE, f"{name} is not on the map"
+        (height, column), (own_height, own_column) = PLACE[there], PLACE[here]
+        assert height < own_height or (height == own_height and column < own_column), f"{here} may not import {name}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_outside_packages_stay_in_their_place(file):
+    tops = {name.split(".")[0] for name in imports(file)}
+    for package, allowed in OUTSIDE.items():
+        assert package not in tops or part_of(file) in allowed, f"{file} imports {package}"
+    if part_of(file) in NO_JAX:
+        assert not tops & {"jax", "jaxlib", "optax", "chex"}, f"{file} is for NumPy and plain Python only"
+
+
+def test_no_file_is_named_after_nothing():
+    for file in FILES:
+        assert file.stem not in ("utils", "util", "common", "helpers", "misc"), f"{file}: name it by its subject"
+
+
+def test_files_and_functions_are_short():
+    for file in FILES:
+        text = file.read_text()
+        assert text.count("\n") <= 400, f"{file} has {text.count(chr(10))} lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                size = node.end_lineno - node.lineno + 1
+                assert size <= 80, f"{file}:{node.lineno} {node.name} has {size} lines"
+
+
+def test_suffix_letters_are_dimensions():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+            suffix = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z][A-Za-z0-9]*)", name)
+            for letter in suffix[1] if suffix else "":
+                assert letter in LETTERS or letter.isdigit(), f"{file}:{node.lineno}: {name} ends in {letter}, not in dims.LETTERS"
+
+
+def test_the_command_line_starts_without_jax():
+    code = "import sys; from srlhfv_jax.cli.main import main; main(['--help']); sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
