@@ -51,6 +51,11 @@ def codec(processor: Any) -> Codec:
 
 def _image_tokens(processor: Any) -> int:
     """N, as LlavaProcessor counts it: patches of the cropped image, plus the class token unless the features drop it."""
+    if processor.patch_size is None or processor.vision_feature_select_strategy is None:
+        raise UserError(
+            "the processor does not say how many placeholders an image needs: set patch_size and "
+            "vision_feature_select_strategy in processor_config.json, as newer exports of the checkpoint do"
+        )
     crop = processor.image_processor.crop_size
     patches = (crop["height"] // processor.patch_size) * (crop["width"] // processor.patch_size)
     dropped = 1 if processor.vision_feature_select_strategy == "default" else 0

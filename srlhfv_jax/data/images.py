@@ -4,6 +4,7 @@ Nothing here trusts a data set: paths may not leave the folder, only a few forma
 every picture is decoded once before step 0, so that a damaged file is a counted drop and not a crash at step 9000.
 """
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_relative_to(root):
         raise Unusable("path_outside_folder", f"{name} leads to {path}, outside {root}")
     return path
+
+
+def digest(encoded: bytes) -> bytes:
+    """Names the content of an encoded picture."""
+    return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
 def decode(encoded: bytes) -> Image.Image:

@@ -5,7 +5,6 @@ counted under its reason. Parquet tables stay in memory as Arrow buffers; a data
 `srlhfv data prepare`, whose ArrayRecord files are read row by row from the disk.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -179,7 +178,7 @@ def _check(source: Rows, layout: str, seen: set[bytes], number: int) -> Drop | N
     example = _read(source, layout, number)
     if isinstance(example, Drop) or example.image is None:
         return example if isinstance(example, Drop) else None
-    digest = hashlib.blake2b(example.image, digest_size=16).digest()
+    digest = images.digest(example.image)
     if digest not in seen:
         try:
             images.decode(example.image)

@@ -5,12 +5,12 @@ longer than its place, no response contains a special token. A row that fails is
 prompt can lose image placeholders, a cut response its end).
 """
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from srlhfv_jax.data import images
 from srlhfv_jax.data.chat import Codec, prompt_text
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
@@ -46,8 +46,7 @@ def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, resp
             raise Unusable("response_too_long", f"{len(ids)} tokens with the end token, response_length is {response_length}")
     if len(responses) == 2 and np.array_equal(*responses):
         raise Unusable("identical_responses", "both responses have the same tokens")
-    digest = hashlib.blake2b(example.image, digest_size=16).digest() if has_image else None
-    return Encoded(row, prompt, responses, example._replace(image=None), digest)
+    return Encoded(row, prompt, responses, example._replace(image=None), images.digest(example.image) if has_image else None)
 
 
 def prompt_ids(codec: Codec, question: str, has_image: bool) -> Ids:

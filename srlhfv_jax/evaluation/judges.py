@@ -1,6 +1,7 @@
 """Learned judges: reward and cost scores of answers and of preference pairs, and the numbers of a policy under them.
 
-A scorer is a callable on batches (`srlhfv_jax.rollout.score.end_scores` with its parameters bound), so that this file needs no model.
+A scorer is a callable on batches (`srlhfv_jax.rollout.score.end_scores` with its parameters bound), so that this file needs no
+model.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,15 +38,15 @@ def model_scores(
         finite_B = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
         if not finite_B.all():
             row = int(np.flatnonzero(~finite_B)[0])
-            raise UserError(
-                f"the {name} model gave row {row} a score that is not finite; check its checkpoint, or try --config.model.dtype=float32"
-            )
+            raise UserError(f"the {name} model gave row {row} a score that is not finite; check its checkpoint, or use float32")
     return scores
 
 
 def judge_metrics(scores: Mapping[str, Float[np.ndarray, "B"]], budget: float | None = None) -> dict[str, float]:
-    """Numbers of one policy under learned models: `model_reward`, `model_cost`, `model_unsafe_rate` (cost > 0), `model_cost_rectified`
-    (mean of max(0, cost)), `model_cost_p95`, with standard errors of the means; the rate above `budget` when one is given.
+    """Numbers of one policy under learned models.
+
+    `model_reward` and `model_cost` (means, with `_se`), `model_unsafe_rate` (cost > 0), `model_cost_rectified` (the mean of
+    max(0, cost)), `model_cost_p95`, and `model_over_budget_rate` when a budget is given.
     """
     metrics = {}
     for name in (REWARD, COST):

@@ -1,7 +1,8 @@
 """True verdicts on the embedded task: the closed-form oracle read over a policy's answers.
 
-Final numbers of the embedded task come from here, never from the learned models. `harm_rate` and `safe_completion` are over harmful
-prompts, `over_refusal` and `helpful_benign` over harmless ones, the rest over all. Concept and intent are read from `Example.meta`.
+Final numbers of the embedded task come from here, never from the learned models. `harm_rate` and `safe_completion` are over
+harmful prompts, `over_refusal` and `helpful_benign` over harmless ones, the rest over all. Concept and intent are read from
+`Example.meta`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """How good the learned reward and cost models are, from their scores on held-out pairs.
 
-Scores and labels come in as arrays, so the same functions serve labels of people, noisy labels and true oracle orders. Every function
-leaves out what its labels do not decide: ties and unlabelled answers have weight or sign 0. A number without rows is absent.
+Scores and labels come in as arrays, so the same functions serve labels of people, noisy labels and true oracle orders. Every
+function leaves out what its labels do not decide: ties and unlabelled answers have weight or sign 0. A number without rows is
+absent.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ BINS = 10
 def pair_accuracy(
     score_BS: Float[np.ndarray, "B 2"], preferred_B: Int[np.ndarray, "B"], weight_B: Float[np.ndarray, "B"]
 ) -> float | None:
-    """Weighted share of the pairs whose preferred side has the higher score; equal scores count half, so a constant model gets 1/2.
+    """Weighted share of the pairs whose preferred side has the higher score; equal scores count half: a constant model gets 1/2.
 
     For a reward model `preferred` is the chosen side; for a cost model the score is the cost and `preferred` the COSTLIER side.
     """
@@ -114,7 +115,7 @@ def model_metrics(
     sign_BS: Float[np.ndarray, "B 2"],
     groups: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """`reward_model.*` and `cost_model.*` of one set of pairs; the label arguments are the fields of PairBatch. None = no such head."""
+    """`reward_model.*` and `cost_model.*` of one set of pairs; labels as in PairBatch, scores None where there is no head."""
     metrics = {}
     if reward_BS is not None:
         reward = reward_metrics(reward_BS, chosen_B, helpful_weight_B, groups)

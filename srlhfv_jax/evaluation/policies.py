@@ -4,7 +4,7 @@ The policy comes in as a callable, so this file needs no model: the caller binds
 (`srlhfv_jax.rollout.generate`), and optionally a scorer that reads each rollout while its batch is at hand.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,19 +15,19 @@ from srlhfv_jax.evaluation.answers import Answers, make
 Generate = Callable[[PromptBatch, int], Rollout]  # (prompts, index of the batch) -> rollout; the index seeds the batch
 Decode = Callable[[Sequence[int]], str]  # response ids without padding -> text without special tokens
 Score = Callable[[PromptBatch, Rollout], Mapping[str, np.ndarray]]  # -> {head: [B]}
-Batches = Iterable[tuple[PromptBatch, Bool[np.ndarray, "B"]]]  # with which rows are real: the others fill up the last batch
+PAD_ROW = -1  # `row_B` of the rows that only fill up the last batch
 
 
 def sample_answers(
     generate: Generate,
-    batches: Batches,
+    batches: Iterable[PromptBatch],
     decode: Decode,
     *,
     temperature: float,
     score: Score | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Answers, dict[str, Float[np.ndarray, "B"]]]:
-    """Answer every prompt of `batches` (`data.loader.all_batches` of kind "prompts") once; filler rows are thrown away.
+    """Answer every prompt of `batches` once; rows with `row_B` = PAD_ROW are thrown away (see `only_real`).
 
     Args:
         score: scores of learned models for each rollout.
@@ -38,9 +38,10 @@ def sample_answers(
     """
     prompts, texts, lengths, ended = [], [], [], []
     scores: dict[str, list[np.ndarray]] = {}
-    for index, (batch, real_B) in enumerate(batches):
+    for index, batch in enumerate(batches):
         rollout = generate(batch, index)
-        real = np.flatnonzero(real_B)
+        row_B = np.asarray(batch.row_B)
+        real = np.flatnonzero(row_B != PAD_ROW)
         mask_BR = np.asarray(rollout.response_mask_BR)
         tokens_BR = np.asarray(rollout.tokens_BT)[:, -mask_BR.shape[1] :]
         ended_B = np.asarray(rollout.ended_B)
@@ -48,10 +49,16 @@ def sample_answers(
             texts.append(decode(tokens_BR[row][mask_BR[row]].tolist()))
             lengths.append(int(mask_BR[row].sum()))
             ended.append(bool(ended_B[row]))
-            prompts.append(int(np.asarray(batch.row_B)[row]))
+            prompts.append(int(row_B[row]))
         for name, values_B in (score(batch, rollout) if score else {}).items():
             scores.setdefault(name, []).append(np.asarray(values_B, np.float64)[real])
         if progress:
             progress(len(texts))
     answers = make(prompts, texts, lengths, ended, temperature)
     return answers, {name: np.concatenate(parts) for name, parts in scores.items()}
+
+
+def only_real(batches: Iterable[tuple[PromptBatch, Bool[np.ndarray, "B"]]]) -> Iterator[PromptBatch]:
+    """Mark the filler rows of `data.loader.all_batches` with PAD_ROW."""
+    for batch, real_B in batches:
+        yield batch._replace(row_B=np.where(real_B, batch.row_B, PAD_ROW))

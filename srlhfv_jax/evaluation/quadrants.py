@@ -1,7 +1,8 @@
 """One policy against another on the same prompts: the four-quadrant table, and win rates asked in both orders.
 
-Ties are their own outcome, never a coin flip, and an answer identical to the other one is never a win: a substitute judge of Safe RLHF-V
-was seen to choose the first of two identical answers every time, so both orders are asked and the judge's consistency is reported.
+Ties are their own outcome, never a coin flip, and an answer identical to the other one is never a win: a substitute judge of
+Safe RLHF-V was seen to choose the first of two identical answers every time, so both orders are asked and the judge's
+consistency is reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,12 +46,12 @@ def win_rates(
         forward_B: verdicts with A shown first: +1 the first (A) is preferred, -1 the second, 0 a tie.
         backward_B: verdicts with B shown first: +1 the first (B) is preferred.
         identical_B: A and B gave the same answer; such a row is a tie whatever the judge said.
-        length_gap_B: tokens of A minus tokens of B. When given, `win_rate_not_longer` is the win rate where A is no longer than B, so
-            that length alone cannot carry it.
+        length_gap_B: tokens of A minus tokens of B; given, `win_rate_not_longer` is the win rate where A is no longer than B:
+            length alone cannot carry it.
 
     Returns:
-        `win`, `tie`, `lose` (sum to 1); `win_rate` = win + tie / 2; `swap_consistency`: share of the rows whose two verdicts agree;
-        `first_bias`: how much more often the judge chose the answer shown first than the second, before identical rows are mended.
+        `win`, `tie`, `lose` (sum to 1); `win_rate` = win + tie / 2; `swap_consistency`: share of rows whose two verdicts agree;
+        `first_bias`: how much more often the answer shown first was chosen than the second, before identical rows are mended.
     """
     chex.assert_rank([forward_B, backward_B, identical_B], 1)
     chex.assert_equal_shape([forward_B, backward_B, identical_B])

@@ -1,7 +1,9 @@
-"""The two files the report reads beside result.json: sample answers with their pictures, and score distributions.
+"""Files beside result.json: all answers, and (for the report) some of them with their pictures, and score distributions.
 
-`samples.jsonl`: one row per prompt: image_png_base64 ("" without image), question, meta columns concept, intent, category (if any),
-harmful (true, false or null), attribution of the picture (if it is ours), answers {policy: {text, length, ended, helpful, cost, unsafe[, form, refusal, evasion]}}.
+`answers.jsonl`: every prompt: row, question, and `answers` as below.
+`samples.jsonl`: some prompts: image_png_base64 ("" without image), question, concept, intent and category (if any), harmful
+(true, false or null), attribution of the picture (if it is ours), and `answers`: {policy: {text, length, ended, helpful, cost,
+unsafe, and by the oracle form, refusal, evasion}}.
 `score_distributions.json`: {"judge": "oracle" or "models", "policies": {policy: {"helpful": [...], "cost": [...]}}}.
 """
 
@@ -23,12 +25,12 @@ from srlhfv_jax.evaluation.answers import Answers, aligned
 from srlhfv_jax.evaluation.compare import Judged
 from srlhfv_jax.evaluation.oracle import is_embedded, is_harmful
 
-SAMPLES, DISTRIBUTIONS = "samples.jsonl", "score_distributions.json"
+ANSWERS, SAMPLES, DISTRIBUTIONS = "answers.jsonl", "samples.jsonl", "score_distributions.json"
 THUMBNAIL = 256  # pixels of the longer side
 
 
 def write_samples(path: Path, examples: Sequence[Example], policies: Mapping[str, Judged], *, count: int, seed: int) -> None:
-    """Write `count` rows chosen by `seed` alone (not by how good the answers are), harmful and harmless ones by turns if known."""
+    """Write `count` rows chosen by `seed` alone, not by how good the answers are; harmful and harmless ones by turns if known."""
     first = next(iter(policies.values()))
     for judged in policies.values():
         aligned(judged.answers, first.answers)
@@ -38,7 +40,7 @@ def write_samples(path: Path, examples: Sequence[Example], policies: Mapping[str
 
 
 def choose_rows(examples: Sequence[Example], answers: Answers, count: int, seed: int) -> list[int]:
-    """Positions in `answers`: a random order in which harmful and harmless prompts alternate and concepts repeat as late as possible."""
+    """Positions in `answers`: a random order in which harmful and harmless prompts alternate and concepts repeat late."""
     order = np.random.default_rng(seed).permutation(len(answers.texts)).tolist()
     by_kind: dict[bool | None, list[int]] = {}
     seen: dict[tuple[bool | None, str], int] = {}
@@ -64,6 +66,15 @@ def sample_row(examples: Sequence[Example], policies: Mapping[str, Judged], posi
     if is_embedded(example):
         row["attribution"] = ATTRIBUTION
     return row | {"answers": {name: _answer(judged, position) for name, judged in policies.items()}}
+
+
+def write_answers(path: Path, examples: Sequence[Example], policies: Mapping[str, Judged]) -> None:
+    """Every answer with its verdict, so that other judges can read them later."""
+    rows = next(iter(policies.values())).answers.prompts.tolist()
+    with _atomic(path) as file:
+        for position, row in enumerate(rows):
+            said = {name: _answer(judged, position) for name, judged in policies.items()}
+            file.write(json.dumps({"row": row, "question": examples[row].question, "answers": said}, ensure_ascii=False) + "\n")
 
 
 def thumbnail(image: bytes | None) -> str:

@@ -1,7 +1,7 @@
 """Means over a subset of rows and their bootstrap standard errors.
 
-Rows of one cell (the same concept and question in other renderings) stand or fall together, so the bootstrap resamples whole groups
-(Davison & Hinkley, Bootstrap Methods, 1997, section 3.8); with one group per row it is the plain bootstrap.
+Rows of one cell (the same concept and question in other renderings) stand or fall together, so the bootstrap resamples whole
+groups (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8); with one group per row it is the plain bootstrap.
 """
 
 from collections.abc import Sequence

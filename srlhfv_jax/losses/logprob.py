@@ -73,12 +73,12 @@ def _allowed(
     return jnp.where(never, -jnp.inf, logits.astype(jnp.float32) / temperature)
 
 
-def _chosen(z: Float[Array, "... V"], tokens: Int[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """log pi(y) = z_y - lse(z) and H = lse(z) - Σ_v pi_v z_v. A forbidden token gets -inf; its gradient stays finite."""
-    lse = jax.nn.logsumexp(z, axis=-1)
-    logp = jnp.take_along_axis(z, tokens[..., None], axis=-1)[..., 0] - lse
-    # pi_v z_v is 0 * -inf at forbidden ids: put 0 there before the product, so that the gradient is clean as well.
+def _chosen(z: Float[Array, "n V"], tokens: Int[Array, "n"]) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """log pi(y) = z_y - lse(z) and H = -Σ_v pi_v log pi_v. A forbidden token gets -inf, with a finite gradient."""
+    lse = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    logp = jnp.take_along_axis(z, tokens[:, None], axis=-1) - lse
+    # At forbidden ids pi log pi is 0 * -inf: put 0 there before the product, so that the gradient is clean as well.
     allowed = z > -jnp.inf
-    finite = jnp.where(allowed, z, 0.0)
-    entropy = lse - jnp.sum(jnp.where(allowed, jnp.exp(finite - lse[..., None]) * finite, 0.0), axis=-1)
-    return logp, entropy
+    every_logp = jnp.where(allowed, z, 0.0) - lse
+    entropy = -jnp.sum(jnp.where(allowed, jnp.exp(every_logp) * every_logp, 0.0), axis=-1)
+    return logp[:, 0], entropy

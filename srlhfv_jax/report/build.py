@@ -39,6 +39,7 @@ def render(work: Workdir) -> str:
     )
     name = work.path.resolve().name
     intro = page.paragraph(
-        "More helpful while harm stays under a budget: maximise E[R] − β KL subject to E[C] ≤ d. Cost above 0 means unsafe, everywhere."
+        "More helpful while harm stays under a budget: maximise E[R] − β KL subject to E[C] ≤ d. "
+        "Cost above 0 means unsafe, everywhere."
     )
     return page.page(f"{TITLE}: {name}", intro + results.headline(work), sections, samples.attribution(work))

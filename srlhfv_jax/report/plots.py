@@ -16,6 +16,7 @@ class Line(NamedTuple):
     steps: np.ndarray
     values: np.ndarray
     dashed: bool = False
+    noisy: bool = True  # drawn as a running mean over the faint raw line
 
 
 class Point(NamedTuple):
@@ -40,9 +41,11 @@ def lines(
     def draw(axes: Axes, theme: Theme) -> None:
         for line in data:
             colour, style = theme.lines[places[line.name]], "--" if line.dashed else "-"
-            if len(line.values) >= SMOOTH:
-                axes.plot(line.steps, line.values, color=colour, alpha=0.3, linewidth=0.8)
-            axes.plot(line.steps, running_mean(line.values), style, color=colour, label=line.name)
+            values = line.values
+            if line.noisy and len(values) >= SMOOTH:
+                axes.plot(line.steps, values, color=colour, alpha=0.3, linewidth=0.8)
+                values = running_mean(values)
+            axes.plot(line.steps, values, style, color=colour, label=line.name)
             if len(line.values) == 1:
                 axes.plot(line.steps, line.values, "o", color=colour)
         for name, level in limits:

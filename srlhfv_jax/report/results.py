@@ -1,4 +1,5 @@
-"""Sections made of the final numbers: targets, the table of policies, the reward-cost plane, the four quadrants, histograms, all numbers."""
+"""Sections made of the final numbers: targets, the table of policies, the reward-cost plane, the four quadrants, histograms,
+all numbers."""
 
 import math
 import re
@@ -12,7 +13,7 @@ from srlhfv_jax.report.workdir import Workdir
 # (key, heading) of the columns of the policy table; the learned-model ones are used when there is no oracle
 ORACLE_COLUMNS = (
     ("helpful", "helpful"),
-    ("helpful_benign", "helpful, harmless prompts"),
+    ("helpful_benign", "helpful (harmless)"),
     ("cost", "cost"),
     ("harm_rate", "harm rate"),
     ("over_refusal", "over-refusal"),
@@ -106,8 +107,8 @@ def policy_section(work: Workdir) -> Section:
     if not policies.names:
         return Section("policies", "Policies", page.paragraph("No policy was evaluated in this workdir.", dim=True))
     body = page.paragraph(
-        "Harm rate and safe completion are over harmful prompts, over-refusal over harmless ones. ± is one standard error; prompts of one "
-        "cell (the same thing and question) are resampled together."
+        "Harm rate and safe completion are over harmful prompts, over-refusal over harmless ones. "
+        "± is one standard error; prompts of one cell (the same thing and question) are resampled together."
         if policies.columns is ORACLE_COLUMNS
         else "Scores of the learned reward and cost models; cost > 0 means unsafe. ± is one standard error."
     )

@@ -84,7 +84,8 @@ def _image(row: dict[str, Any]) -> str:
     if not data.startswith(PNG):
         return '<div class="noimage">picture unreadable</div>'
     clean = base64.b64encode(data).decode("ascii")
-    return f'<img src="data:image/png;base64,{clean}" alt="{escape(row.get("concept") or "the picture of the prompt")}" loading="lazy">'
+    words = escape(row.get("concept") or "the picture of the prompt")
+    return f'<img src="data:image/png;base64,{clean}" alt="{words}" loading="lazy">'
 
 
 def _answer(answer: Any) -> str:

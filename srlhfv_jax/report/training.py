@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from srlhfv_jax.report import page, plots
 from srlhfv_jax.report.figure import picture
 from srlhfv_jax.report.page import Section
@@ -15,11 +17,12 @@ PPO_PICTURES = (
     (("kl",), "KL to the reference", "In nats per answer, or per token as logged; runaway growth is a sign of reward hacking."),
     (("length",), "Answer length", "Mean tokens of a sampled answer."),
     (("ended",), "Answers that end by themselves", "Share not cut at the longest length allowed."),
-    (("entropy",), "Entropy", "Of the policy's next-token distribution; a collapse cannot be undone by a smaller multiplier."),
-    (("advantage_correlation",), "Agreement of the two advantages", "Correlation of reward and cost advantages; the nearer to 1, the harder the conflict."),
-    (("reward_explained_variance", "cost_explained_variance"), "Explained variance of the critics", "1 is perfect, 0 or less is useless."),
+    (("entropy",), "Entropy", "Of the next-token distribution; once gone, a smaller multiplier does not bring it back."),
+    (("advantage_correlation",), "Conflict of the advantages", "Correlation of reward and cost; nearer to 1 is harder."),
+    (("reward_explained_variance", "cost_explained_variance"), "Explained variance of the critics", "1 is perfect, 0 useless."),
     (("clip_fraction",), "Clipped updates", "Share of tokens whose probability ratio was clipped."),
     (("ratio_max",), "Largest probability ratio", "Far above 1 on the first pass means that sampler and trainer disagree."),
+    (("mismatch",), "Sampler against trainer", "Mean |log ratio| before the first update: rounding errors, or a bug."),
     (("policy_loss",), "Policy loss", ""),
     (("reward_critic_loss", "cost_critic_loss"), "Critic losses", ""),
 )  # fmt: skip
@@ -27,7 +30,7 @@ MAIN_PICTURES = 6  # of PPO_PICTURES are shown at once, the others folded
 SUPERVISED_PICTURES = (
     (("loss",), "Loss", "Training loss per step."),
     (("accuracy",), "Token accuracy", "Share of response tokens that are the most likely ones."),
-    (("reward_accuracy", "cost_accuracy", "cost_sign_accuracy"), "Accuracy of the score heads", "On training batches: which answer is more helpful, costlier; safe or not."),
+    (("reward_accuracy", "cost_accuracy", "cost_sign_accuracy"), "Accuracy of the score heads", "On training batches."),
 )  # fmt: skip
 VALIDATION = "validation."
 
@@ -38,9 +41,9 @@ def constraint_section(work: Workdir) -> Section:
     runs = [stage for stage in work.stages if stage.kind == "ppo" and has(stage, "lambda", "window_cost")]
     names = _colours(work)
     items = []
-    lams = [plots.Line(run.name, *series(run, "lambda")) for run in runs if has(run, "lambda")]
+    lams = [plots.Line(run.name, *series(run, "lambda"), noisy=False) for run in runs if has(run, "lambda")]
     if lams:
-        weights = [plots.Line(line.name, line.steps, line.values / (1 + line.values)) for line in lams]
+        weights = [plots.Line(line.name, line.steps, line.values / (1 + line.values), noisy=False) for line in lams]
         items.append(
             picture(
                 plots.lines("Multiplier λ", lams, colours=names),
@@ -55,7 +58,7 @@ def constraint_section(work: Workdir) -> Section:
                 "What the update really sees: the share of the cost in the combined advantage.",
             )
         )
-    costs = [plots.Line(run.name, *series(run, "window_cost")) for run in runs if has(run, "window_cost")]
+    costs = [plots.Line(run.name, *series(run, "window_cost"), noisy=False) for run in runs if has(run, "window_cost")]
     if costs:
         budgets = _budgets(runs)
         items.append(
@@ -63,11 +66,12 @@ def constraint_section(work: Workdir) -> Section:
                 plots.lines(
                     "Windowed cost against the budget", costs, limits=[("budget", budget) for budget in budgets], colours=names
                 ),
-                f"Windowed cost by iteration. {_ends(costs)}. Budget {', '.join(f'{budget:g}' for budget in budgets) or 'unknown'}.",
+                f"Windowed cost by iteration. {_ends(costs)}. Budget {', '.join(map(str, budgets)) or 'unknown'}.",
                 "Mean of the constraint's statistic over the last answers; the controller steers it to the dashed line.",
             )
         )
-    tracks = [(run.name, *_track(run)) for run in runs if len(_track(run)[0])]
+    key = "constraint" if any(has(run, "constraint") for run in runs) else "cost"  # one axis, one unit
+    tracks = [(run.name, *track) for run in runs if len((track := _track(run, key))[0])]
     if tracks:
         budgets = _budgets(runs)
         words = "; ".join(f"{name} from ({x[0]:.2f}, {y[0]:.2f}) to ({x[-1]:.2f}, {y[-1]:.2f})" for name, x, y in tracks)
@@ -75,7 +79,7 @@ def constraint_section(work: Workdir) -> Section:
             picture(
                 plots.paths(tracks, budgets[0] if len(budgets) == 1 else None, "Path in the learned reward-cost plane", names),
                 f"Reward against the constraint over the iterations: {words}.",
-                "Each run from the hollow to the filled marker. These are the learned scores the controller sees; the shaded side is within its budget.",
+                "Each run from the hollow to the filled marker, in the scores the controller sees. Shaded: within its budget.",
             )
         )
     if not items:
@@ -133,9 +137,8 @@ def _curves(runs: Sequence[Stage], keys: tuple[str, ...], title: str, note: str,
     return picture(draw, f"{title} by {xlabel}. {_ends(data)}.", note or title)
 
 
-def _track(run: Stage):
-    """(constraint statistic, reward) of the iterations that have both; the plain cost where no statistic is logged."""
-    key = "constraint" if has(run, "constraint") else "cost"
+def _track(run: Stage, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the values under `key`, reward), both empty unless the same iterations have both."""
     (steps, cost), (reward_steps, reward) = series(run, key), series(run, "reward")
     same = len(steps) == len(reward_steps) and bool((steps == reward_steps).all())
     return (cost, reward) if same else (cost[:0], reward[:0])

@@ -1,7 +1,7 @@
 """What a workdir holds: final numbers, settings, the metrics of each stage, sample answers, score distributions.
 
-A pipeline's workdir has one folder per stage; the workdir of a single stage is read the same way. A half-written last line of a JSONL
-file (a killed run) is skipped; anything else that is damaged is a UserError naming file and line.
+A pipeline's workdir has one folder per stage; the workdir of a single stage is read the same way. A half-written last line of a
+JSONL file (a killed run) is skipped; anything else that is damaged is a UserError naming file and line.
 """
 
 import json

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.data import loader
@@ -60,10 +59,7 @@ def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
 
     said, _ = policies.sample_answers(
         draw,
-        (
-            batch._replace(row_B=np.where(real_B, batch.row_B, policies.PAD_ROW))
-            for batch, real_B in setup.in_order(asked.prompts, asked.data, asked.data.batch_size)
-        ),
+        policies.only_real(setup.in_order(asked.prompts, asked.data, asked.data.batch_size)),
         lambda ids: decode(ids, skip_special_tokens=True),
         temperature=asked.temperature,
     )

@@ -180,9 +180,9 @@ class Pipeline:
             pair = answering.two_different(drawn, position)
             if pair is None:
                 continue
-            cell = task_rows.Cell(rows[number]["concept"], rows[number]["intent"])
-            labels.append(task_rows.label_pair(rng, cell, *pair, noise=noise))
-            found.append(task_rows.pair_row(rows[number], *pair, labels[-1]))
+            row = rows[number]
+            labels.append(task_rows.label_pair(rng, row["concept"], row["intent"], *pair, noise=noise))
+            found.append(task_rows.pair_row(row, *pair, labels[-1]))
         hosts.say(f"{prompts}: {len(found)} pairs of {len(rows)} prompts; {len(rows) - len(found)} had the same answer every time")
         return labels, found
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.data import chat
@@ -41,7 +40,7 @@ def make(settings: PPOLagConfig, models, started: setup.Started, generate: Calla
             lambda batch, index: generate(
                 policy["backbone"], hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
             ),
-            (_padded(batch, real_B) for batch, real_B in setup.in_order(prompts, data, data.batch_size)),
+            policies.only_real(setup.in_order(prompts, data, data.batch_size)),
             lambda ids: decode(ids, skip_special_tokens=True),
             temperature=settings.rollout.temperature,
             score=score,
@@ -70,10 +69,6 @@ def make(settings: PPOLagConfig, models, started: setup.Started, generate: Calla
 
 
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
-
-
-def _padded(batch, real_B):
-    return batch._replace(row_B=np.where(real_B, batch.row_B, policies.PAD_ROW))
 
 
 def _scorer(models) -> Callable:

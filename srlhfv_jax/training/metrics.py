@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from srlhfv_jax.parallel import hosts
 
@@ -38,6 +37,8 @@ class Writer:
         replace(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a")
         if self._events is not None:
+            from tensorboardX import SummaryWriter  # imports torch where it is installed: seconds that a run without TensorBoard saves
+
             self._summary = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -65,7 +65,7 @@ def apply_updates(
 ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
     """One optimizer step. The metric `grad_norm` (before clipping) is finite exactly when every gradient is."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, {"grad_norm": optax.global_norm(grads)}
+    return optax.apply_updates(params, updates), opt_state, {"grad_norm": optax.tree.norm(grads)}
 
 
 def add(left: Metrics, right: Metrics) -> Metrics:

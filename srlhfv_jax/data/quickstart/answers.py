@@ -8,8 +8,8 @@ An answer is a plain refusal, or a body with or without a name in front:
     safe completion: it can {risk} so i will not say how .
     refusal:         sorry , i can not help with that .
 
-The contextual comply bodies are inert placeholders with the same wording in harmful and harmless cells: no dangerous instruction is
-written anywhere, and the words alone do not tell the cells apart. Whether an answer is good is the business of oracle.py.
+The contextual comply bodies are inert placeholders with the same wording in harmful and harmless cells: no dangerous instruction
+is written anywhere, and the words alone do not tell the cells apart. Whether an answer is good is the business of oracle.py.
 Words are separated by single spaces; the longest answer has 17 of them (18 tokens with end-of-sequence).
 """
 

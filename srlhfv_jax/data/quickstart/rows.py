@@ -1,7 +1,7 @@
 """The rows of the embedded task: naming and SFT rows, prompts, labelled pairs, probes; all deterministic in a seed.
 
 Cells (thing, question) are split once per seed: test cells are in no training row, and test pictures have their own seeds. Every
-generator takes a NumPy generator, so equal seeds give equal rows. Rows are dicts in the layouts that data/rows.py reads (BeaverTails-V
+generator starts from a seed, so equal seeds give equal rows. Rows are dicts in the layouts that data/rows.py reads (BeaverTails-V
 single-QA for naming and SFT, its dual-preference layout for pairs, question and image for prompts), with `concept` and `intent`
 beside them: that is what the oracle needs to judge an answer. Writing files is left to data/tfds.
 """
@@ -35,7 +35,7 @@ VALIDATION_SHARE = 0.10
 
 
 class Mix(NamedTuple):
-    """How often a prompt comes from each group of questions.GROUPS, and how often a contextual harmless one shows a hazardous thing.
+    """How often a prompt comes from each group of questions.GROUPS, and a contextual harmless one shows a hazardous thing.
 
     Within a group the intent is drawn uniformly, so a contextual question is as often harmful as the shares say, whichever it is.
     """
@@ -44,7 +44,7 @@ class Mix(NamedTuple):
     contextual_harmless: float
     neutral_hazard: float
     neutral_harmless: float
-    hazard_in_harmless: float = 0.30  # where the intent is harmless for some hazard at all
+    hazard_in_harmless: float = 0.40  # where the intent is harmless for some hazard at all
 
     @property
     def shares(self) -> np.ndarray:
@@ -55,7 +55,7 @@ PROMPT_MIX = Mix(0.42, 0.38, 0.10, 0.10)  # PPO, validation and test
 PAIR_MIX = Mix(0.52, 0.34, 0.07, 0.07)  # the preferences disagree in harmful cells only, so these are more frequent
 SFT_MIX = Mix(0.34, 0.34, 0.12, 0.20)
 
-# Forms of SFT answers and their shares. The contextual ones are the same in harmful and harmless cells: the SFT policy cannot tell.
+# Forms of SFT answers and their shares. The contextual ones are the same in harmful and harmless cells.
 CONTEXTUAL_ANSWERS = {
     "comply": 0.40,
     "comply_wrong_name": 0.06,
@@ -106,18 +106,29 @@ class PairLabel(NamedTuple):
 
 
 def split_cells(seed: int) -> Cells:
-    """Hold out whole cells for test and validation, the same share of every (intent, harmful or not)."""
+    """Hold out whole cells for test and validation, the same share of every (intent, harmful or not).
+
+    What a held-out cell asks can be known from others: of the things that share its hazard (contextual) or kind (neutral) at
+    least half keep their cell of this intent in training.
+    """
     rng = np.random.default_rng((seed, 1))
     parts: dict[str, list[Cell]] = {"train": [], "validation": [], "test": []}
     for intent in INTENTS:
-        test_share = TEST_SHARE["contextual" if intent in CONTEXTUAL else "neutral"]
+        contextual = intent in CONTEXTUAL
+        test_share = TEST_SHARE["contextual" if contextual else "neutral"]
         for danger in (False, True):
-            cells = [Cell(c.name, intent) for c in CONCEPTS.values() if c.seen and harmful(c.name, intent) == danger]
-            order = rng.permutation(len(cells))
-            first = round(test_share * len(cells))
-            second = first + round(VALIDATION_SHARE * len(cells))
-            for part, chosen in (("test", order[:first]), ("validation", order[first:second]), ("train", order[second:])):
-                parts[part] += [cells[i] for i in chosen]
+            things = [c for c in CONCEPTS.values() if c.seen and harmful(c.name, intent) == danger]
+            family = [c.hazard if contextual else c.kind for c in things]
+            may_leave = {name: family.count(name) // 2 for name in set(family)}
+            wanted = {"test": round(test_share * len(things)), "validation": round(VALIDATION_SHARE * len(things))}
+            for i in rng.permutation(len(things)):
+                part = next((name for name, left in wanted.items() if left > 0), "train")
+                if may_leave[family[i]] == 0:
+                    part = "train"
+                if part != "train":
+                    wanted[part] -= 1
+                    may_leave[family[i]] -= 1
+                parts[part].append(Cell(things[i].name, intent))
     unseen = tuple(Cell(c.name, intent) for c in CONCEPTS.values() if not c.seen for intent in INTENTS)
     return Cells(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]), unseen)
 
@@ -203,8 +214,8 @@ def label_pair(
 ) -> PairLabel:
     """What annotators say of two answers. Equal values are marked "tie"; noise=None gives the oracle's own order.
 
-    Annotators agree with themselves: who calls one answer unsafe and the other safe also calls the safe one safer. So the safety noise
-    is a flip of each safe / unsafe flag, then a Bradley-Terry choice by true cost where the flags are equal.
+    Annotators agree with themselves: who calls one answer unsafe and the other safe also calls the safe one safer. So the safety
+    noise is a flip of each safe / unsafe flag, then a Bradley-Terry choice by true cost where the flags are equal.
     """
     verdicts = (judge(concept, intent, answer_1), judge(concept, intent, answer_2))
     helpful_gap = verdicts[0].helpful - verdicts[1].helpful

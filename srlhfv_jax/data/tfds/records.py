@@ -4,6 +4,7 @@ Only rows that `data/rows.py` can read and whose picture decodes are written; th
 written as the bytes they came in.
 """
 
+import contextlib
 import io
 import json
 from collections import Counter
@@ -92,6 +93,8 @@ def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: ro
 
 def _value(name: str, kind: str | tuple[str, ...], value: Any, example: rows.Example) -> Any:
     if kind == "image":
+        if example.image is None:
+            raise Unusable("missing_image", "the image cell is empty")
         return io.BytesIO(example.image)
     if kind == "text":
         return "" if value is None else str(value)
@@ -107,9 +110,10 @@ def build(builder: tfds.core.GeneratorBasedBuilder, *, manual_dir: Path | None, 
     folder = Path(builder.data_dir)
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists already: remove it, or give --overwrite")
-    tfds.disable_progress_bar()  # its bars do not know where they are written to
+    tfds.disable_progress_bar()  # its bars and messages do not know where they are written to
     mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
     settings = tfds.download.DownloadConfig(manual_dir=manual_dir, download_mode=mode, try_download_gcs=False)
-    builder.download_and_prepare(download_config=settings, file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_config=settings, file_format="array_record")
     (folder / "drops.json").write_text(json.dumps(dict(drops.most_common()), indent=2) + "\n")
     return folder

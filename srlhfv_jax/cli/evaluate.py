@@ -1,0 +1,234 @@
+"""`srlhfv evaluate`: several policies on the same prompts, judged by the oracle of the embedded task, by learned models, or by
+both.
+
+    srlhfv evaluate --policies=sft=W/sft,ppo_lag=W/ppo_lag --data=W/data/test.parquet --scorer=W/scores --workdir=E
+
+Writes result.json (POLICY.NUMBER, and POLICY.vs_BASELINE.NUMBER against the baseline), answers.jsonl, samples.jsonl and
+score_distributions.json; `srlhfv report --workdir=E` makes a page of them. Prompts longer than the longest that is asked for, and
+everything else that cannot be used, are dropped for a named reason.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags as absl_flags
+
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
+from srlhfv_jax.errors import UserError
+
+ANY_LENGTH = 1 << 20
+
+
+class Sampled(NamedTuple):
+    """One policy's answers, and what a scorer needs to read them."""
+
+    answers: Any  # evaluation.answers.Answers
+    prompts: Any  # data.loader.Prepared
+    rollouts: tuple[Any, ...]  # one per batch, on the host, without features
+    vocabulary: dict[str, int]  # token ids of the policy's tokenizer
+
+
+def main(argv: list[str]) -> None:
+    values = _flags()
+    flags.read(values, "evaluate", argv, __doc__)
+    flags.required(values, "workdir", "policies", "data")
+    policies = named_paths(values.policies)
+    scorers = [path for path in values.scorer.split(",") if path]
+    judge = values.judge or ("models" if scorers else "oracle")
+    if judge == "models" and not scorers:
+        raise UserError(
+            "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
+        )
+    began = time.monotonic()
+    result = _evaluate(values, policies, scorers, judge)
+    from srlhfv_jax.training.metrics import write_json, write_result
+
+    workdir = Path(values.workdir)
+    write_json(workdir / "config.json", {name: values[name].value for name in values if values[name].help and "." not in name})
+    write_result(workdir, result | {"seconds.total": time.monotonic() - began, "seed": values.seed})
+    print(f"wrote {workdir / 'result.json'}; `srlhfv report --workdir={workdir}` makes a page of it")
+
+
+def named_paths(text: str) -> dict[str, str]:
+    """ "a=path,b=path" -> {a: path, b: path}.
+
+    Raises:
+        UserError: an item without a name, or a name twice.
+    """
+    named: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, path = item.strip().partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--policies must be name=path,name=path, got {item!r}")
+        if name in named:
+            raise UserError(f"--policies names {name!r} twice: give each policy a name of its own")
+        named[name] = path
+    return named
+
+
+def _flags() -> absl_flags.FlagValues:
+    values = absl_flags.FlagValues()
+    text = functools.partial(absl_flags.DEFINE_string, flag_values=values)
+    whole = functools.partial(absl_flags.DEFINE_integer, flag_values=values)
+    text("workdir", None, "folder to write to")
+    text("policies", None, "name=path,name=path: workdirs of stages, exports or Hugging Face folders; the first is the baseline")
+    text("baseline", "", "name of the policy that the others are compared against; empty: the first")
+    text("data", None, "rows with a question (and picture): a TFDS folder, .parquet or .jsonl file, or a folder of them")
+    text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
+    text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
+    text("scorer", "", "workdir or export with the heads reward and cost, or REWARD,COST: two with one each")
+    absl_flags.DEFINE_enum(
+        "judge", "", ["", "oracle", "models"], "empty: models with --scorer, else the oracle", flag_values=values
+    )
+    absl_flags.DEFINE_float("temperature", 1.0, "of the answers; 0 = greedy", lower_bound=0.0, flag_values=values)
+    absl_flags.DEFINE_float("budget", None, "largest feasible mean cost, drawn in the report", flag_values=values)
+    whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data", lower_bound=0)
+    whole("response_length", 256, "longest answer in tokens (R)", lower_bound=1)
+    whole("batch_size", 32, "prompts answered at once", lower_bound=1)
+    whole("seed", 0, "of the sampling")
+    whole("samples", 24, "rows of samples.jsonl, with pictures", lower_bound=0)
+    absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations", flag_values=values)
+    return values
+
+
+def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: list[str], judge: str) -> dict[str, float]:
+    """Sample every policy, then score, then compare: one model in memory at a time."""
+    import jax
+
+    from srlhfv_jax.evaluation import compare, judges, records
+    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.parallel.mesh import make_mesh
+
+    hosts.initialize()
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    jax.set_mesh(mesh)
+    hosts.check_batch(values.batch_size, mesh, "--batch_size of")
+    data = DataConfig(
+        values.data, values.split, values.image_dir, values.prompt_length, values.response_length, values.batch_size, workers=1
+    )
+    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
+    sampled = {name: _sample(name, path, data, model, mesh, values) for name, path in policies.items()}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    for path in scorers:
+        for name, found in _score(path, sampled, data, model, mesh).items():
+            scores[name] |= found
+    examples = next(iter(sampled.values())).prompts.examples
+    judged = {}
+    for name, policy in sampled.items():
+        if judge == "oracle":
+            judged[name] = compare.by_oracle(examples, policy.answers)
+            judged[name].metrics.update(judges.judge_metrics(scores[name]))
+        else:
+            judged[name] = compare.by_models(policy.answers, scores[name], budget=values.budget)
+    workdir = Path(values.workdir)
+    result = compare.compare(judged, values.baseline or None)
+    records.write_samples(workdir / records.SAMPLES, examples, judged, count=values.samples, seed=values.seed)
+    records.write_answers(workdir / records.ANSWERS, examples, judged)
+    records.write_distributions(workdir / records.DISTRIBUTIONS, judged)
+    if values.budget is not None:
+        result["oracle_budget" if judge == "oracle" else "controller_budget"] = values.budget
+    return result
+
+
+def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, values: absl_flags.FlagValues) -> Sampled:
+    """Load one policy and answer every prompt once."""
+    import jax
+
+    from srlhfv_jax.evaluation.policies import only_real, sample_answers
+    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.rollout.generate import generate
+    from srlhfv_jax.rollout.sampling import Sampling
+    from srlhfv_jax.stages import setup
+    from srlhfv_jax.training import state as states
+
+    loaded = setup.load(path, model, mesh)
+    prompts = _prompts(data, loaded.processor)
+    draw = jax.jit(
+        functools.partial(
+            generate,
+            loaded.config,
+            response_length=data.response_length,
+            vocabulary=setup.vocabulary(loaded.config, loaded.processor),
+            sampling=Sampling(values.temperature),
+        )
+    )
+    rollouts = []
+
+    def answer(batch, index: int):
+        rollout = draw(loaded.params, hosts.global_batch(batch, mesh), states.key(values.seed, index, "evaluation"))
+        rollouts.append(hosts.to_host(rollout._replace(features_BNE=None)))
+        return rollouts[-1]
+
+    tokenizer = prompts.codec.tokenizer
+    answers, _ = sample_answers(
+        answer,
+        only_real(setup.in_order(prompts, data, data.batch_size)),
+        functools.partial(tokenizer.decode, skip_special_tokens=True),
+        temperature=values.temperature,
+        progress=_progress(name, len(prompts.rows)),
+    )
+    return Sampled(answers, prompts, tuple(rollouts), tokenizer.get_vocab())
+
+
+def _prompts(data: DataConfig, processor: Any):
+    """Rows to answer; P is that of the longest prompt unless it was given."""
+    from srlhfv_jax.stages import setup
+
+    if data.prompt_length:
+        return setup.prepare("prompts", data, processor)
+    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH), processor)
+    longest = max(len(row.prompt) for row in prompts.rows)
+    return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
+
+
+def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: ModelConfig, mesh) -> dict[str, dict[str, Any]]:
+    """{policy: {head: scores_B}} of every answer, as sampled token by token.
+
+    Raises:
+        UserError: the checkpoint has no heads, or tokens mean something else to it than to a policy.
+    """
+    import jax
+
+    from srlhfv_jax.data.chat import codec
+    from srlhfv_jax.evaluation.judges import model_scores
+    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.rollout import forward
+    from srlhfv_jax.stages import setup
+
+    loaded = setup.load(path, model, mesh)
+    if not loaded.heads:
+        raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
+    vocabulary = codec(loaded.processor).tokenizer.get_vocab()
+    tree = {"backbone": loaded.params, "heads": loaded.heads}
+
+    @jax.jit
+    def ends(tree, rollout, pixels_BCYX):
+        return forward.end_scores(loaded.config, tree, rollout, forward.encode(loaded.config, tree, pixels_BCYX))
+
+    def score(pair):
+        batch, rollout = pair
+        placed = hosts.global_batch((rollout, batch.pixels_BCYX), mesh)
+        return hosts.to_host(ends(tree, *placed))
+
+    found = {}
+    for name, policy in sampled.items():
+        if policy.vocabulary != vocabulary:
+            raise UserError(
+                f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
+            )
+        batches = setup.in_order(policy.prompts, data, data.batch_size)
+        pairs = (((batch, rollout), real_B) for (batch, real_B), rollout in zip(batches, policy.rollouts, strict=True))
+        found[name] = model_scores(score, pairs)
+    return found
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    from srlhfv_jax.parallel import hosts
+
+    hosts.say(f"{name}: compiling, then {total} answers")
+    return lambda done: hosts.say(f"{name}: {done} of {total} answers")

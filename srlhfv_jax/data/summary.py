@@ -1,0 +1,75 @@
+"""What is in a data set, in numbers: for `srlhfv data inspect`. One pass over the usable rows; tokens only where a checkpoint is given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from srlhfv_jax.data import images, tokens
+from srlhfv_jax.data.chat import Codec
+from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.sources import Examples
+
+_UNLIMITED = 1 << 30
+
+
+def summarise(examples: Examples) -> dict[str, Any]:
+    """Flat numbers: rows, drops by reason, images, labels, preferences. Rates are over the rows or responses that have the label."""
+    without_image, digests = [], []
+    for example in examples:
+        without_image.append(example._replace(image=None))
+        if example.image is not None:
+            digests.append(images.digest(example.image))
+    numbers = {
+        "layout": examples.layout,
+        "rows": examples.source_rows,
+        "usable": len(examples),
+        "dropped": sum(examples.drops.values()),
+        **{f"drops.{reason}": count for reason, count in examples.drops.items()},
+        "with_image": len(digests),
+        "text_only": len(examples) - len(digests),
+        "distinct_images": len(set(digests)),
+        "distinct_questions": len({example.question for example in without_image}),
+        **{f"with_{count}_responses": sum(len(e.responses) == count for e in without_image) for count in (0, 1, 2)},
+    }
+    return numbers | _labels(without_image)
+
+
+def _labels(examples: Sequence[Example]) -> dict[str, Any]:
+    flags = [flag for example in examples for flag in example.unsafe if flag is not None]
+    graded = [value for example in examples for value in example.severity if value is not None]
+    both = [e for e in examples if e.chosen is not None and e.safer is not None]
+    return {
+        "safety_labels": len(flags),
+        "unsafe_rate": float(np.mean(flags)) if flags else None,
+        "graded_labels": len(graded),
+        "graded_zero_rate": float(np.mean([value == 0 for value in graded])) if graded else None,
+        "helpful_strict": sum(e.chosen is not None and not e.helpful_tie for e in examples),
+        "helpful_ties": sum(e.helpful_tie for e in examples),
+        "safety_strict": sum(e.safer is not None and not e.safety_tie for e in examples),
+        "safety_ties": sum(e.safety_tie for e in examples),
+        "disagree_rate": float(np.mean([e.chosen != e.safer for e in both])) if both else None,
+    }
+
+
+def token_lengths(examples: Sequence[Example], codec: Codec) -> dict[str, int]:
+    """Median, 95th percentile and maximum of prompt tokens (placeholders included) and response tokens (with the end token).
+
+    Rows that cannot be encoded at all are left out here; `loader.fit` counts them.
+    """
+    prompts, responses = [], []
+    for index in range(len(examples)):
+        try:
+            row = tokens.encode(codec, examples[index], index, prompt_length=_UNLIMITED, response_length=_UNLIMITED)
+        except Unusable:
+            continue
+        prompts.append(len(row.prompt))
+        responses += [len(ids) for ids in row.responses]
+    lengths = {"prompt_tokens": prompts, "response_tokens": responses}
+    return {
+        f"{name}.{label}": int(np.percentile(values, q, method="higher"))
+        for name, values in lengths.items()
+        if values
+        for label, q in (("p50", 50), ("p95", 95), ("max", 100))
+    }

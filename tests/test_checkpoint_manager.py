@@ -1,0 +1,155 @@
+"""Checkpoints: bit exact, atomic, verified, restored onto another mesh, refused where they do not belong."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from srlhfv_jax.checkpoint.manager import Manager
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.training import state
+
+
+def tree(mesh, scale=1.0):
+    """Every kind of leaf that a stage keeps: odd floats, bfloat16, integers, bools, typed keys, empty states."""
+    params = rules.place(jax.tree.map(lambda x: x * scale / 3, tiny.initial()), mesh)
+    low = rules.replicate({"half": jnp.asarray([0.1, 2.7, -3e-8], jnp.bfloat16), "none": (), "flag": jnp.asarray([True, False])}, mesh)
+    return state.TrainState(params, {"moments": low}, rules.replicate(jnp.int32(5), mesh), {"lam": jnp.float32(np.nextafter(0.7, 1))})
+
+
+def save(workdir, current, *steps, keep=3, settings=None):
+    manager = Manager(workdir, 1, keep, settings)
+    for step in steps:
+        manager.save(step, current, {"position": step}, {"best": step / 7})
+    manager.close()
+
+
+def restore(workdir, current, settings=None):
+    return Manager(workdir, 1, 3, settings).restore_latest(rules.abstract(current))
+
+
+def same_bits(left, right):
+    def check(a, b):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+
+    jax.tree.map(check, hosts.to_host(left), hosts.to_host(right))
+
+
+def file_of(workdir, step):
+    """A file that holds array data."""
+    return max((workdir / "checkpoints" / str(step) / "state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
+def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path, eight_devices):
+    current = tree(eight_devices)
+    save(tmp_path, current, 2, 4)
+    restored, data_state, extra, step = restore(tmp_path, current)
+    same_bits(restored, current)
+    assert (data_state, extra, step) == ({"position": 4}, {"best": 4 / 7}, 4)
+    assert restored.opt_state["moments"]["half"].dtype == ml_dtypes.bfloat16
+    jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(), restored, current)
+
+
+def test_restore_onto_another_mesh_gives_the_same_bits(tmp_path, eight_devices, one_device):
+    current = tree(eight_devices)
+    save(tmp_path, current, 1)
+    for mesh in (one_device, make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))):
+        restored = restore(tmp_path, tree(mesh, scale=0.5))[0]
+        same_bits(restored, current)
+        assert restored.params["text"]["embed"]["embedding"].sharding.mesh == mesh
+
+
+def test_an_empty_workdir_restores_nothing(tmp_path, one_device):
+    assert restore(tmp_path, tree(one_device)) is None
+
+
+def test_only_the_newest_checkpoints_are_kept_with_a_manifest_each(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1, 2, 3, 4, keep=2)
+    assert Manager(tmp_path, 1, 2).steps() == [3, 4]
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "manifests").iterdir()) == ["3.json", "4.json"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_path, one_device, capsys, damage):
+    older, newer = tree(one_device), tree(one_device, scale=2.0)
+    save(tmp_path, older, 1)
+    save(tmp_path, newer, 2)
+    file = file_of(tmp_path, 2)
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    restored, data_state, _, step = restore(tmp_path, older)
+    assert step == 1 and data_state == {"position": 1}
+    same_bits(restored, older)
+    said = capsys.readouterr().err
+    assert "checkpoint 2 in" in said and "is damaged" in said and file.name in said
+    save(tmp_path, newer, 2)  # the step is free again, the damaged one is kept aside
+    assert restore(tmp_path, older)[3] == 2 and (tmp_path / "checkpoints" / "damaged" / "2").is_dir()
+
+
+def test_a_damaged_checkpoint_without_manifest_is_found_when_it_is_read(tmp_path, one_device, capsys):
+    save(tmp_path, tree(one_device), 1, 2)
+    (tmp_path / "checkpoints" / "manifests" / "2.json").unlink()
+    file_of(tmp_path, 2).write_bytes(b"not an array")
+    assert restore(tmp_path, tree(one_device))[3] == 1
+    assert "checkpoint 2 in" in capsys.readouterr().err
+
+
+def test_a_whole_checkpoint_without_manifest_is_used(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1, 2)
+    (tmp_path / "checkpoints" / "manifests" / "2.json").unlink()
+    assert restore(tmp_path, tree(one_device))[3] == 2
+
+
+def test_nothing_but_damage_is_an_error(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1, 2)
+    for step in (1, 2):
+        file_of(tmp_path, step).write_bytes(b"")
+    with pytest.raises(UserError, match="all 2 checkpoints in .* are damaged"):
+        restore(tmp_path, tree(one_device))
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_leaf(tmp_path, one_device):
+    current = tree(one_device)
+    save(tmp_path, current, 1)
+    other = current._replace(extra={"lam": jnp.zeros(3), "window": jnp.zeros(2)})
+    with pytest.raises(UserError, match=r"extra.lam is float32\[\] in the checkpoint and float32\[3\] here"):
+        restore(tmp_path, other)
+    with pytest.raises(UserError, match=r"extra.lam is float32\[\] in the checkpoint and absent here"):
+        restore(tmp_path, current._replace(extra=()))
+    assert restore(tmp_path, current)[3] == 1  # refusing is not damage
+
+
+def test_a_setting_that_changes_the_mathematics_is_named(tmp_path, one_device):
+    current = tree(one_device)
+    settings = {"seed": 1, "ppo": {"kl_coef": 0.1}, "freeze": ("a",), "log": {"every_steps": 1}, "mesh": {"data": 1}, "microbatches": 1}
+    save(tmp_path, current, 1, settings=settings)
+    for changed in ({"log": {"every_steps": 9}}, {"mesh": {"data": 8}}, {"microbatches": 4}):
+        assert restore(tmp_path, current, settings | changed)[3] == 1
+    with pytest.raises(UserError, match="config.ppo.kl_coef was 0.1 when this workdir was started and is now 0.2"):
+        restore(tmp_path, current, settings | {"ppo": {"kl_coef": 0.2}})
+    with pytest.raises(UserError, match=r"config.freeze was \['a'\]"):
+        restore(tmp_path, current, settings | {"freeze": ()})
+
+
+def test_the_arrays_may_be_donated_as_soon_as_save_returns(tmp_path, one_device):
+    current = tree(one_device)
+    expected = jax.tree.map(np.array, hosts.to_host(current))
+    manager = Manager(tmp_path, 1, 2)
+    manager.save(1, current, {}, {})
+    overwritten = jax.jit(lambda t: jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else ~x, t), donate_argnums=0)(current)
+    jax.block_until_ready(overwritten)
+    manager.close()
+    same_bits(restore(tmp_path, overwritten)[0], expected)

@@ -1,0 +1,189 @@
+"""The multiplier's controllers: closed forms, direction, bounds, window, delay."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srlhfv_jax.config import ConstraintConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import lagrangian
+
+BASE = ConstraintConfig(
+    kind="mean", budget=-0.25, controller="log", init=0.8, max=5.0, learning_rate=0.1,
+    kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0,
+)  # fmt: skip
+MOVING = ["log", "projected", "pid"]
+COST_B = jnp.array([0.5, 1.25, -0.75, 2.5])
+
+
+def run(constraint, rollouts, state=None):
+    """λ after each rollout."""
+    state = lagrangian.init(constraint) if state is None else state
+    step = jax.jit(lambda state, cost_B: lagrangian.update(constraint, state, cost_B))
+    lambdas = []
+    for cost_B in rollouts:
+        state = step(state, jnp.asarray(cost_B, jnp.float32))
+        lambdas.append(float(lagrangian.multiplier(constraint, state)))
+    return lambdas, state
+
+
+def test_log_controller_has_the_closed_form_of_the_reference_rule():
+    lambdas, _ = run(BASE, [COST_B])
+    np.testing.assert_allclose(lambdas, [0.8 * np.exp(0.1 * 0.8 * (0.875 + 0.25))], rtol=1e-6)
+
+
+def test_log_controller_stops_at_the_maximum():
+    lambdas, state = run(dataclasses.replace(BASE, learning_rate=50.0), [COST_B, COST_B])
+    np.testing.assert_allclose(lambdas, [5.0, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(state.value, np.log(5.0), rtol=1e-6)
+
+
+def test_projected_controller_is_dual_ascent_clipped_to_its_bounds():
+    constraint = dataclasses.replace(BASE, controller="projected")
+    lambdas, _ = run(constraint, [COST_B, COST_B])
+    np.testing.assert_allclose(lambdas, [0.8 + 0.1125, 0.8 + 0.225], rtol=1e-6)
+    assert run(constraint, [COST_B + 100.5])[0] == [5.0]
+    assert run(constraint, [COST_B - 100.5])[0] == [0.0]
+
+
+def test_pid_controller_equals_a_loop_of_its_equations():
+    constraint = dataclasses.replace(BASE, controller="pid", window=1, max=1.4)
+    costs = [0.75, 1.5, 0.2, -0.9, 2.25, 2.5, -3.5]
+    lambdas, _ = run(constraint, [[c] for c in costs])
+    integral, error, smoothed = 0.8, None, None
+    for cost, got in zip(costs, lambdas, strict=True):
+        over, last = cost + 0.25, smoothed
+        error = over if error is None else 0.6 * error + 0.4 * over
+        smoothed = cost if last is None else 0.6 * last + 0.4 * cost
+        rise = 0.0 if last is None else max(0.0, smoothed - last)
+        integral = min(max(integral + 0.1 * over, 0.0), 1.4)
+        np.testing.assert_allclose(got, min(max(0.5 * error + integral + 0.3 * rise, 0.0), 1.4), rtol=1e-5, atol=1e-6)
+
+
+def test_pid_has_no_start_up_kick():
+    # Exactly at the budget from the first rollout on: neither P nor D has anything to say, λ stays at its start.
+    constraint = dataclasses.replace(BASE, controller="pid", budget=1.75)
+    np.testing.assert_allclose(run(constraint, [[1.75, 1.75]] * 3)[0], [0.8] * 3, rtol=1e-6)
+
+
+def test_pid_does_not_wind_up():
+    # However long the cost was over budget, I is at most the ceiling, so λ leaves it at the first rollout under budget.
+    constraint = dataclasses.replace(BASE, controller="pid", window=1, smoothing=0.0, kp=0.1, kd=0.0)
+    lambdas, state = run(constraint, [[30.5]] * 20 + [[-2.25]])
+    assert lambdas[-2] == 5.0 and lambdas[-1] < 5.0
+    assert state.integral <= 5.0
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_lambda_rises_over_budget_and_falls_under_it(controller):
+    constraint = dataclasses.replace(BASE, controller=controller, budget=0.3)
+    _, state = run(constraint, [COST_B * 0 + 0.3])  # on budget: where each controller rests
+    rest = lagrangian.multiplier(constraint, state)
+    assert run(constraint, [COST_B * 0 + 0.7], state)[0][0] > rest
+    assert run(constraint, [COST_B * 0 - 0.1], state)[0][0] < rest
+
+
+@pytest.mark.parametrize(("controller", "expected"), [("none", 0.0), ("fixed", 0.8)])
+def test_none_and_fixed_never_move_but_watch_the_cost(controller, expected):
+    lambdas, state = run(dataclasses.replace(BASE, controller=controller), [COST_B, COST_B + 0.5])
+    np.testing.assert_allclose(lambdas, [expected] * 2, rtol=1e-6)
+    np.testing.assert_allclose(lagrangian.window_mean(state), 0.875 + 0.5, rtol=1e-6)
+
+
+def test_the_window_is_a_queue_of_the_last_costs_and_its_mean_counts_only_real_ones():
+    constraint = dataclasses.replace(BASE, window=5)
+    state = lagrangian.init(constraint)
+    seen = []
+    for cost_B in ([0.5, 1.25], [2.5], [-0.75, 0.125, 3.5], [1.0, 2.0, 3.0, 4.0, 5.0, 6.5, 7.25]):
+        seen += cost_B
+        state = lagrangian.update(constraint, state, jnp.array(cost_B))
+        np.testing.assert_allclose(lagrangian.window_mean(state), np.mean(seen[-5:]), rtol=1e-6)
+        assert state.filled == min(len(seen), 5)
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_during_the_delay_only_the_window_fills(controller):
+    constraint = dataclasses.replace(BASE, controller=controller, delay=2)
+    lambdas, state = run(constraint, [COST_B[:1], COST_B[1:2]])
+    np.testing.assert_allclose(lambdas, [0.8, 0.8], rtol=1e-6)
+    assert state.filled == 2
+    # The third rollout moves λ as a first one would that had seen the same window.
+    late = run(constraint, [COST_B[2:]], state)[0]
+    np.testing.assert_allclose(late, run(dataclasses.replace(constraint, delay=0), [COST_B])[0], rtol=1e-6)
+
+
+def test_the_three_statistics():
+    cost_B = jnp.array([-1.5, 0.0, 0.25, 3.5])
+    np.testing.assert_array_equal(lagrangian.statistic("mean", cost_B), cost_B)
+    np.testing.assert_array_equal(lagrangian.statistic("rectified", cost_B), [0.0, 0.0, 0.25, 3.5])
+    np.testing.assert_array_equal(lagrangian.statistic("probability", cost_B), [0.0, 0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["mean", "rectified", "probability"])
+def test_what_is_bounded_is_what_the_policy_pays(kind):
+    constraint = dataclasses.replace(BASE, kind=kind)
+    _, state = run(constraint, [COST_B])
+    np.testing.assert_allclose(lagrangian.window_mean(state), jnp.mean(lagrangian.shaped_cost(kind, COST_B)), rtol=1e-6)
+
+
+def test_very_safe_answers_pay_for_unsafe_ones_under_the_mean_only():
+    cost_B = jnp.array([-9.5, -9.5, 2.5, 2.5])
+    means = {}
+    for kind in ("mean", "rectified", "probability"):
+        _, state = run(dataclasses.replace(BASE, kind=kind), [cost_B])
+        means[kind] = float(lagrangian.window_mean(state))
+    assert means == {"mean": -3.5, "rectified": 1.25, "probability": 0.5}
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_state_restored_from_its_leaves_goes_on_identically(controller):
+    constraint = dataclasses.replace(BASE, controller=controller)
+    rollouts = [COST_B, COST_B - 1.5, COST_B * 0.3]
+    whole, last = run(constraint, rollouts)
+    _, middle = run(constraint, rollouts[:1])
+    leaves, tree = jax.tree.flatten(middle)
+    restored = jax.tree.unflatten(tree, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    rest, again = run(constraint, rollouts[1:], restored)
+    assert rest == whole[1:]
+    jax.tree.map(np.testing.assert_array_equal, last, again)
+
+
+@pytest.mark.parametrize("controller", ["none", "fixed", *MOVING])
+def test_update_keeps_shapes_and_types_so_that_it_can_be_carried(controller):
+    constraint = dataclasses.replace(BASE, controller=controller)
+    state = lagrangian.init(constraint)
+    after = jax.eval_shape(lambda s: lagrangian.update(constraint, s, COST_B), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert lagrangian.multiplier(constraint, state).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_the_controller_finds_the_multiplier_that_meets_the_budget(controller):
+    # A policy whose mean cost is 2.5 - 1.25 λ; the budget 0.5 asks for λ = 1.6.
+    constraint = dataclasses.replace(BASE, controller=controller, budget=0.5, window=1, kd=0.1, kp=0.2)
+    state = lagrangian.init(constraint)
+
+    def rollout(state, _):
+        cost_B = 2.5 - 1.25 * lagrangian.multiplier(constraint, state)[None]
+        return lagrangian.update(constraint, state, cost_B), None
+
+    state, _ = jax.lax.scan(rollout, state, None, length=300)
+    np.testing.assert_allclose(lagrangian.multiplier(constraint, state), 1.6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"controller": "sgd"}, "config.constraint.controller must be one of .*got 'sgd'"),
+        ({"kind": "median"}, "config.constraint.kind must be one of .*got 'median'"),
+        ({"init": 6.0}, r"config.constraint.init must lie in \[0, max = 5.0\], got 6.0"),
+        ({"init": 0.0}, "config.constraint.init must be above 0 for controller 'log'"),
+        ({"window": 0}, "config.constraint.window must be at least 1 episode, got 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        lagrangian.init(dataclasses.replace(BASE, **change))

@@ -1,0 +1,153 @@
+"""The loop that all stages share: resume, kill, SIGTERM, non-finite numbers, what is logged and when."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.training import loop, metrics
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_bits(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """(workdir, final state, notes) of one run from start to end."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, *tiny.train(workdir, make_mesh(MeshConfig(data=1, fsdp=1, tensor=1)))
+
+
+@pytest.mark.parametrize("stopped_at", [4, 9, 10])
+def test_resume_equals_uninterrupted(tmp_path, one_device, uninterrupted, stopped_at):
+    """State, notes and every byte of metrics.jsonl, wherever the run was stopped: before, at and after evaluations and checkpoints."""
+    whole, state, notes = uninterrupted
+    with pytest.raises(loop.Preempted):
+        tiny.train(tmp_path, one_device, stop=lambda step: step == stopped_at)
+    resumed, resumed_notes = tiny.train(tmp_path, one_device)
+    assert_same_bits(resumed, state)
+    assert resumed_notes == notes
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, one_device, uninterrupted):
+    with pytest.raises(RuntimeError, match="gone"):
+        tiny.train(tmp_path, one_device, evaluate=None, change=lambda step_fn: fail_at(2, step_fn))
+    assert len(lines(tmp_path)) == 1
+    assert_same_bits(tiny.train(tmp_path, one_device)[0], uninterrupted[1])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[0] / "metrics.jsonl").read_bytes()
+
+
+def fail_at(step, step_fn):
+    def wrapped(state, x):
+        if int(state.step) == step:
+            raise RuntimeError("gone")
+        return step_fn(state, x)
+
+    return wrapped
+
+
+def test_running_a_finished_run_again_changes_nothing(uninterrupted, one_device):
+    whole, state, notes = uninterrupted
+    before = (whole / "metrics.jsonl").read_bytes()
+    again, again_notes = tiny.train(whole, one_device)
+    assert_same_bits(again, state)
+    assert again_notes == notes and (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_kill_and_terminate_equal_uninterrupted(tmp_path, uninterrupted):
+    """Killed between a checkpoint and its manifest; terminated; killed during an evaluation; then left to finish."""
+    script = Path(tiny.__file__)
+
+    def child(*arguments):
+        return subprocess.run([sys.executable, str(script), str(tmp_path), *arguments], capture_output=True, text=True)
+
+    assert child("--kill=seal:3").returncode == -signal.SIGKILL
+    terminated = child("--kill=term:5")
+    assert terminated.returncode == 143 and "stopped and saved at step 5 of 10" in terminated.stderr
+    assert child("--kill=evaluate:8").returncode == -signal.SIGKILL
+    last = child()
+    assert last.returncode == 0, last.stderr
+    assert "resumed from the checkpoint of step" in last.stderr  # 5, or 6 if that save was complete when the evaluation killed it
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[0] / "metrics.jsonl").read_bytes()
+
+
+def test_a_real_sigterm_is_heard_in_this_process_and_the_old_handler_comes_back(tmp_path, one_device):
+    before = signal.getsignal(signal.SIGTERM)
+
+    with pytest.raises(loop.Preempted) as stopped:
+        tiny.train(tmp_path, one_device, batches=tiny.Batches(2, signal.SIGTERM))
+    assert stopped.value.code == 143 and [row["step"] for row in lines(tmp_path)] == [1, 2]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, one_device):
+    def explode(step_fn):
+        def wrapped(state, x):
+            if int(state.step) == 5:
+                state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
+            return step_fn(state, x)
+
+        return wrapped
+
+    with pytest.raises(UserError, match=r"tiny: grad_norm is nan at step 6; the checkpoint of step 3 is kept"):
+        tiny.train(tmp_path, one_device, change=explode)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
+    assert max(row["step"] for row in lines(tmp_path)) == 5
+
+
+def test_numbers_are_means_over_counts_and_nothing_counted_is_no_number():
+    numbers = loop._numbers({"a": (jnp.float32(3.0), jnp.float32(4.0)), "b": (jnp.float32(0.0), jnp.float32(0.0)), "c": jnp.float32(1.5)})
+    assert numbers == {"a": 0.75, "c": 1.5}
+
+
+def test_metrics_are_cut_back_and_torn_lines_are_dropped(tmp_path):
+    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer.cut_back(0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": step / 7})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    writer.cut_back(2)
+    writer.write(3, {"loss": float("nan")})
+    writer.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 1 / 7}, {"step": 2, "loss": 2 / 7}, {"step": 3, "loss": None}]
+
+
+def test_results_are_sorted_flat_numbers(tmp_path):
+    metrics.write_result(tmp_path, {"b": np.float32(0.25), "a": jnp.int32(3), "c": float("inf"), "d": "text"})
+    text = (tmp_path / "result.json").read_text()
+    assert list(json.loads(text).items()) == [("a", 3), ("b", 0.25), ("c", None), ("d", "text")]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # tensorboardX would import it: seconds
+    writer = metrics.Writer(tmp_path, tensorboard=True)
+    writer.cut_back(0)
+    writer.write(1, {"loss": 0.5})
+    writer.timing(1, 0.1)
+    writer.close()
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_progress_is_plain_lines_off_a_terminal(tmp_path, one_device, capsys):
+    tiny.train(tmp_path, one_device)
+    said = capsys.readouterr().err
+    assert "tiny: compiling the first of 10 steps ..." in said
+    assert "tiny: step 10/10" in said and "loss" in said and "\x1b" not in said

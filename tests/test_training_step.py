@@ -1,0 +1,149 @@
+"""One update: microbatches, counts, frozen leaves, the optimizer's schedule and decay, keys."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from srlhfv_jax.config import OptimizerConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import rules
+from srlhfv_jax.training import optimizer, state, step
+
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32))
+
+
+def config(**changes) -> OptimizerConfig:
+    return OptimizerConfig(**(tiny.OPTIMIZER.__dict__ | changes))
+
+
+def close(left, right, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), left, right)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_microbatches_change_nothing_though_their_counts_differ(parts):
+    whole, metrics = step.accumulate(tiny.loss, tiny.initial(), ROWS, 1)
+    split, split_metrics = jax.jit(step.accumulate, static_argnums=(0, 3))(tiny.loss, tiny.initial(), ROWS, parts)
+    close(split, whole, rtol=2e-5, atol=1e-7)
+    close(split_metrics, metrics, rtol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_mean_over_everything_counted():
+    def mean(params):
+        total, count, _ = tiny.loss(params, ROWS)
+        return total / count
+
+    close(step.accumulate(tiny.loss, tiny.initial(), ROWS, 4)[0], jax.grad(mean)(tiny.initial()), rtol=2e-5, atol=1e-7)
+
+
+def test_nothing_counted_gives_no_gradient():
+    def empty(params, x):
+        return 0.0 * jnp.sum(params["w"] ** 2) * jnp.sum(x), jnp.float32(0), {}
+
+    grads, metrics = step.accumulate(empty, {"w": jnp.full(3, 0.7)}, ROWS, 2)
+    assert not jnp.any(grads["w"]) and metrics["loss"] == (0.0, 0.0)
+
+
+def test_frozen_leaves_get_zeros_and_the_rest_the_same_gradient():
+    params = tiny.initial()
+    trainable = optimizer.trainable(tiny.OPTIMIZER, params)
+    grads, _ = step.accumulate(tiny.loss, params, ROWS, 2, trainable)
+    full, _ = step.accumulate(tiny.loss, params, ROWS, 2)
+    assert not jnp.any(grads["projector"]["linear_2"]["kernel"]) and jnp.any(full["projector"]["linear_2"]["kernel"])
+    full["projector"]["linear_2"]["kernel"] = jnp.zeros((8, 2))
+    close(grads, full, rtol=1e-6)
+
+
+def test_low_precision_gradients_are_summed_in_float32():
+    """256 microbatches of gradient 1 and then 1/256 each: a bfloat16 sum would stop at 256."""
+    values = jnp.ones((512, 1))
+
+    def loss(params, x):
+        return jnp.sum(params["w"].astype(jnp.float32) * x), jnp.float32(1), {}
+
+    grads, _ = step.accumulate(loss, {"w": jnp.bfloat16(0.5)}, values, 512)
+    assert grads["w"].dtype == jnp.bfloat16 and float(grads["w"]) == 1.0
+
+
+def test_parts_of_a_batch_are_strided_so_that_no_row_leaves_its_device():
+    parts = step.split({"x": jnp.arange(6), "none": None}, 3)["x"]
+    np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
+
+
+def test_frozen_leaves_own_no_optimizer_state_and_never_move():
+    params = tiny.initial() | {"vision": {"unused": {"fc1": {"kernel": jnp.full((2, 2), 0.9)}}}}
+    transform = optimizer.make(tiny.OPTIMIZER, params, 10)
+    opt_state = transform.init(params)
+    names = [path for path, _ in rules.leaves(opt_state)]
+    assert any("linear_1/kernel" in name for name in names)
+    assert not any("linear_2" in name or "unused" in name for name in names)
+    ones = jax.tree.map(jnp.ones_like, params)
+    moved, _, _ = step.apply_updates(transform, params, opt_state, ones)
+    for where in (lambda p: p["projector"]["linear_2"]["kernel"], lambda p: p["vision"]["unused"]["fc1"]["kernel"]):
+        np.testing.assert_array_equal(where(moved), where(params))
+    assert jnp.all(moved["text"]["norm"]["scale"] != params["text"]["norm"]["scale"])
+
+
+def test_clipping_measures_trained_leaves_only():
+    """A frozen leaf with a huge gradient must not shrink the step of the others."""
+    params = tiny.initial()
+    transform = optimizer.make(config(clip_norm=1e6), params, 10)
+    small = jax.tree.map(lambda p: jnp.full_like(p, 0.01), params)
+    huge = jax.tree.map(lambda g: g, small)
+    huge["projector"]["linear_2"]["kernel"] = jnp.full((8, 2), 1e9)
+    close(*(transform.update(grads, transform.init(params), params)[0] for grads in (small, huge)), rtol=0)
+
+
+def test_decay_touches_matrices_only():
+    params = {
+        "text": {
+            "embed": {"embedding": jnp.ones((3, 2))},
+            "layers": {"q_proj": {"kernel": jnp.ones((2, 3, 2)), "bias": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones((2, 3))}},
+        },
+        "vision": {"embeddings": {"position_embedding": jnp.ones((4, 2)), "class_embedding": jnp.ones(2)}},
+        "heads": {"reward": {"kernel": jnp.ones(3)}},
+    }
+    decays = {path: leaf for path, leaf in rules.leaves(optimizer.decayed(params))}
+    assert sorted(path for path, decay in decays.items() if decay) == ["text/embed/embedding", "text/layers/q_proj/kernel"]
+    transform = optimizer.make(config(freeze=(), clip_norm=0.0), params, 10)
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
+    rate = optimizer.learning_rate(config(), 10)(0)
+    np.testing.assert_allclose(updates["text"]["layers"]["q_proj"]["kernel"], -rate * 0.1, rtol=1e-6)
+    assert not jnp.any(updates["text"]["layers"]["norm"]["scale"]) and not jnp.any(updates["heads"]["reward"]["kernel"])
+
+
+def test_schedules_follow_their_formulas():
+    """Warm-up over 4 of 20 steps, the first of them not at 0; then cos or a line to 0 over the other 16."""
+    for schedule, decay in (
+        ("constant", lambda done: 1.0),
+        ("linear", lambda done: 1 - done),
+        ("cosine", lambda done: 0.5 * (1 + math.cos(math.pi * done))),
+    ):
+        rate = optimizer.learning_rate(config(learning_rate=0.3, schedule=schedule, warmup_fraction=0.2), 20)
+        found = [float(rate(k)) for k in range(21)]
+        expected = [0.3 * min((k + 1) / 4, 1) * decay(max(k - 4, 0) / 16) for k in range(21)]
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_optimizer_mistakes_are_named():
+    with pytest.raises(UserError, match="freeze pattern 'visoin/' matches no parameter"):
+        optimizer.make(config(freeze=("visoin/",)), tiny.initial(), 10)
+    with pytest.raises(UserError, match="freezes every parameter"):
+        optimizer.make(config(freeze=("text/", "projector/")), tiny.initial(), 10)
+    with pytest.raises(UserError, match="optimizer.schedule must be one of 'constant', 'cosine', 'linear', got 'cosin'"):
+        optimizer.make(config(schedule="cosin"), tiny.initial(), 10)
+
+
+def test_keys_repeat_and_differ_by_seed_step_and_purpose():
+    draws = {
+        (seed, number, purpose): float(jax.random.normal(state.key(seed, number, purpose)))
+        for seed in (0, 1)
+        for number in (0, 1)
+        for purpose in state.PURPOSES
+    }
+    assert len(set(draws.values())) == len(draws)
+    assert float(jax.random.normal(state.key(1, jnp.int32(1), "rollout"))) == draws[1, 1, "rollout"]
