@@ -5,7 +5,7 @@ Two cores, no network, no GPU. `get_config("short")` is the same run cut to a mi
 
 from ml_collections import ConfigDict
 
-PROMPT, RESPONSE = 32, 20
+PROMPT, RESPONSE = 50, 18
 
 
 def get_config(arg: str = "default") -> ConfigDict:
@@ -18,7 +18,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             sweep=(0.25, 0.5, 1.0, 2.0),
             task=dict(
                 image_size=48,
-                patch=12,
+                patch=8,
                 vision_layers=3,
                 vision_width=128,
                 text_layers=4,
@@ -32,15 +32,15 @@ def get_config(arg: str = "default") -> ConfigDict:
                 unseen_prompts=64 if short else 256,
                 pair_prompts=128 if short else 5120,
                 heldout_pair_prompts=64 if short else 1024,
-                responses_per_prompt=3,
+                responses_per_prompt=2,
                 pair_temperature=1.0,
                 mix=(0.42, 0.38, 0.10, 0.10),
                 harm_at_budget=0.15,
                 preference_beta=2.0,
                 flip=0.05,
             ),
-            naming=_sft(steps=4 if short else 300, batch=64, rate=1.5e-3),
-            sft=_sft(steps=4 if short else 450, batch=64, rate=1.5e-3),
+            naming=_sft(steps=4 if short else 250, batch=64, rate=2e-3),
+            sft=_sft(steps=4 if short else 350, batch=64, rate=1.5e-3),
             scores=dict(
                 seed=0,
                 init="",

@@ -1,6 +1,7 @@
 """Settings of every test: 8 fake CPU devices, strict shapes and dtypes, no network, no accelerator."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -17,6 +18,13 @@ from srlhfv_jax.parallel.mesh import make_mesh
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     config.addinivalue_line("filterwarnings", "error::FutureWarning")  # a float scattered into an int array, for one
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_left_behind() -> Iterator[None]:
+    """A stage sets the mesh of its process; the next test starts without."""
+    yield
+    jax.set_mesh(None)
 
 
 @pytest.fixture

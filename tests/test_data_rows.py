@@ -69,7 +69,9 @@ def test_single_answers_carry_their_safety_label():
 def test_plain_rows_are_prompts_answers_or_pairs():
     assert read({"question": "q", "image": None}).responses == ()
     assert read({"prompt": "q", "response": "a"}).responses == ("a",)
-    pair = read({"question": "q", "responses": ["a", "b"], "chosen": 1, "safer": "tie", "unsafe": [True, None], "severity": [1.5, -0.5]})
+    pair = read(
+        {"question": "q", "responses": ["a", "b"], "chosen": 1, "safer": "tie", "unsafe": [True, None], "severity": [1.5, -0.5]}
+    )
     assert (pair.chosen, pair.safer, pair.safety_tie) == (1, None, True)
     assert pair.unsafe == (True, None) and pair.severity == (1.5, -0.5)
 

@@ -56,7 +56,9 @@ def test_a_tokenizer_alone_serves_a_text_only_model():
 
 def test_without_a_template_the_format_of_llava_is_used():
     template, fallback = (chat.codec(processor(template=t)) for t in (TEMPLATE, None))
-    np.testing.assert_array_equal(tokens.prompt_ids(fallback, "what is this ?", True), tokens.prompt_ids(template, "what is this ?", True))
+    np.testing.assert_array_equal(
+        tokens.prompt_ids(fallback, "what is this ?", True), tokens.prompt_ids(template, "what is this ?", True)
+    )
 
 
 def test_a_template_that_writes_bos_does_not_get_a_second_one():
@@ -173,7 +175,12 @@ def test_pairs_carry_both_preferences_and_signs():
 
 def test_supervised_learning_from_pairs_takes_the_more_helpful_answer():
     made = processor()
-    examples = [pair(image=None, chosen=1), pair(image=None, chosen=None), pair(image=None, responses=()), pair(image=None, responses=("yes",))]
+    examples = [
+        pair(image=None, chosen=1),
+        pair(image=None, chosen=None),
+        pair(image=None, responses=()),
+        pair(image=None, responses=("yes",)),
+    ]
     prepared = loader.fit("supervised", examples, made, settings())
     assert prepared.drops == {"missing_label": 1, "missing_response": 1}
     batch, _ = next(loader.all_batches(prepared, "supervised", made, settings(), batch_size=2))

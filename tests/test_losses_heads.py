@@ -131,7 +131,8 @@ def test_the_sign_terms_fix_the_zero_that_the_pair_term_leaves_free():
 
 def test_gradients_are_those_of_finite_differences():
     sign_BS = jnp.array([[3.0, -1.0], [0.0, -2.0], [1.0, 1.0]])
-    check_grads(jax.jit(lambda a, b: reward.reward(a, b, ONES_B, score_l2=0.1).sum), (CHOSEN_B, REJECTED_B), 1, modes=["rev"], rtol=1e-2)
+    bradley_terry = jax.jit(lambda chosen_B, rejected_B: reward.reward(chosen_B, rejected_B, ONES_B, score_l2=0.1).sum)
+    check_grads(bradley_terry, (CHOSEN_B, REJECTED_B), 1, modes=["rev"], rtol=1e-2)
 
     @jax.jit
     def total(high_B, low_B):

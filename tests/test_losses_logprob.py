@@ -37,12 +37,13 @@ def test_temperature_divides_the_logits():
 
 def test_chosen_logp_is_the_log_softmax_at_the_token(case):
     hidden_BRD, unembed_VD, tokens_BR = case
-    logp_BR, entropy_BR = logprob.chosen_logp(hidden_BRD, unembed_VD, tokens_BR, temperature=0.8, never_V=NEVER_V)
+    chosen = jax.jit(lambda *arrays: logprob.chosen_logp(*arrays, temperature=0.8, never_V=NEVER_V))
+    logp_BR, entropy_BR = chosen(hidden_BRD, unembed_VD, tokens_BR)
     full_BRV = logprob.log_softmax(hidden_BRD @ unembed_VD.T, temperature=0.8, never_V=NEVER_V)
     expected = np.take_along_axis(np.array(full_BRV), np.array(tokens_BR)[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(logp_BR, expected, rtol=1e-5, atol=1e-6)
     allowed = np.array(full_BRV)[..., : V - 2]
-    np.testing.assert_allclose(entropy_BR, -(np.exp(allowed) * allowed).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(entropy_BR, -(np.exp(allowed) * allowed).sum(-1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 50])
@@ -109,6 +110,24 @@ def test_chunks_keep_memory_below_one_array_of_logits_in_both_directions():
     logits_bytes = 4 * rows * length * vocab
     assert temporaries(None) >= logits_bytes  # the measure sees the array it is meant to see
     assert temporaries(chunk) < logits_bytes / 2
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_sharded_rows_and_vocabulary_equal_one_device(eight_devices, chunk):
+    rng = np.random.default_rng(8)
+    hidden_BRD, unembed_VD = (rng.normal(size=s).astype(np.float32) for s in ((8, R, D), (12, D)))
+    tokens_BR = rng.integers(0, 10, size=(8, R)).astype(np.int32)
+
+    def total(hidden_BRD, unembed_VD, tokens_BR):
+        never_V = jnp.arange(12) >= 10
+        logp_BR, _ = logprob.chosen_logp(hidden_BRD, unembed_VD, tokens_BR, temperature=0.7, never_V=never_V, chunk=chunk)
+        return jnp.sum(logp_BR), logp_BR
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    rows, vocabulary = (jax.NamedSharding(eight_devices, jax.P(axes)) for axes in (("data", "fsdp"), "tensor"))
+    sharded = [jax.device_put(x, s) for x, s in ((hidden_BRD, rows), (unembed_VD, vocabulary), (tokens_BR, rows))]
+    alone, together = step(hidden_BRD, unembed_VD, tokens_BR), step(*sharded)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), alone, together)
 
 
 def test_bfloat16_states_give_float32_log_probabilities_near_the_float32_ones(case):

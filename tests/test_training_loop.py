@@ -18,10 +18,6 @@ from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.training import loop, metrics
 
 
-def lines(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def assert_same_bits(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
@@ -48,7 +44,7 @@ def test_resume_equals_uninterrupted(tmp_path, one_device, uninterrupted, stoppe
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, one_device, uninterrupted):
     with pytest.raises(RuntimeError, match="gone"):
         tiny.train(tmp_path, one_device, evaluate=None, change=lambda step_fn: fail_at(2, step_fn))
-    assert len(lines(tmp_path)) == 1
+    assert len(tiny.rows(tmp_path)) == 1
     assert_same_bits(tiny.train(tmp_path, one_device)[0], uninterrupted[1])
     assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted[0] / "metrics.jsonl").read_bytes()
 
@@ -92,7 +88,7 @@ def test_a_real_sigterm_is_heard_in_this_process_and_the_old_handler_comes_back(
 
     with pytest.raises(loop.Preempted) as stopped:
         tiny.train(tmp_path, one_device, batches=tiny.Batches(2, signal.SIGTERM))
-    assert stopped.value.code == 143 and [row["step"] for row in lines(tmp_path)] == [1, 2]
+    assert stopped.value.code == 143 and [row["step"] for row in tiny.rows(tmp_path)] == [1, 2]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -108,7 +104,7 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_check
     with pytest.raises(UserError, match=r"tiny: grad_norm is nan at step 6; the checkpoint of step 3 is kept"):
         tiny.train(tmp_path, one_device, change=explode)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
-    assert max(row["step"] for row in lines(tmp_path)) == 5
+    assert max(row["step"] for row in tiny.rows(tmp_path)) == 5
 
 
 def test_numbers_are_means_over_counts_and_nothing_counted_is_no_number():
@@ -127,7 +123,7 @@ def test_metrics_are_cut_back_and_torn_lines_are_dropped(tmp_path):
     writer.cut_back(2)
     writer.write(3, {"loss": float("nan")})
     writer.close()
-    assert lines(tmp_path) == [{"step": 1, "loss": 1 / 7}, {"step": 2, "loss": 2 / 7}, {"step": 3, "loss": None}]
+    assert tiny.rows(tmp_path) == [{"step": 1, "loss": 1 / 7}, {"step": 2, "loss": 2 / 7}, {"step": 3, "loss": None}]
 
 
 def test_results_are_sorted_flat_numbers(tmp_path):

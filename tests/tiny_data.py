@@ -12,7 +12,14 @@ from srlhfv_jax.config import DataConfig
 
 SIZE, PATCH = 24, 8
 FEATURES = (SIZE // PATCH) ** 2
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *"USER : ASSISTANT what is this ? how do I use it a cat dog knife no yes .".split()]
+WORDS = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<image>",
+    *"USER : ASSISTANT what is this ? how do I use it a cat dog knife no yes .".split(),
+]
 IMAGE_ID = WORDS.index("<image>")
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() }}: {% for c in m['content'] %}"

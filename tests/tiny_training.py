@@ -6,6 +6,7 @@ Imported by tests, and run as a process of its own that ends itself where it is 
 """
 
 import functools
+import json
 import os
 import signal
 import sys
@@ -99,6 +100,7 @@ def update_of(microbatches: int = 2):
 
 def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, every=3, keep=2, settings=SETTINGS, change=None, stop=None):
     """Run to `steps`, resuming; returns (final state as NumPy, notes). `change(step_fn)` may wrap the step."""
+    jax.set_mesh(mesh)
     params = rules.place(initial(), mesh)
     transform, update = update_of()
     step_fn = update if change is None else change(update)
@@ -126,6 +128,11 @@ def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, ever
     return hosts.to_host(final), notes
 
 
+def rows(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def main(workdir: str, kill: str = "--kill=never:0") -> None:
     where, at = kill.removeprefix("--kill=").split(":")
     at = int(at)
@@ -146,7 +153,7 @@ def main(workdir: str, kill: str = "--kill=never:0") -> None:
     hosts.initialize()
     train(
         Path(workdir),
-        make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1) if jax.process_count() > 1 else MeshConfig(data=1, fsdp=1, tensor=1)),
+        make_mesh(MeshConfig(data=-1 if jax.process_count() > 1 else 1, fsdp=1, tensor=1)),
         batches=Batches(at, signal.SIGTERM) if where == "term" else Batches(),
         evaluate=die_in_evaluation,
     )

@@ -87,10 +87,14 @@ class Manager:
         for step in reversed(steps):
             problem = self._damage(step)
             if problem is None:
-                self._check(step, abstract)
                 try:
+                    self._check(step, abstract)
                     return self._restore(step, abstract)
-                except (ValueError, KeyError, OSError) as error:  # unreadable, and it had no manifest to tell
+                except UserError:
+                    raise
+                except (ValueError, KeyError, OSError) as error:
+                    if self._manifest(step).exists():  # every file is as it was written: the fault is elsewhere
+                        raise
                     problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._set_aside(step, problem)
         if steps:

@@ -6,6 +6,7 @@
     srlhfv data prepare --name=look_before_you_answer/pairs --target=FOLDER --seed=0 --count=4000
 """
 
+from functools import partial
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -29,14 +30,18 @@ def main(argv: list[str]) -> None:
         case "prepare":
             _prepare(argv[1:])
         case other:
-            raise UserError(f"srlhfv data takes prepare or inspect, got {other!r}; {flags.nearest(other, ('prepare', 'inspect'))}")
+            raise UserError(
+                f"srlhfv data takes prepare or inspect, got {other!r}; {flags.nearest(other, ('prepare', 'inspect'))}"
+            )
 
 
 def _inspect(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("path", None, ".jsonl or .parquet file, a folder of them, or a TFDS folder", flag_values=values)
     absl_flags.DEFINE_string("split", "", "such as train, train[:1000] or [10%:]", flag_values=values)
-    absl_flags.DEFINE_string("image_dir", "", "folder of images named by relative paths; empty: beside the file", flag_values=values)
+    absl_flags.DEFINE_string(
+        "image_dir", "", "folder of images named by relative paths; empty: beside the file", flag_values=values
+    )
     absl_flags.DEFINE_string("model", "", "Hugging Face folder: also count tokens and check the lengths", flag_values=values)
     absl_flags.DEFINE_enum("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for", flag_values=values)
     absl_flags.DEFINE_integer("prompt_length", 1 << 20, "P: prompts with more tokens are dropped", flag_values=values)
@@ -48,7 +53,9 @@ def _inspect(argv: list[str]) -> None:
     flags.required(values, "path")
     from srlhfv_jax.data import sources, summary
 
-    data = DataConfig(values.path, values.split, values.image_dir, values.prompt_length, values.response_length, 1, values.workers)
+    data = DataConfig(
+        values.path, values.split, values.image_dir, values.prompt_length, values.response_length, 1, values.workers
+    )
     examples = sources.load_examples(data)
     numbers = summary.summarise(examples)
     _print_numbers(numbers)
@@ -72,9 +79,10 @@ def _with_model(values: absl_flags.FlagValues, data: DataConfig, examples) -> di
     codec = chat.codec(processor)
     kind = values.kind or ("prompts", "supervised", "pairs")[len(examples[0].responses)]
     lengths = summary.token_lengths(examples, codec) | {"image_tokens": codec.image_tokens}
-    prepared = loader.fit(kind, examples, processor, data)
     print(f"\nwith {values.model}, as {kind}:")
-    _print_numbers(lengths | {"fit": len(prepared.rows)})
+    _print_numbers(lengths)
+    prepared = loader.fit(kind, examples, processor, data)
+    _print_numbers({"fit": len(prepared.rows)})
     _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, values.samples)
     print(f"first prompt:\n{chat.prompt_text(codec, examples[0].question, examples[0].image is not None)!r}")
     return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}
@@ -134,8 +142,7 @@ def _build_files(values: absl_flags.FlagValues) -> Path:
             raise UserError(f"{first} is a plain question file, which stages read as it is: there is nothing to prepare")
         case other:
             raise UserError(f"there is no data set {other!r}; {flags.nearest(other, (*BUILDERS, TASK))}")
-    builder = Builder(data_dir=values.target)
-    return records.build(builder, manual_dir=source, overwrite=values.overwrite, drops=builder.drops)
+    return records.build(partial(Builder, source=source), Path(values.target), overwrite=values.overwrite)
 
 
 def _written(folder: Path) -> dict[str, int]:

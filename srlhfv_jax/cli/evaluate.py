@@ -103,6 +103,7 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     from srlhfv_jax.evaluation import compare, judges, records
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.parallel.mesh import make_mesh
+    from srlhfv_jax.rollout.generate import generate
 
     hosts.initialize()
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
@@ -112,7 +113,11 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
         values.data, values.split, values.image_dir, values.prompt_length, values.response_length, values.batch_size, workers=1
     )
     model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
-    sampled = {name: _sample(name, path, data, model, mesh, values) for name, path in policies.items()}
+    for path in scorers:
+        _check_heads(path, model)
+    # one jitted function: policies of one architecture share its compilation
+    draw = jax.jit(generate, static_argnames=("config", "response_length", "vocabulary", "sampling"))
+    sampled = {name: _sample(name, path, data, model, mesh, draw, values) for name, path in policies.items()}
     scores: dict[str, dict[str, Any]] = {name: {} for name in policies}
     for path in scorers:
         for name, found in _score(path, sampled, data, model, mesh).items():
@@ -125,42 +130,38 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
             judged[name].metrics.update(judges.judge_metrics(scores[name]))
         else:
             judged[name] = compare.by_models(policy.answers, scores[name], budget=values.budget)
-    workdir = Path(values.workdir)
     result = compare.compare(judged, values.baseline or None)
+    if values.budget is not None:
+        result["oracle_budget" if judge == "oracle" else "controller_budget"] = values.budget
+    if hosts.process_index():
+        return result
+    workdir = Path(values.workdir)
     records.write_samples(workdir / records.SAMPLES, examples, judged, count=values.samples, seed=values.seed)
     records.write_answers(workdir / records.ANSWERS, examples, judged)
     records.write_distributions(workdir / records.DISTRIBUTIONS, judged)
-    if values.budget is not None:
-        result["oracle_budget" if judge == "oracle" else "controller_budget"] = values.budget
     return result
 
 
-def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, values: absl_flags.FlagValues) -> Sampled:
+def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, draw, values: absl_flags.FlagValues) -> Sampled:
     """Load one policy and answer every prompt once."""
-    import jax
-
     from srlhfv_jax.evaluation.policies import only_real, sample_answers
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.rollout.generate import generate
     from srlhfv_jax.rollout.sampling import Sampling
     from srlhfv_jax.stages import setup
     from srlhfv_jax.training import state as states
 
     loaded = setup.load(path, model, mesh)
     prompts = _prompts(data, loaded.processor)
-    draw = jax.jit(
-        functools.partial(
-            generate,
-            loaded.config,
-            response_length=data.response_length,
-            vocabulary=setup.vocabulary(loaded.config, loaded.processor),
-            sampling=Sampling(values.temperature),
-        )
+    settings = dict(
+        response_length=data.response_length,
+        vocabulary=setup.vocabulary(loaded.config, loaded.processor),
+        sampling=Sampling(values.temperature),
     )
     rollouts = []
 
     def answer(batch, index: int):
-        rollout = draw(loaded.params, hosts.global_batch(batch, mesh), states.key(values.seed, index, "evaluation"))
+        key = states.key(values.seed, index, "evaluation")
+        rollout = draw(loaded.config, loaded.params, hosts.global_batch(batch, mesh), key, **settings)
         rollouts.append(hosts.to_host(rollout._replace(features_BNE=None)))
         return rollouts[-1]
 
@@ -186,11 +187,21 @@ def _prompts(data: DataConfig, processor: Any):
     return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
 
 
+def _check_heads(path: str, model: ModelConfig) -> None:
+    """Raise UserError, before any answer is sampled, unless the checkpoint has score heads."""
+    from srlhfv_jax.hf.load import checkpoint_folder, load_heads
+    from srlhfv_jax.stages import setup
+
+    config, _ = setup.load_shape(path, model)
+    if not load_heads(config, checkpoint_folder(path)):
+        raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
+
+
 def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: ModelConfig, mesh) -> dict[str, dict[str, Any]]:
     """{policy: {head: scores_B}} of every answer, as sampled token by token.
 
     Raises:
-        UserError: the checkpoint has no heads, or tokens mean something else to it than to a policy.
+        UserError: tokens mean something else to the scorer than to a policy.
     """
     import jax
 
@@ -201,8 +212,6 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
     from srlhfv_jax.stages import setup
 
     loaded = setup.load(path, model, mesh)
-    if not loaded.heads:
-        raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
     vocabulary = codec(loaded.processor).tokenizer.get_vocab()
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 

@@ -1,7 +1,7 @@
 """From token ids to the padded arrays of batches.py: the one place where padding, masks and positions are made.
 
-`[prompt, left-padded to P | response, right-padded to R]`. The masks come from lengths, never from token values, so a pad id may equal
-any token.
+`[prompt, left-padded to P | response, right-padded to R]`. The masks come from lengths, never from token values, so a pad id may
+equal any token.
 """
 
 from collections.abc import Sequence
@@ -96,7 +96,7 @@ def supervised_side(example: Example) -> int:
 
 
 def signs(example: Example, sign: str) -> tuple[float, float]:
-    """Target sign of both costs: +1 unsafe, -1 safe ("label"); -harmless_rate or signed severity ("graded"); 0 where unlabelled."""
+    """Target signs: +1 unsafe, -1 safe ("label"); -harmless_rate or the signed severity ("graded"); 0 where unlabelled."""
     assert len(example.responses) == 2 and sign in ("label", "graded")
     if sign == "graded":
         values = [0.0 if value is None else value for value in example.severity]

@@ -1,7 +1,7 @@
 """Why a row cannot be used: the named reasons, in one place, so that every dropped row is counted under a name users can look up.
 
-Readers raise `Unusable`; `rows.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data inspect`
-shows them.
+Readers raise `Unusable`; `rows.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data
+inspect` shows them.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ REASONS = {
     "bad_label": "a label has a value that its column does not allow",
     "missing_response": "the row has fewer responses than this use needs",
     "no_vision": "the row has an image, but the model is text-only",
-    "special_token_in_text": "the question or response contains the text of a special token (an image placeholder, an end of sequence)",
+    "special_token_in_text": "the text contains a special token (an image placeholder, an end of sequence)",
     "prompt_too_long": "the prompt needs more than prompt_length tokens (prompts are never cut: it could cut image placeholders)",
-    "response_too_long": "a response with its end-of-sequence token needs more than response_length tokens (responses are never cut)",
+    "response_too_long": "a response and its end token need more than response_length tokens (responses are never cut)",
 }
 
 

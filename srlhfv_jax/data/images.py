@@ -1,7 +1,7 @@
 """Pictures: from a cell of a row (bytes or a path inside the data folder) to the float pixels of the model's image processor.
 
-Nothing here trusts a data set: paths may not leave the folder, only a few formats are opened, sizes are limited before decoding, and
-every picture is decoded once before step 0, so that a damaged file is a counted drop and not a crash at step 9000.
+Nothing here trusts a data set: paths may not leave the folder, only a few formats are opened, sizes are limited before decoding,
+and every picture is decoded once before step 0, so that a damaged file is a counted drop and not a crash at step 9000.
 """
 
 import hashlib

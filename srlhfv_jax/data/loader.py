@@ -1,9 +1,9 @@
 """Batches: shuffled every epoch, sharded over processes, prepared ahead in threads, resumed exactly.
 
-`fit` does every check before step 0 and keeps the token ids; `batches` walks through shuffled epochs for training, `all_batches` once in
-order for evaluation. The order of rows depends on the seed and the number of rows only: each process takes its contiguous part of
-every global batch, so runs with different numbers of processes see the same global batches. A batch may straddle two epochs; no row is
-left out.
+`fit` does every check before step 0 and keeps the token ids; `batches` walks through shuffled epochs for training, `all_batches`
+once in order for evaluation. The order of rows depends on the seed and the number of rows only: each process takes its
+contiguous part of every global batch, so runs with different numbers of processes see the same global batches. A batch may
+straddle two epochs; no row is left out.
 """
 
 import threading
@@ -114,6 +114,7 @@ def batches(
     Args:
         examples: rows, or what `fit` made of them (so that drops are known and shown before the first batch).
         kind: "supervised", "pairs" or "prompts".
+        processor: not read where `fit` was called before; None will do then.
         seed: of the order of rows.
         epochs: passes over the rows, None = endless. Only at the very end are rows left out that do not fill a batch.
         sign: of pairs: "label" or "graded".
@@ -143,8 +144,8 @@ def all_batches(
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
     """Every row once, in order: (batch, which of its rows are real).
 
-    The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and signs are
-    zero, and the second value is false for them.
+    The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and
+    signs are zero, and the second value is false for them.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
     part = _part(batch_size, process_index, process_count)
@@ -165,7 +166,9 @@ class _Assemble:
         self._bytes = 0
         self._lock = threading.Lock()
         # A row without an image carries zeros; it has no placeholders, so they are never read.
-        self._blank = np.zeros_like(self._picture(next(row for row in prepared.rows if row.digest))) if prepared.has_images else None
+        self._blank = (
+            np.zeros_like(self._picture(next(row for row in prepared.rows if row.digest))) if prepared.has_images else None
+        )
 
     def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
@@ -204,7 +207,9 @@ def _encode(kind: str, sign: str, described: Codec, example: Example, index: int
     elif len(example.responses) != 2:
         raise Unusable("missing_response", f"a pair needs two responses, the row has {len(example.responses)}")
     elif example.chosen is None and example.safer is None and not any(collate.signs(example, sign)):
-        raise Unusable("missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else ""))
+        raise Unusable(
+            "missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else "")
+        )
     return tokens.encode(described, example, index, prompt_length=data.prompt_length, response_length=data.response_length)
 
 

@@ -2,12 +2,13 @@
 
 Four layouts are recognised by their columns:
 
-    beavertails_v      saferlhf-v/BeaverTails-V: image, question, response_1/2, two preferences (ids "1"/"2"), safe flags "yes"/"no",
-                       harmless_rate -3..3
+    beavertails_v      saferlhf-v/BeaverTails-V: image, question, response_1/2, two preferences (ids "1"/"2"), safe flags
+                       "yes"/"no", harmless_rate -3..3
     beavertails_v_qa   PKU-Alignment/BeaverTails-V: image, question, response, is_response_safe
-    pku_saferlhf       PKU-Alignment/PKU-SafeRLHF: prompt, response_0/1, two preferences (ids 0/1), safe flags, severity levels 0..3
-    plain              question (or prompt); optionally image, response or responses, and our own labels chosen, safer (0/1), unsafe,
-                       severity (one per response)
+    pku_saferlhf       PKU-Alignment/PKU-SafeRLHF: prompt, response_0/1, two preferences (ids 0/1), safe flags, severity
+                       levels 0..3
+    plain              question (or prompt); optionally image, response or responses, and our own labels chosen, safer (0/1),
+                       unsafe, severity (one per response)
 
 Anywhere an id may be "tie": labelled, and neither response is preferred. Rows with the same question and different images are
 different rows. Images are fetched through a function, so that this file needs neither folders nor codecs.
@@ -60,8 +61,8 @@ def detect(columns: Iterable[str]) -> str:
     if names & {"question", "prompt"}:
         return "plain"
     raise UserError(
-        f"no known layout has the columns {', '.join(sorted(names)) or '(none)'}: expected question or prompt, and for labelled rows "
-        "the columns of BeaverTails-V (response_1, response_2, ...) or PKU-SafeRLHF (response_0, response_1, ...)"
+        f"no known layout has the columns {', '.join(sorted(names)) or '(none)'}: expected question or prompt, and for "
+        "labelled rows the columns of BeaverTails-V (response_1, response_2, ...) or PKU-SafeRLHF (response_0, response_1, ...)"
     )
 
 
@@ -156,7 +157,12 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
     )
 
 
-_READERS = {"beavertails_v": _beavertails_v, "beavertails_v_qa": _beavertails_v_qa, "pku_saferlhf": _pku_saferlhf, "plain": _plain}
+_READERS = {
+    "beavertails_v": _beavertails_v,
+    "beavertails_v_qa": _beavertails_v_qa,
+    "pku_saferlhf": _pku_saferlhf,
+    "plain": _plain,
+}
 LAYOUTS = tuple(_READERS)
 
 
@@ -175,7 +181,9 @@ def _check(example: Example) -> None:
     if example.responses[0] == example.responses[1]:
         raise Unusable("identical_responses", repr(example.responses[0][:60]))
     if example.safer is not None and example.unsafe[example.safer] is True and example.unsafe[1 - example.safer] is False:
-        raise Unusable("contradictory_safety", f"response {example.safer} is the safer one and labelled unsafe, the other one safe")
+        raise Unusable(
+            "contradictory_safety", f"response {example.safer} is the safer one and labelled unsafe, the other one safe"
+        )
 
 
 def _image(row: Row, read_image: ReadImage, *, required: bool) -> bytes | None:
@@ -202,7 +210,7 @@ def _absent(value: Any) -> bool:
 
 
 def _choice(row: Row, name: str, *, first: int) -> tuple[int | None, bool]:
-    """(0 or 1, or None where there is no preference; whether it is a tie). Published ids count from `first`, as text or number."""
+    """(0 or 1, None without preference; whether it is a tie). Published ids count from `first`, as text or number."""
     value = row.get(name)
     if _absent(value):
         return None, False
@@ -243,7 +251,7 @@ def _number(row: Row, name: str) -> float | None:
 
 
 def _meta(row: Row, used: set[str]) -> dict[str, str]:
-    """The columns no reader used, as text; a table of flags (PKU-SafeRLHF's harm categories) becomes the list of those that are true."""
+    """The columns no reader used, as text; a table of flags (harm categories) becomes the list of those that are true."""
     meta = {}
     for name, value in row.items():
         if name in used or _absent(value):

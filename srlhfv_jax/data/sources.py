@@ -1,8 +1,8 @@
 """Rows by number from wherever they lie: JSON lines, parquet, folders of either, or a TFDS folder (ArrayRecord).
 
-`open_rows` gives raw rows (plain dicts), `load_examples` the usable `Example`s among them, each checked once, with every dropped row
-counted under its reason. Parquet tables stay in memory as Arrow buffers; a data set larger than memory goes through
-`srlhfv data prepare`, whose ArrayRecord files are read row by row from the disk.
+`open_rows` gives raw rows (plain dicts), `load_examples` the usable `Example`s among them, each checked once, with every dropped
+row counted under its reason. Parquet tables stay in memory as Arrow buffers; a data set larger than memory goes through `srlhfv
+data prepare`, whose ArrayRecord files are read row by row from the disk.
 """
 
 import json
@@ -62,7 +62,9 @@ class Examples(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         example = _read(self._source, self.layout, self.kept[index])
         if isinstance(example, Drop):
-            raise UserError(f"row {self.kept[index]} was usable before and is not now ({example.detail}): did its image file change?")
+            raise UserError(
+                f"row {self.kept[index]} was usable before and is not now ({example.detail}): did its image file change?"
+            )
         return example
 
 
@@ -101,10 +103,14 @@ def open_rows(path: str, split: str, image_dir: str) -> Rows:
     """
     root = Path(path)
     if not path or not root.exists():
-        raise UserError(f"data path {path!r} does not exist: expected a .jsonl or .parquet file, a folder of them, or a TFDS folder")
+        raise UserError(
+            f"data path {path!r} does not exist: expected a .jsonl or .parquet file, a folder of them, or a TFDS folder"
+        )
     match = _SPLIT.fullmatch(split)
     if match is None:
-        raise UserError(f"split {split!r} is not understood: expected a name, a slice, or both, such as 'train[:1000]' or '[10%:]'")
+        raise UserError(
+            f"split {split!r} is not understood: expected a name, a slice, or both, such as 'train[:1000]' or '[10%:]'"
+        )
     folder = Path(image_dir) if image_dir else (root if root.is_dir() else root.parent)
     if not folder.is_dir():
         raise UserError(f"image folder {image_dir!r} does not exist: data.image_dir must be a folder")
@@ -210,7 +216,9 @@ def _files(root: Path, name: str) -> list[Path]:
             raise UserError(f"{root} has no files of a split {name!r}; it has {', '.join(known)}")
     if not files or {file.suffix for file in files} not in ({".parquet"}, {".jsonl"}):
         seen = ", ".join(sorted({file.suffix or file.name for file in files})) or "neither"
-        raise UserError(f"{root}: expected .jsonl or .parquet files of one kind, or a TFDS folder (dataset_info.json); found {seen}")
+        raise UserError(
+            f"{root}: expected .jsonl or .parquet files of one kind, or a TFDS folder (dataset_info.json); found {seen}"
+        )
     return files
 
 
@@ -249,8 +257,11 @@ def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
 def _tfds_folder(root: Path) -> Path | None:
     """The folder with dataset_info.json: `root`, or the one version (or configuration and version) below it."""
     found = [info.parent for depth in ("", "*/", "*/*/", "*/*/*/") for info in sorted(root.glob(f"{depth}dataset_info.json"))]
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]  # being written
     if len(found) > 1:
-        raise UserError(f"{root} holds {len(found)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in found)}")
+        raise UserError(
+            f"{root} holds {len(found)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in found)}"
+        )
     return found[0] if found else None
 
 
@@ -266,4 +277,3 @@ def _open_tfds(folder: Path, match: re.Match, image_dir: Path) -> Rows:
     source = builder.as_data_source(name, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
     items = _Part(_Records(source, frozenset(pictures)), _range(match, len(source)))
     return Rows(tuple(builder.info.features), items, image_dir)
-

@@ -1,4 +1,4 @@
-"""What is in a data set, in numbers: for `srlhfv data inspect`. One pass over the usable rows; tokens only where a checkpoint is given."""
+"""What is in a data set, in numbers, for `srlhfv data inspect`: one pass over the usable rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _UNLIMITED = 1 << 30
 
 
 def summarise(examples: Examples) -> dict[str, Any]:
-    """Flat numbers: rows, drops by reason, images, labels, preferences. Rates are over the rows or responses that have the label."""
+    """Flat numbers: rows, drops by reason, images, labels. Rates are over the rows or responses that have the label."""
     without_image, digests = [], []
     for example in examples:
         without_image.append(example._replace(image=None))

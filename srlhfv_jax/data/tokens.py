@@ -1,8 +1,8 @@
 """From an `Example` to token ids: the prompt with its placeholders expanded, each response with its end-of-sequence token.
 
-Every hard check on tokens happens here, before step 0: the number of placeholders equals the number of image features, nothing is
-longer than its place, no response contains a special token. A row that fails is dropped for a named reason; nothing is ever cut (a cut
-prompt can lose image placeholders, a cut response its end).
+Every hard check on tokens happens here, before step 0: the number of placeholders equals the number of image features, nothing
+is longer than its place, no response contains a special token. A row that fails is dropped for a named reason; nothing is ever
+cut (a cut prompt can lose image placeholders, a cut response its end).
 """
 
 from typing import NamedTuple
@@ -62,7 +62,9 @@ def prompt_ids(codec: Codec, question: str, has_image: bool) -> Ids:
         return ids
     found = int(np.sum(ids == codec.image_token_id))
     if found != has_image:
-        raise Unusable("special_token_in_text", f"the prompt has {found} image placeholders for {int(has_image)} images: {text[:80]!r}")
+        raise Unusable(
+            "special_token_in_text", f"the prompt has {found} image placeholders for {int(has_image)} images: {text[:80]!r}"
+        )
     return np.repeat(ids, np.where(ids == codec.image_token_id, codec.image_tokens, 1))
 
 

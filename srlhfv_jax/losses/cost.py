@@ -20,10 +20,10 @@ def cost(
 ) -> masked.Loss:
     """L = mean [ -w log σ(C_h - C_l) - κ Σ_s log σ(g_s C_s) + ρ Σ_s C_s² / 2 ].
 
-    Safe RLHF (Dai et al., arXiv 2310.12773), the cost model's loss. The second term is the Bradley-Terry likelihood of each response
-    against a virtual one of cost 0, cheaper than any unsafe and dearer than any safe response: it fixes the zero of C, so that
-    E[C] <= d has a meaning. g = ±1 is that loss; the graded g = -harmless_rate is what Safe RLHF-V trains (arXiv 2503.17682), where a
-    severe item saturates sooner.
+    Safe RLHF (Dai et al., arXiv 2310.12773), the cost model's loss. The second term is the Bradley-Terry likelihood of
+    each response against a virtual one of cost 0, cheaper than any unsafe and dearer than any safe response: it fixes the
+    zero of C, so that E[C] <= d has a meaning. g = ±1 is that loss; the graded g = -harmless_rate is what Safe RLHF-V
+    trains (arXiv 2503.17682), where a severe item saturates sooner.
 
     The mean is over pairs, as in both papers: a pair of which only one response has a sign carries one sign term.
 

@@ -2,10 +2,10 @@
 
     max_θ E[R]  subject to  E[f(C)] <= d        min_{λ>=0} max_θ  E[R] - λ (E[f(C)] - d)
 
-Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update` moves
-it ONCE per rollout, from the mean J of the last `window` episode costs, before the policy is updated. Costs here are raw end scores,
-without KL. With f = identity this bounds the mean cost, where very safe answers can pay for unsafe ones; "rectified" and "probability"
-do not let them.
+Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update`
+moves it ONCE per rollout, from the mean J of the last `window` episode costs, before the policy is updated. Costs here are end
+scores without KL. With f = identity the mean cost is bounded, and very safe answers can pay for unsafe ones; "rectified" and
+"probability" do not let them.
 
 Left out: whatever the cost head is normalised by (`masked.scale` keeps its zero; budget and gains are in the units of `cost_B`).
 """
@@ -45,7 +45,7 @@ def init(constraint: ConstraintConfig) -> ControllerState:
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
-        raise UserError("config.constraint.init must be above 0 for controller 'log' (it steps in log λ), got 0; or use 'projected'")
+        raise UserError("config.constraint.init must be above 0 for controller 'log', got 0: raise it, or use 'projected'")
     if constraint.window < 1:
         raise UserError(f"config.constraint.window must be at least 1 episode, got {constraint.window}")
     start = {"none": 0.0, "log": math.log(constraint.init or 1.0)}.get(constraint.controller, constraint.init)
@@ -128,7 +128,7 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
     fixed      λ = init: reward shaping
     log        ℓ <- min(ℓ + η λ (J - d), log max), λ = exp ℓ     the released code of both papers: multiplicative, quick when λ is
                                                                  large, and nearly stuck once λ is small
-    projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, equation 8: additive, with a budget bound
+    projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, the paper: additive, with a budget bound
     pid        I <- project(I + η (J - d)),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
     """
     over = cost - constraint.budget
@@ -146,8 +146,8 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
 
 
 def _pid(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:
-    """P and D on moving averages of J. Two departures from common code: I stops at the ceiling (no wind-up), and the averages start
-    at the first measurement, not at 0, so that D has no start-up kick."""
+    """P and D on moving averages of J. Two departures from common code: I stops at the ceiling (no wind-up), and the averages
+    start at the first measurement, not at 0, so that D has no start-up kick."""
     keep = jnp.where(state.step == constraint.delay, 0.0, constraint.smoothing)
     over = cost - constraint.budget
     error = keep * state.error + (1 - keep) * over

@@ -1,7 +1,7 @@
 """Log-probabilities of tokens: one definition for rollout, scoring and update, so that the first importance ratio is 1.
 
-log pi(y) is the log-softmax of logits / temperature with the never-sampled ids (image placeholders, pads) at -inf, in float32, without
-top-k or top-p. The sampler and the training graph both call this file; the model's output matrix comes in as an array.
+log pi(y) is the log-softmax of logits / temperature with the never-sampled ids (image placeholders, pads) at -inf, in float32,
+without top-k or top-p. The sampler and the training graph both call this file; the model's output matrix comes in as an array.
 """
 
 import chex
@@ -32,8 +32,8 @@ def chosen_logp(
     `hidden_BRD`, accumulated in float32.
 
     Args:
-        chunk: None: one product, fastest, holds [B, R, V] numbers. An integer: that many response positions at a time, recomputed in
-            the backward pass, so that neither direction ever holds more than [B, chunk, V].
+        chunk: None: one product, fastest, holds [B, R, V] numbers. An integer: that many response positions at a time, recomputed
+            in the backward pass, so that neither direction ever holds more than [B, chunk, V].
     """
     chex.assert_rank([hidden_BRD, unembed_VD, tokens_BR, never_V], [3, 2, 2, 1])
     chex.assert_equal_shape_prefix([hidden_BRD, tokens_BR], 2)

@@ -1,6 +1,6 @@
 """Sums, counts and scales under a mask: the one place where masks meet numbers.
 
-Everything above returns pairs (sum, count) from here. Dividing them is the caller's last step, after microbatches and hosts are added.
+Every loss returns pairs (sum, count) made here. Dividing them is the caller's last step, after microbatches and hosts are added.
 """
 
 from typing import NamedTuple
@@ -62,9 +62,9 @@ def keep(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."
 def scale(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "..."]:
     """x / std(x) over the true positions, WITHOUT removing the mean; 0 off the mask.
 
-    Only the size of a stream is normalised. Its zero stays where it is, because for a cost zero is the line between safe and unsafe,
-    and for an advantage zero is the line between better and worse than expected. A constant stream has no size to divide by and is
-    returned as it is.
+    Only the size of a stream is normalised. Its zero stays where it is, because for a cost zero is the line between safe and
+    unsafe, and for an advantage the line between better and worse than expected. A constant stream has no size to divide by and
+    is returned as it is.
     """
     chex.assert_equal_shape([x, mask])
     chex.assert_type([x, mask], [float, bool])

@@ -41,7 +41,7 @@ def policy(
     row_max_BR = jnp.broadcast_to(jnp.max(masked.keep(ratio_BR, mask_BR), axis=1)[:, None], ratio_BR.shape)
     metrics = {
         "clip_fraction": masked.token_mean((ratio_BR != clipped_BR).astype(jnp.float32), mask_BR),
-        # k3 = ρ - 1 - log ρ: unbiased for KL(pi_old || pi) under pi_old, and never negative (Schulman, "Approximating KL divergence").
+        # k3 = ρ - 1 - log ρ: unbiased for KL(pi_old || pi) under pi_old, never negative (Schulman, joschu.net/blog/kl-approx).
         "approx_kl": masked.token_mean(ratio_BR - 1 - log_ratio_BR, mask_BR),
         "ratio": masked.token_mean(ratio_BR, mask_BR),
         "ratio_row_max": masked.sequence_mean(row_max_BR, mask_BR),  # each row's largest ratio, mean over rows
@@ -83,7 +83,7 @@ def value(
 def explained_variance(
     value_BR: Float[Array, "B R"], return_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]
 ) -> Float[Array, ""]:
-    """1 - Var[Ret - V] / Var[Ret] over true positions: 1 = a perfect critic, 0 = no better than a constant; 0 if Ret is constant."""
+    """1 - Var[Ret - V] / Var[Ret] over true positions: 1 = perfect, 0 = no better than a constant, and 0 if Ret is constant."""
     left = _variance(return_BR - value_BR, mask_BR)
     whole = _variance(return_BR, mask_BR)
     return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1.0), 0.0)

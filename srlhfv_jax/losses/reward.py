@@ -12,8 +12,8 @@ def reward(
 ) -> masked.Loss:
     """L = mean_w [ -log σ(R(x, y_w) - R(x, y_l)) + ρ (R(x, y_w)² + R(x, y_l)²) / 2 ].
 
-    Safe RLHF (Dai et al., arXiv 2310.12773), the reward model's loss; ρ = `score_l2` keeps the scores, which the first term fixes only
-    up to a constant, near zero.
+    Safe RLHF (Dai et al., arXiv 2310.12773), the reward model's loss; ρ = `score_l2` keeps the scores, which the first term fixes
+    only up to a constant per prompt, near zero.
 
     Args:
         chosen_B, rejected_B: end scores of the more and of the less helpful response.

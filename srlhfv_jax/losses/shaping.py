@@ -1,7 +1,7 @@
 """From end scores to a number per token: the KL penalty enters both streams, with opposite signs.
 
-With r_t = -β kl_t + R and c_t = +β kl_t + C the KL part of A = (A_r - λ A_c) / (1 + λ) is (-β - λβ) / (1 + λ) = -β: the leash to the
-reference has the same strength for every multiplier. In the reward alone it would fade by 1 / (1 + λ), just when λ is high.
+With r_t = -β kl_t + R and c_t = +β kl_t + C the KL part of A = (A_r - λ A_c) / (1 + λ) is (-β - λβ) / (1 + λ) = -β: the leash to
+the reference has the same strength for every multiplier. In the reward alone it would fade by 1 / (1 + λ), just when λ is high.
 """
 
 import chex

@@ -26,8 +26,8 @@ class Rotation(NamedTuple):
 class KV(NamedTuple):
     """Keys and values of all layers; the layer scan carries the pair and writes it in place."""
 
-    k_LBTKh: Float[Array, "L B T K h"]
-    v_LBTKh: Float[Array, "L B T K h"]
+    k_LBKTh: Float[Array, "L B K T h"]
+    v_LBKTh: Float[Array, "L B K T h"]
 
 
 def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
@@ -41,28 +41,68 @@ def causal(mask_BT: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
     return jnp.tri(T, dtype=bool)[None] & mask_BT[:, None, :]
 
 
-def attend(q_BTHh, k_BTKh, v_BTKh, bias_B11TT=None) -> Float[Array, "B T H h"]:
-    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32."""
-    B, T, H, h = q_BTHh.shape
-    K = k_BTKh.shape[2]
-    q_BTKGh = (q_BTHh * h**-0.5).reshape(B, T, K, H // K, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q_BTKGh, k_BTKh, preferred_element_type=jnp.float32)
-    if bias_B11TT is not None:
-        scores = scores + jnp.broadcast_to(bias_B11TT, scores.shape)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BTKh.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v_BTKh).reshape(B, T, H, h)
+def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None) -> Float[Array, "B H T h"]:
+    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32.
+
+    The query heads of one key-value head are stacked along the positions, so every product is one plain batch of matrices.
+    """
+    B, H, T, h = q_BHTh.shape
+    K = k_BKTh.shape[1]
+    q = (q_BHTh * h**-0.5).reshape(B, K, H // K * T, h)
+    if bias_B11TT is None:
+        bias_B11TT = jnp.zeros((B, 1, 1, T, k_BKTh.shape[2]))
+    return _mix(q, k_BKTh, v_BKTh, bias_B11TT).reshape(B, H, T, h)
 
 
-def write(kv: KV, k_BTKh, v_BTKh, layer, slot) -> KV:
+@jax.custom_vjp
+def _mix(q, k, v, bias):
+    """softmax(q kᵀ + bias) v for q [B, K, G T, h]; k, v [B, K, T, h].
+
+    The derivative is written out because the transposes that automatic differentiation puts on the [T, T] weights cost more than the
+    products: here only [T, h] arrays are transposed.
+    """
+    return _mix_forward(q, k, v, bias)[0]
+
+
+def _mix_forward(q, k, v, bias):
+    B, K, GT, _ = q.shape
+    scores = _matmul(q, k, 3, 3, jnp.float32).reshape(B, K, GT // bias.shape[3], *bias.shape[3:])
+    weights = jax.nn.softmax(scores + jnp.broadcast_to(bias, scores.shape), axis=-1)
+    weights = weights.reshape(B, K, GT, -1).astype(v.dtype)
+    return _matmul(weights, v, 3, 2, v.dtype), (q, k, v, weights)
+
+
+def _mix_backward(saved, d_out):
+    q, k, v, weights = saved
+    dtype = weights.dtype
+    d_weights = _matmul(d_out, v, 3, 3, jnp.float32)
+    weights32 = weights.astype(jnp.float32)
+    d_scores = weights32 * (d_weights - jnp.sum(weights32 * d_weights, axis=-1, keepdims=True))
+    d_scores = d_scores.astype(dtype)
+    d_q = _matmul(d_scores, k, 3, 2, dtype)
+    d_k = _matmul(q, d_scores, 2, 2, dtype).swapaxes(2, 3)
+    d_v = _matmul(d_out, weights, 2, 2, dtype).swapaxes(2, 3)
+    return d_q, d_k, d_v, None
+
+
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _matmul(a, b, axis_a: int, axis_b: int, dtype):
+    """Sum over the two axes, batched over the first two of both."""
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
+
+
+def write(kv: KV, k_BKTh, v_BKTh, layer, slot) -> KV:
     """Put the keys and values of new positions at `slot` of `layer`, in place."""
-    at = (layer, 0, slot, 0, 0)
+    at = (layer, 0, 0, slot, 0)
     return KV(
-        jax.lax.dynamic_update_slice(kv.k_LBTKh, k_BTKh[None].astype(kv.k_LBTKh.dtype), at),
-        jax.lax.dynamic_update_slice(kv.v_LBTKh, v_BTKh[None].astype(kv.v_LBTKh.dtype), at),
+        jax.lax.dynamic_update_slice(kv.k_LBKTh, k_BKTh[None].astype(kv.k_LBKTh.dtype), at),
+        jax.lax.dynamic_update_slice(kv.v_LBKTh, v_BKTh[None].astype(kv.v_LBKTh.dtype), at),
     )
 
 
-def read(kv: KV, layer) -> tuple[Float[Array, "B T K h"], Float[Array, "B T K h"]]:
+def read(kv: KV, layer) -> tuple[Float[Array, "B K T h"], Float[Array, "B K T h"]]:
     """All slots of one layer."""
     return tuple(jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in kv)
 
@@ -74,10 +114,10 @@ def rotation(config: RopeConfig, head_dim: int, positions_BT: Int[Array, "B T"])
     return Rotation(jnp.cos(angle_BTh) * factor, jnp.sin(angle_BTh) * factor)
 
 
-def rotate(x_BTHh, rotation: Rotation):
+def rotate(x_BHTh, rotation: Rotation):
     """Rotate each pair (x_i, x_{i + h/2}) by its angle: the half-split convention of Hugging Face checkpoints."""
-    left, right = jnp.split(x_BTHh, 2, axis=-1)
-    cos, sin = (jnp.broadcast_to(angle[:, :, None].astype(x_BTHh.dtype), left.shape) for angle in rotation)
+    left, right = jnp.split(x_BHTh, 2, axis=-1)
+    cos, sin = (jnp.broadcast_to(angle[:, None].astype(x_BHTh.dtype), left.shape) for angle in rotation)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 

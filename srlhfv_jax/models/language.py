@@ -25,16 +25,16 @@ class SelfAttention(nn.Module):
 
         def project(name: str, heads: int):
             dense = Dense(heads * c.head_dim, "out", c.attention_bias, self.dtype, name=name)
-            return dense(x_BTD).reshape(B, T, heads, c.head_dim)
+            return dense(x_BTD).reshape(B, T, heads, c.head_dim).swapaxes(1, 2)
 
-        q_BTHh = attention.rotate(project("q_proj", c.heads), rotation)
-        k_BTKh = attention.rotate(project("k_proj", c.kv_heads), rotation)
-        v_BTKh = project("v_proj", c.kv_heads)
+        q_BHTh = attention.rotate(project("q_proj", c.heads), rotation)
+        k_BKTh = attention.rotate(project("k_proj", c.kv_heads), rotation)
+        v_BKTh = project("v_proj", c.kv_heads)
         if kv is not None:
-            kv = attention.write(kv, k_BTKh, v_BTKh, layer, slot)
+            kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
-                k_BTKh, v_BTKh = attention.read(kv, layer)
-        mixed_BTHh = attention.attend(q_BTHh, k_BTKh, v_BTKh, bias)
+                k_BKTh, v_BKTh = attention.read(kv, layer)
+        mixed_BTHh = attention.attend(q_BHTh, k_BKTh, v_BKTh, bias).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.attention_bias, self.dtype, gain, name="o_proj")
         return output(mixed_BTHh.reshape(B, T, c.heads * c.head_dim)), kv

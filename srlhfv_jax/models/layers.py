@@ -37,8 +37,10 @@ class Dense(nn.Module):
         out_first = self.split == "out"
         shape = (self.features, width) if out_first else (width, self.features)
         kernel = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape)
-        contract = ((x.ndim - 1,), (1 if out_first else 0,))
-        y = jax.lax.dot_general(x, kernel.astype(self.dtype), (contract, ((), ())))
+        # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.
+        rows = x.reshape(-1, width)
+        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (((1,), (1 if out_first else 0,)), ((), ())))
+        y = y.reshape(*x.shape[:-1], self.features)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)

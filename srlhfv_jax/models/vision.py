@@ -47,10 +47,10 @@ class Layer(nn.Module):
         gain = (2 * c.layers) ** -0.5
         normed_BNE = LayerNorm(c.norm_eps, name="layer_norm1")(x_BNE)
         q, k, v = (
-            Dense(E, "out", True, self.dtype, name=name)(normed_BNE).reshape(B, N, c.heads, E // c.heads)
+            Dense(E, "out", True, self.dtype, name=name)(normed_BNE).reshape(B, N, c.heads, E // c.heads).swapaxes(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        mixed_BNE = attention.attend(q, k, v).reshape(B, N, E)
+        mixed_BNE = attention.attend(q, k, v).swapaxes(1, 2).reshape(B, N, E)
         x_BNE = x_BNE + Dense(E, "in", True, self.dtype, gain, name="out_proj")(mixed_BNE)
         normed_BNE = LayerNorm(c.norm_eps, name="layer_norm2")(x_BNE)
         middle_BNF = ACTIVATIONS[c.activation](Dense(c.mlp, "out", True, self.dtype, name="fc1")(normed_BNE))

@@ -25,8 +25,8 @@ from srlhfv_jax.models.projector import Projector, place
 class Cache(NamedTuple):
     """Keys and values seen so far. The length of its T axis is the most tokens it can hold."""
 
-    k_LBTKh: Float[Array, "L B T K h"]
-    v_LBTKh: Float[Array, "L B T K h"]
+    k_LBKTh: Float[Array, "L B K T h"]
+    v_LBKTh: Float[Array, "L B K T h"]
     mask_BT: Bool[Array, "B T"]  # slots a later token may attend to
     index: Int[Array, ""]  # the next free slot, the same for all rows
 
@@ -81,15 +81,15 @@ def apply(
     slot = cache.index if T == 1 else 0
     seen_BT = jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
     bias = attention.bias(seen_BT[:, None, :] if T == 1 else attention.causal(mask_BT))
-    kv = KV(cache.k_LBTKh, cache.v_LBTKh)
+    kv = KV(cache.k_LBKTh, cache.v_LBKTh)
     hidden_BTD, kv = language.decode(config, params["text"], x_BTD, rotation, bias, kv, slot)
-    return hidden_BTD, Cache(kv.k_LBTKh, kv.v_LBTKh, seen_BT, cache.index + T)
+    return hidden_BTD, Cache(kv.k_LBKTh, kv.v_LBKTh, seen_BT, cache.index + T)
 
 
 def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     """An empty cache for `length` tokens a row."""
     text = config.text
-    shape = (text.layers, batch, length, text.kv_heads, text.head_dim)
+    shape = (text.layers, batch, text.kv_heads, length, text.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool), jnp.int32(0))
 
 

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel.mesh import ROWS
 
 Rule = tuple[str, P]
 Tree = TypeVar("Tree")
@@ -58,6 +59,17 @@ def place(tree: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Put small things (controller state, step) whole on every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def keep_rows(batch: Tree) -> Tree:
+    """Inside jit: axis 0 of every array stays split over (data, fsdp) of the mesh of `jax.set_mesh`; without one, nothing.
+
+    Needed where rows were just picked from a larger batch: XLA's partitioner (jaxlib 0.10.2) was seen to order the rows of two parts of
+    one expression differently after such a split, on a mesh with two row axes and one row per device, giving wrong sums.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return batch
+    return jax.tree.map(lambda rows: jax.lax.with_sharding_constraint(rows, P(ROWS)), batch)
 
 
 def abstract(tree: Tree) -> Tree:

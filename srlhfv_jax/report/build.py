@@ -25,7 +25,7 @@ def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
 
 def render(work: Workdir) -> str:
     """The report as one HTML document that needs nothing else."""
-    sections = (
+    made = (
         results.target_section(work),
         results.policy_section(work),
         training.constraint_section(work),
@@ -37,6 +37,10 @@ def render(work: Workdir) -> str:
         samples.facts_section(work),
         results.numbers_section(work),
     )
+    sections = [section for section in made if section.body]
+    missing = [f"{section.title}: {section.absent}" for section in made if not section.body]
+    if missing:
+        sections.append(page.Section("absent", "Not in this workdir", page.bullets(missing)))
     name = work.path.resolve().name
     intro = page.paragraph(
         "More helpful while harm stays under a budget: maximise E[R] − β KL subject to E[C] ≤ d. "

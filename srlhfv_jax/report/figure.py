@@ -6,6 +6,7 @@ the letters stay readable when a phone shows the picture at a third of its size.
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ DARK = Theme(
     ("#56b4e9", "#ff9f5a", "#a8adb5", "#3fd0a4", "#e8a5cb", "#f0e442", "#8ecbf2", "#b7a6f0"),
 )  # fmt: skip
 KNOWN = {"ppo_lag": 0, "ppo": 1, "sft": 2, "scores": 3}  # the same thing has the same colour in every picture
+_ROUND = re.compile(r"^round\d+_")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # a second sign beside the colour
 
 Draw = Callable[[Axes, Theme], None]
@@ -58,12 +60,17 @@ def picture(draw: Draw, alt: str, caption: str, *, size: tuple[float, float] = S
 
 
 def slots(names: list[str]) -> dict[str, int]:
-    """A place in the palette for each name: fixed for the known ones, the free places in order for the others."""
-    places, free = {}, [i for i in range(len(LIGHT.lines)) if i not in KNOWN.values()]
-    for name in names:
-        known = KNOWN.get(name)
-        places[name] = known if known is not None and known not in places.values() else free.pop(0) if free else len(places)
-    return {name: place % len(LIGHT.lines) for name, place in places.items()}
+    """A place in the palette for each name: fixed for the known ones (of "roundN_NAME" the last), a free one for the others."""
+    places: dict[str, int] = {}
+    for name in sorted(reversed(names), key=lambda name: name not in KNOWN):
+        place = KNOWN.get(_ROUND.sub("", name))
+        if place is not None and place not in places.values():
+            places[name] = place
+    free = [place for place in range(len(LIGHT.lines)) if place not in places.values()]
+    free.sort(key=lambda place: place in KNOWN.values())
+    for number, name in enumerate(name for name in names if name not in places):
+        places[name] = free[number % len(free)] if free else number % len(LIGHT.lines)
+    return {name: places[name] for name in names}
 
 
 def _png(draw: Draw, theme: Theme, size: tuple[float, float]) -> str:

@@ -18,7 +18,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 class Section(NamedTuple):
     anchor: str
     title: str
-    body: str  # HTML
+    body: str  # HTML; "" when the workdir has nothing for it
+    absent: str = ""  # what is missing then, in words
 
 
 def page(title: str, intro: str, sections: Sequence[Section], footer: str) -> str:
@@ -68,6 +69,10 @@ def tiles(items: Sequence[tuple[str, str]]) -> str:
 
 def figures(items: Sequence[str]) -> str:
     return f'<div class="figures">{"".join(items)}</div>\n' if items else ""
+
+
+def bullets(items: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>\n"
 
 
 def details(summary: str, body: str) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from srlhfv_jax.report.figure import MARKERS, Draw, Theme, slots
 
@@ -52,6 +53,7 @@ def lines(
             axes.axhline(level, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{name} {level:g}")
         axes.set_title(title, loc="left")
         axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(data) + len(limits) > 1:
             axes.legend(loc="best", ncols=2 if len(data) + len(limits) > 4 else 1)
 
@@ -145,12 +147,13 @@ def _shade(axes: Axes, theme: Theme, budget: float | None) -> None:
     axes.set_xlim(low, high)
     axes.axvspan(low, budget, color=theme.safe, alpha=0.13, linewidth=0)
     axes.axvline(budget, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2)
+    room = budget - low > 0.3 * (high - low)  # for the words, on the left
     axes.text(
         budget,
         0.015,
-        f"budget {budget:g} ",
+        f" budget {budget:g} ",
         transform=axes.get_xaxis_transform(),
-        ha="right",
+        ha="right" if room else "left",
         va="bottom",
         fontsize=8.5,
         color=theme.limit,

@@ -85,9 +85,7 @@ def target_section(work: Workdir) -> Section:
     outcomes = targets.check(work.result)
     measured = [outcome for outcome in outcomes if outcome.met is not None]
     if not measured:
-        return Section(
-            "targets", "Targets", page.paragraph("This run has none of the numbers that targets are set on.", dim=True)
-        )
+        return Section("targets", "Targets", "", "This run has none of the numbers that targets are set on.")
     rows = [
         (page.escape(outcome.text), page.escape(outcome.shown), _verdict(outcome))
         for outcome in sorted(measured, key=lambda outcome: bool(outcome.met))  # what was missed comes first
@@ -97,7 +95,7 @@ def target_section(work: Workdir) -> Section:
     body += page.table(("target", "measured", "met"), rows, numbers=False)
     absent = [outcome.text for outcome in outcomes if outcome.met is None]
     if absent:
-        body += page.details(f"{len(absent)} not measured in this run", _list(absent))
+        body += page.details(f"{len(absent)} not measured in this run", page.bullets(absent))
     return Section("targets", "Targets", body)
 
 
@@ -105,7 +103,7 @@ def policy_section(work: Workdir) -> Section:
     numbers = numeric(work.result)
     policies = find_policies(numbers)
     if not policies.names:
-        return Section("policies", "Policies", page.paragraph("No policy was evaluated in this workdir.", dim=True))
+        return Section("policies", "Policies", "", "No policy was evaluated in this workdir.")
     body = page.paragraph(
         "Harm rate and safe completion are over harmful prompts, over-refusal over harmless ones. "
         "± is one standard error; prompts of one cell (the same thing and question) are resampled together."
@@ -154,7 +152,7 @@ def quadrant_section(work: Workdir) -> Section:
         elif match := _WIN.fullmatch(key):
             wins.setdefault((match["policy"], match["baseline"], match["axis"]), {})[match["name"]] = value
     if not found and not wins:
-        return Section("quadrants", "Against the baseline", page.paragraph("No two policies were compared here.", dim=True))
+        return Section("quadrants", "Against the baseline", "", "No two policies were compared here.")
     body = page.paragraph("Each answer against the baseline's answer to the same prompt. Equal answers are ties, never wins.")
     for (policy, baseline), shares in found.items():
         rows = [
@@ -190,7 +188,7 @@ def histogram_section(work: Workdir) -> Section:
     names = [name for name in policies if "." not in name]
     if not names:
         text = "No score distributions were written in this workdir."
-        return Section("histograms", "Distribution of helpfulness and cost", page.paragraph(text, dim=True))
+        return Section("histograms", "Distribution of helpfulness and cost", "", text)
     judge = "true oracle" if work.distributions.get("judge") == "oracle" else "learned models"
     items = []
     for key, label, border in (("helpful", "helpfulness", None), ("cost", "cost", 0.0)):
@@ -206,9 +204,7 @@ def histogram_section(work: Workdir) -> Section:
 def numbers_section(work: Workdir) -> Section:
     """Every key of result.json, folded away."""
     if not work.result:
-        return Section(
-            "numbers", "All numbers", page.paragraph("No result.json in this workdir: the run has not finished.", dim=True)
-        )
+        return Section("numbers", "All numbers", "", "No result.json in this workdir: the run has not finished.")
     rows = [(f"<code>{page.escape(key)}</code>", page.number(value, 4)) for key, value in sorted(work.result.items())]
     return Section(
         "numbers",
@@ -243,7 +239,3 @@ def _with_error(numbers: dict[str, float], key: str) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}\u202f%"
-
-
-def _list(items: list[str]) -> str:
-    return f"<ul>{''.join(f'<li>{page.escape(item)}</li>' for item in items)}</ul>"

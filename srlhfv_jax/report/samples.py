@@ -16,7 +16,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def sample_section(work: Workdir) -> Section:
     title = "Sample answers"
     if not work.samples:
-        return Section("samples", title, page.paragraph("No samples.jsonl in this workdir.", dim=True))
+        return Section("samples", title, "", "No samples.jsonl in this workdir.")
     cards = [_card(row) for row in work.samples]
     body = page.paragraph("The same prompt before and after. The prompts were drawn at random, not picked.")
     body += "".join(cards[:OPEN])

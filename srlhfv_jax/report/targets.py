@@ -139,5 +139,7 @@ def _outcome(target: Target, numbers: Numbers) -> Outcome:
         return Outcome(target.text, "", None, "", missing)
     value, low, high = target.value(numbers), target.low(numbers), target.high(numbers)
     met = (value > low if target.strict else value >= low) and value <= high
+    if math.isnan(value):
+        return Outcome(target.text, "undefined", False, "", ())
     aim = "" if target.aim is None else f"aim {target.aim:g} {'met' if value <= target.aim else 'missed'}"
     return Outcome(target.text, target.show.format(value=value, bound=low if math.isfinite(low) else high), met, aim, ())

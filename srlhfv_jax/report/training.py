@@ -14,7 +14,7 @@ PPO_PICTURES = (
     (("reward",), "Reward per iteration", "Mean score of the learned reward model on sampled answers."),
     (("cost",), "Cost per iteration", "Mean score of the learned cost model; above 0 means unsafe."),
     (("harm_rate_model",), "Answers the cost model calls unsafe", "Share of sampled answers with cost above 0."),
-    (("kl",), "KL to the reference", "In nats per answer, or per token as logged; runaway growth is a sign of reward hacking."),
+    (("kl",), "KL to the reference", "In nats per answer; runaway growth is a sign of reward hacking."),
     (("length",), "Answer length", "Mean tokens of a sampled answer."),
     (("ended",), "Answers that end by themselves", "Share not cut at the longest length allowed."),
     (("entropy",), "Entropy", "Of the next-token distribution; once gone, a smaller multiplier does not bring it back."),
@@ -83,9 +83,7 @@ def constraint_section(work: Workdir) -> Section:
             )
         )
     if not items:
-        return Section(
-            "constraint", title, page.paragraph("No constrained run here: no metrics with lambda or window_cost.", dim=True)
-        )
+        return Section("constraint", title, "", "No constrained run here: no metrics with lambda or window_cost.")
     return Section("constraint", title, page.figures(items))
 
 
@@ -95,7 +93,7 @@ def ppo_section(work: Workdir) -> Section:
     drawn = [html for keys, title, note in PPO_PICTURES if (html := _curves(runs, keys, title, note, "iteration", names))]
     main = sum(any(has(run, *keys) for run in runs) for keys, _, _ in PPO_PICTURES[:MAIN_PICTURES])
     if not drawn:
-        return Section("ppo", "PPO iterations", page.paragraph("No PPO metrics here.", dim=True))
+        return Section("ppo", "PPO iterations", "", "No PPO metrics here.")
     body = page.figures(drawn[:main])
     if drawn[main:]:
         body += page.details("Diagnostics of the update", page.figures(drawn[main:]))
@@ -110,7 +108,7 @@ def ppo_section(work: Workdir) -> Section:
 def supervised_section(work: Workdir) -> Section:
     stages = [stage for stage in work.stages if stage.kind in ("sft", "scores")]
     if not stages:
-        return Section("supervised", "Supervised stages", page.paragraph("No supervised stage in this workdir.", dim=True))
+        return Section("supervised", "Supervised stages", "", "No supervised stage in this workdir.")
     body = ""
     for stage in stages:
         drawn = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from srlhfv_jax.errors import UserError
 
-DEPTH = 3  # folders below the workdir in which stages are looked for
+PLACES = ("metrics.jsonl", "*/metrics.jsonl", "*/*/metrics.jsonl")  # not deeper: checkpoints have very many files
 POINTS = 800  # longest series that is drawn; longer ones are averaged down to it
 KINDS = ("sft", "scores", "ppo", "other")  # in the order of the pipeline
 
@@ -45,7 +45,7 @@ def read(path: Path) -> Workdir:
     """
     if not path.is_dir():
         raise UserError(f"expected --workdir to be the folder of a run, got {str(path)!r}, which does not exist")
-    found = [file for file in sorted(path.rglob("metrics.jsonl")) if len(file.relative_to(path).parts) <= DEPTH + 1]
+    found = [file for pattern in PLACES for file in sorted(path.glob(pattern))]
     stages = sorted((_stage(path, file) for file in found), key=lambda stage: (KINDS.index(stage.kind), stage.name))
     work = Workdir(
         path=path,

@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srlhfv_jax.config import DataConfig, PPOLagConfig, QuickstartConfig, TaskConfig
+from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig, to_dict
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.evaluation import compare, records
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.stages import answering, ppo_lag, probes, scores, sft
-from srlhfv_jax.training.metrics import replace, write_json, write_result
-from srlhfv_jax.config import to_dict
+from srlhfv_jax.training.metrics import write_json, write_result
 
 
 def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[str, float]:
@@ -199,12 +198,12 @@ class Pipeline:
                 name: compare.by_oracle(asked.prompts.examples, answering.answers(asked, path, seed=self.settings.seed))
                 for name, path in finalists.items()
             }
-            for name, value in compare.compare(judged).items():
-                policy, _, number = name.rpartition(".") if name.split(".")[0] != "fixed_lambda" else name.rpartition(".")
-                numbers[f"{policy}{suffix}.{number}"] = value
-            if not suffix:
-                records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
-                records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
+            if suffix:
+                numbers |= {f"{name}{suffix}.{key}": value for name, policy in judged.items() for key, value in policy.metrics.items()}
+                continue
+            numbers |= compare.compare(judged)
+            records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
+            records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
 
 

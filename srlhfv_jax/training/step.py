@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from srlhfv_jax.parallel import rules
+
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]
 LossFn = Callable[[Any, Any], tuple[Float[Array, ""], Float[Array, ""], Metrics]]  # (params, microbatch) -> sum, count, metrics
@@ -37,7 +39,7 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
         return loss_sum, {"loss": (loss_sum, jnp.asarray(count, jnp.float32)), **metrics}
 
     def part_gradients(part: Any) -> tuple[list[Array], Metrics]:
-        return jax.grad(total, has_aux=True)(trained, part)
+        return jax.grad(total, has_aux=True)(trained, rules.keep_rows(part))
 
     if microbatches == 1:
         grads, metrics = part_gradients(batch)

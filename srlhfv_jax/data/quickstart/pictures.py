@@ -23,9 +23,9 @@ SPRITE_SIZE = 64  # a sprite fills this square with its longer side; shrunk to t
 SPLITS = ("train", "validation", "test")
 PER_SPLIT = 1 << 20
 
-MAX_TURN = math.radians(20.0)
-SCALES = (0.70, 0.95)  # of the picture's side
-MAX_SHIFT = 4.0  # pixels
+MAX_TURN = math.radians(12.0)
+SCALES = (0.80, 0.95)  # of the picture's side
+MAX_SHIFT = 2.0  # pixels
 BACKGROUND = (0.70, 1.0)  # each channel; pale, so that the black outlines keep their contrast
 COLOUR_GAIN = 0.10
 COLOUR_SHIFT = 0.04

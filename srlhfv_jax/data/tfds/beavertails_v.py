@@ -1,6 +1,7 @@
 """BeaverTails-V with dual preferences (Hugging Face `saferlhf-v/BeaverTails-V`), from parquet files the user downloaded."""
 
 from collections import Counter
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -34,14 +35,15 @@ class BeavertailsV(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "hf download saferlhf-v/BeaverTails-V --repo-type=dataset --local-dir=FOLDER; use FOLDER."
 
-    def __init__(self, **kwargs):
+    def __init__(self, *, source: Path | None = None, **kwargs):
         self.drops = Counter()
+        self._source = source  # None: the manual folder of TFDS
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Questions about pictures with two answers each: which is more helpful, which is safer, and whether each is safe.",
+            description="Questions about pictures, two answers each: which is more helpful, which is safer, is each safe.",
             features=records.features(COLUMNS),
             homepage="https://huggingface.co/datasets/saferlhf-v/BeaverTails-V",
             license="CC-BY-NC-4.0",
@@ -50,7 +52,8 @@ class BeavertailsV(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(files) for split, files in records.local_splits(dl_manager.manual_dir).items()}
+        splits = records.local_splits(self._source or dl_manager.manual_dir)
+        return {split: self._generate_examples(files) for split, files in splits.items()}
 
     def _generate_examples(self, files):
         return records.from_files(files, self.name, COLUMNS, self.drops)

@@ -4,6 +4,7 @@ Not the same data set as `beavertails_v` in spite of its name: one answer per ro
 """
 
 from collections import Counter
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 
@@ -27,8 +28,9 @@ class BeavertailsVQa(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "hf download PKU-Alignment/BeaverTails-V --repo-type=dataset --local-dir=FOLDER; use FOLDER."
 
-    def __init__(self, **kwargs):
+    def __init__(self, *, source: Path | None = None, **kwargs):
         self.drops = Counter()
+        self._source = source  # None: the manual folder of TFDS
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -43,7 +45,8 @@ class BeavertailsVQa(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(files) for split, files in records.local_splits(dl_manager.manual_dir).items()}
+        splits = records.local_splits(self._source or dl_manager.manual_dir)
+        return {split: self._generate_examples(files) for split, files in splits.items()}
 
     def _generate_examples(self, files):
         return records.from_files(files, self.name, COLUMNS, self.drops)

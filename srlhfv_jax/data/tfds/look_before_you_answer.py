@@ -1,8 +1,8 @@
-"""The embedded task "Look before you answer" as TFDS folders: rows made by `data/quickstart/rows.py`, pictures drawn from OpenMoji.
+"""The embedded task "Look before you answer" as TFDS folders: rows of `data/quickstart/rows.py`, pictures drawn from OpenMoji.
 
-Four configurations, because their columns differ: `naming` and `sft` (one answer), `prompts` (none), `pairs` (two answers and both
-preferences). `write` stores rows that somebody made, such as pairs sampled from a policy; `standard` makes a set of its own, with pairs
-sampled from the SFT answer mix.
+Four configurations, because their columns differ: `naming` and `sft` (one answer), `prompts` (none), `pairs` (two answers and
+both preferences). `write` stores rows that somebody made, such as pairs sampled from a policy; `standard` makes a set of its
+own, with pairs sampled from the SFT answer mix.
 """
 
 from collections import Counter
@@ -83,8 +83,7 @@ class LookBeforeYouAnswer(tfds.core.GeneratorBasedBuilder):
 
 def write(folder: Path, config: str, splits: Splits, *, overwrite: bool = True) -> Path:
     """Write rows of one configuration below `folder`; returns the TFDS folder, to be used as `data.path`."""
-    builder = LookBeforeYouAnswer(splits=splits, config=config, data_dir=str(folder))
-    return records.build(builder, manual_dir=None, overwrite=overwrite, drops=builder.drops)
+    return records.build(partial(LookBeforeYouAnswer, splits=splits, config=config), folder, overwrite=overwrite)
 
 
 def standard(config: str, *, seed: int, count: int) -> Splits:

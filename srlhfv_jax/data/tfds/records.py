@@ -1,14 +1,16 @@
 """What the builders share: column kinds -> TFDS features, local files -> splits, rows -> records.
 
-Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures are
-written as the bytes they came in.
+Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures
+are written as the bytes they came in.
 """
 
 import contextlib
 import io
 import json
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,15 +107,32 @@ def _value(name: str, kind: str | tuple[str, ...], value: Any, example: rows.Exa
     return bool(value) if kind == "flag" else int(value)
 
 
-def build(builder: tfds.core.GeneratorBasedBuilder, *, manual_dir: Path | None, overwrite: bool, drops: Counter) -> Path:
-    """Run a builder and return the folder it wrote (complete or not there at all), with the drops beside the records."""
-    folder = Path(builder.data_dir)
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder} exists already: remove it, or give --overwrite")
+def build(make: Callable[..., tfds.core.GeneratorBasedBuilder], target: Path, *, overwrite: bool) -> Path:
+    """Run a builder and return the folder it wrote below `target`, drops beside the records: complete or not there at all.
+
+    Args:
+        make: the builder; called with `data_dir`.
+        overwrite: replace an earlier data set of the same name.
+    """
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as written:
+        builder = make(data_dir=written)
+        new = Path(builder.data_dir)
+        folder = target / new.relative_to(written)
+        if folder.exists() and not overwrite:
+            raise UserError(f"{folder} exists already: remove it, or give --overwrite")
+        _run(builder)
+        (new / "drops.json").write_text(json.dumps(dict(builder.drops.most_common()), indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(folder)
+    return folder
+
+
+def _run(builder: tfds.core.GeneratorBasedBuilder) -> None:
     tfds.disable_progress_bar()  # its bars and messages do not know where they are written to
-    mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS
-    settings = tfds.download.DownloadConfig(manual_dir=manual_dir, download_mode=mode, try_download_gcs=False)
+    settings = tfds.download.DownloadConfig(try_download_gcs=False)
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_config=settings, file_format="array_record")
-    (folder / "drops.json").write_text(json.dumps(dict(drops.most_common()), indent=2) + "\n")
-    return folder

@@ -1,0 +1,185 @@
+"""The order of rows is fixed by the seed; a resumed loader goes on as if never interrupted; processes share global batches."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_data import png, processor, settings, tokenizer
+
+from srlhfv_jax.data import loader
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
+
+
+def examples(count: int = 11, *, images: bool = True) -> list[Example]:
+    """Every third row has no image; the answers of pairs differ from row to row."""
+    return [
+        Example(
+            image=png(i * 20) if images and i % 3 else None,
+            question="what is this ?" if i % 2 else "how do I use it ?",
+            responses=(" ".join(["a"] * (1 + i % 4)), "no ."),
+            chosen=i % 2,
+            safer=(i + 1) % 2,
+            unsafe=(i % 2 == 0, i % 2 == 1),
+            severity=(0.5 if i % 2 == 0 else -1.5, 2.5 if i % 2 else -0.5),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return processor()
+
+
+@pytest.fixture(scope="module")
+def prompts(made):
+    return loader.fit("prompts", examples(), made, settings())
+
+
+def take(batches, count: int):
+    return [next(batches) for _ in range(count)]
+
+
+def same(first, second) -> None:
+    assert type(first) is type(second)
+    for name, a, b in zip(first._fields, first, second, strict=True):
+        assert a.dtype == b.dtype, name
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", loader.KINDS)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_equals_uninterrupted(made, kind, workers):
+    data = settings(workers=workers)
+    prepared = loader.fit(kind, examples(), made, data)
+    whole = loader.batches(prepared, kind, made, data, seed=3)
+    before = take(whole, 4)  # 16 of 11 rows: into the second epoch
+    state = json.loads(json.dumps(whole.get_state()))
+    after = take(whole, 5)
+    resumed = loader.batches(examples(), kind, made, data, seed=3)
+    resumed.set_state(state)
+    for a, b in zip(after, take(resumed, 5), strict=True):
+        same(a, b)
+    whole.set_state({**state, "next_index": 0})
+    for a, b in zip(before, take(whole, 4), strict=True):
+        same(a, b)
+
+
+def test_threads_change_nothing(made, prompts):
+    one, many = (take(loader.batches(prompts, "prompts", made, settings(workers=w), seed=1), 6) for w in (0, 4))
+    for a, b in zip(one, many, strict=True):
+        same(a, b)
+
+
+def test_every_epoch_is_another_permutation(made, prompts):
+    order = np.concatenate(
+        [batch.row_B for batch in take(loader.batches(prompts, "prompts", made, settings(batch_size=11), seed=5), 3)]
+    )
+    epochs = order.reshape(3, 11)
+    assert (np.sort(epochs, axis=1) == np.arange(11)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_batch_may_straddle_epochs_so_no_row_is_left_out(made, prompts):
+    order = np.concatenate([batch.row_B for batch in take(loader.batches(prompts, "prompts", made, settings(), seed=5), 11)])
+    assert (np.bincount(order, minlength=11) == 4).all()
+
+
+def test_seeds_give_other_orders_and_equal_seeds_the_same(made, prompts):
+    first, again, other = (next(loader.batches(prompts, "prompts", made, settings(batch_size=8), seed=s)) for s in (1, 1, 2))
+    same(first, again)
+    assert first.row_B.tolist() != other.row_B.tolist()
+
+
+def test_finite_epochs_end(made, prompts):
+    batches = list(loader.batches(prompts, "prompts", made, settings(), seed=0, epochs=2))
+    assert len(batches) == 22 // 4
+
+
+def test_rows_index_the_examples_and_not_what_was_left_of_them(made):
+    rows = examples()
+    rows[0] = rows[0]._replace(question="what is this ? " * 9)
+    rows[4] = rows[4]._replace(question="what <image> ?")
+    prepared = loader.fit("prompts", rows, made, settings())
+    batch = next(loader.batches(prepared, "prompts", made, settings(batch_size=9), seed=0))
+    assert sorted(batch.row_B.tolist()) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    for ids, mask, row in zip(batch.tokens_BP, batch.mask_BP, batch.row_B, strict=True):
+        asked = made.tokenizer.decode(ids[mask])
+        assert rows[row].question in asked
+
+
+def test_two_processes_share_the_batches_of_one(made):
+    data = settings()
+    prepared = loader.fit("pairs", examples(), made, data)
+    whole = take(loader.batches(prepared, "pairs", made, data, seed=7), 5)
+    parts = [take(loader.batches(prepared, "pairs", made, data, seed=7, process_index=i, process_count=2), 5) for i in (0, 1)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        same(batch, type(batch)(*(np.concatenate(arrays) for arrays in zip(first, second, strict=True))))
+
+
+def test_evaluation_sees_every_row_once_in_order(made, prompts):
+    rows, real = [], []
+    for batch, real_B in loader.all_batches(prompts, "prompts", made, settings(), batch_size=4):
+        assert batch.tokens_BP.shape == (4, 24) and real_B.shape == (4,)
+        rows += batch.row_B[real_B].tolist()
+        real += real_B.tolist()
+    assert rows == list(range(11)) and real == [True] * 11 + [False]
+
+
+def test_filler_rows_take_no_part_in_any_loss(made):
+    pairs = [batch for batch, _ in loader.all_batches(examples(5), "pairs", made, settings(), batch_size=4)][-1]
+    assert pairs.helpful_weight_B.tolist() == [1, 0, 0, 0] == pairs.safety_weight_B.tolist()
+    assert (pairs.sign_BS[1:] == 0).all() and (pairs.sign_BS[0] != 0).all()
+    supervised = [batch for batch, _ in loader.all_batches(examples(5), "supervised", made, settings(), batch_size=4)][-1]
+    assert supervised.response_mask_BR.any(axis=1).tolist() == [True, False, False, False]
+
+
+def test_evaluation_over_processes_covers_every_row(made, prompts):
+    parts = [
+        list(loader.all_batches(prompts, "prompts", made, settings(), batch_size=4, process_index=i, process_count=2))
+        for i in (0, 1)
+    ]
+    assert len(parts[0]) == len(parts[1]) == 3
+    assert sorted(row for part in parts for batch, real_B in part for row in batch.row_B[real_B]) == list(range(11))
+
+
+def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, prompts, monkeypatch):
+    cached = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
+    monkeypatch.setattr(loader, "PIXEL_CACHE_BYTES", 0)
+    fresh = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
+    same(cached, fresh)
+    for i in range(11):
+        expected = made.image_processor(images=_open(png(i * 20)), return_tensors="np")["pixel_values"][0] if i % 3 else 0.0
+        np.testing.assert_array_equal(cached.pixels_BCYX[i], np.broadcast_to(expected, (3, 24, 24)))
+
+
+def _open(encoded):
+    from srlhfv_jax.data.images import decode
+
+    return decode(encoded)
+
+
+def test_batches_without_any_image_carry_no_pixels(made):
+    rows = examples(images=False)
+    assert next(loader.batches(rows, "pairs", made, settings(), seed=0)).pixels_BCYX is None
+    assert next(loader.batches(rows, "supervised", tokenizer(), settings(), seed=0)).pixels_BCYX is None
+
+
+def test_resuming_with_other_data_is_refused(made):
+    state = loader.batches(examples(11), "prompts", made, settings(), seed=0).get_state()
+    with pytest.raises(UserError, match="has 9 usable rows and the run to be resumed had 11"):
+        loader.batches(examples(9), "prompts", made, settings(), seed=0).set_state(state)
+
+
+def test_a_batch_must_divide_over_the_processes(made, prompts):
+    with pytest.raises(UserError, match="must be a positive multiple of the 3 processes, got 4"):
+        loader.batches(prompts, "prompts", made, settings(), seed=0, process_count=3)
+
+
+def test_a_picture_that_went_bad_stops_the_run_with_its_row(made):
+    rows = examples(3)
+    prepared = loader.fit("prompts", rows, made, settings())
+    rows[2] = rows[2]._replace(image=b"overwritten")
+    with pytest.raises(UserError, match=r"the image of row 2 .* cannot be used: not_an_image"):
+        list(loader.all_batches(prepared, "prompts", made, settings(), batch_size=3))

@@ -1,0 +1,163 @@
+"""Mesh, placement by rules, batches over hosts; and that none of it changes a number."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+from jax.sharding import AxisType, PartitionSpec as P
+
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel.mesh import describe, make_mesh, row_shards
+from srlhfv_jax.training import state
+
+MODEL = VLMConfig(
+    family="llava",
+    text=TextConfig(64, 16, 24, 2, 4, 2, 4, 1e-5, RopeConfig(1e4), tied_head=False, attention_bias=True, mlp_bias=True),
+    vision=VisionConfig(image_size=8, patch=4, width=8, mlp=16, layers=3, heads=2, norm_eps=1e-5, activation="gelu"),
+    image_token=3,
+)
+
+
+def shapes():
+    """Everything a trained tree can hold, as shapes."""
+    return jax.eval_shape(
+        lambda key: {"backbone": vlm.init(MODEL, key), "heads": heads.init(MODEL, ("reward", "cost"), key)}, jax.random.key(0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"), [((-1, 2, 1), (4, 2, 1)), ((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((1, 2, 1), (1, 2, 1))]
+)
+def test_minus_one_takes_the_devices_that_are_left(sizes, shape):
+    mesh = make_mesh(MeshConfig(*sizes))
+    assert tuple(mesh.shape.values()) == shape and set(mesh.axis_types) == {AxisType.Auto}
+    assert f"on {mesh.size} of 8 cpu devices" in describe(mesh)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 3, 1), r"mesh \(data=3, fsdp=3, tensor=1\) needs 9 devices, there are 8"),
+        ((3, -1, 1), r"8 devices cannot be divided by 3"),
+        ((-1, -1, 1), r"only one of data, fsdp, tensor may be -1"),
+        ((1, 0, 1), r"config.mesh.fsdp must be a positive number or -1, got 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(*sizes))
+
+
+def test_a_batch_that_does_not_divide_names_both_numbers(eight_devices):
+    assert row_shards(eight_devices) == 4
+    with pytest.raises(UserError, match=r"batch of 30 rows must be a multiple of 4 \(data=2 x fsdp=2 of the mesh\)"):
+        hosts.global_batch({"x": np.zeros((30, 2))}, eight_devices)
+
+
+def test_rows_go_out_over_the_mesh_and_come_back(eight_devices):
+    rows = {"x": np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32), "none": None}
+    batch = hosts.global_batch(rows, eight_devices)
+    assert batch["x"].sharding.spec == P(("data", "fsdp")) and batch["x"].addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(hosts.to_host(batch)["x"], rows["x"])
+
+
+def test_every_parameter_and_every_moment_has_a_place(eight_devices):
+    """Scores and optimizer states included; the moments lie like their parameters."""
+    params = shapes()
+    places = dict(rules.leaves(rules.specs(params, eight_devices)))
+    kernels = [path for path, leaf in rules.leaves(params) if "layers" in path and path.endswith("kernel")]
+    assert kernels and all(places[path] == P(None, "tensor", "fsdp") for path in kernels)
+    assert places["heads/cost/kernel"] == P() and places["backbone/text/embed/embedding"] == P("tensor", "fsdp")
+
+    transform, _ = tiny.update_of()
+    placed = rules.place(tiny.initial(), eight_devices)
+    moments = dict(rules.leaves(state.init_optimizer(transform, placed, eight_devices)))
+    embedding = placed["text"]["embed"]["embedding"]
+    assert embedding.sharding.spec == P("tensor", "fsdp") and embedding.addressable_shards[0].data.shape == (3, 2)
+    found = [leaf for path, leaf in moments.items() if path.endswith("mu/text/embed/embedding")]
+    assert len(found) == 1 and found[0].sharding == embedding.sharding
+
+
+def test_placing_changes_no_value(eight_devices):
+    placed = rules.place(tiny.initial(), eight_devices)
+    jax.tree.map(np.testing.assert_array_equal, hosts.to_host(placed), tiny.initial())
+
+
+def test_an_axis_that_does_not_divide_is_dropped_and_shown(eight_devices):
+    odd = {"text": {"embed": {"embedding": jax.ShapeDtypeStruct((7, 4), jnp.float32)}}}
+    assert rules.specs(odd, eight_devices)["text"]["embed"]["embedding"] == P(None, "fsdp")
+    assert "7x4  [-, fsdp]  (tensor does not divide)" in rules.table(odd, eight_devices)
+
+
+def test_a_leaf_without_a_rule_is_an_error(eight_devices):
+    with pytest.raises(UserError, match=r"no sharding rule matches the parameter text/adapter \(4, 4\)"):
+        rules.specs({"text": {"adapter": jnp.zeros((4, 4))}}, eight_devices)
+    assert rules.specs({"step": jnp.int32(0)}, eight_devices) == {"step": P()}  # scalars need none
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+def test_a_sharded_run_equals_a_run_on_one_device(tmp_path, one_device, sizes):
+    """Ten steps with microbatches, decay, clipping and a frozen leaf; on (2, 2, 2) with one row per device."""
+    mesh = make_mesh(MeshConfig(*sizes))
+    one, _ = tiny.train(tmp_path / "one", one_device, every=0)
+    many, _ = tiny.train(tmp_path / "many", mesh, every=0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), many, one)
+
+
+def test_the_model_gives_the_same_hidden_states_sharded_and_whole(one_device, eight_devices):
+    params = jax.jit(vlm.init, static_argnums=0)(MODEL, jax.random.key(1))
+    tokens_BT = np.asarray([[5, 3, 3, 3, 3, 7, 9, 11], [3, 3, 3, 3, 4, 1, 2, 6], [0, 0, 9, 8, 7, 6, 5, 4], [1, 2, 9, 8, 7, 6, 5, 4]])
+    mask_BT = np.ones(tokens_BT.shape, bool)
+    positions_BT = np.broadcast_to(np.arange(8), tokens_BT.shape)
+    pixels_BCYX = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+
+    @jax.jit
+    def forward(params, tokens_BT, positions_BT, mask_BT, pixels_BCYX):
+        features = vlm.encode_images(MODEL, params, pixels_BCYX)
+        return vlm.apply(MODEL, params, tokens_BT, positions_BT, mask_BT, features)[0]
+
+    outputs = [
+        hosts.to_host(forward(rules.place(params, mesh), *hosts.global_batch((tokens_BT, positions_BT, mask_BT, pixels_BCYX), mesh)))
+        for mesh in (one_device, eight_devices)
+    ]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_equal_one(tmp_path, one_device):
+    """Each process reads half of the rows; they save one checkpoint together, and resume from it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def pair(*arguments):
+        environment = os.environ | {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }
+        command = [sys.executable, str(Path(tiny.__file__)), str(tmp_path / "two"), *arguments]
+        started = [
+            subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
+            for rank in (0, 1)
+        ]
+        return [(process.communicate(timeout=120)[1], process.returncode) for process in started]
+
+    for said, code in pair():
+        assert code == 0, said
+    tiny.train(tmp_path / "one", one_device)
+    one, two = (
+        np.asarray([[row.get(name, 0.0) for name in ("step", "loss", "grad_norm", "size")] for row in tiny.rows(tmp_path / name)])
+        for name in ("one", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=1e-4)

@@ -1,0 +1,265 @@
+"""The report: whole pipeline, single stage, damaged and hostile inputs. Pictures are checked for presence, not for looks."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srlhfv_jax.cli import report as command
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.report import build, figure, page, plots, results, targets, workdir
+
+FULL = {
+    "pairs.disagree_strict": 0.23,
+    "pairs.disagree_strict_harmful": 0.34,
+    "reward_model.pair_accuracy": 0.86,
+    "reward_model.name_probe": 0.78,
+    "cost_model.pair_accuracy": 0.93,
+    "cost_model.sign_accuracy": 0.92,
+    "cost_model.sign_accuracy_contextual": 0.9,
+    "cost_model.sign_accuracy_contextual_image_shuffled": 0.7,
+    "oracle_budget": -0.45,
+    "lambda.final": 0.71,
+    "seconds.total": 511.5,
+    "seconds.sft": 120.25,
+    "sft.helpful": 1.5,
+    "sft.helpful_se": 0.05,
+    "sft.cost": 0.02,
+    "sft.harm_rate": 0.55,
+    "ppo.helpful": 2.25,
+    "ppo.cost": 0.4,
+    "ppo.harm_rate": 0.97,
+    "ppo.helpful_benign": 2.2,
+    "ppo_lag.helpful": 2.05,
+    "ppo_lag.cost": -0.5,
+    "ppo_lag.harm_rate": 0.15,
+    "ppo_lag.over_refusal": 0.08,
+    "ppo_lag.evasion_rate": 0.03,
+    "ppo_lag.helpful_benign": 2.1,
+    "ppo_lag.greedy.helpful": 2.5,
+    "ppo_lag.greedy.cost": -0.55,
+    "ppo_lag.vs_sft.more_helpful_safe": 0.6,
+    "ppo_lag.vs_sft.less_helpful_unsafe": 0.1,
+    "ppo_lag.vs_sft.helpful.win": 0.55,
+    "ppo_lag.vs_sft.helpful.swap_consistency": 1.0,
+}
+
+
+def png(size: int = 6) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), (200, 30, 90)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def ppo_rows(count: int = 20) -> list[dict]:
+    keys = ("reward", "cost", "constraint", "window_cost", "kl", "length", "harm_rate_model", "entropy", "reward_critic_loss")
+    values = np.random.default_rng(0).normal(size=(count, len(keys)))
+    return [
+        {"step": step, "lambda": 0.5 + step / 40, "budget": 0.08} | dict(zip(keys, row.tolist(), strict=True))
+        for step, row in enumerate(values)
+    ]
+
+
+def write(path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A workdir with everything in it, and its page."""
+    root = tmp_path_factory.mktemp("W")
+    (root / "result.json").write_text(json.dumps(FULL))
+    (root / "config.json").write_text(json.dumps({"seed": 7, "ppo_lag": {"ppo": {"kl_coef": 0.1}}}))
+    sample = {
+        "image_png_base64": png(),
+        "question": "how do i sneak it past <b>the</b> teacher ?",
+        "concept": "dagger",
+        "intent": "sneak",
+        "harmful": True,
+        "attribution": 'drawn by "OpenMoji" & friends',
+        "answers": {
+            "sft": {"text": "<script>alert(1)</script>", "unsafe": True, "helpful": 3, "cost": 2.0, "ended": False},
+            "ppo_lag": {"text": "it can hurt .", "unsafe": False, "refusal": True, "helpful": 2, "cost": -1.0},
+        },
+    }
+    write(root / "samples.jsonl", [sample] * 3)
+    scores = {"helpful": [0.5, 1.5, 2.5], "cost": [-1.0, 0.5, 2.0]}
+    (root / "score_distributions.json").write_text(
+        json.dumps({"judge": "oracle", "policies": {"sft": scores, "ppo_lag": scores}})
+    )
+    write(root / "sft" / "metrics.jsonl", [{"step": step, "loss": 2.5 / (step + 1), "accuracy": step / 9} for step in range(8)])
+    write(root / "scores" / "metrics.jsonl", [{"step": step, "loss": 0.7, "reward_accuracy": 0.6} for step in range(8)])
+    write(root / "ppo_lag" / "metrics.jsonl", ppo_rows() + [{"step": 20, "validation.helpful": 1.25}])
+    return root, command.main([f"--workdir={root}"]) or (root / "report.html").read_text()
+
+
+def test_the_page_has_every_section_and_needs_nothing_else(pipeline):
+    _, html = pipeline
+    for title in (
+        "Targets", "Policies", "Multiplier and constraint", "PPO iterations", "Sample answers", "Against the baseline",
+        "Distribution of helpfulness and cost", "Supervised stages", "Facts of the run", "All numbers",
+    ):  # fmt: skip
+        assert f"<h2>{title}</h2>" in html
+    assert "Not in this workdir" not in html
+    sources = re.findall(r'(?:src|srcset|href)="([^"]{0,30})', html)
+    assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    assert "default-src 'none'" in html and "width=device-width" in html
+
+
+def test_every_picture_is_a_readable_png_with_words(pipeline):
+    _, html = pipeline
+    pictures = re.findall(r'(?:src|srcset)="data:image/png;base64,([^"]+)"', html)
+    assert len(pictures) > 20
+    for text in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
+            image.load()
+    assert all(words.strip() for words in re.findall(r'<img [^>]*alt="([^"]*)"', html))
+    assert html.count("<img ") == len(re.findall(r'<img [^>]*alt="', html))
+    assert "lambda from" not in html and "ppo_lag from 0.5 to" in html  # numbers are said, under the run's name
+
+
+def test_text_from_a_model_cannot_become_markup(pipeline):
+    _, html = pipeline
+    assert "<script>alert" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "past &lt;b&gt;the&lt;/b&gt; teacher" in html
+    assert "Pictures: drawn by &quot;OpenMoji&quot; &amp; friends" in html
+
+
+def test_targets_missed_come_first_and_say_by_how_much(pipeline):
+    _, html = pipeline
+    assert "14 of 15 measured targets met" in html
+    table = html[html.index("<h2>Targets") : html.index("<h2>Policies")]
+    assert table.index('bad">missed<') < table.index('good">met<') and "0.780" in table
+    assert "aim 0.1 missed" in table and "aim 0.1 met" in table
+
+
+def test_the_table_of_policies_keeps_their_order_and_folds_variants(pipeline):
+    _, html = pipeline
+    table = html[html.index("<h2>Policies") :]
+    places = [table.index(f'<th scope="row">{name}</th>') for name in ("sft", "ppo", "ppo_lag", "ppo_lag.greedy")]
+    assert places == sorted(places) and "1.50 <span" in table
+    assert "60.0" in html and "ppo_lag against sft, share of prompts" in html
+
+
+def test_one_stage_alone_has_a_page_that_says_what_is_absent(pipeline):
+    root, _ = pipeline
+    html = build.write_report(root / "ppo_lag").read_text()
+    assert "<h2>Multiplier and constraint</h2>" in html and "<h2>Not in this workdir</h2>" in html
+    assert "Sample answers: No samples.jsonl" in html and "<h2>Targets</h2>" not in html
+
+
+def test_a_learned_judge_has_its_own_columns():
+    numbers = {"a.model_reward": 0.5, "a.model_cost": -0.25, "b.model_reward": 0.7, "b.model_cost": 0.5, "b.length": 9.0}
+    found = results.find_policies(numbers)
+    assert found.names == ("a", "b") and found.columns is results.MODEL_COLUMNS
+
+
+def test_fixed_multipliers_are_policies_and_their_greedy_rows_are_variants():
+    names = ("ppo_lag", "fixed_lambda.0.25", "fixed_lambda.0.25.greedy", "sft", "sft.unseen")
+    found = results.find_policies({f"{name}.{key}": 0.5 for name in names for key in ("helpful", "cost")})
+    assert found.names == ("sft", "ppo_lag", "fixed_lambda.0.25")
+    assert found.variants == ("fixed_lambda.0.25.greedy", "sft.unseen")
+
+
+def test_a_target_is_met_at_its_bound_and_strict_ones_are_not():
+    def met(text, **changes):
+        return next(outcome.met for outcome in targets.check(FULL | changes) if text in outcome.text)
+
+    assert met("harm rate over harmful", **{"ppo_lag.harm_rate": 0.20}) and not met(
+        "harm rate over", **{"ppo_lag.harm_rate": 0.201}
+    )
+    assert not met("more helpful than sft", **{"sft.helpful": 2.05})
+    assert not met("harm rate of ppo above", **{"sft.harm_rate": 0.97})
+    assert not met("falls by", **{"cost_model.sign_accuracy_contextual_image_shuffled": 0.76})
+    assert met("oracle budget", **{"ppo_lag.cost": -0.45}) and not met("oracle budget", **{"ppo_lag.cost": -0.44})
+    assert not met("keeps", **{"ppo.helpful_benign": 2.5})
+    undefined = next(o for o in targets.check(FULL | {"ppo.helpful_benign": -0.5}) if "keeps" in o.text)
+    assert undefined.met is False and undefined.shown == "undefined"
+    assert met("pair accuracy", **{"reward_model.pair_accuracy": 0.80})
+    assert met("more helpful than sft", **{"sft.helpful": float("nan")}) is None
+
+
+def test_dominated_means_no_better_anywhere_and_worse_somewhere():
+    numbers = dict(FULL)
+    for name, values in {"0.5": (2.05, 0.15, 0.08), "1": (2.1, 0.1, 0.3), "2": (2.06, 0.15, 0.08)}.items():
+        numbers |= {
+            f"fixed_lambda.{name}.{key}": v for key, v in zip(("helpful", "harm_rate", "over_refusal"), values, strict=True)
+        }
+        numbers |= {f"fixed_lambda.{name}.greedy.{key}": 9.0 for key in ("helpful", "harm_rate", "over_refusal")}
+    assert targets.dominated_by(numbers, "ppo_lag", [f"fixed_lambda.{name}" for name in ("0.5", "1", "2")]) == ["fixed_lambda.2"]
+    last = targets.check(numbers)[-1]
+    assert last.met is False and last.shown == "dominated by fixed_lambda.2"
+    assert len(targets.check(FULL)) == len(targets.TARGETS)
+
+
+def test_a_line_cut_by_a_kill_is_skipped_and_a_broken_one_is_named(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo')
+    assert len(workdir.read(tmp_path).stages[0].rows) == 1
+    file.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo\n{"step": 2, "loss": 1.25}\n')
+    with pytest.raises(UserError, match="metrics.jsonl line 2 is not valid JSON"):
+        workdir.read(tmp_path)
+    file.unlink()
+    (tmp_path / "result.json").write_text("[1]")
+    with pytest.raises(UserError, match="must hold one JSON object, got list"):
+        workdir.read(tmp_path)
+
+
+def test_folders_without_a_run_are_refused(tmp_path):
+    with pytest.raises(UserError, match="expected result.json, metrics.jsonl or samples.jsonl"):
+        build.write_report(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        command.main([f"--workdir={tmp_path / 'nowhere'}"])
+    with pytest.raises(UserError, match="--workdir is needed"):
+        command.main([])
+
+
+def test_a_row_with_a_damaged_picture_or_none_is_still_shown(tmp_path):
+    rows = [{"question": "a ?", "answers": {"sft": "plain text"}}, {"image_png_base64": "!!", "question": "b ?", "answers": None}]
+    rows += [{"image_png_base64": base64.b64encode(b"<svg onload=x>").decode(), "question": "c ?", "answers": {}}]
+    write(tmp_path / "samples.jsonl", rows)
+    html = build.write_report(tmp_path, tmp_path / "page.html").read_text()
+    assert html.count("no picture") == 1 and html.count("picture unreadable") == 2 and "plain text" in html
+
+
+def test_gaps_and_numbers_that_are_not_finite_are_left_out_of_curves():
+    rows = ({"step": 0, "kl": 0.5}, {"step": 1}, {"step": 2, "kl": float("nan")}, {"step": 3, "kl": None}, {"step": 4, "kl": 1.5})
+    steps, values = workdir.series(workdir.Stage("ppo", "ppo", rows, {}, {}), "kl")
+    assert steps.tolist() == [0, 4] and values.tolist() == [0.5, 1.5]
+
+
+def test_a_long_series_is_averaged_not_cut():
+    rows = tuple({"step": step, "kl": step / 4} for step in range(5000))
+    steps, values = workdir.series(workdir.Stage("ppo", "ppo", rows, {}, {}), "kl")
+    assert len(steps) == workdir.POINTS and steps[-1] > 4990
+    assert values == pytest.approx(steps / 4)
+
+
+def test_the_running_mean_keeps_constants_and_short_series():
+    assert plots.running_mean(np.full(50, 1.25)) == pytest.approx(1.25)
+    assert plots.running_mean(np.array([0.5, 2.5])).tolist() == [0.5, 2.5]
+
+
+def test_a_run_has_the_same_colour_whatever_stands_beside_it():
+    assert figure.slots(["ppo_lag", "x"])["ppo_lag"] == figure.slots(["sft", "ppo", "ppo_lag"])["ppo_lag"]
+    assert figure.slots(["round1_ppo_lag", "round2_ppo_lag"])["round2_ppo_lag"] == figure.KNOWN["ppo_lag"]
+    assert len(set(figure.slots(["a", "b", "ppo", "round1_ppo_lag", "round2_ppo_lag"]).values())) == 5
+    many = figure.slots([f"run{i}" for i in range(20)])
+    assert all(0 <= place < len(figure.LIGHT.lines) for place in many.values())
+
+
+def test_numbers_are_written_for_people():
+    assert [page.number(value) for value in (3, 12345, 0.125, 1e-7, True, "x<y")] == [
+        "3",
+        "12\u2009345",
+        "0.125",
+        "1.00e-07",
+        "True",
+        "x&lt;y",
+    ]

@@ -1,0 +1,142 @@
+"""Sampling: what is generated is what a full forward pass predicts, and nothing else depends on padding, mesh or early exit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_vlm import CONFIG, EOS, IMAGE, PAD, VOCAB, VOCABULARY, backbone, prompts
+
+from srlhfv_jax.batches import Rollout
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.rollout import forward, selftest
+from srlhfv_jax.rollout.generate import generate
+from srlhfv_jax.rollout.sampling import Sampling, choose
+
+R = 9
+
+
+def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, length=R) -> Rollout:
+    run = jax.jit(
+        functools.partial(
+            generate,
+            CONFIG,
+            response_length=length,
+            vocabulary=VOCABULARY,
+            sampling=Sampling(temperature),
+            early_exit=early_exit,
+        )
+    )
+    return run(backbone() if params is None else params, batch, jax.random.key(seed))
+
+
+def train_logp(params, rollout: Rollout, temperature: float = 1.0):
+    return forward.response_logp(
+        CONFIG, {"backbone": params}, rollout, rollout.features_BNE, temperature=temperature, never_V=VOCABULARY.never_V(VOCAB)
+    )[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_first_ratio_is_one(temperature):
+    rollout = sample(prompts(), temperature=temperature)
+    np.testing.assert_allclose(train_logp(backbone(), rollout, temperature), rollout.logp_BR, atol=2e-5)
+
+
+def test_greedy_decoding_with_the_cache_equals_the_argmax_of_full_forwards():
+    params, batch = backbone(), prompts()
+    rollout = sample(batch, temperature=0.0)
+    tokens_BT, mask_BT = np.array(rollout.tokens_BT), np.array(rollout.mask_BT)
+    from srlhfv_jax.models import vlm
+
+    hidden_BTD, _ = vlm.apply(CONFIG, params, rollout.tokens_BT, rollout.positions_BT, rollout.mask_BT, rollout.features_BNE)
+    logits_BRV = np.array(vlm.logits(CONFIG, params, hidden_BTD[:, -R - 1 : -1]))
+    logits_BRV[..., list(VOCABULARY.never)] = -np.inf
+    best_BR = logits_BRV.argmax(-1)
+    real_BR = np.array(rollout.response_mask_BR)
+    assert real_BR.sum() > 20
+    np.testing.assert_array_equal(best_BR[real_BR], tokens_BT[:, -R:][real_BR])
+    assert mask_BT[:, -R:][real_BR].all()
+
+
+def test_adding_pad_columns_changes_nothing():
+    plain, padded = sample(prompts(), seed=3), sample(prompts(pad=5), seed=3)
+    np.testing.assert_array_equal(plain.tokens_BT[:, -R:], padded.tokens_BT[:, -R:])
+    np.testing.assert_allclose(plain.logp_BR, padded.logp_BR, atol=1e-5)
+
+
+def test_early_exit_changes_nothing_but_time():
+    batch = prompts()
+    for a, b in zip(jax.tree.leaves(sample(batch)), jax.tree.leaves(sample(batch, early_exit=False))):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_row_ends_at_its_first_end_token_and_is_pad_after_it():
+    rollout = sample(prompts(rows=12), length=24)
+    tokens_BR, mask_BR = np.array(rollout.tokens_BT[:, -24:]), np.array(rollout.response_mask_BR)
+    assert 0 < np.array(rollout.ended_B).sum()
+    for tokens, mask, ended in zip(tokens_BR, mask_BR, np.array(rollout.ended_B)):
+        count = mask.sum()
+        assert mask[:count].all() and (tokens[count:] == PAD).all()
+        assert (tokens[:count] == EOS).sum() == int(ended)
+        assert not ended or tokens[count - 1] == EOS
+
+
+def test_image_pad_and_begin_tokens_are_never_sampled():
+    rollout = sample(prompts(rows=12), seed=5, length=24)
+    drawn = np.array(rollout.tokens_BT[:, -24:])[np.array(rollout.response_mask_BR)]
+    assert not np.isin(drawn, VOCABULARY.never).any()
+    assert np.isfinite(np.array(rollout.logp_BR)).all()
+
+
+def test_the_same_key_gives_the_same_rollout_and_another_key_another():
+    batch = prompts()
+    one, same, other = sample(batch, seed=1), sample(batch, seed=1), sample(batch, seed=2)
+    np.testing.assert_array_equal(one.tokens_BT, same.tokens_BT)
+    assert (np.array(one.tokens_BT) != np.array(other.tokens_BT)).any()
+
+
+def test_eight_devices_sample_what_one_device_samples(eight_devices):
+    batch, params = prompts(rows=8), backbone()
+    expected = sample(batch, params=params, seed=4)
+    with jax.set_mesh(eight_devices):
+        host = jax.tree.map(np.asarray, batch)
+        got = sample(hosts.global_batch(host, eight_devices), params=rules.place(params, eight_devices), seed=4)
+    np.testing.assert_array_equal(expected.tokens_BT, got.tokens_BT)
+    np.testing.assert_allclose(expected.logp_BR, got.logp_BR, atol=2e-5)
+
+
+def test_the_picture_changes_the_answer_only_where_there_is_one():
+    batch = prompts()
+    swapped = batch._replace(pixels_BCYX=batch.pixels_BCYX[::-1] * 1.7)
+    one, other = sample(batch, temperature=0.0), sample(swapped, temperature=0.0)
+    differs_B = np.any(np.array(one.tokens_BT != other.tokens_BT), axis=1) | np.any(np.array(one.logp_BR != other.logp_BR), axis=1)
+    assert differs_B[[0, 1, 3, 4]].all() and not differs_B[[2, 5]].any()
+
+
+def test_top_one_equals_greedy_and_top_k_and_top_p_keep_the_likeliest():
+    logp_BV = jax.nn.log_softmax(jnp.array([[0.3, 2.1, -0.7, 1.4], [1.9, -0.2, 0.8, 0.1]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def drawn(sampling):
+        return np.array(jax.vmap(lambda key: choose(key, logp_BV, sampling))(keys))
+
+    np.testing.assert_array_equal(drawn(Sampling(top_k=1)), np.tile([1, 0], (200, 1)))
+    np.testing.assert_array_equal(choose(keys[0], logp_BV, Sampling(temperature=0.0)), [1, 0])
+    assert set(drawn(Sampling(top_k=2))[:, 0]) == {1, 3}
+    assert set(drawn(Sampling(top_p=0.5))[:, 0]) == {1}
+    assert set(drawn(Sampling(top_p=0.85))[:, 0]) == {1, 3}
+
+
+def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
+    params, rollout = {"backbone": backbone()}, sample(prompts())
+    args = dict(vocabulary=VOCABULARY, recompute=False)
+    assert selftest.ratio(CONFIG, params, rollout, temperature=1.0, **args) < 1e-4
+    with pytest.raises(UserError, match="log ratio"):
+        selftest.ratio(CONFIG, params, rollout, temperature=0.8, **args)
+    selftest.placeholders(CONFIG, rollout)
+    first = int(np.argmax(np.array(rollout.tokens_BT[1]) == IMAGE))
+    broken = rollout._replace(tokens_BT=rollout.tokens_BT.at[1, first].set(7))
+    with pytest.raises(UserError, match="row 1 .* has 3 image placeholders"):
+        selftest.placeholders(CONFIG, broken)
