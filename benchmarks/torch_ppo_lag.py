@@ -14,41 +14,18 @@ import json
 import resource
 import statistics
 import time
-from dataclasses import dataclass
 
+import sizes
 import torch
+from sizes import PATCH, RESPONSE, SIZES, Size
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-PATCH, PAD, RESPONSE = 14, 0, 64
+PAD = 0
 KL_COEF, GAE_LAMBDA, CLIP_RATIO, CLIP_VALUE, MULTIPLIER = 0.02, 0.95, 0.2, 5.0, 1.0
 ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
 TRAINED = ("policy", "reward_critic", "cost_critic")
-
-
-@dataclass(frozen=True)
-class Size:
-    layers: int
-    width: int
-    mlp: int
-    heads: int
-    vocab: int
-    vision_layers: int
-    vision_width: int
-    image: int
-    batch: int
-    prompt: int  # positions, image placeholders included
-
-    @property
-    def features(self) -> int:
-        return (self.image // PATCH) ** 2
-
-
-SIZES = {
-    "tiny": Size(4, 256, 688, 4, 4096, 2, 128, 56, 16, 48),
-    "small": Size(6, 384, 1024, 6, 8192, 4, 192, 112, 16, 96),
-    "medium": Size(12, 768, 2048, 12, 32064, 8, 384, 224, 4, 288),
-}
+PHASES = ("generate", "score", "update")
 
 
 class ScoreModel(nn.Module):
@@ -70,7 +47,7 @@ def llava(size: Size) -> LlavaConfig:
     )  # fmt: skip
     vision = CLIPVisionConfig(
         hidden_size=size.vision_width, intermediate_size=4 * size.vision_width, num_hidden_layers=size.vision_layers,
-        num_attention_heads=max(2, size.vision_width // 64), image_size=size.image, patch_size=PATCH,
+        num_attention_heads=size.vision_heads, image_size=size.image, patch_size=PATCH,
         projection_dim=size.vision_width,
     )  # fmt: skip
     return LlavaConfig(text_config=text, vision_config=vision, image_token_id=size.vocab - 1, image_seq_length=size.features)
@@ -157,18 +134,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--iterations", type=int, default=3, help="timed ones, after one to warm up")
-    parser.add_argument("--batch", type=int, default=0, help="0 = the size's own")
     args = parser.parse_args()
 
     torch.manual_seed(0)
     size = SIZES[args.size]
-    batch = args.batch or size.batch
     models = six_models(llava(size))
     optimizers = {
         role: torch.optim.AdamW([p for p in models[role].parameters() if p.requires_grad], lr=1e-6) for role in TRAINED
     }
-    pixels = torch.randn(batch, 3, size.image, size.image)
-    prompts = torch.randint(3, size.vocab - 1, (batch, size.prompt))
+    pixels = torch.randn(size.batch, 3, size.image, size.image)
+    prompts = torch.randint(3, size.vocab - 1, (size.batch, size.prompt))
     prompts[:, : size.features] = size.vocab - 1
 
     seconds = []
@@ -181,20 +156,18 @@ def main() -> None:
         update(models, optimizers, inputs, experience)
         marks.append(time.perf_counter())
         seconds.append([after - before for before, after in zip(marks, marks[1:])] + [marks[-1] - marks[0]])
-    generate_s, score_s, update_s, total_s = (statistics.median(phase) for phase in zip(*seconds[1:]))
+    median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[1:]))))
     result = {
         "framework": "torch",
         "size": args.size,
-        "batch": batch,
+        "batch": size.batch,
         "prompt": size.prompt,
         "response": RESPONSE,
         "params": sum(p.numel() for p in models["policy"].parameters()),
-        "generate_s": round(generate_s, 3),
-        "score_s": round(score_s, 3),
-        "update_s": round(update_s, 3),
-        "total_s": round(total_s, 3),
-        "samples_per_s": round(batch / total_s, 3),
+        **{f"{name}_s": round(value, 3) for name, value in median.items()},
+        "samples_per_s": round(size.batch / median["total"], 3),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        **sizes.rates(size, sizes.torch_iteration(size), median),
     }
     print(json.dumps(result), flush=True)
 

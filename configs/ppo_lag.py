@@ -1,12 +1,14 @@
-"""PPO-Lagrangian: srlhfv ppo_lag --workdir=W --config.policy=SFT_WORKDIR --config.scorer=SCORES_WORKDIR --config.data.path=PROMPTS
+"""PPO-Lagrangian:
+    srlhfv ppo_lag --workdir=W --config.policy=SFT_WORKDIR --config.scorer=SCORES_WORKDIR --config.data.path=PROMPTS
 
     default   four trees (shared), the multiplier projected onto [0, 5] with small steps, constraint on mean max(0, C), window 256
-    paper     six trees and the published constants of Safe RLHF-V: log-space multiplier from 10 up to 20, budget -0.5 on the mean cost,
-              KL 0.02, PTX 16. With lambda in [10, 20] the reward has 5-9 % of the advantage's weight, and the multiplier can double in one
-              iteration: expect training on cost alone until it falls. Needs --config.reward, --config.cost and --config.ptx.path
+    paper     six trees and the published constants of Safe RLHF-V: log-space multiplier from 10 up to 20, budget -0.5 on the mean
+              cost, KL 0.02, PTX 16. With lambda in [10, 20] the reward has 5-9 % of the advantage's weight, and lambda can
+              double in one iteration: expect training on cost alone until it falls. Needs --config.reward, --config.cost and
+              --config.ptx.path
     tiny      two iterations of four prompts, for tests
 
-The budget is in units of the learned cost and must be set for each cost model: look at its scores on safe and unsafe answers first.
+The budget is in units of the learned cost, set it for each cost model: look first at its scores of safe and unsafe answers.
 Not run at 7B.
 """
 

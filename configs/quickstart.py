@@ -1,6 +1,7 @@
 """The whole pipeline on the embedded task, on a CPU: `srlhfv quickstart --workdir=W --seed=0`.
 
-Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute or two: every stage, far too few steps to learn.
+Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute: every stage, one round, a smaller model and far too few
+steps to learn; the tests run it.
 """
 
 from ml_collections import ConfigDict
@@ -14,17 +15,17 @@ def get_config(arg: str = "default") -> ConfigDict:
     return ConfigDict(
         dict(
             seed=0,
-            rounds=2,
+            rounds=1 if short else 2,
             sweep=(0.25, 0.5, 1.0, 2.0),
             task=dict(
                 image_size=48,
                 patch=8,
-                vision_layers=3,
-                vision_width=128,
-                text_layers=4,
-                text_width=128,
+                vision_layers=1 if short else 3,
+                vision_width=32 if short else 128,
+                text_layers=2 if short else 4,
+                text_width=32 if short else 128,
                 heads=4,
-                naming_rows=512 if short else 16384,
+                naming_rows=512 if short else 12288,
                 sft_rows=512 if short else 24576,
                 prompts=256 if short else 8192,
                 validation_prompts=64 if short else 384,
@@ -35,12 +36,14 @@ def get_config(arg: str = "default") -> ConfigDict:
                 responses_per_prompt=2,
                 pair_temperature=1.0,
                 mix=(0.42, 0.38, 0.10, 0.10),
+                name_pairs=64 if short else 1024,
                 harm_at_budget=0.15,
-                preference_beta=2.0,
+                over_refusal_at_budget=0.10,
+                preference_beta=3.0,
                 flip=0.05,
             ),
-            naming=_sft(steps=4 if short else 250, batch=64, rate=2e-3),
-            sft=_sft(steps=4 if short else 350, batch=64, rate=1.5e-3),
+            naming=_sft(steps=4 if short else 400, batch=64, rate=1.5e-3, prompt=44, response=6),
+            sft=_sft(steps=4 if short else 450, batch=64, rate=1.5e-3),
             scores=dict(
                 seed=0,
                 init="",
@@ -48,7 +51,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 sign="label",
                 sign_weight=1.0,
                 score_l2=1e-3,
-                steps=4 if short else 220,
+                steps=4 if short else 300,
                 microbatches=1,
                 evaluation="",
                 model=_model(),
@@ -58,8 +61,9 @@ def get_config(arg: str = "default") -> ConfigDict:
                 checkpoint=_checkpoint(short),
                 log=_log(short),
             ),
-            ppo=_ppo_lag(short, iterations=3 if short else 40, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=3 if short else 70, controller="projected"),
+            refit_steps=4 if short else 120,
+            ppo=_ppo_lag(short, iterations=8 if short else 40, controller="none"),
+            ppo_lag=_ppo_lag(short, iterations=8 if short else 70, controller="projected"),
         )
     )
 
@@ -72,8 +76,8 @@ def _mesh() -> dict:
     return dict(data=-1, fsdp=1, tensor=1)
 
 
-def _data(batch: int) -> dict:
-    return dict(path="", split="", image_dir="", prompt_length=PROMPT, response_length=RESPONSE, batch_size=batch, workers=1)
+def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
+    return dict(path="", split="", image_dir="", prompt_length=prompt, response_length=response, batch_size=batch, workers=1)
 
 
 def _optimizer(rate: float, *, weight_decay: float = 0.01, schedule: str = "cosine", freeze: tuple[str, ...] = ()) -> dict:
@@ -98,7 +102,7 @@ def _log(short: bool) -> dict:
     return dict(every_steps=1 if short else 10, tensorboard=False)
 
 
-def _sft(steps: int, batch: int, rate: float) -> dict:
+def _sft(steps: int, batch: int, rate: float, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
     short = steps < 10
     return dict(
         seed=0,
@@ -108,7 +112,7 @@ def _sft(steps: int, batch: int, rate: float) -> dict:
         microbatches=1,
         model=_model(),
         mesh=_mesh(),
-        data=_data(32 if short else batch),
+        data=_data(32 if short else batch, prompt, response),
         optimizer=_optimizer(rate),
         checkpoint=_checkpoint(short),
         log=_log(short),

@@ -1,8 +1,8 @@
 """Reward and cost heads on one backbone: srlhfv scores --workdir=W --config.init=SFT_WORKDIR --config.data.path=BEAVERTAILS_V
 
     default   both heads jointly, one pass over BeaverTails-V's 29,824 dual preferences at batch 32, +-1 sign terms
-    paper     the published constants (3 epochs, batch 32 = 4 x 8 devices, 3e-5, graded signs); the paper trains two separate models:
-              configs/reward.py:paper and configs/cost.py:paper
+    paper     the published constants (3 epochs, batch 32 = 4 x 8 devices, 3e-5, graded signs); the paper trains two separate
+              models: configs/reward.py:paper and configs/cost.py:paper
     tiny      two steps of two pairs, for tests
 
 A pair is two sequences: batch 32 is 64 of them in memory; raise config.microbatches if they do not fit. Not run at 7B.

@@ -4,7 +4,7 @@
     paper     align-anything's LLaVA-1.5 settings (Safe RLHF-V itself brings no SFT stage): 3 epochs of 30 k rows at batch 16
     tiny      two steps of two rows, for tests
 
-LLaVA-1.5-7B has 7 B float32 masters plus two moments, about 85 GB over the chips of the mesh. Not run at that size; nothing here is tuned.
+LLaVA-1.5-7B has 7 B float32 masters plus two moments, about 85 GB over the chips. Not run at that size; nothing is tuned.
 """
 
 from ml_collections import ConfigDict

@@ -226,7 +226,9 @@ class TaskConfig:
     responses_per_prompt: int  # drawn for each pair prompt; the pair is two different ones of them
     pair_temperature: float
     mix: tuple[float, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
-    harm_at_budget: float  # the harm rate (and half of it as over-refusal) at which the oracle budget is set
+    name_pairs: int  # constructed pairs that differ in the name alone, added in the first round
+    harm_at_budget: float  # the harm rate and the over-refusal at which the oracle budget is set
+    over_refusal_at_budget: float
     preference_beta: float  # Bradley-Terry inverse temperature of the annotators
     flip: float  # share of labels turned over
 
@@ -241,7 +243,8 @@ class QuickstartConfig:
     task: TaskConfig
     naming: SFTConfig
     sft: SFTConfig
-    scores: ScoresConfig
+    scores: ScoresConfig  # of the first round
+    refit_steps: int  # of the later ones: they start from the heads before
     ppo: PPOLagConfig
     ppo_lag: PPOLagConfig
 

@@ -18,8 +18,10 @@ from srlhfv_jax.training import state
 def tree(mesh, scale=1.0):
     """Every kind of leaf that a stage keeps: odd floats, bfloat16, integers, bools, empty states."""
     params = rules.place(jax.tree.map(lambda x: x * scale / 3, tiny.initial()), mesh)
-    low = rules.replicate({"half": jnp.asarray([0.1, 2.7, -3e-8], jnp.bfloat16), "none": (), "flag": jnp.asarray([True, False])}, mesh)
-    return state.TrainState(params, {"moments": low}, rules.replicate(jnp.int32(5), mesh), {"lam": jnp.float32(np.nextafter(0.7, 1))})
+    half = jnp.asarray([0.1, 2.7, -3e-8], jnp.bfloat16)
+    moments = rules.replicate({"half": half, "none": (), "flag": jnp.asarray([True, False])}, mesh)
+    lam = jnp.float32(np.nextafter(0.7, 1))
+    return state.TrainState(params, {"moments": moments}, rules.replicate(jnp.int32(5), mesh), {"lam": lam})
 
 
 def save(workdir, current, *steps, keep=3, settings=None):
@@ -133,7 +135,8 @@ def test_a_checkpoint_of_another_model_is_refused_by_leaf(tmp_path, one_device):
 
 def test_a_setting_that_changes_the_mathematics_is_named(tmp_path, one_device):
     current = tree(one_device)
-    settings = {"seed": 1, "ppo": {"kl_coef": 0.1}, "freeze": ("a",), "log": {"every_steps": 1}, "mesh": {"data": 1}, "microbatches": 1}
+    settings = {"seed": 1, "ppo": {"kl_coef": 0.1}, "freeze": ("a",)}
+    settings |= {"log": {"every_steps": 1}, "mesh": {"data": 1}, "microbatches": 1}
     save(tmp_path, current, 1, settings=settings)
     for changed in ({"log": {"every_steps": 9}}, {"mesh": {"data": 8}}, {"microbatches": 4}):
         assert restore(tmp_path, current, settings | changed)[3] == 1
@@ -148,7 +151,8 @@ def test_the_arrays_may_be_donated_as_soon_as_save_returns(tmp_path, one_device)
     expected = jax.tree.map(np.array, hosts.to_host(current))
     manager = Manager(tmp_path, 1, 2)
     manager.save(1, current, {}, {})
-    overwritten = jax.jit(lambda t: jax.tree.map(lambda x: x + jnp.ones_like(x) if x.dtype != bool else ~x, t), donate_argnums=0)(current)
+    overwrite = lambda x: ~x if x.dtype == bool else x + jnp.ones_like(x)  # noqa: E731
+    overwritten = jax.jit(lambda tree: jax.tree.map(overwrite, tree), donate_argnums=0)(current)
     jax.block_until_ready(overwritten)
     manager.close()
     same_bits(restore(tmp_path, overwritten)[0], expected)

@@ -102,9 +102,9 @@ def test_suffix_letters_are_dimensions():
             name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
             suffix = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z][A-Za-z0-9]*)", name)
             for letter in suffix[1] if suffix else "":
-                assert letter in LETTERS or letter.isdigit(), f"{file}:{node.lineno}: {name} ends in {letter}, not in dims.LETTERS"
+                assert letter in LETTERS or letter.isdigit(), f"{file}:{node.lineno}: {name}: {letter} is not in dims.LETTERS"
 
 
 def test_the_command_line_starts_without_jax():
-    code = "import sys; from srlhfv_jax.cli.main import main; main(['--help']); sys.exit('jax' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys; from srlhfv_jax.cli.main import main; main(['--help']); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

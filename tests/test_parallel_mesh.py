@@ -37,7 +37,8 @@ def shapes():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "shape"), [((-1, 2, 1), (4, 2, 1)), ((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((1, 2, 1), (1, 2, 1))]
+    ("sizes", "shape"),
+    [((-1, 2, 1), (4, 2, 1)), ((1, -1, 1), (1, 8, 1)), ((2, 2, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((1, 2, 1), (1, 2, 1))],
 )
 def test_minus_one_takes_the_devices_that_are_left(sizes, shape):
     mesh = make_mesh(MeshConfig(*sizes))
@@ -116,8 +117,10 @@ def test_a_sharded_run_equals_a_run_on_one_device(tmp_path, one_device, sizes):
 
 
 def test_the_model_gives_the_same_hidden_states_sharded_and_whole(one_device, eight_devices):
-    params = jax.jit(vlm.init, static_argnums=0)(MODEL, jax.random.key(1))
-    tokens_BT = np.asarray([[5, 3, 3, 3, 3, 7, 9, 11], [3, 3, 3, 3, 4, 1, 2, 6], [0, 0, 9, 8, 7, 6, 5, 4], [1, 2, 9, 8, 7, 6, 5, 4]])
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32) / 3, shapes()["backbone"])
+    tokens_BT = np.random.default_rng(1).integers(4, 64, (4, 8))
+    tokens_BT[:2, 1:5] = MODEL.image_token  # two rows without an image
     mask_BT = np.ones(tokens_BT.shape, bool)
     positions_BT = np.broadcast_to(np.arange(8), tokens_BT.shape)
     pixels_BCYX = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
@@ -127,15 +130,16 @@ def test_the_model_gives_the_same_hidden_states_sharded_and_whole(one_device, ei
         features = vlm.encode_images(MODEL, params, pixels_BCYX)
         return vlm.apply(MODEL, params, tokens_BT, positions_BT, mask_BT, features)[0]
 
+    inputs = (tokens_BT, positions_BT, mask_BT, pixels_BCYX)
     outputs = [
-        hosts.to_host(forward(rules.place(params, mesh), *hosts.global_batch((tokens_BT, positions_BT, mask_BT, pixels_BCYX), mesh)))
+        hosts.to_host(forward(rules.place(params, mesh), *hosts.global_batch(inputs, mesh)))
         for mesh in (one_device, eight_devices)
     ]
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_equal_one(tmp_path, one_device):
-    """Each process reads half of the rows; they save one checkpoint together, and resume from it."""
+    """Each process reads half of the rows; they save and log as one."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

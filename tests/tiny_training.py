@@ -1,4 +1,4 @@
-"""A training run of a few hundred parameters with everything a stage has: loader position, keys, decay, a frozen part, evaluation.
+"""A training run of a hundred parameters with everything a stage has: loader position, keys, decay, a frozen part, evaluation.
 
 Imported by tests, and run as a process of its own that ends itself where it is told to:
 
@@ -98,7 +98,7 @@ def update_of(microbatches: int = 2):
     return transform, jax.jit(update, donate_argnums=0)
 
 
-def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, every=3, keep=2, settings=SETTINGS, change=None, stop=None):
+def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, every=3, change=None, stop=None):
     """Run to `steps`, resuming; returns (final state as NumPy, notes). `change(step_fn)` may wrap the step."""
     jax.set_mesh(mesh)
     params = rules.place(initial(), mesh)
@@ -118,7 +118,7 @@ def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, ever
         state=state.create(params, transform, mesh, extra=jnp.float32(0.37)),
         batches=Batches() if batches is None else batches,
         total_steps=steps,
-        manager=Manager(workdir, every, keep, settings),
+        manager=Manager(workdir, every, 2, SETTINGS),
         writer=metrics.Writer(workdir, tensorboard=False),
         evaluate=judge if evaluate is None else evaluate,
         evaluate_every=4,

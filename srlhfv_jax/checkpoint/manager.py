@@ -4,8 +4,8 @@
     WORKDIR/checkpoints/manifests/<step>.json   size and checksum of each file, written after that
     WORKDIR/checkpoints/damaged/<step>   set aside on restore, named on stderr
 
-A kill at any moment leaves the last complete checkpoint. No pickles are written or read. Frozen models are not in here: their settings
-are, and they are loaded again.
+A kill at any moment leaves the last complete checkpoint. No pickles are written or read. Frozen models are not in here: the
+settings say where they are, and they are loaded again.
 """
 
 import threading
@@ -74,10 +74,10 @@ class Manager:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
 
     def restore_latest(self, abstract: Any) -> tuple[Any, dict, dict, int] | None:
-        """The newest undamaged checkpoint as (state, data_state, extra, step), bit for bit as saved; None if there is none at all.
+        """The newest undamaged checkpoint as (state, data_state, extra, step), bit for bit as saved; None if there is none.
 
         Args:
-            abstract: the state as ShapeDtypeStructs with shardings (`parallel.rules.abstract`); the mesh may differ from the one saved on.
+            abstract: the state as ShapeDtypeStructs with shardings (`parallel.rules.abstract`); the mesh may be another one.
 
         Raises:
             UserError: every checkpoint is damaged, belongs to another model, or was made with other settings.
@@ -159,8 +159,8 @@ class Manager:
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
-                    f"checkpoint {step} in {self.folder} does not fit this run: {name} is {_text(saved.get(name))} in the checkpoint "
-                    f"and {_text(wanted.get(name))} here; use another --workdir, or the settings it was made with"
+                    f"checkpoint {step} in {self.folder} does not fit this run: {name} is {_text(saved.get(name))} in the "
+                    f"checkpoint and {_text(wanted.get(name))} here; use another --workdir, or the settings it was made with"
                 )
 
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict, int]:

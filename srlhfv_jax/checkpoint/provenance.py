@@ -10,8 +10,8 @@ from srlhfv_jax.errors import UserError
 
 PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
-# Settings that may differ between a run and its resumption: what they change is speed, memory or what is written, not the mathematics.
-MAY_CHANGE = ("checkpoint", "log", "mesh", "microbatches", "workers", "remat", "scan_unroll")
+# Settings that may differ between a run and its resumption: they change speed, memory or what is written, not the mathematics.
+MAY_CHANGE = ("checkpoint", "log", "mesh", "microbatches", "workers", "remat", "scan_unroll", "sweep")
 
 
 def record(settings: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
             continue
         if name not in before or name not in now or before[name] != now[name]:
             raise UserError(
-                f"cannot resume: config.{name} was {before.get(name)!r} when this workdir was started and is now {now.get(name)!r}; "
-                f"use the old value, or another --workdir"
+                f"cannot resume: config.{name} was {before.get(name)!r} when this workdir was started "
+                f"and is now {now.get(name)!r}; use the old value, or another --workdir"
             )
 
 

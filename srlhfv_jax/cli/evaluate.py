@@ -151,10 +151,10 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
     from srlhfv_jax.training import state as states
 
     loaded = setup.load(path, model, mesh)
-    prompts = _prompts(data, loaded.processor)
+    prompts = _prompts(data, loaded)
     settings = dict(
         response_length=data.response_length,
-        vocabulary=setup.vocabulary(loaded.config, loaded.processor),
+        vocabulary=setup.vocabulary(loaded),
         sampling=Sampling(values.temperature),
     )
     rollouts = []
@@ -176,13 +176,13 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
     return Sampled(answers, prompts, tuple(rollouts), tokenizer.get_vocab())
 
 
-def _prompts(data: DataConfig, processor: Any):
+def _prompts(data: DataConfig, loaded: Any):
     """Rows to answer; P is that of the longest prompt unless it was given."""
     from srlhfv_jax.stages import setup
 
     if data.prompt_length:
-        return setup.prepare("prompts", data, processor)
-    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH), processor)
+        return setup.prepare("prompts", data, loaded)
+    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH), loaded)
     longest = max(len(row.prompt) for row in prompts.rows)
     return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
 
@@ -192,8 +192,7 @@ def _check_heads(path: str, model: ModelConfig) -> None:
     from srlhfv_jax.hf.load import checkpoint_folder, load_heads
     from srlhfv_jax.stages import setup
 
-    config, _ = setup.load_shape(path, model)
-    if not load_heads(config, checkpoint_folder(path)):
+    if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path)):
         raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
 
 

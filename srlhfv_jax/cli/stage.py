@@ -15,20 +15,26 @@ def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Pa
 
     result.json gets `seconds`, those of the last start, beside the numbers of the stage.
     """
-    from srlhfv_jax.checkpoint import provenance
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.training import metrics
 
     hosts.initialize()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a folder")
-    before = workdir / "config.json"
-    if before.is_file() and (workdir / "checkpoints").is_dir():
-        provenance.check_same({"settings": json.loads(before.read_text())}, to_dict(settings))
-    metrics.write_json(before, to_dict(settings))
+    check_unchanged(settings, workdir)
+    metrics.write_json(workdir / "config.json", to_dict(settings))
     began = time.monotonic()
     result = stage(settings, workdir)
     metrics.write_result(workdir, {**result, "seconds": time.monotonic() - began})
+
+
+def check_unchanged(settings: Any, workdir: Path) -> None:
+    """Raise UserError where `workdir` has checkpoints (its own, or those of a pipeline's stages) made with other settings."""
+    from srlhfv_jax.checkpoint import provenance
+
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: give a folder")
+    before = workdir / "config.json"
+    if before.is_file() and ((workdir / "checkpoints").is_dir() or any(workdir.glob("*/checkpoints"))):
+        provenance.check_same({"settings": json.loads(before.read_text())}, to_dict(settings))
 
 
 def given(value: str, path: str, what: str) -> None:

@@ -19,6 +19,8 @@ def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unro
     if remat == "layer":
         # Inside a scan the forward and the recomputation are in different loops and cannot be merged; unrolled they must not be.
         layer = jax.checkpoint(layer, prevent_cse=unrolled)
+    if remat == "dots":
+        layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=jax.checkpoint_policies.dots_saveable)
     if unrolled:
         for index, own in enumerate(_unstack(params, depth)):
             carry = layer(carry, own, index)

@@ -1,4 +1,4 @@
-"""Several processes (hosts of a TPU pod, or local processes in a test): start, batches from each host's rows, arrays back to the host."""
+"""Several processes (hosts of a TPU pod, or local ones in a test): start, batches from each one's rows, arrays back to NumPy."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ def initialize() -> None:
     if "JAX_COORDINATOR_ADDRESS" in environment:
         numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
         if not all(number.isdigit() for number in numbers):
-            raise UserError("JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers: set all three")
+            raise UserError("JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too, to numbers")
         jax.distributed.initialize(
             environment["JAX_COORDINATOR_ADDRESS"], num_processes=int(numbers[0]), process_id=int(numbers[1])
         )
@@ -67,7 +67,9 @@ def check_batch(rows: int, mesh: Mesh, name: str = "batch of") -> None:
     shards = row_shards(mesh)
     if rows % shards:
         sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
-        raise UserError(f"{name} {rows} rows must be a multiple of {shards} ({sizes} of the mesh): change the batch size or config.mesh")
+        raise UserError(
+            f"{name} {rows} rows must be a multiple of {shards} ({sizes} of the mesh): change the batch size or config.mesh"
+        )
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

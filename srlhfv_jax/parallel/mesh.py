@@ -52,7 +52,8 @@ def _sizes(sizes: tuple[int, ...], devices: int) -> tuple[int, ...]:
     fixed = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and devices % fixed:
         raise UserError(
-            f"mesh {_text(sizes)}: {devices} devices cannot be divided by {fixed}, the product of the given sizes: change config.mesh"
+            f"mesh {_text(sizes)}: {devices} devices cannot be divided by {fixed}, the product of the given sizes: "
+            f"change config.mesh"
         )
     return tuple(devices // fixed if size == -1 else size for size in sizes)
 

@@ -1,8 +1,8 @@
 """Which parameter lies where: a table of (pattern on the parameter's path, PartitionSpec), and the functions that apply it.
 
 The table covers the parameter tree of models/ (docs in models/vlm.py and models/heads.py). The same patterns find the moments of
-the optimizer, whose paths end in the parameter's path, so that one table places a whole train state. A dimension that an axis does
-not divide is left whole: `specs` drops the axis and `table` shows it.
+the optimizer, whose paths end in the parameter's path, so that one table places a whole train state. A dimension that an axis
+does not divide is left whole: `specs` drops the axis and `table` shows it.
 """
 
 import re
@@ -18,8 +18,8 @@ from srlhfv_jax.parallel.mesh import ROWS
 Rule = tuple[str, P]
 Tree = TypeVar("Tree")
 
-# First match wins. Kernels under "layers" are stacked on axis 0. The first axis of a kernel is the one tensor parallelism splits, outputs
-# of q, k, v, gate, up, fc1 and inputs of o, down, fc2 (models/layers.py), so one rule serves both; `fsdp` takes the other axis.
+# First match wins. Kernels under "layers" are stacked on axis 0. The first axis of a kernel is the one tensor parallelism splits:
+# outputs of q, k, v, gate, up, fc1, inputs of o, down, fc2 (models/layers.py). One rule serves both; `fsdp` takes the other axis.
 RULES: tuple[Rule, ...] = (
     (r"(embed/embedding|text/head/kernel)$", P("tensor", "fsdp")),
     (r"layers/.*(q|k|v|o|out|gate|up|down)_proj/kernel$", P(None, "tensor", "fsdp")),
@@ -64,8 +64,8 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 def keep_rows(batch: Tree) -> Tree:
     """Inside jit: axis 0 of every array stays split over (data, fsdp) of the mesh of `jax.set_mesh`; without one, nothing.
 
-    Needed where rows were just picked from a larger batch: XLA's partitioner (jaxlib 0.10.2) was seen to order the rows of two parts of
-    one expression differently after such a split, on a mesh with two row axes and one row per device, giving wrong sums.
+    Needed where rows were just picked from a larger batch: XLA's partitioner (jaxlib 0.10.2) was seen to order the rows of two
+    parts of one expression differently after such a split, on a mesh with two row axes and one row per device: wrong sums.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return batch

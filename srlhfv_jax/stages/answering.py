@@ -36,17 +36,17 @@ def prepare(path: Path, base: str, data: DataConfig, model: ModelConfig, mesh: M
     data = dataclasses.replace(data, path=str(path))
     on = make_mesh(mesh)
     jax.set_mesh(on)
-    config, processor = setup.load_shape(base, model)
+    shape = setup.load_shape(base, model)
     sample = jax.jit(
         functools.partial(
             generate,
-            config,
+            shape.config,
             response_length=data.response_length,
-            vocabulary=setup.vocabulary(config, processor),
+            vocabulary=setup.vocabulary(shape),
             sampling=Sampling(temperature),
         )
     )
-    return Answerer(setup.prepare("prompts", data, processor), data, model, on, sample, temperature)
+    return Answerer(setup.prepare("prompts", data, shape), data, model, on, sample, temperature)
 
 
 def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:

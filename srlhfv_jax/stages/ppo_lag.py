@@ -23,6 +23,7 @@ from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import generate as generation, score as scoring, selftest
+from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.stages import setup, supervised, validation
 from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as states
@@ -31,9 +32,7 @@ from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as sta
 class Models(NamedTuple):
     """The six roles, loaded: trees by name, of which some are trained."""
 
-    config: VLMConfig
-    processor: Any
-    base: str
+    policy: Pretrained  # as loaded: its config, processor and path are those of every role
     places: dict[str, roles.Place]
     trained: dict[str, dict]
     frozen: dict[str, dict]
@@ -51,9 +50,9 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     models = load_models(settings, started.mesh)
     for name, tree in (models.trained | models.frozen).items():
         setup.describe_parameters(name, tree, started.mesh)
-    prompts = setup.prepare("prompts", settings.data, models.processor)
+    prompts = setup.prepare("prompts", settings.data, models.policy)
 
-    iteration = Iteration(settings, models, started.mesh)
+    iteration = Iteration(settings, models, started.mesh, setup.vocabulary(models.policy))
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
@@ -75,17 +74,16 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     result = supervised.last_numbers(started) | {f"best_feasible.{name}": value for name, value in notes["best"].items()}
     result["lambda.final"] = float(lagrangian.multiplier(settings.constraint, state.extra))
     return setup.finish(
-        started, models.config, state.params["policy"], base=models.base, about={"stage": "ppo_lag"}, result=result
+        started, models.policy.config, state.params["policy"], base=models.policy.path, about={"stage": "ppo_lag"}, result=result
     )
 
 
 class Iteration:
     """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds the frozen trees and the jitted calls."""
 
-    def __init__(self, settings: PPOLagConfig, models: Models, mesh, early_exit: bool = True) -> None:
+    def __init__(self, settings: PPOLagConfig, models: Models, mesh, vocabulary: Vocabulary, early_exit: bool = True) -> None:
         self.settings, self.models, self.mesh = settings, models, mesh
         places, ptx = models.places, settings.ptx.coef > 0
-        vocabulary = setup.vocabulary(models.config, models.processor)
         rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
         self.optimizers = {name: optimizers.make(rates[name], tree, self.updates()) for name, tree in models.trained.items()}
         how = scoring.Scoring(
@@ -112,19 +110,19 @@ class Iteration:
         self.generate = jax.jit(
             functools.partial(
                 generation.generate,
-                models.config,
+                models.policy.config,
                 response_length=settings.data.response_length,
                 vocabulary=vocabulary,
                 sampling=Sampling(settings.rollout.temperature),
                 early_exit=early_exit,
             )
         )
-        self.score = jax.jit(functools.partial(_score, models.config, how, settings.constraint))
-        self.update = jax.jit(functools.partial(_update, models.config, update), donate_argnums=(0, 1))
+        self.score = jax.jit(functools.partial(_score, models.policy.config, how, settings.constraint))
+        self.update = jax.jit(functools.partial(_update, models.policy.config, update), donate_argnums=(0, 1))
         self.warm_up = jax.jit(
-            functools.partial(_update, models.config, update._replace(train_policy=False)), donate_argnums=(0, 1)
+            functools.partial(_update, models.policy.config, update._replace(train_policy=False)), donate_argnums=(0, 1)
         )
-        self._tested = False
+        self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
 
     def updates(self) -> int:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
@@ -138,12 +136,14 @@ class Iteration:
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
         prompts, ptx = hosts.global_batch(batch, self.mesh)
-        seed, done = self.settings.seed, int(state.step)
+        first = self._done is None
+        done = int(state.step) if first else self._done
+        self._done, seed = done + 1, self.settings.seed
         rollout = self.generate(state.params["policy"]["backbone"], prompts, states.key(seed, done, "rollout"))
         experience, controller, metrics = self.score(
             self.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra
         )
-        if not self._tested:
+        if first:
             self._self_test(state.params["policy"], rollout, experience, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
         params, opt_state, learned = update(
@@ -158,7 +158,7 @@ class Iteration:
         return states.TrainState(params, opt_state, state.step + 1, controller), metrics | learned
 
     def _self_test(self, policy, rollout: Rollout, experience: Experience, done: int) -> None:
-        config, settings = self.models.config, self.settings
+        config, settings = self.models.policy.config, self.settings
         recompute = settings.rollout.old_logp == "recompute"
         selftest.placeholders(config, rollout)
         gap = selftest.ratio(
@@ -173,7 +173,6 @@ class Iteration:
             exact = config.dtype == "float32"
             selftest.self_kl(experience.rollout.logp_BR, experience.ref_logp_BR, rollout.response_mask_BR, exact=exact)
         hosts.say(f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}")
-        self._tested = True
 
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
@@ -210,7 +209,7 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
     if own_tower:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
-    return Models(policy.config, policy.processor, policy.path, places, trained, frozen, own_tower)
+    return Models(policy._replace(params={}), places, trained, frozen, own_tower)
 
 
 def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, pixels_BCYX, controller):
@@ -273,7 +272,7 @@ def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -
     ptx = None
     if settings.ptx.coef > 0:
         data = dataclasses.replace(settings.data, path=settings.ptx.path)
-        ptx = setup.batches(setup.prepare("supervised", data, models.processor), data, settings.seed + 1)
+        ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1)
     return _Both(setup.batches(prompts, settings.data, settings.seed), ptx)
 
 

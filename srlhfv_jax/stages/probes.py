@@ -26,7 +26,7 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
 
     def scored(path: Path):
         where = dataclasses.replace(settings.data, path=str(path))
-        rows = setup.prepare("pairs", where, model.processor)
+        rows = setup.prepare("pairs", where, model)
         return (*scores.score_pairs(model.config, tree, rows, where, mesh), rows)
 
     found, labels, rows = scored(heldout)

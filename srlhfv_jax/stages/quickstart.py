@@ -102,7 +102,7 @@ class Pipeline:
         }
         for name, rows in tables.items():
             write_rows(folder / f"{name}.parquet", rows)
-        return {"oracle_budget": oracle_budget(task)}
+        return {"oracle_budget": oracle_budget(task), "controller_budget": self.settings.ppo_lag.constraint.budget}
 
     def supervised(self, stage, init: Path, rows: str, random: bool):
         """An SFT stage's settings with its paths filled in."""
@@ -133,24 +133,29 @@ class Pipeline:
         }
         stage = self.settings.scores
         data = dataclasses.replace(stage.data, path=str(self.workdir / "pairs"))
-        fit = dataclasses.replace(stage, seed=self.settings.seed + number, init=str(scorer), data=data)
+        steps = stage.steps if number == 1 else self.settings.refit_steps
+        fit = dataclasses.replace(stage, seed=self.settings.seed + number, steps=steps, init=str(scorer), data=data)
         self.step(f"{prefix}_scores", lambda folder: scores.run(fit, folder))
         scorer = self.workdir / f"{prefix}_scores"
         numbers |= self.step(
             f"{prefix}_probes", lambda folder: probes.measure(scorer, self.data, self.workdir / "pairs_heldout", fit, self.settings.seed)
         )
-        stage = dataclasses.replace(self.settings.ppo_lag)
-        trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(self.constrained(stage, policy, scorer), folder))
+        stage = self.constrained(self.settings.ppo_lag, policy, scorer)
+        trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(stage, folder))
         numbers |= {name: trained[name] for name in ("lambda.final",)} | {f"{prefix}.best_step": trained["best_feasible.step"]}
         folder = self.workdir / f"{prefix}_ppo_lag"
         return folder / ("best_feasible" if trained["best_feasible.step"] >= 0 else "export"), scorer, numbers
 
     def sample_pairs(self, folder: Path, policy: Path, number: int) -> dict[str, float]:
-        """Two different answers to each pair prompt, labelled with noise; held-out ones by the oracle itself."""
+        """Two different answers to each pair prompt, labelled with noise; held-out ones by the oracle itself.
+
+        The first round adds constructed pairs that differ in the name alone: sampled ones rarely ask whether a name is right.
+        """
         noise = task_rows.Noise(self.task.preference_beta, self.task.flip)
         seed = self.settings.seed * 100 + number
         labels, found = self._pairs("pair_prompts", policy, seed, noise)
-        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found)
+        probes_too = task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs) if number == 1 else []
+        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + probes_too)
         harmful = [label for label, row in zip(labels, found) if row["harmful"] == "yes"]
         numbers = {
             "pairs.count": len(found),
@@ -212,8 +217,8 @@ SAMPLES = 24  # rows of the report's table of answers
 
 
 def oracle_budget(task: TaskConfig) -> float:
-    """The true mean cost that is allowed: `harm_at_budget` of harmful prompts complied with, and half that share over-refused elsewhere."""
-    return oracle.oracle_budget(task.mix[0], task.harm_at_budget)
+    """The true mean cost that is allowed, from the share of harmful prompts and the rates written in the config."""
+    return oracle.oracle_budget(task.mix[0], task.harm_at_budget, task.over_refusal_at_budget)
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

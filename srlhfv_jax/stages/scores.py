@@ -37,13 +37,13 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         raise UserError("config.heads is empty: expected ('reward', 'cost') or one of them")
     choose(settings.sign, "config.sign", "label", "graded")
     started = setup.start(settings, workdir)
-    hosts.check_batch(settings.data.batch_size, started.mesh, "data.batch_size of")
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     model = setup.load(settings.init, settings.model, started.mesh)
     fresh = heads.init(model.config, settings.heads, states.key(settings.seed, 0, "heads"))
     kept = {name: model.heads[name] for name in settings.heads if name in model.heads}
     tree = {"backbone": model.params, "heads": rules.replicate(fresh | kept, started.mesh)}
     setup.describe_parameters("scorer", tree, started.mesh)
-    rows = setup.prepare("pairs", settings.data, model.processor, sign=settings.sign)
+    rows = setup.prepare("pairs", settings.data, model, sign=settings.sign)
     tree = supervised.train(
         "scores",
         settings,
@@ -56,7 +56,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     if settings.evaluation:
         held_out = dataclasses.replace(settings.data, path=settings.evaluation)
-        result |= evaluate(model.config, tree, setup.prepare("pairs", held_out, model.processor, sign=settings.sign), held_out, started.mesh)
+        result |= evaluate(model.config, tree, setup.prepare("pairs", held_out, model, sign=settings.sign), held_out, started.mesh)
     return setup.finish(started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result)
 
 

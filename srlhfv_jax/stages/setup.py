@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, ModelConfig, choose, to_dict
 from srlhfv_jax.data import chat, loader, sources
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
 from srlhfv_jax.models import vlm
@@ -54,18 +55,18 @@ def load(path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | N
     if random_key is None:
         loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, remat=model.remat, scan_unroll=_unroll(model))
         return loaded._replace(config=_computed_in(loaded.config, model))
-    config, processor = load_shape(path, model)
-    create = functools.partial(vlm.init, config)
+    shape = load_shape(path, model)
+    create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
-    return Pretrained(config, jax.jit(create, out_shardings=places)(random_key), {}, processor, Path(path))
+    return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))
 
 
-def load_shape(path: str, model: ModelConfig) -> tuple[VLMConfig, Any]:
+def load_shape(path: str, model: ModelConfig) -> Pretrained:
     """Config and processor of a checkpoint, without its weights."""
     config, processor = load_config_and_processor(
         path, dtype=model.param_dtype, remat=model.remat, scan_unroll=_unroll(model)
     )
-    return _computed_in(config, model), processor
+    return Pretrained(_computed_in(config, model), {}, {}, processor, Path(path))
 
 
 def _unroll(model: ModelConfig) -> int:
@@ -77,10 +78,20 @@ def _computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
     return dataclasses.replace(config, dtype=model.dtype)
 
 
-def prepare(kind: str, data: DataConfig, processor: Any, *, sign: str = "label") -> loader.Prepared:
-    """Read and check every row before step 0; says what was dropped and why."""
+def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
+    """Read and check every row before step 0; says what was dropped and why.
+
+    Raises:
+        UserError: no row is left, or the processor makes another number of placeholders than the model has features.
+    """
     examples = sources.load_examples(data)
-    prepared = loader.fit(kind, examples, processor, data, sign=sign)
+    prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
+    features = model.config.vision.features if model.config.vision else 0
+    if prepared.has_images and prepared.codec.image_tokens != features:
+        raise UserError(
+            f"{model.path}: its processor makes {prepared.codec.image_tokens} placeholders per image and its vision tower {features} "
+            "features; correct patch_size or num_additional_image_tokens in processor_config.json"
+        )
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
@@ -88,16 +99,14 @@ def prepare(kind: str, data: DataConfig, processor: Any, *, sign: str = "label")
 
 def batches(prepared: loader.Prepared, data: DataConfig, seed: int) -> loader.Batches:
     """Endless shuffled batches: this process's part of each."""
-    codec = prepared.codec
-    owner = codec.template_owner or codec.tokenizer
     place = dict(process_index=hosts.process_index(), process_count=hosts.process_count())
-    return loader.batches(prepared, prepared.kind, owner, data, seed=seed, **place)
+    return loader.batches(prepared, prepared.kind, None, data, seed=seed, **place)
 
 
 def in_order(prepared: loader.Prepared, data: DataConfig, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """Every row once, in order: (batch, which rows are real)."""
-    codec = prepared.codec
-    return loader.all_batches(prepared, prepared.kind, codec.template_owner or codec.tokenizer, data, batch_size=batch_size)
+    """This process's part of every row, once, in order: (batch, which rows are real)."""
+    place = dict(process_index=hosts.process_index(), process_count=hosts.process_count())
+    return loader.all_batches(prepared, prepared.kind, None, data, batch_size=batch_size, **place)
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
@@ -111,10 +120,10 @@ def copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
-def vocabulary(config: VLMConfig, processor: Any) -> Vocabulary:
-    """Pad, end and never-sampled ids of a processor's tokenizer."""
-    codec = chat.codec(processor)
-    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, config.image_token, codec.pad_id} - {None, codec.eos_id}
+def vocabulary(model: Pretrained) -> Vocabulary:
+    """Pad, end and never-sampled ids of a checkpoint's tokenizer."""
+    codec = chat.codec(model.processor)
+    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, model.config.image_token, codec.pad_id} - {None, codec.eos_id}
     return Vocabulary(pad=codec.pad_id, eos=(codec.eos_id,), never=tuple(sorted(never)))
 
 

@@ -16,12 +16,12 @@ from srlhfv_jax.training import state as states
 def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     """Train and export to WORKDIR/export; returns the numbers of the last step (`loss`, `entropy`, `grad_norm`)."""
     started = setup.start(settings, workdir)
-    hosts.check_batch(settings.data.batch_size, started.mesh, "data.batch_size of")
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
     model = setup.load(settings.init, settings.model, started.mesh, random_key=key)
     tree = {"backbone": model.params}
     setup.describe_parameters("policy", tree, started.mesh)
-    rows = setup.prepare("supervised", settings.data, model.processor)
+    rows = setup.prepare("supervised", settings.data, model)
     tree = supervised.train(
         "sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy")
     )

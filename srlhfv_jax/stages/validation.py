@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from srlhfv_jax.config import PPOLagConfig, choose
-from srlhfv_jax.data import chat
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.parallel import hosts
@@ -30,8 +29,8 @@ def make(settings: PPOLagConfig, models, started: setup.Started, generate: Calla
     """
     judge = choose(settings.validation.judge, "config.validation.judge", "models", "oracle")
     data = dataclasses.replace(settings.data, path=settings.validation.path)
-    prompts = setup.prepare("prompts", data, models.processor)
-    decode = chat.codec(models.processor).tokenizer.decode
+    prompts = setup.prepare("prompts", data, models.policy)
+    decode = prompts.codec.tokenizer.decode
     score = _scorer(models) if judge == "models" else None
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
@@ -58,9 +57,9 @@ def make(settings: PPOLagConfig, models, started: setup.Started, generate: Calla
             notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
             export_pretrained(
                 started.workdir / BEST,
-                models.config,
+                models.policy.config,
                 policy["backbone"],
-                base=models.base,
+                base=models.policy.path,
                 meta={"stage": "ppo_lag", "step": step} | numbers,
             )
         return {f"validation.{name}": value for name, value in numbers.items()}
@@ -80,8 +79,8 @@ def _scorer(models) -> Callable:
         found = {}
         for name in trees:
             own = name in models.own_tower
-            features = forward.encode(models.config, frozen[name], pixels_BCYX) if own else rollout.features_BNE
-            found |= forward.end_scores(models.config, frozen[name], rollout, features)
+            features = forward.encode(models.policy.config, frozen[name], pixels_BCYX) if own else rollout.features_BNE
+            found |= forward.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
     return lambda batch, rollout: hosts.to_host(ends(models.frozen, rollout, batch.pixels_BCYX))

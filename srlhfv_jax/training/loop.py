@@ -2,8 +2,8 @@
 
     stage: parse config -> mesh -> load -> place -> optimizer -> jit(update, donate) -> loop.run -> export
 
-The numbers of step k-1 are fetched after step k was dispatched, so that the devices never wait for the log. Nothing here depends on
-the clock except the progress line: a run that was killed and resumed writes the same metrics as one that was not.
+The numbers of step k-1 are fetched after step k was dispatched, so that the devices never wait for the log. Nothing here depends
+on the clock except the progress line: a run that was killed and resumed writes the same metrics as one that was not.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Where the numbers go: WORKDIR/metrics.jsonl, TensorBoard, WORKDIR/result.json.
 
-metrics.jsonl holds nothing that depends on the clock, so that a resumed run writes the same file as an uninterrupted one; step times
-go to TensorBoard and the progress line. Only the first process writes.
+metrics.jsonl holds nothing that depends on the clock, so that a resumed run writes the same file as an uninterrupted one; step
+times go to TensorBoard and the progress line. Only the first process writes.
 """
 
 import json
@@ -37,7 +37,7 @@ class Writer:
         replace(self.path, "".join(line + "\n" for line in kept))
         self._file = self.path.open("a")
         if self._events is not None:
-            from tensorboardX import SummaryWriter  # imports torch where it is installed: seconds that a run without TensorBoard saves
+            from tensorboardX import SummaryWriter  # here, because it imports torch where that is installed: seconds
 
             self._summary = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
 

@@ -43,7 +43,9 @@ def trainable(config: OptimizerConfig, params: Any) -> Any:
     paths = [path for path, _ in rules.leaves(params)]
     for pattern in config.freeze:
         if not any(re.search(pattern, path) for path in paths):
-            raise UserError(f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it")
+            raise UserError(
+                f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it"
+            )
     frozen = [any(re.search(pattern, path) for pattern in (UNUSED, *config.freeze)) for path in paths]
     if all(frozen):
         raise UserError(f"optimizer.freeze {config.freeze} freezes every parameter: nothing is left to train")

@@ -24,8 +24,9 @@ class TrainState(NamedTuple):
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, extra: Any = ()) -> TrainState:
-    """A state at step 0 around placed parameters: the moments of the optimizer lie like their parameters, `extra` is replicated."""
-    return TrainState(params, init_optimizer(optimizer, params, mesh), rules.replicate(jnp.int32(0), mesh), rules.replicate(extra, mesh))
+    """A state at step 0 around placed parameters: the optimizer's moments lie like their parameters, `extra` is replicated."""
+    step, extra = rules.replicate((jnp.int32(0), extra), mesh)
+    return TrainState(params, init_optimizer(optimizer, params, mesh), step, extra)
 
 
 def init_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:

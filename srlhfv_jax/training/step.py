@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import rules
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
@@ -26,7 +27,7 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
         trainable: tree of bools (`optimizer.trainable`); a frozen leaf is not differentiated and gets zeros. None = all of them.
 
     Returns:
-        The gradients of (sum of sums) / (sum of counts), in the parameters' dtypes, and the summed metrics with "loss" among them.
+        The gradients of (sum of sums) / (sum of counts), in the parameters' dtypes, and the summed metrics, "loss" among them.
     """
     leaves, treedef = jax.tree.flatten(params)
     flags = [True] * len(leaves) if trainable is None else treedef.flatten_up_to(trainable)
@@ -49,7 +50,8 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
     scale = 1 / jnp.where(count > 0, count, 1)  # nothing counted: the sum is 0, and so is the gradient
     found = iter(grads)
     full = [
-        (next(found) * scale).astype(leaf.dtype) if flag else jnp.zeros(leaf.shape, leaf.dtype) for leaf, flag in zip(leaves, flags)
+        (next(found) * scale).astype(leaf.dtype) if flag else jnp.zeros(leaf.shape, leaf.dtype)
+        for leaf, flag in zip(leaves, flags)
     ]
     return treedef.unflatten(full), metrics
 
@@ -57,8 +59,14 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
 def split(batch: Any, parts: int) -> Any:
     """[B, ...] -> [parts, B / parts, ...]; part i takes the rows i, i + parts, ...
 
-    Strided, because rows are split over devices in contiguous blocks: every device then has its share of every part, and no row moves.
+    Strided, because rows are split over devices in contiguous blocks: every device has its share of every part, and no row moves.
+
+    Raises:
+        UserError: `parts` does not divide the rows.
     """
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % parts:
+        raise UserError(f"config.microbatches {parts} must divide the {rows} rows of a step: change it, or the batch size")
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch)
 
 

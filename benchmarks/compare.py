@@ -1,0 +1,59 @@
+"""Run both sides of the comparison one after the other, in processes of their own, and print the ratios as one JSON line last.
+
+    python benchmarks/compare.py --size=small          (needs the `test` extra for the PyTorch side)
+
+The targets are a `speedup` of 1.5 for separate trees and 2.2 for shared ones, and at medium a `memory_ratio` of at most 0.7.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from sizes import SIZES
+
+HERE = Path(__file__).parent
+SIDES = {
+    "torch": ("torch_ppo_lag.py",),
+    "separate": ("ppo_lag_iteration.py", "--sharing=separate"),
+    "shared": ("ppo_lag_iteration.py", "--sharing=shared"),
+}
+PHASES = ("generate_s", "score_s", "update_s")
+
+
+def run(side: str, size: str, iterations: int) -> dict:
+    """One side's own JSON line, with the load average at its start."""
+    load = round(os.getloadavg()[0], 2)
+    script, *flags = SIDES[side]
+    command = [sys.executable, str(HERE / script), f"--size={size}", f"--iterations={iterations}", *flags]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    result = json.loads(output.splitlines()[-1]) | {"load_average": load}
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def ratios(results: dict[str, dict]) -> dict[str, float]:
+    """How many times faster than PyTorch each of our sides is, in all and by phase, and how much of its memory it takes."""
+    torch = results["torch"]
+    found = {}
+    for side in ("separate", "shared"):
+        ours = results[side]
+        found[f"{side}.speedup"] = round(torch["total_s"] / ours["total_s"], 2)
+        found |= {f"{side}.{phase.removesuffix('_s')}_speedup": round(torch[phase] / ours[phase], 2) for phase in PHASES}
+        found[f"{side}.memory_ratio"] = round(ours["peak_rss_gb"] / torch["peak_rss_gb"], 2)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--iterations", type=int, default=3, help="timed ones of each side")
+    args = parser.parse_args()
+    results = {side: run(side, args.size, args.iterations) for side in SIDES}
+    print(json.dumps({"size": args.size} | ratios(results)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Time one whole PPO-Lagrangian iteration: rollout, scoring with the multiplier's step, update of the policy and both critics.
+
+    python benchmarks/ppo_lag_iteration.py --size=small --sharing=shared          (prints one JSON line last)
+
+It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv ppo_lag`
+runs, in float32, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token is
+among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and froze it.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sizes
+from ml_collections import ConfigDict
+from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
+
+from srlhfv_jax.batches import PromptBatch
+from srlhfv_jax.config import PPOLagConfig, parse
+from srlhfv_jax.configs import ppo_lag as config_file
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.models import heads, roles, vlm
+from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.stages.ppo_lag import Iteration, Models
+from srlhfv_jax.training import ppo, state as states
+
+PAD, EOS = 0, 2
+WARM_UP = 1  # iterations that are not timed
+PHASES = ("generate", "score", "update")
+
+
+def model_config(size: Size) -> VLMConfig:
+    text = TextConfig(
+        vocab=size.vocab,
+        width=size.width,
+        mlp=size.mlp,
+        layers=size.layers,
+        heads=size.heads,
+        kv_heads=size.heads,
+        head_dim=size.width // size.heads,
+        norm_eps=1e-6,
+        rope=RopeConfig(theta=10000.0),
+        tied_head=False,
+    )
+    vision = VisionConfig(
+        image_size=size.image,
+        patch=PATCH,
+        width=size.vision_width,
+        mlp=4 * size.vision_width,
+        layers=size.vision_layers,
+        heads=size.vision_heads,
+        norm_eps=1e-5,
+        activation="quick_gelu",
+    )
+    return VLMConfig(family="llava", text=text, vision=vision, image_token=size.vocab - 1, scan_unroll=0)
+
+
+def run_settings(size: Size, sharing: str) -> PPOLagConfig:
+    """The stage's own default settings, one gradient step on the whole batch, and the benchmark's shapes."""
+    settings: ConfigDict = config_file.get_config()
+    settings.sharing = sharing
+    settings.ppo.update(epochs=1, minibatches=1)
+    settings.data.update(prompt_length=size.prompt, response_length=RESPONSE, batch_size=size.batch)
+    return parse(PPOLagConfig, settings)
+
+
+def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
+    """A backbone for every tree that the way of sharing asks for, all with one vision tower, and the heads that live on it."""
+    places = roles.assign(sharing)
+    names = list(dict.fromkeys(place.tree for place in places.values()))
+    create = jax.jit(_random_tree, static_argnums=(0, 1))
+    trees = {}
+    for number, name in enumerate(names):
+        own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
+        trees[name] = rules.place(create(config, own_heads, jax.random.key(0), jax.random.key(number)), mesh)
+    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
+    return Models(loaded, places, trained, frozen=trees, own_tower=frozenset())
+
+
+def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key) -> dict:
+    tree = {"backbone": vlm.init(config, key) | {"vision": vlm.init(config, tower_key)["vision"]}}
+    return tree | {"heads": heads.init(config, head_names, key)} if head_names else tree
+
+
+def random_prompts(size: Size) -> PromptBatch:
+    rng = np.random.default_rng(0)
+    tokens_BP = rng.integers(3, size.vocab - 1, (size.batch, size.prompt), dtype=np.int32)
+    tokens_BP[:, : size.features] = size.vocab - 1
+    positions_P = np.arange(size.prompt, dtype=np.int32)
+    return PromptBatch(
+        tokens_BP=tokens_BP,
+        positions_BP=np.tile(positions_P, (size.batch, 1)),
+        mask_BP=np.ones((size.batch, size.prompt), bool),
+        pixels_BCYX=rng.normal(size=(size.batch, CHANNELS, size.image, size.image)).astype(np.float32),
+        row_B=np.arange(size.batch, dtype=np.int32),
+    )
+
+
+def iterate(iteration: Iteration, state: states.TrainState, prompts: PromptBatch, number: int) -> tuple[states.TrainState, dict, list]:
+    """`Iteration.__call__`, waiting after each of its three calls. Returns state, metrics, and the seconds of each call."""
+    seed = iteration.settings.seed
+    marks = [time.perf_counter()]
+
+    def finished(result: Any) -> Any:
+        jax.block_until_ready(result)
+        marks.append(time.perf_counter())
+        return result
+
+    rollout = finished(iteration.generate(state.params["policy"]["backbone"], prompts, states.key(seed, number, "rollout")))
+    experience, controller, metrics = finished(
+        iteration.score(iteration.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra)
+    )
+    params, opt_state, learned = finished(
+        iteration.update(
+            state.params,
+            state.opt_state,
+            experience,
+            prompts.pixels_BCYX,
+            metrics["lambda"],
+            states.key(seed, number, "minibatches"),
+            None,
+        )
+    )
+    state = states.TrainState(params, opt_state, state.step + 1, controller)
+    return state, metrics | learned, [after - before for before, after in zip(marks, marks[1:])]
+
+
+def matmul_gflops(width: int = 2048, repeats: int = 5) -> float:
+    """What a plain product of two large float32 matrices reaches on this machine: the best of a few."""
+    x = jnp.ones((width, width), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * width**3 / min(seconds) / 1e9
+
+
+def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
+    settings = run_settings(size, sharing)
+    mesh = make_mesh(settings.mesh)
+    jax.set_mesh(mesh)
+    models = random_models(model_config(size), sharing, mesh)
+    params = sum(leaf.size for leaf in jax.tree.leaves(models.trained["policy"]))
+    vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
+    iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
+    state, prompts = iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
+    hosts.say(f"{sharing}: {params / 1e6:.2f} M parameters in each of {len(models.trained | models.frozen)} trees; compiling ...")
+
+    seconds = []
+    for number in range(WARM_UP + iterations):
+        state, metrics, phases = iterate(iteration, state, prompts, number)
+        seconds.append([*phases, sum(phases)])
+        hosts.say(f"iteration {number}: " + ", ".join(f"{name} {s:.3f} s" for name, s in zip((*PHASES, "total"), seconds[-1])))
+    if float(metrics["length"]) != RESPONSE or not np.isfinite(float(metrics["grad_norm"])):
+        raise RuntimeError(f"not the work that was meant: responses of {metrics['length']} tokens, gradient {metrics['grad_norm']}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[WARM_UP:]))))
+    return {
+        "batch": size.batch,
+        "prompt": size.prompt,
+        "response": RESPONSE,
+        "params": params,
+        **{f"{name}_s": round(value, 3) for name, value in median.items()},
+        "samples_per_s": round(size.batch / median["total"], 3),
+        "peak_rss_gb": round(peak, 2),
+        "compile_s": round(seconds[0][-1] - median["total"], 1),
+        **sizes.rates(size, sizes.jax_iteration(size, sharing), median),
+        "matmul_gflops": round(matmul_gflops(), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--sharing", choices=("shared", "separate"), default="shared")
+    parser.add_argument("--iterations", type=int, default=3, help="timed ones, after one that compiles")
+    args = parser.parse_args()
+    result = measure(SIZES[args.size], args.sharing, args.iterations)
+    print(json.dumps({"framework": "jax", "size": args.size, "sharing": args.sharing} | result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What both sides of the comparison run: the shapes, and how much arithmetic an iteration on them is. Plain Python.
+
+One pass = everything one forward pass of the PyTorch loop does: vision tower, projector, decoder and logits over batch x (prompt +
+response) positions. Counted are the products of matrices, two operations for each multiply-add, attention as the full rectangle that
+both sides compute.
+"""
+
+from dataclasses import dataclass
+
+PATCH, CHANNELS, RESPONSE = 14, 3, 64
+
+
+@dataclass(frozen=True)
+class Size:
+    layers: int
+    width: int
+    mlp: int
+    heads: int
+    vocab: int
+    vision_layers: int
+    vision_width: int
+    image: int
+    batch: int
+    prompt: int  # positions, image placeholders included
+
+    @property
+    def features(self) -> int:
+        return (self.image // PATCH) ** 2
+
+    @property
+    def vision_heads(self) -> int:
+        return max(2, self.vision_width // 64)
+
+    @property
+    def length(self) -> int:
+        return self.prompt + RESPONSE
+
+
+SIZES = {
+    "test": Size(1, 32, 48, 2, 64, 2, 16, 28, batch=2, prompt=7),  # runs the code; its times mean nothing
+    "tiny": Size(4, 256, 688, 4, 4096, 2, 128, 56, batch=16, prompt=48),
+    "small": Size(6, 384, 1024, 6, 8192, 4, 192, 112, batch=16, prompt=96),
+    "medium": Size(12, 768, 2048, 12, 32064, 8, 384, 224, batch=4, prompt=288),
+}
+
+
+def vision(size: Size, layers: int) -> float:
+    """The tower over the batch's images. Read is the layer before the last: we stop there, PyTorch runs them all."""
+    E, tokens = size.vision_width, size.features + 1
+    layer = 2 * tokens * (4 * E * E + 8 * E * E) + 4 * tokens * tokens * E
+    return size.batch * (layers * layer + 2 * size.features * CHANNELS * PATCH**2 * E)
+
+
+def projector(size: Size) -> float:
+    return 2 * size.batch * size.features * (size.vision_width + size.width) * size.width
+
+
+def decoder(size: Size, positions: int, attended: float) -> float:
+    """`positions` positions of every row, each attending to `attended` ones."""
+    weights = 4 * size.width**2 + 3 * size.width * size.mlp
+    return size.batch * positions * size.layers * (2 * weights + 4 * attended * size.width)
+
+
+def logits(size: Size, positions: int) -> float:
+    return 2 * size.batch * positions * size.width * size.vocab
+
+
+def one_pass(size: Size) -> float:
+    tower = vision(size, size.vision_layers)
+    return tower + projector(size) + decoder(size, size.length, size.length) + logits(size, size.length)
+
+
+def jax_iteration(size: Size, sharing: str) -> dict[str, float]:
+    """Operations of our iteration by phase. A gradient costs two more passes, and none through the frozen tower."""
+    critics = {"shared": 1, "separate": 2}[sharing]  # and as many trees that score
+    inside = projector(size) + decoder(size, size.length, size.length)
+    answers = logits(size, RESPONSE)
+    prefill = vision(size, size.vision_layers - 1) + projector(size) + decoder(size, size.prompt, size.prompt)
+    return {
+        "generate": prefill + decoder(size, RESPONSE - 1, size.length) + answers,
+        "score": (1 + 2 * critics) * inside + answers,
+        "update": 3 * ((1 + critics) * inside + answers),
+    }
+
+
+def torch_iteration(size: Size) -> dict[str, float]:
+    """Operations of the loop in `torch_ppo_lag.py` by phase: six models, each with a tower of its own."""
+    tower, inside = vision(size, size.vision_layers), projector(size) + decoder(size, size.length, size.length)
+    everywhere = logits(size, size.length)
+    prefill = tower + projector(size) + decoder(size, size.prompt, size.prompt)
+    seen = size.prompt + RESPONSE / 2
+    return {
+        "generate": prefill + decoder(size, RESPONSE - 1, seen) + logits(size, RESPONSE),
+        "score": 6 * (tower + inside) + 2 * everywhere,
+        "update": 3 * tower + 9 * inside + 3 * everywhere,
+    }
+
+
+def rates(size: Size, work: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
+    """`forward_equivalents` and the achieved `gflops`, of the iteration and of each phase."""
+    total = sum(work.values())
+    return {
+        "forward_equivalents": round(total / one_pass(size), 2),
+        "gflops": round(total / seconds["total"] / 1e9, 1),
+        **{f"{phase}_gflops": round(amount / seconds[phase] / 1e9, 1) for phase, amount in work.items()},
+    }

@@ -1,0 +1,51 @@
+"""`srlhfv quickstart [--workdir=W] [--seed=0]`: the whole pipeline on the embedded task "Look before you answer", on a CPU.
+
+Draws the pictures, trains SFT, reward and cost heads and PPO-Lagrangian (and PPO without the constraint, to compare), judges them by the
+task's oracle, prints the targets, and writes W/result.json and W/report.html. Stopped at any moment, the same command goes on from
+there. --config=configs/quickstart.py:short is the same road in a minute or two, too short to learn anything.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from srlhfv_jax import config as settings_of
+from srlhfv_jax.cli import flags, stage
+from srlhfv_jax.config import QuickstartConfig
+
+MARKS = {True: "met", False: "MISSED", None: "not measured"}
+
+
+def main(argv: list[str]) -> None:
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("workdir", "runs/quickstart", flags.WORKDIR, flag_values=values)
+    absl_flags.DEFINE_integer("seed", None, "seed of everything; default: config.seed", lower_bound=0, flag_values=values)
+    absl_flags.DEFINE_integer(
+        "rounds", None, "rounds of sample, annotate, refit, fine-tune; default: config.rounds", lower_bound=1, flag_values=values
+    )
+    absl_flags.DEFINE_bool("sweep", False, "also train the fixed multipliers of config.sweep", flag_values=values)
+    found = flags.read_with_config("quickstart", values, argv, __doc__)
+    for name in ("seed", "rounds"):
+        if values[name].value is not None:
+            found[name] = values[name].value
+    settings, workdir = settings_of.parse(QuickstartConfig, found), Path(values.workdir)
+    stage.check_unchanged(settings, workdir)
+    _cache_compilations(workdir)
+    from srlhfv_jax.report import targets
+    from srlhfv_jax.report.build import write_report
+    from srlhfv_jax.stages import quickstart
+
+    result = quickstart.run(settings, workdir, sweep=values.sweep)
+    for outcome in targets.check(result):
+        aim = f"  ({outcome.aim})" if outcome.aim else ""
+        print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")
+    print(f"wrote {workdir / 'result.json'} and {write_report(workdir)}")
+
+
+def _cache_compilations(workdir: Path) -> None:
+    """Keep compiled programs in the workdir: later rounds, and a run that goes on, compile nothing twice."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

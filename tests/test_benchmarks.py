@@ -1,0 +1,65 @@
+"""The benchmarks run, do the work that they claim, and compare what they say they compare. No times are judged here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+
+
+def test_an_iteration_is_timed_and_its_line_is_complete():
+    # A process of its own: one device, as a user runs it, and its own peak memory.
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", "--sharing=shared", "--iterations=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    seconds = ("generate_s", "score_s", "update_s", "total_s", "compile_s")
+    rates = ("samples_per_s", "peak_rss_gb", "forward_equivalents", "matmul_gflops")
+    for name in (*seconds, *rates, "params", "gflops"):
+        assert line[name] >= 0, name
+    assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", "shared")
+
+
+def test_a_forward_pass_is_the_arithmetic_of_its_matrices(scripts):
+    import sizes
+
+    # test: 2 rows of 7 + 64 positions, one layer of width 32 (mlp 48), 64 words; a tower of 2 layers of width 16 on 4 patches.
+    decoder = 2 * 71 * (2 * (4 * 32 * 32 + 3 * 32 * 48) + 4 * 71 * 32)
+    tower = 2 * (2 * (2 * 5 * 12 * 16 * 16 + 4 * 5 * 5 * 16) + 2 * 4 * 3 * 14 * 14 * 16)
+    projector = 2 * 2 * 4 * (16 * 32 + 32 * 32)
+    logits = 2 * 2 * 71 * 32 * 64
+    assert sizes.one_pass(sizes.SIZES["test"]) == decoder + tower + projector + logits
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+def test_sharing_a_backbone_is_less_work_and_both_are_less_than_six_models(scripts, size):
+    import sizes
+
+    shape = sizes.SIZES[size]
+    shared, separate = (sum(sizes.jax_iteration(shape, sharing).values()) for sharing in ("shared", "separate"))
+    assert shared < separate < sum(sizes.torch_iteration(shape).values())
+
+
+def test_ratios_are_theirs_over_ours_in_time_and_ours_over_theirs_in_memory(scripts):
+    import compare
+
+    def line(generate, score, update, memory):
+        seconds = dict(generate_s=generate, score_s=score, update_s=update, total_s=generate + score + update)
+        return seconds | {"peak_rss_gb": memory}
+
+    found = compare.ratios(
+        {"torch": line(1.5, 2.25, 3.75, 4.0), "separate": line(0.75, 1.5, 2.25, 3.0), "shared": line(0.75, 0.75, 1.5, 2.0)}
+    )
+    assert (found["separate.speedup"], found["shared.speedup"]) == (1.67, 2.5)
+    assert (found["separate.memory_ratio"], found["shared.memory_ratio"]) == (0.75, 0.5)
+    assert found["shared.score_speedup"] == 3.0

@@ -1,0 +1,154 @@
+"""The command line: every mistake of a user is one line and exit code 2; results and settings are written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from srlhfv_jax.cli import flags, main, stage
+from srlhfv_jax.config import SFTConfig
+from srlhfv_jax.errors import UserError
+
+GIVEN = ["--config=sft.py:tiny", "--config.init=model", "--config.data.path=rows.jsonl"]
+
+
+def run(capsys, *argv: str) -> tuple[int, str]:
+    """Exit code and what was said on stderr."""
+    code = main.main(list(argv))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["stf"], "there is no command 'stf'; did you mean 'sft'?"),
+        (["sft"], "--workdir is needed: folder of the run"),
+        (["sft", "--workdr=w"], "srlhfv sft has no flag --workdr; did you mean 'workdir'?"),
+        (["sft", "word"], "srlhfv sft takes flags only, got 'word'"),
+        (["sft", "--workdir=w"], "config.init is empty: give a Hugging Face folder"),
+        (["sft", "--workdir=w", "--config.init=m"], "config.data.path is empty: give rows with a question and a response"),
+        (["ppo_lag", "--workdir=w", "--config.policy=p", "--config.data.path=d"], "give config.scorer"),
+        (["sft", "--config.step=3"], "unknown config key config.step; did you mean 'steps'?"),
+        (["sft", "--config.data.batchsize=3"], "unknown config key config.data.batchsize; did you mean 'batch_size'?"),
+        (["sft", "--config.data=3"], "config.data is a section: set its values one by one (batch_size, "),
+        (["sft", "--config.seed.x=3"], "config.seed is a single value (0), it has no key 'x'"),
+        (["sft", "--config.steps=1.5"], "config.steps must be int, got '1.5'"),
+        (["sft", "--config.steps"], "Missing value for flag --config.steps"),
+        (["sft", "--config.init_random=maybe"], "config.init_random must be bool, got 'maybe'"),
+        (["sft", "--config=there/is/none.py"], "there is no config file there/is/none.py (the package brings cost.py, "),
+        (["sft", "--config"], "--config needs a value"),
+        (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, got 'huge'"),
+        (["export", "--source=x"], "--target is needed"),
+        (["export", "--source=x", "--target=."], "--target=. exists"),
+        (["export", "--source=no/such/folder", "--target=t"], "no/such/folder"),
+        (["export", "--dtype=int8"], "value should be one of <float32|bfloat16>"),
+        (["quickstart", "--rounds=0", "--workdir=w"], "rounds"),
+    ],
+)
+def test_every_mistake_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, argv, message):
+    monkeypatch.chdir(tmp_path)
+    code, said = run(capsys, *argv)
+    assert code == 2 and said.startswith("srlhfv: error: ") and message in said
+    assert said.count("\n") == 1 and "Traceback" not in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return {}", "must return a ConfigDict, got dict"),
+        ("def get_config(): return None", "get_config() takes 0 positional arguments"),
+    ],
+)
+def test_a_broken_config_file_is_named(capsys, tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    code, said = run(capsys, "sft", f"--config={file}:arg" if "takes" in message else f"--config={file}")
+    assert code == 2 and str(file) in said and message in said and said.count("\n") == 1
+
+
+def test_overrides_reach_the_settings_with_their_types(tmp_path):
+    settings, workdir = flags.stage(
+        "sft",
+        SFTConfig,
+        [
+            f"--workdir={tmp_path}",
+            *GIVEN,
+            "--config.steps=7",
+            "--config.optimizer.learning_rate=1",
+            "--config.optimizer.freeze=('vision/', 'projector/')",
+            "--noconfig.init_random",
+            "--config.model.remat=layer",
+        ],
+        "doc",
+    )
+    assert workdir == tmp_path and settings.steps == 7 and settings.optimizer.learning_rate == 1.0
+    assert settings.optimizer.freeze == ("vision/", "projector/") and settings.init_random is False
+    assert settings.model.remat == "layer" and settings.data.path == "rows.jsonl"
+    assert settings.data.batch_size == 2  # of the tiny variant
+    one, _ = flags.stage("sft", SFTConfig, [f"--workdir={tmp_path}", "--config.optimizer.freeze=text/"], "doc")
+    assert one.optimizer.freeze == ("text/",)
+
+
+def test_help_is_no_mistake(capsys):
+    assert main.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in main.COMMANDS)
+    for name in ("sft", "quickstart", "export", "report"):
+        with pytest.raises(SystemExit) as ended:
+            main.main([name, "--help"])
+        assert ended.value.code == 0 and f"usage: srlhfv {name}" in capsys.readouterr().out
+    assert main.main([]) == 2
+
+
+def settings_of(*argv: str) -> SFTConfig:
+    return flags.stage("sft", SFTConfig, ["--workdir=w", *GIVEN, *argv], "doc")[0]
+
+
+def test_a_stage_leaves_its_settings_and_its_result(tmp_path):
+    stage.run(lambda settings, workdir: {"loss": 0.25, "about": workdir.name}, settings_of(), tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["loss"] == 0.25 and result["about"] == tmp_path.name and result["seconds"] >= 0
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["path"] == "rows.jsonl"
+
+
+def test_a_changed_setting_is_refused_before_anything_is_overwritten(tmp_path):
+    def never(settings, workdir):
+        raise AssertionError("the stage must not start")
+
+    stage.run(lambda settings, workdir: {}, settings_of(), tmp_path)
+    stage.run(lambda settings, workdir: {}, settings_of("--config.steps=9"), tmp_path)  # no checkpoint yet: still free to change
+    (tmp_path / "checkpoints").mkdir()
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError, match="cannot resume: config.steps was 9 when this workdir was started and is now 8"):
+        stage.run(never, settings_of("--config.steps=8"), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+    stage.run(lambda settings, workdir: {}, settings_of("--config.steps=9", "--config.log.every_steps=5"), tmp_path)
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        stage.run(never, settings_of(), tmp_path / "config.json")
+
+
+def test_sigterm_outside_the_loop_exits_with_143(monkeypatch):
+    monkeypatch.setattr(main, "_run", lambda name, argv: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["sft"])
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(name, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_run", interrupted)
+    assert run(capsys, "sft") == (130, "srlhfv: interrupted; the same command goes on from the last checkpoint\n")
+
+
+def test_python_dash_m_is_the_same_command():
+    ended = subprocess.run([sys.executable, "-m", "srlhfv_jax", "stf"], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("srlhfv: error: there is no command 'stf'")

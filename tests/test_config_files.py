@@ -1,0 +1,111 @@
+"""Config files and their parsing: every file is complete, every mistake is named."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from srlhfv_jax import config
+from srlhfv_jax.cli import flags
+from srlhfv_jax.errors import UserError
+
+KINDS = {
+    "sft": config.SFTConfig,
+    "scores": config.ScoresConfig,
+    "reward": config.ScoresConfig,
+    "cost": config.ScoresConfig,
+    "ppo_lag": config.PPOLagConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    steps: int
+    inner: Inner
+
+
+def outer(**changes) -> ConfigDict:
+    return ConfigDict({"steps": 3, "inner": {"rate": 0.25, "names": ("a",)}} | changes)
+
+
+def test_a_config_becomes_frozen_dataclasses():
+    parsed = config.parse(Outer, outer(inner={"rate": 2, "names": []}))
+    assert parsed == Outer(3, Inner(2.0, ())) and isinstance(parsed.inner.rate, float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parsed.steps = 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step": 3}, "unknown config key config.step; did you mean 'steps'?"),
+        ({"inner": {"rate": 0.1, "names": (), "rat": 1}}, "unknown config key config.inner.rat; did you mean 'rate'?"),
+        ({"inner": {"rate": 0.1}}, "config key config.inner.names is missing"),
+        ({"inner": 3}, "config.inner must be a section of settings, got 3"),
+        ({"steps": 3.5}, "config.steps must be int, got 3.5 (float)"),
+        ({"steps": True}, "config.steps must be int, got True (bool)"),
+        ({"inner": {"rate": "fast", "names": ()}}, "config.inner.rate must be float, got 'fast' (str)"),
+        ({"inner": {"rate": 0.1, "names": ("a", 2)}}, "config.inner.names[1] must be str, got 2 (int)"),
+        ({"inner": {"rate": 0.1, "names": "a"}}, "config.inner.names must be a tuple of str, got 'a'"),
+    ],
+)
+def test_every_mistake_in_a_config_is_named(changes, message):
+    with pytest.raises(UserError) as error:
+        config.parse(Outer, outer(**changes))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("arg", ["", ":default", ":paper", ":tiny"])
+def test_every_config_file_is_complete_and_right_in_every_variant(name, arg):
+    config.parse(KINDS[name], flags.load(f"configs/{name}.py{arg}"))
+
+
+@pytest.mark.parametrize("arg", ["", ":default", ":short"])
+def test_the_quickstart_config_is_complete(arg):
+    config.parse(config.QuickstartConfig, flags.load(f"quickstart.py{arg}"))
+
+
+def test_the_paper_preset_has_the_published_constants():
+    """Safe RLHF-V, configs/train/text_image_to_text/safe_rlhf_v.yaml and cm.yaml."""
+    paper = config.parse(config.PPOLagConfig, flags.load("ppo_lag.py:paper"))
+    c = paper.constraint
+    assert (c.controller, c.kind, c.budget, c.init, c.max) == ("log", "mean", -0.5, 10, 20)
+    assert (c.learning_rate, c.window, c.delay) == (0.1, 128, 1)
+    p = paper.ppo
+    assert (p.kl_coef, p.clip_ratio, p.clip_score, p.clip_value, p.gamma, p.gae_lambda) == (0.02, 0.2, 50.0, 5.0, 1.0, 0.95)
+    assert (p.reduction, p.whiten, paper.ptx.coef, paper.sharing) == ("sequence", "none", 16.0, "separate")
+    assert paper.policy_optimizer.learning_rate == paper.critic_optimizer.learning_rate == 5e-7
+    assert (paper.policy_optimizer.schedule, paper.critic_optimizer.schedule) == ("cosine", "constant")
+    cost = config.parse(config.ScoresConfig, flags.load("cost.py:paper"))
+    assert (cost.sign, cost.sign_weight, cost.score_l2, cost.optimizer.learning_rate) == ("graded", 1.0, 1e-3, 3e-5)
+
+
+def test_every_setting_is_read_by_someone():
+    """A key that nobody reads would be a switch connected to nothing."""
+    package = Path(config.__file__).parent
+    read = {
+        node.attr
+        for file in package.rglob("*.py")
+        if file.name != "config.py"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    for kind in vars(config).values():
+        if dataclasses.is_dataclass(kind):
+            unread = {field.name for field in dataclasses.fields(kind)} - read
+            assert not unread, f"{kind.__name__}: nobody reads {sorted(unread)}"
+
+
+def test_allowed_values_are_named():
+    assert config.choose("b", "config.x", "a", "b") == "b"
+    with pytest.raises(UserError, match="config.x must be one of 'a', 'b', got 'c'"):
+        config.choose("c", "config.x", "a", "b")

@@ -1,0 +1,88 @@
+"""The main job, cut short: `srlhfv quickstart` from nothing to a report, and the same numbers after a kill -9."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "srlhfv_jax", "quickstart", "--config=configs/quickstart.py:short", "--seed=3"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device, as a user has it, and one compilation cache for all runs of this file."""
+    return {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("quickstart")
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return workdir, run
+
+
+def result(workdir) -> dict:
+    """Everything that must not depend on the clock."""
+    return {name: value for name, value in json.loads((workdir / "result.json").read_text()).items() if not name.startswith("seconds")}
+
+
+def test_every_stage_runs_and_every_documented_number_is_written(finished):
+    workdir, run = finished
+    numbers = json.loads((workdir / "result.json").read_text())
+    for policy in ("sft", "ppo", "ppo_lag"):
+        for name in ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length"):
+            assert f"{policy}.{name}" in numbers and f"{policy}.greedy.{name}" in numbers and f"{policy}.unseen.{name}" in numbers
+    for name in ("pairs.disagree_strict", "oracle_budget", "controller_budget", "lambda.final", "seconds.total", "seconds.sft"):
+        assert name in numbers
+    for name in ("reward_model.name_probe", "cost_model.sign_accuracy", "cost_model.sign_accuracy_contextual_image_shuffled"):
+        assert 0 <= numbers[name] <= 1
+    report = (workdir / "report.html").read_text()
+    assert "CC BY-SA 4.0" in report and "data:image/png;base64," in report and "http://" not in report.replace("http://www.w3.org", "")
+    assert "whole run in at most" in run.stdout
+
+
+def test_what_was_trained_loads_in_transformers(finished):
+    import torch
+    import transformers
+
+    folder = finished[0] / "round1_ppo_lag" / "export"
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    assert processor.tokenizer.eos_token_id is not None
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_the_same_command_again_changes_nothing(finished, environment):
+    workdir, _ = finished
+    before = (workdir / "result.json").read_text()
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert (workdir / "result.json").read_text() == before
+
+
+def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(finished, environment, tmp_path):
+    whole, _ = finished
+    workdir = tmp_path / "killed"
+    shutil.copytree(whole, workdir)
+    for name in ("round1_ppo_lag", "ppo", "evaluation"):
+        shutil.rmtree(workdir / name)
+    stage = workdir / "round1_ppo_lag"
+    first = subprocess.Popen([*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (stage / "checkpoints" / "2").is_dir():
+        assert first.poll() is None and time.monotonic() < deadline, "the run ended, or never reached its first checkpoint"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (stage / "done.json").exists()
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "resumed from the checkpoint of step 2" in run.stderr
+    assert (stage / "metrics.jsonl").read_text() == (whole / "round1_ppo_lag" / "metrics.jsonl").read_text()
+    assert result(workdir) == result(whole)
