@@ -17,6 +17,8 @@ from srlhfv_jax.parallel import rules
 UNUSED = "vision/unused/"  # kept for export, never run: always frozen, or weight decay alone would change them
 DECAYED = ("kernel", "embedding")  # last part of the path; norms, biases, class and position embeddings are never decayed
 
+EYES = ("vision/", "projector/")  # what a text-only model lacks
+
 
 def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.GradientTransformation:
     """The optimizer for a parameter tree (arrays or shapes).
@@ -37,11 +39,16 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
 def trainable(config: OptimizerConfig, params: Any) -> Any:
     """True at the leaves that are trained, False at frozen ones: for `step.accumulate`, which then makes no gradient for these.
 
+    A pattern for the vision tower or the projector may match nothing where the model has neither.
+
     Raises:
         UserError: as `make`.
     """
     paths = [path for path, _ in rules.leaves(params)]
+    blind = not any("vision/" in path for path in paths)
     for pattern in config.freeze:
+        if blind and any(re.search(pattern, part) for part in EYES):
+            continue
         if not any(re.search(pattern, path) for path in paths):
             raise UserError(
                 f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it"

@@ -1,0 +1,157 @@
+"""Stages on tiny models, from rows on disk to exports: text-only Safe RLHF from end to end, meshes, separate roles, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_hf
+
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig, parse
+from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.parallel import rules
+from srlhfv_jax.stages import cost, ppo_lag, reward, scores, sft
+from srlhfv_jax.stages.quickstart import write_rows
+
+
+def settings(kind, command: str, **changes):
+    """configs/<command>.py:tiny on one device, with changed keys ("data.path" and so on)."""
+    changes = {"mesh.fsdp": 1} | changes
+    config = flags.load(f"{command}.py:tiny")
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return parse(kind, config)
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A random Llama folder, and PKU-SafeRLHF rows without images."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_hf.save(folder / "llama", tiny_hf.llama_config())
+    rng = np.random.default_rng(0)
+
+    def words(count):
+        return " ".join(f"w{i}" for i in rng.integers(5, tiny_hf.VOCAB, count))
+
+    rows = []
+    for i in range(24):
+        safe = [bool(rng.random() < 0.5), bool(rng.random() < 0.5)]
+        safer = int(safe[1]) if safe[0] != safe[1] else i % 2
+        row = {"prompt": words(3), "response_0": words(2 + i % 3), "response_1": words(4), "better_response_id": i % 2, "safer_response_id": safer}
+        rows.append(row | {f"is_response_{k}_safe": safe[k] for k in (0, 1)} | {f"response_{k}_severity_level": 0 if safe[k] else 2 for k in (0, 1)})
+    (folder / "pku.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A folder to start a small LLaVA from, and supervised rows of the embedded task."""
+    folder = tmp_path_factory.mktemp("picture")
+    task_processor.write_base(folder / "base", patch=16, vision_layers=1, vision_width=16, text_layers=2, text_width=16, heads=2)
+    write_rows(folder / "sft.parquet", task_rows.sft_rows(0, task_rows.split_cells(0), 48))
+    return folder
+
+
+def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_path):
+    rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
+    done = sft.run(settings(SFTConfig, "sft", init=str(text / "llama"), **rows), tmp_path / "sft")
+    assert np.isfinite(done["loss"])
+    done = scores.run(
+        settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), evaluation=str(text / "pku.jsonl"), **rows), tmp_path / "scores"
+    )
+    assert 0 <= done["cost_model.sign_accuracy"] <= 1 and 0 <= done["reward_model.pair_accuracy"] <= 1
+    heads = load_pretrained(tmp_path / "scores").heads
+    assert sorted(heads) == ["cost", "reward"]
+    constrained = settings(
+        PPOLagConfig, "ppo_lag", policy=str(tmp_path / "sft"), scorer=str(tmp_path / "scores"), **rows, **{"validation.path": str(text / "pku.jsonl")}
+    )
+    done = ppo_lag.run(constrained, tmp_path / "ppo_lag")
+    log = lines(tmp_path / "ppo_lag")
+    assert log[0]["kl"] == pytest.approx(0.0, abs=1e-5) and log[0]["mismatch"] < 1e-5
+    assert any("validation.cost" in line for line in log)
+    assert done["lambda.final"] >= 0 and load_pretrained(tmp_path / "ppo_lag").config.vision is None
+
+
+def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
+    rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
+    reward.run(settings(ScoresConfig, "reward", init=str(text / "llama"), **rows), tmp_path / "reward")
+    cost.run(settings(ScoresConfig, "cost", init=str(text / "llama"), sign="graded", **rows), tmp_path / "cost")
+    separate = settings(
+        PPOLagConfig,
+        "ppo_lag",
+        policy=str(text / "llama"),
+        reward=str(tmp_path / "reward"),
+        cost=str(tmp_path / "cost"),
+        sharing="separate",
+        **rows,
+        **{"ptx.coef": 0.4, "ptx.path": str(text / "pku.jsonl"), "constraint.controller": "pid", "rollout.old_logp": "recompute"},
+    )
+    done = ppo_lag.run(separate, tmp_path / "ppo_lag")
+    assert {"ptx_loss", "reward_critic_loss", "cost_critic_loss", "policy_loss"} <= done.keys()
+    with pytest.raises(UserError, match="has no cost head"):
+        ppo_lag.run(settings(PPOLagConfig, "ppo_lag", policy=str(text / "llama"), scorer=str(tmp_path / "reward"), **rows), tmp_path / "wrong")
+
+
+def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_another_mesh(picture, tmp_path):
+    def run(name: str, mesh: tuple[int, int, int], every: int = 100) -> list[float]:
+        wanted = settings(
+            SFTConfig,
+            "sft",
+            init=str(picture / "base"),
+            init_random=True,
+            steps=4,
+            **{"data.path": str(picture / "sft.parquet"), "data.split": "", "data.prompt_length": 26, "data.response_length": 18},
+            **{"data.batch_size": 8, "checkpoint.every_steps": every, "mesh.data": mesh[0], "mesh.fsdp": mesh[1], "mesh.tensor": mesh[2]},
+        )
+        sft.run(wanted, tmp_path / name)
+        return [line["loss"] for line in lines(tmp_path / name)]
+
+    one = run("one", (1, 1, 1), every=2)
+    np.testing.assert_allclose(run("eight", (2, 2, 2)), one, rtol=2e-5)
+    (tmp_path / "moved" / "checkpoints").mkdir(parents=True)
+    for part in ("2", "manifests/2.json"):  # as if killed after step 2
+        source, target = tmp_path / "one" / "checkpoints" / part, tmp_path / "moved" / "checkpoints" / part
+        target.parent.mkdir(exist_ok=True)
+        source.rename(target)
+    text_before = (tmp_path / "one" / "metrics.jsonl").read_text()
+    (tmp_path / "moved" / "metrics.jsonl").write_text(text_before)
+    np.testing.assert_allclose(run("moved", (2, 4, 1)), one, rtol=2e-5)
+    before, after = (load_pretrained(tmp_path / name).params for name in ("one", "moved"))
+    for (path, a), (_, b) in zip(rules.leaves(before), rules.leaves(after), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rollout.top_p": 0.9}, "top_p 1"),
+        ({"rollout.temperature": 0.0}, "temperature must be above 0"),
+        ({"data.batch_size": 5}, "multiple of config.ppo.minibatches"),
+        ({"policy_optimizer.freeze": ()}, "freeze must hold 'vision/'"),
+        ({"scorer": ""}, "config.scorer is empty"),
+        ({"ppo.reduction": "mean"}, "config.ppo.reduction must be one of"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_model_is_loaded(changes, message, tmp_path):
+    wanted = settings(PPOLagConfig, "ppo_lag", **({"policy": "nowhere", "scorer": "nowhere"} | changes))
+    with pytest.raises(UserError, match=message):
+        ppo_lag.run(wanted, tmp_path)
+
+
+def test_a_processor_with_another_number_of_placeholders_than_features_is_refused(picture, tmp_path):
+    folder = tmp_path / "base"
+    task_processor.write_base(folder, patch=16, vision_layers=1, vision_width=16, text_layers=1, text_width=16, heads=2)
+    described = json.loads((folder / "processor_config.json").read_text())
+    described["num_additional_image_tokens"] = 0
+    (folder / "processor_config.json").write_text(json.dumps(described))
+    rows = {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.prompt_length": 40, "data.response_length": 18}
+    with pytest.raises(UserError, match="makes 8 placeholders per image and its vision tower 9 features"):
+        sft.run(settings(SFTConfig, "sft", init=str(folder), init_random=True, **rows), tmp_path / "run")
+
+
