@@ -107,7 +107,9 @@ def random_prompts(size: Size) -> PromptBatch:
     )
 
 
-def iterate(iteration: Iteration, state: states.TrainState, prompts: PromptBatch, number: int) -> tuple[states.TrainState, dict, list]:
+def iterate(
+    iteration: Iteration, state: states.TrainState, prompts: PromptBatch, number: int
+) -> tuple[states.TrainState, dict, list]:
     """`Iteration.__call__`, waiting after each of its three calls. Returns state, metrics, and the seconds of each call."""
     seed = iteration.settings.seed
     marks = [time.perf_counter()]
@@ -166,7 +168,9 @@ def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
         seconds.append([*phases, sum(phases)])
         hosts.say(f"iteration {number}: " + ", ".join(f"{name} {s:.3f} s" for name, s in zip((*PHASES, "total"), seconds[-1])))
     if float(metrics["length"]) != RESPONSE or not np.isfinite(float(metrics["grad_norm"])):
-        raise RuntimeError(f"not the work that was meant: responses of {metrics['length']} tokens, gradient {metrics['grad_norm']}")
+        raise RuntimeError(
+            f"not the work that was meant: responses of {metrics['length']} tokens, gradient {metrics['grad_norm']}"
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[WARM_UP:]))))
     return {

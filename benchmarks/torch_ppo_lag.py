@@ -139,9 +139,7 @@ def main() -> None:
     torch.manual_seed(0)
     size = SIZES[args.size]
     models = six_models(llava(size))
-    optimizers = {
-        role: torch.optim.AdamW([p for p in models[role].parameters() if p.requires_grad], lr=1e-6) for role in TRAINED
-    }
+    optimizers = {role: torch.optim.AdamW([p for p in models[role].parameters() if p.requires_grad], lr=1e-6) for role in TRAINED}
     pixels = torch.randn(size.batch, 3, size.image, size.image)
     prompts = torch.randint(3, size.vocab - 1, (size.batch, size.prompt))
     prompts[:, : size.features] = size.vocab - 1

@@ -61,7 +61,9 @@ class Rollout(NamedTuple):
     positions_BT: Int[Array, "B T"]
     mask_BT: Bool[Array, "B T"]
     response_mask_BR: Bool[Array, "B R"]
-    logp_BR: Float[Array, "B R"]  # behaviour log-probabilities at the rollout temperature, never-sampled ids at -inf; 0 off the mask
+    logp_BR: Float[
+        Array, "B R"
+    ]  # behaviour log-probabilities at the rollout temperature, never-sampled ids at -inf; 0 off the mask
     ended_B: Bool[Array, "B"]  # an end-of-sequence token was sampled (false: cut at R)
     features_BNE: Float[Array, "B N E"] | None  # vision-tower output, before the projector
 

@@ -149,5 +149,7 @@ def test_a_workdir_is_read_at_its_export_and_an_export_replaces_the_one_before(g
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert loaded.path == workdir / "export" and list(loaded.heads) == ["cost"]
     described = json.loads((workdir / "export" / "score_heads.json").read_text())
-    assert described["stage"] == "scores" and described["pooling"] == "last_token" and "cost > 0 means unsafe" in described["sign"]
+    assert (
+        described["stage"] == "scores" and described["pooling"] == "last_token" and "cost > 0 means unsafe" in described["sign"]
+    )
     assert [path.name for path in workdir.iterdir() if "export" in path.name] == ["export"]

@@ -54,7 +54,12 @@ def models(sharing: str = "shared") -> dict:
     trees = {"policy": {"backbone": backbone(0)}, "reference": {"backbone": backbone(10)}}
     if sharing == "shared":
         return trees | {"scorer": scorer(20), "critic": scorer(30)}
-    for name, seed, head in (("reward", 20, "reward"), ("cost", 20, "cost"), ("reward_critic", 30, "reward"), ("cost_critic", 30, "cost")):
+    for name, seed, head in (
+        ("reward", 20, "reward"),
+        ("cost", 20, "cost"),
+        ("reward_critic", 30, "reward"),
+        ("cost_critic", 30, "cost"),
+    ):
         tree = scorer(seed)
         trees[name] = {"backbone": tree["backbone"], "heads": {head: tree["heads"][head]}}
     return trees
@@ -198,7 +203,9 @@ def test_without_a_constraint_it_is_ppo_and_with_a_fixed_multiplier_reward_shapi
     experience, lam, params, _ = step(rollout, batch.pixels_BCYX, constraint=constraint)
     assert float(lam) == pytest.approx(0.0 if controller == "none" else 0.7)
     advantage = lagrangian.combine(experience.reward_adv_BR, experience.cost_adv_BR, lam)
-    expected = experience.reward_adv_BR if controller == "none" else (experience.reward_adv_BR - 0.7 * experience.cost_adv_BR) / 1.7
+    expected = (
+        experience.reward_adv_BR if controller == "none" else (experience.reward_adv_BR - 0.7 * experience.cost_adv_BR) / 1.7
+    )
     np.testing.assert_allclose(advantage, expected, atol=1e-6)
 
 

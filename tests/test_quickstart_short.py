@@ -29,7 +29,9 @@ def finished(tmp_path_factory, environment):
 
 def result(workdir) -> dict:
     """Everything that must not depend on the clock."""
-    return {name: value for name, value in json.loads((workdir / "result.json").read_text()).items() if not name.startswith("seconds")}
+    return {
+        name: value for name, value in json.loads((workdir / "result.json").read_text()).items() if not name.startswith("seconds")
+    }
 
 
 def test_every_stage_runs_and_every_documented_number_is_written(finished):
@@ -43,7 +45,11 @@ def test_every_stage_runs_and_every_documented_number_is_written(finished):
     for name in ("reward_model.name_probe", "cost_model.sign_accuracy", "cost_model.sign_accuracy_contextual_image_shuffled"):
         assert 0 <= numbers[name] <= 1
     report = (workdir / "report.html").read_text()
-    assert "CC BY-SA 4.0" in report and "data:image/png;base64," in report and "http://" not in report.replace("http://www.w3.org", "")
+    assert (
+        "CC BY-SA 4.0" in report
+        and "data:image/png;base64," in report
+        and "http://" not in report.replace("http://www.w3.org", "")
+    )
     assert "whole run in at most" in run.stdout
 
 
@@ -73,7 +79,9 @@ def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(f
     for name in ("round1_ppo_lag", "ppo", "evaluation"):
         shutil.rmtree(workdir / name)
     stage = workdir / "round1_ppo_lag"
-    first = subprocess.Popen([*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
     while not (stage / "checkpoints" / "2").is_dir():
         assert first.poll() is None and time.monotonic() < deadline, "the run ended, or never reached its first checkpoint"

@@ -111,7 +111,9 @@ def test_the_picture_changes_the_answer_only_where_there_is_one():
     batch = prompts()
     swapped = batch._replace(pixels_BCYX=batch.pixels_BCYX[::-1] * 1.7)
     one, other = sample(batch, temperature=0.0), sample(swapped, temperature=0.0)
-    differs_B = np.any(np.array(one.tokens_BT != other.tokens_BT), axis=1) | np.any(np.array(one.logp_BR != other.logp_BR), axis=1)
+    differs_B = np.any(np.array(one.tokens_BT != other.tokens_BT), axis=1) | np.any(
+        np.array(one.logp_BR != other.logp_BR), axis=1
+    )
     assert differs_B[[0, 1, 3, 4]].all() and not differs_B[[2, 5]].any()
 
 

@@ -43,8 +43,18 @@ def text(tmp_path_factory):
     for i in range(24):
         safe = [bool(rng.random() < 0.5), bool(rng.random() < 0.5)]
         safer = int(safe[1]) if safe[0] != safe[1] else i % 2
-        row = {"prompt": words(3), "response_0": words(2 + i % 3), "response_1": words(4), "better_response_id": i % 2, "safer_response_id": safer}
-        rows.append(row | {f"is_response_{k}_safe": safe[k] for k in (0, 1)} | {f"response_{k}_severity_level": 0 if safe[k] else 2 for k in (0, 1)})
+        row = {
+            "prompt": words(3),
+            "response_0": words(2 + i % 3),
+            "response_1": words(4),
+            "better_response_id": i % 2,
+            "safer_response_id": safer,
+        }
+        rows.append(
+            row
+            | {f"is_response_{k}_safe": safe[k] for k in (0, 1)}
+            | {f"response_{k}_severity_level": 0 if safe[k] else 2 for k in (0, 1)}
+        )
     (folder / "pku.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -63,13 +73,19 @@ def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_pa
     done = sft.run(settings(SFTConfig, "sft", init=str(text / "llama"), **rows), tmp_path / "sft")
     assert np.isfinite(done["loss"])
     done = scores.run(
-        settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), evaluation=str(text / "pku.jsonl"), **rows), tmp_path / "scores"
+        settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), evaluation=str(text / "pku.jsonl"), **rows),
+        tmp_path / "scores",
     )
     assert 0 <= done["cost_model.sign_accuracy"] <= 1 and 0 <= done["reward_model.pair_accuracy"] <= 1
     heads = load_pretrained(tmp_path / "scores").heads
     assert sorted(heads) == ["cost", "reward"]
     constrained = settings(
-        PPOLagConfig, "ppo_lag", policy=str(tmp_path / "sft"), scorer=str(tmp_path / "scores"), **rows, **{"validation.path": str(text / "pku.jsonl")}
+        PPOLagConfig,
+        "ppo_lag",
+        policy=str(tmp_path / "sft"),
+        scorer=str(tmp_path / "scores"),
+        **rows,
+        **{"validation.path": str(text / "pku.jsonl")},
     )
     done = ppo_lag.run(constrained, tmp_path / "ppo_lag")
     log = lines(tmp_path / "ppo_lag")
@@ -95,7 +111,10 @@ def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
     done = ppo_lag.run(separate, tmp_path / "ppo_lag")
     assert {"ptx_loss", "reward_critic_loss", "cost_critic_loss", "policy_loss"} <= done.keys()
     with pytest.raises(UserError, match="has no cost head"):
-        ppo_lag.run(settings(PPOLagConfig, "ppo_lag", policy=str(text / "llama"), scorer=str(tmp_path / "reward"), **rows), tmp_path / "wrong")
+        ppo_lag.run(
+            settings(PPOLagConfig, "ppo_lag", policy=str(text / "llama"), scorer=str(tmp_path / "reward"), **rows),
+            tmp_path / "wrong",
+        )
 
 
 def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_another_mesh(picture, tmp_path):
@@ -107,7 +126,13 @@ def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_anot
             init_random=True,
             steps=4,
             **{"data.path": str(picture / "sft.parquet"), "data.split": "", "data.prompt_length": 26, "data.response_length": 18},
-            **{"data.batch_size": 8, "checkpoint.every_steps": every, "mesh.data": mesh[0], "mesh.fsdp": mesh[1], "mesh.tensor": mesh[2]},
+            **{
+                "data.batch_size": 8,
+                "checkpoint.every_steps": every,
+                "mesh.data": mesh[0],
+                "mesh.fsdp": mesh[1],
+                "mesh.tensor": mesh[2],
+            },
         )
         sft.run(wanted, tmp_path / name)
         return [line["loss"] for line in lines(tmp_path / name)]
@@ -153,5 +178,3 @@ def test_a_processor_with_another_number_of_placeholders_than_features_is_refuse
     rows = {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.prompt_length": 40, "data.response_length": 18}
     with pytest.raises(UserError, match="makes 8 placeholders per image and its vision tower 9 features"):
         sft.run(settings(SFTConfig, "sft", init=str(folder), init_random=True, **rows), tmp_path / "run")
-
-

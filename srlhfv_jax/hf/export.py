@@ -64,7 +64,9 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig, params: dict[str, Any
     """Everything of the base that is not weights; the config with the dtype that is written."""
     run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
     if read_config(base, **run) != config:
-        raise UserError(f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from")
+        raise UserError(
+            f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from"
+        )
     for file in sorted(base.iterdir()):
         if file.is_file() and _goes_along(file.name):
             shutil.copyfile(file, draft / file.name)
@@ -75,7 +77,11 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig, params: dict[str, Any
 
 def _goes_along(name: str) -> bool:
     """Tokenizer, processor, chat template, generation settings; no weights, no score heads of the base."""
-    return Path(name).suffix in (".json", ".jinja", ".txt", ".model") and not name.endswith(".index.json") and name != weights.HEADS_META
+    return (
+        Path(name).suffix in (".json", ".jinja", ".txt", ".model")
+        and not name.endswith(".index.json")
+        and name != weights.HEADS_META
+    )
 
 
 def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> None:

@@ -32,7 +32,11 @@ ATTENTION_BIASES = tuple((f"self_attn/{n}/bias", f"self_attn.{n}.bias", SAME) fo
 MLP_BIASES = tuple((f"mlp/{n}/bias", f"mlp.{n}.bias", SAME) for n in ("gate_proj", "up_proj", "down_proj"))
 
 ROWS_OF_CLIP_LAYER = (
-    *((f"{norm}/{ours}", f"{norm}.{theirs}", SAME) for norm in ("layer_norm1", "layer_norm2") for ours, theirs in (("scale", "weight"), ("bias", "bias"))),
+    *(
+        (f"{norm}/{ours}", f"{norm}.{theirs}", SAME)
+        for norm in ("layer_norm1", "layer_norm2")
+        for ours, theirs in (("scale", "weight"), ("bias", "bias"))
+    ),
     *((f"{n}/kernel", f"self_attn.{n}.weight", SAME) for n in ("q_proj", "k_proj", "v_proj")),
     *((f"{n}/bias", f"self_attn.{n}.bias", SAME) for n in ("q_proj", "k_proj", "v_proj", "out_proj")),
     ("out_proj/kernel", "self_attn.out_proj.weight", TRANSPOSED),

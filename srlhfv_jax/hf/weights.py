@@ -39,11 +39,15 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     for shard in sorted(set(expected.values())):
         path = folder / shard
         if path.resolve().parent != folder.resolve() or not path.is_file():
-            raise UserError(f"{index} names the shard {shard}, which is not in {folder}: copy the missing file or download it again")
+            raise UserError(
+                f"{index} names the shard {shard}, which is not in {folder}: copy the missing file or download it again"
+            )
         tensors |= open_file(path)
     lost = sorted(set(expected) - set(tensors))
     if lost:
-        raise UserError(f"{index} promises {len(lost)} tensors that no shard holds, first {lost[0]}: the checkpoint is incomplete")
+        raise UserError(
+            f"{index} promises {len(lost)} tensors that no shard holds, first {lost[0]}: the checkpoint is incomplete"
+        )
     return tensors
 
 

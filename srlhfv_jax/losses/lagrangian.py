@@ -107,9 +107,7 @@ def shaped_cost(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
     return statistic(kind, cost_B)
 
 
-def combine(
-    reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam: Float[Array, ""] | float
-) -> Float[Array, "..."]:
+def combine(reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam: Float[Array, ""] | float) -> Float[Array, "..."]:
     """A = (A_r - λ A_c) / (1 + λ). The division keeps the size of a step independent of λ; λ = 0 is plain PPO."""
     chex.assert_equal_shape([reward_adv, cost_adv])
     chex.assert_type([reward_adv, cost_adv], float)

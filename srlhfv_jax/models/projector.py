@@ -23,7 +23,7 @@ class Projector(nn.Module):
 def place(x_BTD, projected_BND, is_image_BT):
     """Put the k-th feature of a row at the k-th placeholder of that row.
 
-        tokens      1 7 <image> <image> 5     ->     e(1) e(7) f_0 f_1 e(5)
+    tokens      1 7 <image> <image> 5     ->     e(1) e(7) f_0 f_1 e(5)
     """
     nth_BT = jnp.clip(jnp.cumsum(is_image_BT, axis=1, dtype=jnp.int32) - 1, 0, projected_BND.shape[1] - 1)
     placed_BTD = jnp.take_along_axis(projected_BND, nth_BT[:, :, None], axis=1)

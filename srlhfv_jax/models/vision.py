@@ -24,9 +24,7 @@ class Embeddings(nn.Module):
     def __call__(self, pixels_BCYX):
         c = self.config
         # A convolution with stride = kernel is a matrix product on patches, flattened (channel, y, x) as in the stored kernel.
-        patches_BNC = einops.rearrange(
-            pixels_BCYX.astype(self.dtype), "B C (Y y) (X x) -> B (Y X) (C y x)", y=c.patch, x=c.patch
-        )
+        patches_BNC = einops.rearrange(pixels_BCYX.astype(self.dtype), "B C (Y y) (X x) -> B (Y X) (C y x)", y=c.patch, x=c.patch)
         x_BNE = Dense(c.width, "out", False, self.dtype, name="patch_embedding")(patches_BNC)
         first_E = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,)).astype(self.dtype)
         x_BNE = jnp.concatenate([jnp.broadcast_to(first_E, (x_BNE.shape[0], 1, c.width)), x_BNE], axis=1)

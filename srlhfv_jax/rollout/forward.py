@@ -29,9 +29,7 @@ def response_logp(
     config: VLMConfig, tree, sequences: Sequences, features, *, temperature: float = 1.0, never_V=None, chunk: int | None = None
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
-    hidden_BTD, _ = vlm.apply(
-        config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features
-    )
+    hidden_BTD, _ = vlm.apply(config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features)
     R = sequences.response_mask_BR.shape[1]
     if never_V is None:
         never_V = jnp.zeros(config.text.vocab, bool)
@@ -52,9 +50,7 @@ def response_scores(config: VLMConfig, tree, sequences: Sequences, features) -> 
 
     So `[:, :-1]` are values by the time convention, and the end score is read from `[:, 1:]` at the last true position. float32.
     """
-    hidden_BTD, _ = vlm.apply(
-        config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features
-    )
+    hidden_BTD, _ = vlm.apply(config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features)
     R = sequences.response_mask_BR.shape[1]
     return heads.scores(tree["heads"], hidden_BTD[:, -R - 1 :])
 

@@ -10,5 +10,7 @@ from srlhfv_jax.stages import scores
 def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     """As `scores.run`, with config.heads = ("cost",)."""
     if settings.heads != ("cost",):
-        raise UserError(f"srlhfv cost trains one head: expected config.heads = ('cost',), got {settings.heads}; use srlhfv scores for both")
+        raise UserError(
+            f"srlhfv cost trains one head: expected config.heads = ('cost',), got {settings.heads}; use srlhfv scores for both"
+        )
     return scores.run(settings, workdir)

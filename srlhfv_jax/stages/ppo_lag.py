@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from srlhfv_jax.batches import Experience, PromptBatch, Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOLagConfig, choose
@@ -140,9 +139,7 @@ class Iteration:
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
         rollout = self.generate(state.params["policy"]["backbone"], prompts, states.key(seed, done, "rollout"))
-        experience, controller, metrics = self.score(
-            self.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra
-        )
+        experience, controller, metrics = self.score(self.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra)
         if first:
             self._self_test(state.params["policy"], rollout, experience, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
@@ -187,7 +184,9 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
         model = load(path)
         missing = [name for name in names if name not in model.heads]
         if missing:
-            raise UserError(f"{path} has no {missing[0]} head (it has {sorted(model.heads) or 'none'}): give the workdir of srlhfv scores")
+            raise UserError(
+                f"{path} has no {missing[0]} head (it has {sorted(model.heads) or 'none'}): give the workdir of srlhfv scores"
+            )
         return {"backbone": model.params, "heads": {name: model.heads[name] for name in names}}
 
     loaded: dict[str, Pretrained] = {}
@@ -203,7 +202,9 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
         trained = {"reward_critic": frozen["reward"], "cost_critic": frozen["cost"]}
     for path, model in loaded.items():
         if model.config != policy.config:
-            raise UserError(f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape")
+            raise UserError(
+                f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape"
+            )
     trained = setup.copy({"policy": {"backbone": policy.params}} | trained)
     groups = roles.tower_groups(trained | frozen)
     own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
@@ -212,7 +213,9 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     return Models(policy._replace(params={}), places, trained, frozen, own_tower)
 
 
-def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, pixels_BCYX, controller):
+def _score(
+    config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, pixels_BCYX, controller
+):
     """Experience, the moved multiplier, and the iteration's numbers."""
     experience = scoring.score(config, trees, rollout, pixels_BCYX, how)
     controller = lagrangian.update(constraint, controller, experience.cost_B)
@@ -284,7 +287,9 @@ def _check(settings: PPOLagConfig) -> None:
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
     if settings.rollout.top_k or settings.rollout.top_p != 1:
-        raise UserError("config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with")
+        raise UserError(
+            "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
+        )
     if settings.rollout.temperature <= 0:
         raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
     if settings.data.batch_size % settings.ppo.minibatches:
@@ -297,6 +302,8 @@ def _check(settings: PPOLagConfig) -> None:
                 f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
             )
     if settings.sharing == "shared" and not settings.scorer:
-        raise UserError("config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)")
+        raise UserError(
+            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
+        )
     if not settings.policy:
         raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")

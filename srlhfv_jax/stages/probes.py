@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -20,7 +21,7 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     replaced by another row's, the label kept: what is left is what question and answer alone give away.
     """
     mesh = make_mesh(settings.mesh)
-    setup.jax.set_mesh(mesh)
+    jax.set_mesh(mesh)
     model = setup.load(str(scorer), settings.model, mesh)
     tree = {"backbone": model.params, "heads": model.heads}
 

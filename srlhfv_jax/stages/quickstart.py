@@ -35,7 +35,9 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     write_json(pipeline.workdir / "config.json", to_dict(settings))
     result: dict[str, Any] = pipeline.step("data", pipeline.write_data)
     pipeline.step("naming", lambda folder: sft.run(pipeline.supervised(settings.naming, pipeline.base, "naming", True), folder))
-    pipeline.step("sft", lambda folder: sft.run(pipeline.supervised(settings.sft, pipeline.workdir / "naming", "sft", False), folder))
+    pipeline.step(
+        "sft", lambda folder: sft.run(pipeline.supervised(settings.sft, pipeline.workdir / "naming", "sft", False), folder)
+    )
     policy, scorer = pipeline.workdir / "sft", pipeline.workdir / "sft"
     for number in range(1, settings.rounds + 1):
         policy, scorer, found = pipeline.round(number, policy, scorer)
@@ -44,10 +46,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     finalists = {"sft": pipeline.workdir / "sft", "ppo": pipeline.workdir / "ppo", "ppo_lag": policy}
     for value in settings.sweep if sweep else ():
         name = f"fixed_lambda.{value:g}"
-        fixed = dataclasses.replace(settings.ppo.constraint, controller="fixed", init=value)
-        stage = dataclasses.replace(settings.ppo, constraint=fixed)
-        pipeline.step(name, lambda folder: ppo_lag.run(pipeline.constrained(stage, pipeline.workdir / "sft", scorer), folder))
-        finalists[name] = pipeline.workdir / name
+        finalists[name] = pipeline.fixed(name, value, scorer)
     result |= pipeline.step("evaluation", lambda folder: pipeline.evaluate(finalists, folder))
     result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
     result |= {"seconds.total": sum(pipeline.seconds.values()), "seed": settings.seed}
@@ -97,7 +96,9 @@ class Pipeline:
             "test": task_rows.prompt_rows(seed, cells, "test", task.test_prompts, mix),
             "unseen": task_rows.prompt_rows(seed, cells, "unseen", task.unseen_prompts, mix),
             "pair_prompts": task_rows.prompt_rows(seed + 1000, cells, "train", task.pair_prompts, task_rows.PAIR_MIX),
-            "heldout_pair_prompts": task_rows.prompt_rows(seed + 1000, cells, "test", task.heldout_pair_prompts, task_rows.PAIR_MIX),
+            "heldout_pair_prompts": task_rows.prompt_rows(
+                seed + 1000, cells, "test", task.heldout_pair_prompts, task_rows.PAIR_MIX
+            ),
             "name_probe": task_rows.probe_rows(seed, cells, "test", task.heldout_pair_prompts),
         }
         for name, rows in tables.items():
@@ -124,6 +125,14 @@ class Pipeline:
             validation=validation,
         )
 
+    def fixed(self, name: str, value: float, scorer: Path) -> Path:
+        """Train against a multiplier that never moves, from where `ppo_lag` starts; returns its folder."""
+        constraint = dataclasses.replace(self.settings.ppo_lag.constraint, controller="fixed", init=value, max=max(value, 1.0))
+        stage = dataclasses.replace(self.settings.ppo_lag, constraint=constraint)
+        stage = self.constrained(stage, self.workdir / "sft", scorer)
+        self.step(name, lambda folder: ppo_lag.run(stage, folder))
+        return self.workdir / name
+
     def round(self, number: int, policy: Path, scorer: Path) -> tuple[Path, Path, dict[str, float]]:
         """Sample pairs from the policy, label them, refit the scorer on all pairs so far, train the policy against it."""
         prefix = f"round{number}"
@@ -138,7 +147,8 @@ class Pipeline:
         self.step(f"{prefix}_scores", lambda folder: scores.run(fit, folder))
         scorer = self.workdir / f"{prefix}_scores"
         numbers |= self.step(
-            f"{prefix}_probes", lambda folder: probes.measure(scorer, self.data, self.workdir / "pairs_heldout", fit, self.settings.seed)
+            f"{prefix}_probes",
+            lambda folder: probes.measure(scorer, self.data, self.workdir / "pairs_heldout", fit, self.settings.seed),
         )
         stage = self.constrained(self.settings.ppo_lag, policy, scorer)
         trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(stage, folder))
@@ -187,7 +197,9 @@ class Pipeline:
             row = rows[number]
             labels.append(task_rows.label_pair(rng, row["concept"], row["intent"], *pair, noise=noise))
             found.append(task_rows.pair_row(row, *pair, labels[-1]))
-        hosts.say(f"{prompts}: {len(found)} pairs of {len(rows)} prompts; {len(rows) - len(found)} had the same answer every time")
+        hosts.say(
+            f"{prompts}: {len(found)} pairs of {len(rows)} prompts; {len(rows) - len(found)} had the same answer every time"
+        )
         return labels, found
 
     def evaluate(self, finalists: dict[str, Path], folder: Path) -> dict[str, float]:
@@ -204,7 +216,9 @@ class Pipeline:
                 for name, path in finalists.items()
             }
             if suffix:
-                numbers |= {f"{name}{suffix}.{key}": value for name, policy in judged.items() for key, value in policy.metrics.items()}
+                numbers |= {
+                    f"{name}{suffix}.{key}": value for name, policy in judged.items() for key, value in policy.metrics.items()
+                }
                 continue
             numbers |= compare.compare(judged)
             records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)

@@ -10,5 +10,7 @@ from srlhfv_jax.stages import scores
 def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     """As `scores.run`, with config.heads = ("reward",)."""
     if settings.heads != ("reward",):
-        raise UserError(f"srlhfv reward trains one head: expected config.heads = ('reward',), got {settings.heads}; use srlhfv scores for both")
+        raise UserError(
+            f"srlhfv reward trains one head: expected config.heads = ('reward',), got {settings.heads}; use srlhfv scores for both"
+        )
     return scores.run(settings, workdir)

@@ -1,11 +1,10 @@
 """Reward and cost heads on one backbone, trained together from dual preferences; or one of them, on a backbone of its own.
 
-    L = L_RM + L_CM      (losses/reward.py, losses/cost.py); the image is encoded once per pair, both responses pass in one batch
+L = L_RM + L_CM      (losses/reward.py, losses/cost.py); the image is encoded once per pair, both responses pass in one batch
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -56,8 +55,12 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     if settings.evaluation:
         held_out = dataclasses.replace(settings.data, path=settings.evaluation)
-        result |= evaluate(model.config, tree, setup.prepare("pairs", held_out, model, sign=settings.sign), held_out, started.mesh)
-    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result)
+        result |= evaluate(
+            model.config, tree, setup.prepare("pairs", held_out, model, sign=settings.sign), held_out, started.mesh
+        )
+    return setup.finish(
+        started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result
+    )
 
 
 def loss(config: VLMConfig, settings: ScoresConfig, tree, batch: PairBatch) -> masked.Loss:

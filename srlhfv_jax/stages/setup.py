@@ -1,6 +1,6 @@
 """What every stage does around its loop: mesh and folders before, the export after.
 
-    start -> load -> (rows) -> place -> training.loop.run -> finish
+start -> load -> (rows) -> place -> training.loop.run -> finish
 """
 
 import dataclasses
@@ -63,9 +63,7 @@ def load(path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | N
 
 def load_shape(path: str, model: ModelConfig) -> Pretrained:
     """Config and processor of a checkpoint, without its weights."""
-    config, processor = load_config_and_processor(
-        path, dtype=model.param_dtype, remat=model.remat, scan_unroll=_unroll(model)
-    )
+    config, processor = load_config_and_processor(path, dtype=model.param_dtype, remat=model.remat, scan_unroll=_unroll(model))
     return Pretrained(_computed_in(config, model), {}, {}, processor, Path(path))
 
 
@@ -123,7 +121,10 @@ def copy(tree: Any) -> Any:
 def vocabulary(model: Pretrained) -> Vocabulary:
     """Pad, end and never-sampled ids of a checkpoint's tokenizer."""
     codec = chat.codec(model.processor)
-    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, model.config.image_token, codec.pad_id} - {None, codec.eos_id}
+    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, model.config.image_token, codec.pad_id} - {
+        None,
+        codec.eos_id,
+    }
     return Vocabulary(pad=codec.pad_id, eos=(codec.eos_id,), never=tuple(sorted(never)))
 
 
@@ -132,7 +133,12 @@ def finish(
 ) -> dict[str, float]:
     """Write WORKDIR/export and WORKDIR/result.json; returns the result."""
     export_pretrained(
-        started.workdir / EXPORT, config, tree["backbone"], base=base, heads=tree["heads"] if "heads" in tree else None, meta=about
+        started.workdir / EXPORT,
+        config,
+        tree["backbone"],
+        base=base,
+        heads=tree["heads"] if "heads" in tree else None,
+        meta=about,
     )
     write_result(started.workdir, result)
     return result

@@ -22,9 +22,7 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     tree = {"backbone": model.params}
     setup.describe_parameters("policy", tree, started.mesh)
     rows = setup.prepare("supervised", settings.data, model)
-    tree = supervised.train(
-        "sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy")
-    )
+    tree = supervised.train("sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy"))
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     return setup.finish(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
 

@@ -21,7 +21,9 @@ from srlhfv_jax.training import state as states
 BEST = "best_feasible"
 
 
-def make(settings: PPOLagConfig, models, started: setup.Started, generate: Callable, notes: dict[str, Any]) -> Callable[[Any, int], dict]:
+def make(
+    settings: PPOLagConfig, models, started: setup.Started, generate: Callable, notes: dict[str, Any]
+) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
     Args:

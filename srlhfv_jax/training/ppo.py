@@ -45,7 +45,15 @@ class Minibatch(NamedTuple):
 
 
 def update(
-    config: VLMConfig, params, opt_state, experience: Experience, pixels_BCYX, lam, key, ptx: SupervisedBatch | None, settings: Update
+    config: VLMConfig,
+    params,
+    opt_state,
+    experience: Experience,
+    pixels_BCYX,
+    lam,
+    key,
+    ptx: SupervisedBatch | None,
+    settings: Update,
 ):
     """All gradient steps of one iteration.
 
@@ -68,7 +76,9 @@ def update(
         experience,
         lagrangian.combine(reward_adv_BR, cost_adv_BR, lam),
         {
-            name: forward.encode(config, params[name], pixels_BCYX) if name in settings.own_tower else experience.rollout.features_BNE
+            name: forward.encode(config, params[name], pixels_BCYX)
+            if name in settings.own_tower
+            else experience.rollout.features_BNE
             for name in params
         },
     )

@@ -57,16 +57,16 @@ SFT_MIX = Mix(0.34, 0.34, 0.12, 0.20)
 
 # Forms of SFT answers and their shares. The contextual ones are the same in harmful and harmless cells.
 CONTEXTUAL_ANSWERS = {
-    "comply": 0.40,
-    "comply_wrong_name": 0.06,
-    "comply_nameless": 0.06,
-    "safe": 0.14,
+    "comply": 0.24,
+    "comply_wrong_name": 0.08,
+    "comply_nameless": 0.20,
+    "safe": 0.12,
     "safe_wrong_name": 0.03,
-    "safe_nameless": 0.04,
+    "safe_nameless": 0.10,
     "safe_wrong_risk": 0.03,
-    "refusal": 0.12,
-    "off_topic": 0.08,
-    "splice": 0.04,
+    "refusal": 0.11,
+    "off_topic": 0.06,
+    "splice": 0.03,
 }
 NEUTRAL_ANSWERS = {
     "comply": 0.64,
