@@ -63,7 +63,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             ),
             refit_steps=4 if short else 120,
             ppo=_ppo_lag(short, iterations=8 if short else 40, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=8 if short else 70, controller="pid"),
+            ppo_lag=_ppo_lag(short, iterations=8 if short else 90, controller="pid"),
         )
     )
 
@@ -150,10 +150,10 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             kind="rectified",
             budget=0.08,
             controller=controller,
-            init=0.5,
-            max=2.0,
-            learning_rate=0.05,
-            kp=2.0,
+            init=1.0,
+            max=6.0,
+            learning_rate=0.08,
+            kp=4.0,
             kd=0.0,
             smoothing=0.5,
             window=256,

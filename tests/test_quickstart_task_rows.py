@@ -61,7 +61,7 @@ def test_what_a_held_out_cell_asks_is_taught_by_its_relatives(seed):
 
 
 def test_no_held_out_cell_is_in_a_training_row(sft):
-    train_rows = [*sft, *rows.prompt_rows(0, CELLS, "train", 500), *rows.probe_rows(0, CELLS, "train", 200)]
+    train_rows = [*sft, *rows.prompt_rows(0, CELLS, "train", 500), *rows.probe_rows(0, CELLS, "train", 200, None)]
     train_cells = {Cell(row["concept"], row["intent"]) for row in train_rows}
     assert train_cells <= set(CELLS.train)
     held_out = {Cell(row["concept"], row["intent"]) for row in rows.prompt_rows(0, CELLS, "test", 500)}
@@ -182,7 +182,7 @@ def test_noise_is_bradley_terry_with_flips():
 
 
 def test_a_probe_differs_in_the_name_alone():
-    for row in rows.probe_rows(0, CELLS, "test", 200):
+    for row in rows.probe_rows(0, CELLS, "test", 200, None):
         one, two = answers.parse(row["response_1"]), answers.parse(row["response_2"])
         assert one._replace(name=None) == two._replace(name=None) and one.form in ("comply", "safe_completion")
         right = int(row["more_helpful_response_id"])

@@ -1,13 +1,14 @@
 """config.json of a Hugging Face checkpoint -> VLMConfig, and back. Reads the JSON itself: no model classes, no torch.
 
-Keys that a checkpoint leaves out have the defaults of the `transformers` classes, repeated here (a test compares them). A setting we do not
-implement is an error that names it, never ignored.
+Keys that a checkpoint leaves out have the defaults of the `transformers` classes, repeated here (a test compares them). A
+setting we do not implement is an error that names it, never ignored.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS
@@ -54,6 +55,8 @@ def read_config(folder: str | Path, *, dtype: str = "float32", remat: str = "non
     Raises:
         UserError: no config.json, not JSON, an architecture or a setting that is not supported.
     """
+    choose(dtype, "dtype", "float32", "bfloat16")
+    choose(remat, "remat", "none", "dots", "layer")
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"expected a Hugging Face model folder with a config.json, {folder} has none")
@@ -91,7 +94,7 @@ def from_json(data: dict[str, Any], origin: str, *, dtype: str, remat: str, scan
 
 
 def to_json(config: VLMConfig) -> dict[str, Any]:
-    """A config.json that `transformers` reads as this model. Token ids other than the placeholder are the tokenizer's business."""
+    """A config.json that `transformers` reads as this model. Other token ids are the tokenizer's business."""
     text, rope = config.text, config.text.rope
     parameters = {"rope_type": rope.kind, "rope_theta": rope.theta}
     if rope.kind != "default":
@@ -175,7 +178,7 @@ def _text(data: dict[str, Any], origin: str, tied: bool) -> TextConfig:
 
 
 def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
-    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4), and its `type` for `rope_type` (older)."""
+    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` and `rope_scaling` (4), `type` for `rope_type` (older)."""
     given = c.get("rope_parameters") or ({"rope_theta": c.get("rope_theta", ROPE_THETA_DEFAULT)} | (c.get("rope_scaling") or {}))
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ROPE_KINDS:

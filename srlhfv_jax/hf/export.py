@@ -1,7 +1,7 @@
-"""Parameters -> a folder that `transformers` loads: sharded safetensors with an index, and the config and processor files of the base.
+"""Parameters -> a folder that `transformers` loads: sharded safetensors and index, and the config and processor files of the base.
 
-The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes the caller gathers the
-parameters to the host of process 0 first (`parallel/hosts.py`) and only that process exports.
+The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes the caller
+gathers the parameters to the host of process 0 first (`parallel/hosts.py`) and only that process exports.
 """
 
 import json
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import names, weights
 from srlhfv_jax.hf.config import read_config
@@ -22,6 +24,7 @@ from srlhfv_jax.hf.load import checkpoint_folder
 from srlhfv_jax.models.config import VLMConfig
 
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
+Shard = list[tuple[names.Leaf, list[int]]]  # leaves with those of their layers that go into one file
 SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
 
 
@@ -33,25 +36,27 @@ def export_pretrained(
     base: str | Path,
     heads: dict[str, dict[str, Any]] | None = None,
     meta: dict[str, Any] | None = None,
+    dtype: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> Path:
     """Write a checkpoint.
 
     Args:
-        params: arrays of the dtype to be written.
         base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
+        dtype: of the weights in the files, "float32" or "bfloat16"; None: as they are in memory.
     Raises:
         UserError: `base` describes another model than `config`.
     """
     path_out, base = Path(path_out), checkpoint_folder(base)
+    stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
     draft = path_out.with_name(f".{path_out.name}.draft-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        _copy_base(draft, base, config, params)
-        _write_weights(draft, config, params, max_shard_bytes)
+        _copy_base(draft, base, config, stored)
+        _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
         _replace(path_out, draft)
@@ -60,7 +65,7 @@ def export_pretrained(
     return path_out
 
 
-def _copy_base(draft: Path, base: Path, config: VLMConfig, params: dict[str, Any]) -> None:
+def _copy_base(draft: Path, base: Path, config: VLMConfig, dtype: np.dtype) -> None:
     """Everything of the base that is not weights; the config with the dtype that is written."""
     run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
     if read_config(base, **run) != config:
@@ -72,7 +77,7 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig, params: dict[str, Any
             shutil.copyfile(file, draft / file.name)
     described = json.loads((base / "config.json").read_text())
     described.pop("torch_dtype", None)  # the older spelling of the same key
-    _write_json(draft / "config.json", {**described, "dtype": str(jax.tree.leaves(params)[0].dtype)})
+    _write_json(draft / "config.json", {**described, "dtype": str(dtype)})
 
 
 def _goes_along(name: str) -> bool:
@@ -84,8 +89,8 @@ def _goes_along(name: str) -> bool:
     )
 
 
-def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> None:
-    shards = _plan(config, params, max_shard_bytes)
+def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype: np.dtype, max_shard_bytes: float) -> None:
+    shards = _plan(config, params, dtype.itemsize, max_shard_bytes)
     files = ["model.safetensors"]
     if len(shards) > 1:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -93,7 +98,7 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], max_s
     for file, shard in zip(files, shards):
         tensors = {}
         for leaf, layers in shard:
-            for name, tensor in _tensors(config, names.leaf(params, leaf.path), leaf, layers):
+            for name, tensor in _tensors(config, names.leaf(params, leaf.path), dtype, leaf, layers):
                 tensors[name] = tensor
                 total += tensor.nbytes
         save_file(tensors, draft / file, metadata=METADATA)
@@ -102,13 +107,12 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], max_s
         _write_json(draft / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _plan(config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> list[list[tuple[names.Leaf, list[int]]]]:
+def _plan(config: VLMConfig, params: dict[str, Any], item_bytes: int, max_shard_bytes: float) -> list[Shard]:
     """Which layers of which leaves go into each file: filled in order, a new file when the next tensor would not fit."""
-    shards: list[list[tuple[names.Leaf, list[int]]]] = [[]]
+    shards: list[Shard] = [[]]
     size = 0
     for leaf in names.table(config):
-        array = names.leaf(params, leaf.path)
-        tensor_bytes = array.nbytes // len(leaf.names)
+        tensor_bytes = names.leaf(params, leaf.path).size * item_bytes // len(leaf.names)
         for index in range(len(leaf.names)):
             if size and size + tensor_bytes > max_shard_bytes:
                 shards.append([])
@@ -121,9 +125,11 @@ def _plan(config: VLMConfig, params: dict[str, Any], max_shard_bytes: float) -> 
     return shards
 
 
-def _tensors(config: VLMConfig, array: Any, leaf: names.Leaf, indices: list[int]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(
+    config: VLMConfig, array: Any, dtype: np.dtype, leaf: names.Leaf, indices: list[int]
+) -> Iterator[tuple[str, np.ndarray]]:
     """The named tensors of some layers of one leaf, as stored."""
-    host = np.asarray(array)
+    host = np.asarray(array).astype(dtype, copy=False)
     shape = names.stored_shape(config, leaf, host.shape)
     for index in indices:
         own = host if leaf.layers is None else host[index]

@@ -1,7 +1,7 @@
 """Checkpoint folder -> parameters, straight into their shards, with the config, the score heads and the processor beside them.
 
-A folder is a Hugging Face checkpoint, an export of ours, or the workdir of a stage (its `export/` is read then). Everything that is wrong
-with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a weight is read.
+A folder is a Hugging Face checkpoint, an export of ours, or the workdir of a stage (its `export/` is read then). Everything
+that is wrong with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a weight is read.
 """
 
 from pathlib import Path
@@ -49,12 +49,11 @@ def load_pretrained(
     Raises:
         UserError: anything that is wrong with the folder, in one line.
     """
-    for name, value in (("dtype", dtype), ("param_dtype", param_dtype or dtype)):
-        choose(value, name, "float32", "bfloat16")
     folder = checkpoint_folder(path)
     config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
-    params = load_params(config, folder, param_dtype or dtype, mesh)
-    return Pretrained(config, params, load_heads(config, folder), load_processor(config, folder), folder)
+    param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
+    params = load_params(config, folder, param_dtype, mesh)
+    return Pretrained(config, params, load_heads(config, folder, mesh), load_processor(config, folder), folder)
 
 
 def load_config_and_processor(
@@ -96,7 +95,7 @@ def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) 
     return params
 
 
-def load_heads(config: VLMConfig, folder: Path) -> dict[str, dict[str, jax.Array]]:
+def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, dict[str, jax.Array]]:
     """The score heads beside the backbone, in float32; {} where there are none."""
     path = folder / weights.HEADS_FILE
     if not path.is_file():
@@ -106,7 +105,7 @@ def load_heads(config: VLMConfig, folder: Path) -> dict[str, dict[str, jax.Array
         if tensor.shape != (config.text.width,):
             raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
         heads[name] = {"kernel": jnp.asarray(weights.read(tensor, ()), jnp.float32)}
-    return heads
+    return heads if mesh is None else rules.place(heads, mesh)
 
 
 def load_processor(config: VLMConfig, folder: Path) -> Any:

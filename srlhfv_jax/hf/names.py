@@ -3,11 +3,11 @@
     our leaf                                    tensor in the file                          stored as
     text/layers/self_attn/q_proj/kernel         ...layers.{i}.self_attn.q_proj.weight       same (out, in), stacked over i
     text/layers/self_attn/o_proj/kernel         ...layers.{i}.self_attn.o_proj.weight       transposed to (in, out), stacked
-    vision/embeddings/patch_embedding/kernel    ...patch_embedding.weight                   (out, C, y, x) flattened to (out, C y x)
+    vision/embeddings/patch_embedding/kernel    ...patch_embedding.weight                   (out, C, y, x) flattened
 
-Two historical layouts exist on disk: `language_model.model.layers...` with `vision_tower.vision_model...` (the published LLaVA-1.5, and what
-we write) and the names of the modules in memory, `model.language_model.layers...`; `transformers` 5 writes a mixture. `published` maps them
-all to the first. Another family is another table.
+Two historical layouts exist on disk: `language_model.model.layers...` with `vision_tower.vision_model...` (the published
+LLaVA-1.5, and what we write) and the names of the modules in memory, `model.language_model.layers...`; `transformers` 5 writes
+a mixture. `published` maps them all to the first. Another family is another table.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint folder: which safetensors file holds which tensor, its shape and dtype, and any slice of it.
 
-Files are opened once and read by slice, so a process reads no more than the shards it needs. Pickles (`pytorch_model.bin`) are refused:
-unpickling runs code.
+Files are opened once and read by slice, so a process reads no more than the shards it needs. Pickles (`pytorch_model.bin`) are
+refused: unpickling runs code.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""The model: a LLaVA-style vision-language model as pure functions of (config, params), score heads, and the roles of PPO-Lagrangian."""
+"""A LLaVA-style vision-language model as pure functions of (config, params), its score heads, and the roles of PPO-Lagrangian."""

@@ -42,46 +42,43 @@ def causal(mask_BT: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 
 def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None) -> Float[Array, "B H T h"]:
-    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32.
-
-    The query heads of one key-value head are stacked along the positions, so every product is one plain batch of matrices.
-    """
+    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32."""
     B, H, T, h = q_BHTh.shape
     K = k_BKTh.shape[1]
-    q = (q_BHTh * h**-0.5).reshape(B, K, H // K * T, h)
-    if bias_B11TT is None:
-        bias_B11TT = jnp.zeros((B, 1, 1, T, k_BKTh.shape[2]))
-    return _mix(q, k_BKTh, v_BKTh, bias_B11TT).reshape(B, H, T, h)
+    # The query heads of one key-value head are stacked along the positions: every product is then one plain batch of matrices.
+    stacked = (q_BHTh * h**-0.5).reshape(B, K, H // K * T, h)
+    return _mix(stacked, k_BKTh, v_BKTh, bias_B11TT).reshape(B, H, T, h)
 
 
 @jax.custom_vjp
 def _mix(q, k, v, bias):
-    """softmax(q kᵀ + bias) v for q [B, K, G T, h]; k, v [B, K, T, h].
+    """softmax(q kᵀ + bias) v for q [B, K, G T, h] and k, v [B, K, T, h].
 
-    The derivative is written out because the transposes that automatic differentiation puts on the [T, T] weights cost more than the
-    products: here only [T, h] arrays are transposed.
+    The derivative is written out because automatic differentiation transposes the [T, T] weights, which costs more than the
+    products themselves; here only [T, h] arrays are transposed. The bias is a mask and has no gradient.
     """
     return _mix_forward(q, k, v, bias)[0]
 
 
 def _mix_forward(q, k, v, bias):
-    B, K, GT, _ = q.shape
-    scores = _matmul(q, k, 3, 3, jnp.float32).reshape(B, K, GT // bias.shape[3], *bias.shape[3:])
-    weights = jax.nn.softmax(scores + jnp.broadcast_to(bias, scores.shape), axis=-1)
-    weights = weights.reshape(B, K, GT, -1).astype(v.dtype)
+    scores = _matmul(q, k, 3, 3, jnp.float32)
+    if bias is not None:
+        B, K, rows, keys = scores.shape
+        by_head = scores.reshape(B, K, -1, bias.shape[3], keys)
+        scores = (by_head + jnp.broadcast_to(bias, by_head.shape)).reshape(B, K, rows, keys)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return _matmul(weights, v, 3, 2, v.dtype), (q, k, v, weights)
 
 
 def _mix_backward(saved, d_out):
     q, k, v, weights = saved
-    dtype = weights.dtype
     d_weights = _matmul(d_out, v, 3, 3, jnp.float32)
     weights32 = weights.astype(jnp.float32)
     d_scores = weights32 * (d_weights - jnp.sum(weights32 * d_weights, axis=-1, keepdims=True))
-    d_scores = d_scores.astype(dtype)
-    d_q = _matmul(d_scores, k, 3, 2, dtype)
-    d_k = _matmul(q, d_scores, 2, 2, dtype).swapaxes(2, 3)
-    d_v = _matmul(d_out, weights, 2, 2, dtype).swapaxes(2, 3)
+    d_scores = d_scores.astype(weights.dtype)
+    d_q = _matmul(d_scores, k, 3, 2, q.dtype)
+    d_k = _matmul(q, d_scores, 2, 2, k.dtype).swapaxes(2, 3)
+    d_v = _matmul(d_out, weights, 2, 2, v.dtype).swapaxes(2, 3)
     return d_q, d_k, d_v, None
 
 
@@ -89,7 +86,7 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _matmul(a, b, axis_a: int, axis_b: int, dtype):
-    """Sum over the two axes, batched over the first two of both."""
+    """Sum over one axis of each, batched over the first two of both."""
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
 
 
@@ -124,9 +121,9 @@ def rotate(x_BHTh, rotation: Rotation):
 def frequencies(config: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
     """Inverse frequencies [h/2] (float32, computed on the host) and the factor on cos and sin.
 
-    default: theta^(-2i/h). linear: divided by `factor`. llama3, yarn (Peng et al., arXiv 2309.00071): long wavelengths are divided by
-    `factor`, short ones kept, those between interpolated; yarn also scales attention. dynamic: the default up to the trained length, the
-    only lengths it is offered for (beyond, the frequencies would change while a sequence grows).
+    default: theta^(-2i/h). linear: divided by `factor`. llama3, yarn (Peng et al., arXiv 2309.00071): long wavelengths are
+    divided by `factor`, short ones kept, those between interpolated; yarn also scales attention. dynamic: the default up to the
+    trained length, the only lengths it is offered for (beyond, the frequencies would change while a sequence grows).
     """
     exponent_h = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     base_h = (np.float32(1.0) / np.float32(config.theta) ** exponent_h).astype(np.float32)
@@ -137,8 +134,7 @@ def frequencies(config: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
     if config.kind == "llama3":
         return _llama3(config, base_h), 1.0
     if config.kind == "yarn":
-        scale = config.attention_factor
-        return _yarn(config, head_dim, base_h), 0.1 * math.log(config.factor) + 1.0 if scale is None else scale
+        return _yarn(config, head_dim, base_h), _yarn_attention(config)
     raise ValueError(f"unknown rope kind {config.kind!r}")
 
 
@@ -158,3 +154,9 @@ def _yarn(config: RopeConfig, head_dim: int, base_h: np.ndarray) -> np.ndarray:
     high = min(math.ceil(dimension(config.beta_slow)), head_dim - 1)
     ramp_h = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 0.001), 0.0, 1.0)
     return (base_h / config.factor * ramp_h + base_h * (1 - ramp_h)).astype(np.float32)
+
+
+def _yarn_attention(config: RopeConfig) -> float:
+    if config.attention_factor is not None:
+        return config.attention_factor
+    return 0.1 * math.log(config.factor) + 1.0 if config.factor > 1 else 1.0

@@ -75,6 +75,6 @@ class VLMConfig:
     image_token: int | None  # the placeholder id in the text
     projector_activation: str = "gelu"
     projector_bias: bool = True
-    scan_unroll: int = 1  # layers per step of the layer scan; more unrolls it (faster backward on CPU, longer compile)
-    remat: str = "none"  # "none" | "layer": recompute each layer in the backward pass
+    scan_unroll: int = 1  # layers per step of the layer scan; 0 = all of them
+    remat: str = "none"  # "none" | "dots" | "layer": what the backward pass computes again, see models/stack.py
     dtype: str = "float32"  # of activations; softmax, norms and log-probs are float32 always

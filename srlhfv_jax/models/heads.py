@@ -1,6 +1,6 @@
 """Scalar heads on a backbone's hidden states: reward, cost, and the two critics. One dot product each, in float32.
 
-A head has no bias: it would cancel in every preference, and the cost's zero is set by the sign terms through the direction itself.
+A head has no bias: it would cancel in every preference. The zero of the cost is learned through its sign terms.
 """
 
 import chex

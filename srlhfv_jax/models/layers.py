@@ -1,7 +1,8 @@
-"""The Linen layers every part of the model is made of: dense, the two norms, embeddings; and the activations by their config names.
+"""The Linen layers every part of the model is made of: dense, two norms, embedding; and the activations by their config names.
 
-One rule for kernels: the first axis is the one tensor parallelism splits. So a column-parallel kernel (q, k, v, gate, up, fc1: outputs are
-split) is (out, in) as in a Hugging Face file and loads without a transpose; a row-parallel one (o, down, fc2: inputs are split) is (in, out).
+One rule for kernels: the first axis is the one tensor parallelism splits. So a column-parallel kernel (q, k, v, gate, up, fc1:
+outputs are split) is (out, in) as in a Hugging Face file and loads without a transpose; a row-parallel one (o, down, fc2:
+inputs are split) is (in, out).
 
 Parameters may be float32 while activations are bfloat16; they are cast where they are used. Norms compute in float32.
 """
@@ -86,5 +87,5 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, ids):
         table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
-        # Ids outside the table (a placeholder id some families put past the vocabulary) are clamped: their rows are replaced anyway.
+        # Ids past the table (where some families put their placeholder) are clamped: those rows are replaced anyway.
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)

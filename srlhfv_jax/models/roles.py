@@ -1,7 +1,7 @@
 """Which parameters play which role. A role is a place: a parameter tree and, for a score, a head on it.
 
-A tree is `{"backbone": params}` or `{"backbone": params, "heads": {name: {"kernel"}}}`. Stages, rollout and scoring ask only for places, so a
-new way of sharing is a new table here.
+A tree is `{"backbone": params}` or `{"backbone": params, "heads": {name: {"kernel"}}}`. Stages, rollout and scoring ask only
+for places, so a new way of sharing is a new table here.
 """
 
 from typing import Mapping, NamedTuple
@@ -41,7 +41,7 @@ SEPARATE = {
 
 
 def assign(sharing: str) -> dict[str, Place]:
-    """Role -> place. "shared": one backbone scores and one criticises, each with two heads; "separate": a backbone per role (the paper)."""
+    """Role -> place. "shared": one backbone scores, one criticises, each with two heads; "separate": one per role (the paper)."""
     choose(sharing, "sharing", "shared", "separate")
     return dict(SHARED if sharing == "shared" else SEPARATE)
 

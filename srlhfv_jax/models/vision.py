@@ -1,7 +1,7 @@
 """A CLIP vision tower (Radford et al., arXiv 2103.00020), run up to the layer whose hidden states become image features.
 
-LLaVA reads the layer before the last: what lies behind (the remaining layers and the final norm) is kept in the tree under "unused" so
-that an export is complete, and never run.
+LLaVA reads the layer before the last: what lies behind (the remaining layers and the final norm) is kept in the tree under
+"unused" so that an export is complete, and never run.
 """
 
 import einops

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import attention, language, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import TextConfig, VisionConfig, VLMConfig
@@ -57,8 +58,8 @@ def apply(
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
 
-    Without a cache: causal attention over T, pads attended to by nobody. With one, T > 1 is a prefill of the empty cache and T = 1 a
-    decode step at slot `cache.index` which attends to every valid slot.
+    Without a cache: causal attention over T, pads attended to by nobody. With one, T > 1 is a prefill of the empty cache and T
+    = 1 a decode step at slot `cache.index` which attends to every valid slot.
 
     Args:
         positions_BT: rotary positions: 0 at a row's first real token.
@@ -66,8 +67,9 @@ def apply(
         features: of `encode_images`; the k-th goes to the k-th image placeholder of its row. None: no row has an image.
     """
     text = config.text
-    dtype = jnp.dtype(config.dtype)
-    x_BTD = Embedding(text.vocab, text.width, dtype).apply({"params": params["text"]["embed"]}, tokens_BT)
+    _check_length(text, tokens_BT.shape[1] if cache is None else cache.mask_BT.shape[1])
+    embedding = Embedding(text.vocab, text.width, jnp.dtype(config.dtype))
+    x_BTD = embedding.apply({"params": params["text"]["embed"]}, tokens_BT)
     if features is not None:
         projected_BND = Projector(config).apply({"params": params["projector"]}, features)
         x_BTD = place(x_BTD, projected_BND, tokens_BT == config.image_token)
@@ -133,6 +135,14 @@ def _init_vision(c: VisionConfig, key) -> dict:
     if c.layers > c.used_layers:
         params["unused"]["layers"] = _init_stack(layer, c.layers - c.used_layers, unused_key, x_BNE)
     return params
+
+
+def _check_length(text: TextConfig, length: int) -> None:
+    if text.rope.kind == "dynamic" and length > text.max_positions:
+        raise UserError(
+            f"sequences of {length} tokens exceed the {text.max_positions} positions of this checkpoint, and a dynamic rope that "
+            "changes with the length beyond them is not supported: shorten prompt_length + response_length"
+        )
 
 
 def _init(module: nn.Module, key, *inputs) -> dict:

@@ -47,7 +47,8 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     for value in settings.sweep if sweep else ():
         name = f"fixed_lambda.{value:g}"
         finalists[name] = pipeline.fixed(name, value, scorer)
-    result |= pipeline.step("evaluation", lambda folder: pipeline.evaluate(finalists, folder))
+    judged = "evaluation_sweep" if sweep else "evaluation"
+    result |= pipeline.step(judged, lambda folder: pipeline.evaluate(finalists, folder))
     result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
     result |= {"seconds.total": sum(pipeline.seconds.values()), "seed": settings.seed}
     write_result(pipeline.workdir, result)
@@ -99,7 +100,7 @@ class Pipeline:
             "heldout_pair_prompts": task_rows.prompt_rows(
                 seed + 1000, cells, "test", task.heldout_pair_prompts, task_rows.PAIR_MIX
             ),
-            "name_probe": task_rows.probe_rows(seed, cells, "test", task.heldout_pair_prompts),
+            "name_probe": task_rows.probe_rows(seed, cells, "test", task.heldout_pair_prompts, noise=None),
         }
         for name, rows in tables.items():
             write_rows(folder / f"{name}.parquet", rows)
@@ -152,7 +153,7 @@ class Pipeline:
         )
         stage = self.constrained(self.settings.ppo_lag, policy, scorer)
         trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(stage, folder))
-        numbers |= {name: trained[name] for name in ("lambda.final",)} | {f"{prefix}.best_step": trained["best_feasible.step"]}
+        numbers |= {"lambda.final": trained["lambda.final"], f"{prefix}.best_step": trained["best_feasible.step"]}
         folder = self.workdir / f"{prefix}_ppo_lag"
         return folder / ("best_feasible" if trained["best_feasible.step"] >= 0 else "export"), scorer, numbers
 
@@ -164,7 +165,7 @@ class Pipeline:
         noise = task_rows.Noise(self.task.preference_beta, self.task.flip)
         seed = self.settings.seed * 100 + number
         labels, found = self._pairs("pair_prompts", policy, seed, noise)
-        probes_too = task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs) if number == 1 else []
+        probes_too = task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs, noise) if number == 1 else []
         write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + probes_too)
         harmful = [label for label, row in zip(labels, found) if row["harmful"] == "yes"]
         numbers = {

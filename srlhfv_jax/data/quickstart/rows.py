@@ -185,10 +185,11 @@ def prompt_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = PROMP
     return [_question_row(rng, cell, pictures) for cell in draw_cells(rng, pool, mix, count)]
 
 
-def probe_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = PAIR_MIX) -> list[dict]:
+def probe_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | None, mix: Mix = PAIR_MIX) -> list[dict]:
     """Pairs that differ in the name alone (same picture, question and form): the one with the right name is more helpful.
 
-    `part` "test" asks whether a reward model looks at the name; "train" gives hard negatives to train it with.
+    `part` "test" (without noise) asks whether a reward model looks at the name; "train" gives hard negatives to train it with, labelled
+    by the same noisy annotators as other pairs: without noise a name would outweigh everything else in the learned reward.
     """
     rng = np.random.default_rng((seed, 5, Cells._fields.index(part)))
     pool = {"train": cells.train, "validation": cells.validation, "test": cells.test}[part]
@@ -198,7 +199,7 @@ def probe_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = PAIR_M
         pair = [f"{answers.name_only(name)} {body}" for name in (cell.concept, wrong_name(rng, cell.concept))]
         if rng.random() < 0.5:
             pair.reverse()
-        labels = label_pair(rng, *cell, pair[0], pair[1], noise=None)
+        labels = label_pair(rng, *cell, pair[0], pair[1], noise)
         rows.append(pair_row(_question_row(rng, cell, part), pair[0], pair[1], labels))
     return rows
 
