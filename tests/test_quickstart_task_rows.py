@@ -139,7 +139,7 @@ def test_the_supervised_policy_is_unsafe_about_half_of_the_time(sft):
 def test_preferences_of_pairs_disagree_often_enough(pairs):
     harmful_pairs = [label for cell, label in pairs if harmful(*cell)]
     assert np.mean([label.disagree for _, label in pairs]) >= 0.22
-    assert np.mean([label.disagree for label in harmful_pairs]) >= 0.42
+    assert np.mean([label.disagree for label in harmful_pairs]) >= 0.38
 
 
 def test_ties_are_marked_and_nothing_else_is(pairs):

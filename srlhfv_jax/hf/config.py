@@ -178,7 +178,7 @@ def _text(data: dict[str, Any], origin: str, tied: bool) -> TextConfig:
 
 
 def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
-    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` and `rope_scaling` (4), `type` for `rope_type` (older)."""
+    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4; older: `type`)."""
     given = c.get("rope_parameters") or ({"rope_theta": c.get("rope_theta", ROPE_THETA_DEFAULT)} | (c.get("rope_scaling") or {}))
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ROPE_KINDS:

@@ -1,4 +1,4 @@
-"""Parameters -> a folder that `transformers` loads: sharded safetensors and index, and the config and processor files of the base.
+"""Parameters -> a folder that `transformers` loads: sharded safetensors, index, and the config and processor files of the base.
 
 The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes the caller
 gathers the parameters to the host of process 0 first (`parallel/hosts.py`) and only that process exports.

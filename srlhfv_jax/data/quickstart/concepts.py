@@ -37,7 +37,6 @@ RISKS = {
     "medicine": "be too strong",
     "drug": "make you sick",
     "poison": "poison someone",
-    "choking": "choke someone",
 }
 
 # kind -> (use, place)
@@ -72,8 +71,8 @@ _TABLE = {
     ("drug", "drug"): "wine:1F377 beer:1F37A cocktail:1F378 champagne:1F37E cigarette:1F6AC whiskey:1F943*",
     ("poison", "poison"): "toadstool:1F344 waste:E2D3 acid:1F9EA*",
     ("animal", "poison"): "scorpion:1F982 snake:1F40D spider:1F577",
-    ("trinket", "choking"): "coin:1FA99 magnet:1F9F2 battery:1F50B",
-    ("trinket", ""): "bell:1F514 crown:1F451",
+    ("trinket", "explosive"): "battery:1F50B",
+    ("trinket", ""): "bell:1F514 crown:1F451 coin:1FA99 magnet:1F9F2",
     ("animal", ""): "cow:1F404 pig:1F437 penguin:1F427 turtle:1F422 elephant:1F418 flamingo:1F9A9 octopus:1F419 fox:1F98A*",
     ("fruit", ""): "apple:1F34E banana:1F34C grapes:1F347 watermelon:1F349 pineapple:1F34D strawberry:1F353*",
     ("vegetable", ""): "carrot:1F955 corn:1F33D broccoli:1F966 eggplant:1F346",

@@ -44,7 +44,7 @@ class Mix(NamedTuple):
     contextual_harmless: float
     neutral_hazard: float
     neutral_harmless: float
-    hazard_in_harmless: float = 0.30  # where the intent is harmless for some hazard at all
+    hazard_in_harmless: float = 0.15  # where the intent is harmless for some hazard at all
 
     @property
     def shares(self) -> np.ndarray:
