@@ -62,8 +62,8 @@ def get_config(arg: str = "default") -> ConfigDict:
                 log=_log(short),
             ),
             refit_steps=4 if short else 120,
-            ppo=_ppo_lag(short, iterations=8 if short else 40, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=8 if short else 90, controller="pid"),
+            ppo=_ppo_lag(short, iterations=4 if short else 25, controller="none"),
+            ppo_lag=_ppo_lag(short, iterations=8 if short else 120, controller="pid"),
         )
     )
 
@@ -150,7 +150,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             kind="rectified",
             budget=0.08,
             controller=controller,
-            init=1.5,
+            init=2.0,
             max=5.0,
             learning_rate=0.05,
             kp=1.5,
@@ -160,12 +160,12 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             delay=0,
         ),
         ptx=dict(coef=0.0, path=""),
-        validation=dict(path="", every_steps=2 if short else 5, judge="oracle", budget=0.0),
+        validation=dict(path="", every_steps=2 if short else 10, judge="oracle", budget=0.0),
         model=_model(),
         mesh=_mesh(),
         data=_data(32 if short else 128),
-        policy_optimizer=_optimizer(3e-4, schedule="constant", freeze=("vision/",)),
-        critic_optimizer=_optimizer(5e-4, schedule="constant", freeze=("vision/",)),
+        policy_optimizer=_optimizer(8e-4, schedule="linear", freeze=("vision/",)),
+        critic_optimizer=_optimizer(8e-4, schedule="linear", freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),
     )

@@ -110,7 +110,7 @@ def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, 
 
 def load_processor(config: VLMConfig, folder: Path) -> Any:
     """The tokenizer, with the image processor (Pillow, no torch) if the model has eyes."""
-    import transformers  # seconds of import, which a model loaded by a test or a tool for its weights alone does not need
+    import transformers  # here: seconds of import that only reading a checkpoint should cost
 
     try:
         if config.vision is None:
