@@ -20,7 +20,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete():
     # A process of its own: one device, as a user runs it, and its own peak memory.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", "--sharing=shared", "--iterations=1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     seconds = ("generate_s", "score_s", "update_s", "total_s", "compile_s")

@@ -192,7 +192,7 @@ def _check_heads(path: str, model: ModelConfig) -> None:
     from srlhfv_jax.hf.load import checkpoint_folder, load_heads
     from srlhfv_jax.stages import setup
 
-    if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path)):
+    if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path), mesh=None):
         raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
 
 
