@@ -174,8 +174,14 @@ def test_bfloat16_is_kept_through_load_and_export(tmp_path):
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype == torch.bfloat16
     tokens_BT, positions_BT, mask_BT, pixels = batch(half.config.vision.features)
-    features = vlm.encode_images(half.config, half.params, pixels)
-    hidden_BTD, _ = vlm.apply(half.config, half.params, tokens_BT, positions_BT, mask_BT, features)
+
+
+    @jax.jit
+    def hidden(params):
+        features = vlm.encode_images(half.config, params, pixels)
+        return vlm.apply(half.config, params, tokens_BT, positions_BT, mask_BT, features)[0]
+
+    hidden_BTD = hidden(half.params)
     assert hidden_BTD.dtype == jnp.bfloat16
     ours = np.asarray(vlm.logits(half.config, half.params, hidden_BTD))[mask_BT]
     theirs = torch_logits(tiny_hf.model(VARIANTS["gqa untied"]), tokens_BT, positions_BT, mask_BT, pixels)[mask_BT]

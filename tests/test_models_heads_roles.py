@@ -15,6 +15,12 @@ VISION = VisionConfig(image_size=4, patch=2, width=8, mlp=8, layers=2, heads=2, 
 CONFIG = VLMConfig("llava", TEXT, VISION, 8)
 
 
+def created(config, seed: int):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), shapes)
+
+
 def test_the_end_score_is_read_at_the_last_true_position():
     score_BR = jnp.asarray([[0.5, 1.5, 2.5, 3.5], [4.5, 5.5, 6.5, 7.5], [8.5, 9.5, 10.5, 11.5]])
     mask_BR = jnp.asarray([[True, True, False, False], [True, True, True, True], [True, False, False, False]])
@@ -57,7 +63,7 @@ def test_shared_roles_live_in_four_trees_and_separate_ones_in_six():
 
 
 def test_trees_with_equal_towers_are_grouped_whatever_else_differs():
-    one, other = (vlm.init(CONFIG, jax.random.key(seed)) for seed in (0, 1))
+    one, other = created(CONFIG, 0), created(CONFIG, 1)
     same_tower = {**other, "vision": jax.tree.map(jnp.array, one["vision"])}
     same_tower["vision"] = {**same_tower["vision"], "unused": other["vision"]["unused"]}  # never runs
     nearly = jax.tree.map(jnp.array, one)
@@ -69,5 +75,5 @@ def test_trees_with_equal_towers_are_grouped_whatever_else_differs():
 
 def test_text_only_trees_are_one_group():
     plain = VLMConfig("llama", TEXT, None, None)
-    trees = {name: {"backbone": vlm.init(plain, jax.random.key(seed))} for seed, name in enumerate(("policy", "critic"))}
+    trees = {name: {"backbone": created(plain, seed)} for seed, name in enumerate(("policy", "critic"))}
     assert roles.tower_groups(trees) == {"policy": "policy", "critic": "policy"}

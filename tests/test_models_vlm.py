@@ -25,11 +25,10 @@ N = VISION.features
 
 @functools.cache
 def params():
-    """Random, with norms and biases that are not one and zero."""
-    made = vlm.init(CONFIG, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(made)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(structure, [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
+    """Random everywhere, norms and biases too."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: vlm.init(CONFIG, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jnp.asarray(0.4 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
 @functools.cache
@@ -40,7 +39,7 @@ def rows():
     mask_BT[1, :3] = mask_BT[2, :1] = False
     tokens_BT[0, 2 : 2 + N] = tokens_BT[2, 3 : 3 + N] = IMAGE
     pixels = rng.standard_normal((3, 3, 8, 8)).astype(np.float32)
-    return tokens_BT, np.maximum(mask_BT.cumsum(1) - 1, 0), mask_BT, vlm.encode_images(CONFIG, params(), pixels)
+    return tokens_BT, np.maximum(mask_BT.cumsum(1) - 1, 0), mask_BT, jax.jit(functools.partial(vlm.encode_images, CONFIG))(params(), pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -87,7 +86,7 @@ def test_no_gradient_from_the_future_and_none_from_padding():
     def output(x_BTD):
         return jnp.sum(language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None)[0][:, at] ** 2)
 
-    influence_BT = np.abs(np.asarray(jax.grad(output)(x_BTD))).sum(-1)
+    influence_BT = np.abs(np.asarray(jax.jit(jax.grad(output))(x_BTD))).sum(-1)
     assert (influence_BT[:, at + 1 :] == 0).all()
     assert (influence_BT[~mask_BT] == 0).all()
     assert (influence_BT[:, : at + 1][mask_BT[:, : at + 1]] > 0).all()
@@ -119,18 +118,21 @@ def test_the_kth_feature_goes_to_the_kth_placeholder():
     np.testing.assert_array_equal(placed, [[0, 1.5, 2.5, 0, 0], [0, 3.5, 0, 0, 4.5]])
 
 
-@pytest.mark.parametrize("remat, unroll", [("none", 0), ("dots", 1), ("layer", 1), ("layer", 0), ("none", 2), ("dots", 0)])
-def test_recomputation_and_unrolling_change_neither_values_nor_gradients(remat, unroll):
+@functools.cache
+def value_and_gradient(config):
     tokens_BT, positions_BT, mask_BT, features = rows()
 
-    def loss(params, config):
-        return jnp.sum(jnp.sin(hidden(config, params, tokens_BT, positions_BT, mask_BT, features))[mask_BT])
+    def loss(params):
+        hidden_BTD, _ = vlm.apply(config, params, tokens_BT, positions_BT, mask_BT, features)
+        return jnp.sum(jnp.sin(hidden_BTD) * mask_BT[:, :, None])
 
+    return jax.jit(jax.value_and_grad(loss))(params())
+
+
+@pytest.mark.parametrize("remat, unroll", [("none", 0), ("dots", 1), ("layer", 1), ("layer", 0)])
+def test_recomputation_and_unrolling_change_neither_values_nor_gradients(remat, unroll):
     changed = dataclasses.replace(CONFIG, remat=remat, scan_unroll=unroll)
-    value, gradient = jax.value_and_grad(loss)(params(), CONFIG)
-    other_value, other_gradient = jax.value_and_grad(loss)(params(), changed)
-    close(value, other_value, atol=1e-4)
-    jax.tree.map(functools.partial(close, atol=1e-4), gradient, other_gradient)
+    jax.tree.map(functools.partial(close, atol=1e-4), value_and_gradient(changed), value_and_gradient(CONFIG))
 
 
 def test_a_partly_unrolled_stack_equals_a_loop():
@@ -161,8 +163,8 @@ def test_the_written_derivative_of_attention_is_the_automatic_one(groups):
     def ours(q, k, v):
         return jnp.sum(weight * attention.attend(q, k, v, bias))
 
-    for one, other in zip(jax.value_and_grad(plain, (0, 1, 2))(q, k, v), jax.value_and_grad(ours, (0, 1, 2))(q, k, v)):
-        jax.tree.map(close, one, other)
+    automatic, written = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (plain, ours))
+    jax.tree.map(functools.partial(close, atol=1e-5), automatic, written)
 
 
 def test_a_row_with_nothing_to_attend_to_stays_finite():
@@ -199,6 +201,14 @@ def test_dynamic_rope_refuses_sequences_longer_than_the_checkpoint_knows():
     tokens_BT, positions_BT, mask_BT, features = rows()
     with pytest.raises(UserError, match="12 tokens exceed the 11"):
         vlm.apply(config, params(), tokens_BT, positions_BT, mask_BT, features)
+
+
+def test_a_random_start_is_neither_flat_nor_saturated():
+    tokens_BT, positions_BT, mask_BT, features = rows()
+    start = jax.jit(functools.partial(vlm.init, CONFIG))(jax.random.key(0))
+    hidden_BTD = hidden(CONFIG, start, tokens_BT, positions_BT, mask_BT, features)
+    assert 0.9 < float(jnp.std(hidden_BTD)) < 1.1
+    assert 0.02 < float(jnp.std(vlm.logits(CONFIG, start, hidden_BTD))) < 1.0
 
 
 def test_a_tied_head_is_the_embedding_and_logits_are_float32():

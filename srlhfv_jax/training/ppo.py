@@ -1,6 +1,6 @@
 """The PPO-Lagrangian update: one jitted, donated call for all epochs and minibatches of the policy and the critics.
 
-    A = (A_r - lambda A_c) / (1 + lambda)            Safe RLHF (arXiv 2310.12773), eq. 11 and appendix B.3
+    A = (A_r - lambda A_c) / (1 + lambda)            Safe RLHF (arXiv 2310.12773)
 
 Rollout, scoring and the multiplier's step come before; nothing here samples from a model or touches lambda.
 """
@@ -68,21 +68,8 @@ def update(
         minibatch, where it must be rounding error alone.
     """
     ppo = settings.ppo
-    mask_BR = experience.rollout.response_mask_BR
-    reward_adv_BR, cost_adv_BR = experience.reward_adv_BR, experience.cost_adv_BR
-    if ppo.whiten == "scale":
-        reward_adv_BR, cost_adv_BR = masked.scale(reward_adv_BR, mask_BR), masked.scale(cost_adv_BR, mask_BR)
-    whole = Minibatch(
-        experience,
-        lagrangian.combine(reward_adv_BR, cost_adv_BR, lam),
-        {
-            name: forward.encode(config, params[name], pixels_BCYX)
-            if name in settings.own_tower
-            else experience.rollout.features_BNE
-            for name in params
-        },
-    )
-    B = mask_BR.shape[0]
+    whole = _combined(config, params, experience, pixels_BCYX, lam, settings)
+    B = whole.advantage_BR.shape[0]
     rows = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), B))(jnp.arange(ppo.epochs))
     rows = rows.reshape(ppo.epochs * ppo.minibatches, B // ppo.minibatches)
     if ptx is not None:
@@ -126,6 +113,19 @@ def update(
     (params, opt_state), metrics = jax.lax.scan(gradient_step, (dict(params), dict(opt_state)), jnp.arange(rows.shape[0]))
     mismatch = {"mismatch": metrics["log_ratio_abs"][0]} if settings.train_policy else {}
     return params, opt_state, {name: jnp.mean(values) for name, values in metrics.items()} | mismatch
+
+
+def _combined(config: VLMConfig, params, experience: Experience, pixels_BCYX, lam, settings: Update) -> Minibatch:
+    """The whole rollout as one batch: both advantage streams combined, the features of each trained tree at hand."""
+    mask_BR = experience.rollout.response_mask_BR
+    reward_adv_BR, cost_adv_BR = experience.reward_adv_BR, experience.cost_adv_BR
+    if settings.ppo.whiten == "scale":
+        reward_adv_BR, cost_adv_BR = masked.scale(reward_adv_BR, mask_BR), masked.scale(cost_adv_BR, mask_BR)
+    features = {
+        name: forward.encode(config, params[name], pixels_BCYX) if name in settings.own_tower else experience.rollout.features_BNE
+        for name in params
+    }
+    return Minibatch(experience, lagrangian.combine(reward_adv_BR, cost_adv_BR, lam), features)
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:
