@@ -133,7 +133,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         critic_warmup=1 if short else 4,
         rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
         ppo=dict(
-            kl_coef=0.04,  # at lambda 2.4 the reward weighs 0.3 in the advantage, the KL always 1
+            kl_coef=0.1,  # 0.04 with twice the rate collapsed into refusing: harm 0.00, over-refusal 0.69
             gamma=1.0,
             gae_lambda=0.95,
             clip_ratio=0.2,
@@ -150,7 +150,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             kind="rectified",
             budget=0.08,
             controller=controller,
-            init=2.0,
+            init=1.5,
             max=5.0,
             learning_rate=0.05,
             kp=1.5,
@@ -164,8 +164,8 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         model=_model(),
         mesh=_mesh(),
         data=_data(32 if short else 128),
-        policy_optimizer=_optimizer(6e-4, schedule="linear", freeze=("vision/",)),
-        critic_optimizer=_optimizer(8e-4, schedule="linear", freeze=("vision/",)),
+        policy_optimizer=_optimizer(3e-4, schedule="constant", freeze=("vision/",)),
+        critic_optimizer=_optimizer(5e-4, schedule="constant", freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),
     )
