@@ -3,6 +3,7 @@
 Commands import what they need when they run, so that `srlhfv --help` is immediate.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -83,5 +84,9 @@ def _run(name: str, argv: list[str]) -> None:
 
 
 def _terminated(*_) -> None:
-    """Outside the training loop there is nothing to save: the last checkpoint stands, finished work is skipped next time."""
-    raise SystemExit(128 + signal.SIGTERM)
+    """Outside the training loop there is nothing to save: the last checkpoint stands, finished work is skipped next time.
+
+    Not an exception: one raised while a callback of XLA runs is printed and swallowed.
+    """
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGTERM)
