@@ -28,7 +28,7 @@ from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import heads, roles, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
-from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel import hosts, memory, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.stages.ppo_lag import Iteration, Models
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--sharing", choices=("shared", "separate"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help="timed ones, after one that compiles")
     args = parser.parse_args()
+    memory.keep_freed()
     result = measure(SIZES[args.size], args.sharing, args.iterations)
     print(json.dumps({"framework": "jax", "size": args.size, "sharing": args.sharing} | result), flush=True)
 

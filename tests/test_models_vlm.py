@@ -84,12 +84,28 @@ def test_no_gradient_from_the_future_and_none_from_padding():
     at = 6
 
     def output(x_BTD):
-        return jnp.sum(language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None)[0][:, at] ** 2)
+        return jnp.sum(language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None, x_BTD.shape[1])[0][:, at] ** 2)
 
     influence_BT = np.abs(np.asarray(jax.jit(jax.grad(output))(x_BTD))).sum(-1)
     assert (influence_BT[:, at + 1 :] == 0).all()
     assert (influence_BT[~mask_BT] == 0).all()
     assert (influence_BT[:, : at + 1][mask_BT[:, : at + 1]] > 0).all()
+
+
+@pytest.mark.parametrize("remat", ["none", "layer"])
+@pytest.mark.parametrize("unroll", [0, 1])
+def test_reading_the_last_positions_only_changes_neither_values_nor_gradients(unroll, remat):
+    config = dataclasses.replace(CONFIG, scan_unroll=unroll, remat=remat)
+    tokens_BT, positions_BT, mask_BT, features = rows()
+
+    def read(params, last):
+        hidden = vlm.apply(config, params, tokens_BT, positions_BT, mask_BT, features, last=last)[0][:, -5:]
+        return jnp.sum(jnp.sin(hidden)), hidden
+
+    (_, some), some_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), 5)
+    (_, every), every_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), None)
+    close(some, every, atol=1e-5)
+    jax.tree.map(functools.partial(close, atol=2e-5), some_gradient, every_gradient)
 
 
 def test_padding_changes_nothing():

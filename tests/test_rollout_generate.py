@@ -11,7 +11,7 @@ from tiny_vlm import CONFIG, EOS, IMAGE, PAD, VOCAB, VOCABULARY, backbone, promp
 from srlhfv_jax.batches import Rollout
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.rollout import forward, selftest
+from srlhfv_jax.rollout import forward, sampling, selftest
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
@@ -129,6 +129,26 @@ def test_top_one_equals_greedy_and_top_k_and_top_p_keep_the_likeliest():
     assert set(drawn(Sampling(top_k=2))[:, 0]) == {1, 3}
     assert set(drawn(Sampling(top_p=0.5))[:, 0]) == {1}
     assert set(drawn(Sampling(top_p=0.85))[:, 0]) == {1, 3}
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    """1,000 rows of 300 tokens (more than two blocks) at evenly spread uniforms: each token's count is its share, within one row."""
+    rng = np.random.default_rng(0)
+    weight_V = rng.exponential(size=300).astype(np.float32) ** 3
+    weight_V[[0, 127, 128, 255, 299]] = 0.0  # at the ends of the blocks and of the last, padded one
+    uniform_B = (np.arange(1000, dtype=np.float32) + 0.5) / 1000
+    drawn_B = sampling.draw(jnp.asarray(uniform_B), jnp.asarray(np.tile(weight_V, (1000, 1))))
+    count_V = np.bincount(drawn_B, minlength=300)
+    np.testing.assert_allclose(count_V, 1000 * weight_V / weight_V.sum(), atol=1.001)
+    assert (count_V[weight_V == 0] == 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_no_forbidden_token_is_drawn_at_either_end_of_the_uniform(uniform):
+    weight_BV = np.zeros((3, 200), np.float32)
+    weight_BV[0, 131], weight_BV[1, [3, 150]], weight_BV[2, 5:120] = 1e-20, (0.7, 0.3), 1e-3
+    drawn_B = np.asarray(sampling.draw(jnp.full(3, uniform), jnp.asarray(weight_BV)))
+    assert (weight_BV[np.arange(3), drawn_B] > 0).all()
 
 
 def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():

@@ -24,10 +24,13 @@ class Rotation(NamedTuple):
 
 
 class KV(NamedTuple):
-    """Keys and values of all layers; the layer scan carries the pair and writes it in place."""
+    """Keys and values of all layers, carried through the stack and written in place.
 
-    k_LBKTh: Float[Array, "L B K T h"]
-    v_LBKTh: Float[Array, "L B K T h"]
+    One array for a scanned stack; one for each layer of an unrolled one, where slicing would copy them for every token.
+    """
+
+    k: Float[Array, "L B K T h"] | tuple[Float[Array, "B K T h"], ...]
+    v: Float[Array, "L B K T h"] | tuple[Float[Array, "B K T h"], ...]
 
 
 def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
@@ -42,7 +45,10 @@ def causal(mask_BT: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
 
 
 def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None) -> Float[Array, "B H T h"]:
-    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32."""
+    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32.
+
+    There may be fewer queries than keys; the bias has a row for each query and a column for each key.
+    """
     B, H, T, h = q_BHTh.shape
     K = k_BKTh.shape[1]
     # The query heads of one key-value head are stacked along the positions: every product is then one plain batch of matrices.
@@ -52,7 +58,7 @@ def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None) -> Float[Array, "B H T h"]:
 
 @jax.custom_vjp
 def _mix(q, k, v, bias):
-    """softmax(q kᵀ + bias) v for q [B, K, G T, h] and k, v [B, K, T, h].
+    """softmax(q kᵀ + bias) v for q [B, K, G queries, h] and k, v [B, K, keys, h].
 
     The derivative is written out because automatic differentiation transposes the [T, T] weights, which costs more than the
     products themselves; here only [T, h] arrays are transposed. The bias is a mask and has no gradient.
@@ -92,16 +98,23 @@ def _matmul(a, b, axis_a: int, axis_b: int, dtype):
 
 def write(kv: KV, k_BKTh, v_BKTh, layer, slot) -> KV:
     """Put the keys and values of new positions at `slot` of `layer`, in place."""
-    at = (layer, 0, 0, slot, 0)
-    return KV(
-        jax.lax.dynamic_update_slice(kv.k_LBKTh, k_BKTh[None].astype(kv.k_LBKTh.dtype), at),
-        jax.lax.dynamic_update_slice(kv.v_LBKTh, v_BKTh[None].astype(kv.v_LBKTh.dtype), at),
-    )
+
+    def put(stored, new):
+        if isinstance(stored, tuple):
+            written = jax.lax.dynamic_update_slice(stored[layer], new.astype(stored[layer].dtype), (0, 0, slot, 0))
+            return (*stored[:layer], written, *stored[layer + 1 :])
+        return jax.lax.dynamic_update_slice(stored, new[None].astype(stored.dtype), (layer, 0, 0, slot, 0))
+
+    return KV(put(kv.k, k_BKTh), put(kv.v, v_BKTh))
 
 
 def read(kv: KV, layer) -> tuple[Float[Array, "B K T h"], Float[Array, "B K T h"]]:
     """All slots of one layer."""
-    return tuple(jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in kv)
+
+    def get(stored):
+        return stored[layer] if isinstance(stored, tuple) else jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+
+    return get(kv.k), get(kv.v)
 
 
 def rotation(config: RopeConfig, head_dim: int, positions_BT: Int[Array, "B T"]) -> Rotation:
@@ -111,10 +124,10 @@ def rotation(config: RopeConfig, head_dim: int, positions_BT: Int[Array, "B T"])
     return Rotation(jnp.cos(angle_BTh) * factor, jnp.sin(angle_BTh) * factor)
 
 
-def rotate(x_BHTh, rotation: Rotation):
+def rotate(x_BTHh, rotation: Rotation):
     """Rotate each pair (x_i, x_{i + h/2}) by its angle: the half-split convention of Hugging Face checkpoints."""
-    left, right = jnp.split(x_BHTh, 2, axis=-1)
-    cos, sin = (jnp.broadcast_to(angle[:, None].astype(x_BHTh.dtype), left.shape) for angle in rotation)
+    left, right = jnp.split(x_BTHh, 2, axis=-1)
+    cos, sin = (jnp.broadcast_to(angle[:, :, None].astype(x_BTHh.dtype), left.shape) for angle in rotation)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 

@@ -13,31 +13,33 @@ from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions. With a cache, keys and values are written at `slot` first."""
+    """Grouped-query attention with rotary positions, asked by the last `last` positions. New keys and values enter the cache first."""
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot):
+    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot, last: int):
         c = self.config
         B, T, D = x_BTD.shape
 
-        def project(name: str, heads: int):
+        def project(name: str, heads: int, x_BTD):
             dense = Dense(heads * c.head_dim, "out", c.attention_bias, self.dtype, name=name)
-            return dense(x_BTD).reshape(B, T, heads, c.head_dim).swapaxes(1, 2)
+            return dense(x_BTD).reshape(B, -1, heads, c.head_dim)
 
-        q_BHTh = attention.rotate(project("q_proj", c.heads), rotation)
-        k_BKTh = attention.rotate(project("k_proj", c.kv_heads), rotation)
-        v_BKTh = project("v_proj", c.kv_heads)
+        asking = Rotation(*(angle_BTh[:, -last:] for angle_BTh in rotation))
+        q_BHTh = attention.rotate(project("q_proj", c.heads, x_BTD[:, -last:]), asking).swapaxes(1, 2)
+        k_BKTh = attention.rotate(project("k_proj", c.kv_heads, x_BTD), rotation).swapaxes(1, 2)
+        v_BKTh = project("v_proj", c.kv_heads, x_BTD).swapaxes(1, 2)
         if kv is not None:
             kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                 k_BKTh, v_BKTh = attention.read(kv, layer)
+        bias = None if bias is None else bias[..., -last:, :]
         mixed_BTHh = attention.attend(q_BHTh, k_BKTh, v_BKTh, bias).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.attention_bias, self.dtype, gain, name="o_proj")
-        return output(mixed_BTHh.reshape(B, T, c.heads * c.head_dim)), kv
+        return output(mixed_BTHh.reshape(B, last, c.heads * c.head_dim)), kv
 
 
 class GatedMLP(nn.Module):
@@ -56,28 +58,33 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """x + attention(norm x), then x + mlp(norm x); the result at the last `last` positions."""
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot):
+    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot, last: int):
         c = self.config
         normed_BTD = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
-        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, rotation, bias, kv, layer, slot)
-        x_BTD = x_BTD + mixed_BTD
+        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, rotation, bias, kv, layer, slot, last)
+        x_BTD = x_BTD[:, -last:] + mixed_BTD
         normed_BTD = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
         return x_BTD + GatedMLP(c, self.dtype, name="mlp")(normed_BTD), kv
 
 
-def decode(config: VLMConfig, params, x_BTD, rotation: Rotation, bias, kv: KV | None, slot):
-    """The stack and the final norm: hidden states, and the cache with the new positions written at `slot`."""
+def decode(config: VLMConfig, params, x_BTD, rotation: Rotation, bias, kv: KV | None, slot, last: int):
+    """The stack and the final norm: hidden states of the last `last` positions, and the cache with all new ones at `slot`.
+
+    Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values.
+    """
     layer = Layer(config.text, jnp.dtype(config.dtype))
 
     def step(carry, own, index):
         x_BTD, kv = carry
-        return layer.apply({"params": own}, x_BTD, rotation, bias, kv, index, slot)
+        final = isinstance(index, int) and index == config.text.layers - 1
+        read = last if final else x_BTD.shape[1]
+        return layer.apply({"params": own}, x_BTD, rotation, bias, kv, index, slot, read)
 
     x_BTD, kv = stack.run(step, params["layers"], (x_BTD, kv), unroll=config.scan_unroll, remat=config.remat)
-    return RMSNorm(config.text.norm_eps).apply({"params": params["norm"]}, x_BTD), kv
+    return RMSNorm(config.text.norm_eps).apply({"params": params["norm"]}, x_BTD[:, -last:]), kv

@@ -1,6 +1,7 @@
 """Run a stack of equal layers whose parameters are stacked on axis 0: one scan, so compile time does not grow with depth.
 
-`unroll` trades compile time for the copies a scan makes of its slices; 0 unrolls the whole stack. `remat` says what the
+`unroll` trades compile time for the copies a scan makes of its slices; a whole stack unrolled may also be given as one tree per
+layer (`split`), and its layers know their own index, so that they may differ. `remat` says what the
 backward pass computes again instead of keeping: "none"; "dots", everything but matrix products, which on CPU costs nothing
 (less memory is touched) and halves the memory; "layer", everything, for about a third more work.
 """
@@ -16,26 +17,41 @@ KEPT = {"dots": jax.checkpoint_policies.dots_saveable, "layer": jax.checkpoint_p
 
 
 def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unroll: int, remat: str) -> Carry:
-    """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`."""
-    depth = jax.tree.leaves(params)[0].shape[0]
-    unrolled = unroll == 0 or unroll >= depth
-    if remat != "none":
-        # In a scan the forward pass and the recomputation are different loops and cannot be merged; unrolled they must not be.
-        layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=KEPT[remat])
-    if unrolled:
-        for index, own in enumerate(_unstack(params, depth)):
-            carry = layer(carry, own, index)
+    """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`. Unrolled, the index is an int."""
+    params = split(params, unroll)
+    if isinstance(params, tuple):
+        for index, own in enumerate(params):
+
+            def one(carry, own, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
+                return layer(carry, own, index)
+
+            # Forward pass and recomputation must not be merged; in a scan they are different loops and cannot be.
+            carry = (one if remat == "none" else jax.checkpoint(one, policy=KEPT[remat]))(carry, own)
         return carry
+    if remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=KEPT[remat])
 
     def step(carry, slice_):
         own, index = slice_
         return layer(carry, own, index), None
 
-    return jax.lax.scan(step, carry, (params, jnp.arange(depth, dtype=jnp.int32)), unroll=unroll)[0]
+    indices = jnp.arange(depth(params), dtype=jnp.int32)
+    return jax.lax.scan(step, carry, (params, indices), unroll=unroll)[0]
 
 
-def _unstack(params, depth: int) -> list:
-    """One tree per layer. The gradient of `split` is one concatenate; that of indexing is a padded sum over the whole stack."""
+def depth(params) -> int:
+    """How many layers a stack has, split or not."""
+    return len(params) if isinstance(params, tuple) else jax.tree.leaves(params)[0].shape[0]
+
+
+def split(params, unroll: int):
+    """One tree per layer where the whole stack is unrolled; otherwise, and if that was done before, `params` as they are.
+
+    The gradient of `lax.split` is one concatenate; that of indexing is a padded sum over the whole stack.
+    """
+    if isinstance(params, tuple) or 0 < unroll < depth(params):
+        return params
     leaves, structure = jax.tree.flatten(params)
-    split = [jax.lax.split(leaf, (1,) * depth) for leaf in leaves]
-    return [jax.tree.unflatten(structure, [parts[i].reshape(parts[i].shape[1:]) for parts in split]) for i in range(depth)]
+    count = depth(params)
+    parts = [jax.lax.split(leaf, (1,) * count) for leaf in leaves]
+    return tuple(jax.tree.unflatten(structure, [p[i].reshape(p[i].shape[1:]) for p in parts]) for i in range(count))

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import attention, language, vision
+from srlhfv_jax.models import attention, language, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import Embedding, LayerNorm, RMSNorm
@@ -24,10 +24,9 @@ from srlhfv_jax.models.projector import Projector, place
 
 
 class Cache(NamedTuple):
-    """Keys and values seen so far. The length of its T axis is the most tokens it can hold."""
+    """Keys and values seen so far, as large as the most tokens it can hold."""
 
-    k_LBKTh: Float[Array, "L B K T h"]
-    v_LBKTh: Float[Array, "L B K T h"]
+    kv: KV
     mask_BT: Bool[Array, "B T"]  # slots a later token may attend to
     index: Int[Array, ""]  # the next free slot, the same for all rows
 
@@ -55,6 +54,7 @@ def apply(
     mask_BT: Bool[Array, "B T"],
     features: Float[Array, "B N E"] | None = None,
     cache: Cache | None = None,
+    last: int | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
 
@@ -65,6 +65,7 @@ def apply(
         positions_BT: rotary positions: 0 at a row's first real token.
         mask_BT: true at real tokens.
         features: of `encode_images`; the k-th goes to the k-th image placeholder of its row. None: no row has an image.
+        last: return hidden states at this many last positions only: what is not read need not be computed. None: at all T.
     """
     text = config.text
     _check_length(text, tokens_BT.shape[1] if cache is None else cache.mask_BT.shape[1])
@@ -74,25 +75,32 @@ def apply(
         projected_BND = Projector(config).apply({"params": params["projector"]}, features)
         x_BTD = place(x_BTD, projected_BND, tokens_BT == config.image_token)
     rotation = attention.rotation(text.rope, text.head_dim, positions_BT)
+    last = last or tokens_BT.shape[1]
     if cache is None:
         bias = attention.bias(attention.causal(mask_BT))
-        hidden_BTD, _ = language.decode(config, params["text"], x_BTD, rotation, bias, None, None)
+        hidden_BTD, _ = language.decode(config, params["text"], x_BTD, rotation, bias, None, None, last)
         return hidden_BTD, None
 
     T = tokens_BT.shape[1]
     slot = cache.index if T == 1 else 0
     seen_BT = jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
     bias = attention.bias(seen_BT[:, None, :] if T == 1 else attention.causal(mask_BT))
-    kv = KV(cache.k_LBKTh, cache.v_LBKTh)
-    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, rotation, bias, kv, slot)
-    return hidden_BTD, Cache(kv.k_LBKTh, kv.v_LBKTh, seen_BT, cache.index + T)
+    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, rotation, bias, cache.kv, slot, last)
+    return hidden_BTD, Cache(kv, seen_BT, cache.index + T)
 
 
 def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     """An empty cache for `length` tokens a row."""
     text = config.text
-    shape = (text.layers, batch, text.kv_heads, length, text.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, length), bool), jnp.int32(0))
+    stored_LBKTh = jnp.zeros((text.layers, batch, text.kv_heads, length, text.head_dim), dtype)
+    stored = stack.split(stored_LBKTh, config.scan_unroll)
+    return Cache(KV(stored, stored), jnp.zeros((batch, length), bool), jnp.int32(0))
+
+
+def by_layer(config: VLMConfig, params) -> dict:
+    """`params` with one tree per decoder layer where the stack is unrolled: a loop over tokens then slices nothing."""
+    text = params["text"]
+    return params | {"text": text | {"layers": stack.split(text["layers"], config.scan_unroll)}}
 
 
 def unembedding(config: VLMConfig, params) -> Float[Array, "V D"]:
@@ -114,7 +122,7 @@ def _init_text(c: TextConfig, key) -> dict:
     rotation = attention.rotation(c.rope, c.head_dim, ids_BT)
     params = {
         "embed": _init(Embedding(c.vocab, c.width, jnp.float32), embed_key, ids_BT),
-        "layers": _init_stack(language.Layer(c, jnp.float32), c.layers, layers_key, x_BTD, rotation, None, None, 0, 0),
+        "layers": _init_stack(language.Layer(c, jnp.float32), c.layers, layers_key, x_BTD, rotation, None, None, 0, 0, 1),
         "norm": _init(RMSNorm(c.norm_eps), key, x_BTD),
     }
     if not c.tied_head:

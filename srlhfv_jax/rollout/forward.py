@@ -29,12 +29,12 @@ def response_logp(
     config: VLMConfig, tree, sequences: Sequences, features, *, temperature: float = 1.0, never_V=None, chunk: int | None = None
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
-    hidden_BTD, _ = vlm.apply(config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features)
     R = sequences.response_mask_BR.shape[1]
+    hidden_BR1D = _hidden(config, tree, sequences, features)
     if never_V is None:
         never_V = jnp.zeros(config.text.vocab, bool)
     logp_BR, entropy_BR = logprob.chosen_logp(
-        hidden_BTD[:, -R - 1 : -1],
+        hidden_BR1D[:, :-1],
         vlm.unembedding(config, tree["backbone"]),
         sequences.tokens_BT[:, -R:],
         temperature=temperature,
@@ -50,9 +50,13 @@ def response_scores(config: VLMConfig, tree, sequences: Sequences, features) -> 
 
     So `[:, :-1]` are values by the time convention, and the end score is read from `[:, 1:]` at the last true position. float32.
     """
-    hidden_BTD, _ = vlm.apply(config, tree["backbone"], sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT, features)
-    R = sequences.response_mask_BR.shape[1]
-    return heads.scores(tree["heads"], hidden_BTD[:, -R - 1 :])
+    return heads.scores(tree["heads"], _hidden(config, tree, sequences, features))
+
+
+def _hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B R+1 D"]:
+    """Hidden states at the last prompt token and at every response position: all that is ever read."""
+    s, last = sequences, sequences.response_mask_BR.shape[1] + 1
+    return vlm.apply(config, tree["backbone"], s.tokens_BT, s.positions_BT, s.mask_BT, features, last=last)[0]
 
 
 def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[str, Float[Array, "B"]]:

@@ -59,6 +59,7 @@ def generate(
     eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
     length_B = jnp.sum(prompts.mask_BP, axis=1, dtype=jnp.int32)
     features = None if prompts.pixels_BCYX is None else vlm.encode_images(config, params, prompts.pixels_BCYX)
+    params = vlm.by_layer(config, params)
 
     def draw(state: _Decoding, hidden_BD) -> _Decoding:
         """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
@@ -94,7 +95,9 @@ def generate(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
-    hidden_BPD, cache = vlm.apply(config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache)
+    hidden_B1D, cache = vlm.apply(
+        config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache, last=1
+    )
     state = _Decoding(
         step=jnp.int32(0),
         tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
@@ -103,7 +106,7 @@ def generate(
         alive_B=jnp.ones(B, bool),
         cache=cache,
     )
-    state = jax.lax.while_loop(unfinished, step, draw(state, hidden_BPD[:, -1]))
+    state = jax.lax.while_loop(unfinished, step, draw(state, hidden_B1D[:, 0]))
 
     mask_BT = jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1)
     return Rollout(
