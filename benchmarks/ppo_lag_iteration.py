@@ -35,7 +35,7 @@ from srlhfv_jax.stages.ppo_lag import Iteration, Models
 from srlhfv_jax.training import ppo, state as states
 
 PAD, EOS = 0, 2
-WARM_UP = 1  # iterations that are not timed
+WARM_UP = 3  # iterations that are not timed: compiling, and memory grows to what a step needs
 PHASES = ("generate", "score", "update")
 
 

@@ -6,7 +6,7 @@ steps to learn; the tests run it.
 
 from ml_collections import ConfigDict
 
-PROMPT, RESPONSE = 50, 18
+PROMPT, RESPONSE = 30, 18
 
 
 def get_config(arg: str = "default") -> ConfigDict:
@@ -19,7 +19,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             sweep=(0.25, 0.5, 1.0, 2.0),
             task=dict(
                 image_size=48,
-                patch=8,
+                patch=12,
                 vision_layers=1 if short else 3,
                 vision_width=32 if short else 128,
                 text_layers=2 if short else 4,
@@ -42,8 +42,8 @@ def get_config(arg: str = "default") -> ConfigDict:
                 preference_beta=3.0,
                 flip=0.05,
             ),
-            naming=_sft(steps=4 if short else 400, batch=64, rate=1.5e-3, prompt=44, response=6),
-            sft=_sft(steps=4 if short else 450, batch=64, rate=1.5e-3),
+            naming=_sft(steps=4 if short else 230, batch=64, rate=1.5e-3, prompt=24, response=6),
+            sft=_sft(steps=4 if short else 320, batch=64, rate=1.5e-3),
             scores=dict(
                 seed=0,
                 init="",
@@ -51,7 +51,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 sign="label",
                 sign_weight=1.0,
                 score_l2=1e-3,
-                steps=4 if short else 360,
+                steps=4 if short else 340,
                 microbatches=1,
                 evaluation="",
                 model=_model(),
@@ -62,7 +62,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 log=_log(short),
             ),
             refit_steps=4 if short else 120,
-            ppo=_ppo_lag(short, iterations=4 if short else 25, controller="none"),
+            ppo=_ppo_lag(short, iterations=4 if short else 20, controller="none"),
             ppo_lag=_ppo_lag(short, iterations=8 if short else 120, controller="pid"),
         )
     )
@@ -80,8 +80,16 @@ def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
     return dict(path="", split="", image_dir="", prompt_length=prompt, response_length=response, batch_size=batch, workers=1)
 
 
-def _optimizer(rate: float, *, weight_decay: float = 0.01, schedule: str = "cosine", freeze: tuple[str, ...] = ()) -> dict:
+def _optimizer(
+    rate: float,
+    *,
+    algorithm: str = "muon",
+    weight_decay: float = 0.01,
+    schedule: str = "cosine",
+    freeze: tuple[str, ...] = (),
+) -> dict:
     return dict(
+        algorithm=algorithm,
         learning_rate=rate,
         schedule=schedule,
         warmup_fraction=0.05,
@@ -133,7 +141,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         critic_warmup=1 if short else 4,
         rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
         ppo=dict(
-            kl_coef=0.1,  # 0.04 with twice the rate collapsed into refusing: harm 0.00, over-refusal 0.69
+            kl_coef=0.1,
             gamma=1.0,
             gae_lambda=0.95,
             clip_ratio=0.2,
@@ -148,23 +156,23 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         ),
         constraint=dict(
             kind="rectified",
-            budget=0.08,
+            budget=0.03,
             controller=controller,
-            init=1.5,
+            init=1.0,
             max=5.0,
-            learning_rate=0.05,
-            kp=1.5,
+            learning_rate=0.08,
+            kp=1.0,
             kd=0.0,
             smoothing=0.5,
             window=256,
             delay=0,
         ),
         ptx=dict(coef=0.0, path=""),
-        validation=dict(path="", every_steps=2 if short else 10, judge="oracle", budget=0.0),
+        validation=dict(path="", every_steps=2 if short else 15, judge="oracle", budget=0.0),
         model=_model(),
         mesh=_mesh(),
         data=_data(32 if short else 128),
-        policy_optimizer=_optimizer(3e-4, schedule="constant", freeze=("vision/",)),
+        policy_optimizer=_optimizer(7e-4, schedule="linear", freeze=("vision/",)),
         critic_optimizer=_optimizer(5e-4, schedule="constant", freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),

@@ -39,6 +39,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
 
 def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[str, ...]) -> dict:
     return dict(
+        algorithm="adamw",
         learning_rate=rate,
         schedule=schedule,
         warmup_fraction=0.03,

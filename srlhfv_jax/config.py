@@ -39,8 +39,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""
+    """AdamW or Muon with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""
 
+    algorithm: str  # "adamw"; or "muon" for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
     learning_rate: float
     schedule: str  # "constant", "cosine" or "linear" (both to 0), after the warm-up
     warmup_fraction: float  # of all steps
@@ -173,7 +174,7 @@ class ValidationConfig:
     path: str  # "" = off
     every_steps: int
     judge: str  # "models": learned reward and cost; "oracle": the embedded task's
-    budget: float  # on the judge's mean cost
+    budget: float  # on the judge's mean cost, which must keep within it by one standard error
 
 
 @dataclass(frozen=True)

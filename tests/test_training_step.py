@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_training as tiny
 
@@ -135,11 +136,42 @@ def test_schedules_follow_their_formulas():
         np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
+def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_nadam():
+    """One step from nothing: a momentum of any spectrum becomes, layer by layer, one of nearly equal singular values, whose root mean
+    square entry is 0.2 of the rate, as AdamW's would be 1; embeddings and norms move as NAdam moves them."""
+    rng = np.random.default_rng(3)
+    params = {
+        "text": {
+            "embed": {"embedding": jnp.asarray(rng.normal(size=(11, 6)), jnp.float32)},
+            "layers": {"mlp": {"up_proj": {"kernel": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)}}},
+            "norm": {"scale": jnp.ones(6)},
+        }
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) ** 3, jnp.float32), params)
+    settings = config(
+        algorithm="muon", freeze=(), warmup_fraction=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0
+    )
+    nadam = optax.nadamw(settings.learning_rate, settings.b1, settings.b2, settings.eps, weight_decay=0.0)
+    muon, rest = (
+        transform.update(grads, transform.init(params), params)[0]["text"]
+        for transform in (optimizer.make(settings, params, 10), nadam)
+    )
+    for part in ("embed", "norm"):
+        close(muon[part], rest[part], rtol=1e-5, atol=1e-8)
+    turned_LFD = np.asarray(muon["layers"]["mlp"]["up_proj"]["kernel"]) / settings.learning_rate
+    singular_LD = np.linalg.svd(turned_LFD, compute_uv=False) / (0.2 * math.sqrt(8))
+    assert 0.5 < singular_LD.min() and singular_LD.max() < 1.3
+    gradient_LD = np.linalg.svd(np.asarray(grads["text"]["layers"]["mlp"]["up_proj"]["kernel"]), compute_uv=False)
+    assert (gradient_LD.max(-1) / gradient_LD.min(-1)).min() > 3
+
+
 def test_optimizer_mistakes_are_named():
     with pytest.raises(UserError, match="freeze pattern 'visoin/' matches no parameter"):
         optimizer.make(config(freeze=("visoin/",)), tiny.initial(), 10)
     with pytest.raises(UserError, match="freezes every parameter"):
         optimizer.make(config(freeze=("text/", "projector/")), tiny.initial(), 10)
+    with pytest.raises(UserError, match="optimizer.algorithm must be one of 'adamw', 'muon', got 'adam'"):
+        optimizer.make(config(algorithm="adam"), tiny.initial(), 10)
     with pytest.raises(UserError, match="optimizer.schedule must be one of 'constant', 'cosine', 'linear', got 'cosin'"):
         optimizer.make(config(schedule="cosin"), tiny.initial(), 10)
 

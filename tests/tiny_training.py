@@ -29,6 +29,7 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=3e-2,
     schedule="cosine",
     warmup_fraction=0.2,
+    algorithm="adamw",
     weight_decay=0.1,
     b1=0.9,
     b2=0.95,

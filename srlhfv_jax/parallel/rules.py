@@ -30,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     (r"/(scale|bias)$", P()),  # norms, and biases of row-parallel kernels
     (r"vision/embeddings/", P()),  # patches, positions, class token: small
     (r"(reward|cost)/kernel$", P()),  # score heads: one vector each
+    (r"ns_coeffs$", P()),  # of Muon's state
 )
 
 

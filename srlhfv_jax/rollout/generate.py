@@ -53,8 +53,7 @@ def generate(
     Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh.
     `early_exit=False` always runs R steps (for timing).
     """
-    B, P = prompts.tokens_BP.shape
-    R = response_length
+    B, P, R = *prompts.tokens_BP.shape, response_length
     never_V = vocabulary.never_V(config.text.vocab)
     eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
     length_B = jnp.sum(prompts.mask_BP, axis=1, dtype=jnp.int32)

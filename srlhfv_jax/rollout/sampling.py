@@ -52,12 +52,12 @@ def draw(uniform_B: Float[Array, "B"], weight_BV: Float[Array, "B V"]) -> Int[Ar
     One random number a row; the Gumbel trick of `jax.random.categorical` draws V of them, which takes ten times as long on CPU.
     """
     B, V = weight_BV.shape
-    weight_BKb = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    block_BK = jnp.sum(weight_BKb, axis=2)
-    running_BK = jnp.cumsum(block_BK, axis=1)
-    target_B1 = uniform_B[:, None] * running_BK[:, -1:] * BELOW
-    chosen_B1 = jnp.argmax(running_BK > target_B1, axis=1, keepdims=True)
-    before_B1 = jnp.take_along_axis(running_BK - block_BK, chosen_B1, axis=1)
-    within_Bb = jnp.cumsum(jnp.take_along_axis(weight_BKb, chosen_B1[:, :, None], axis=1)[:, 0], axis=1)
-    target_B1 = jnp.clip(target_B1 - before_B1, 0.0, within_Bb[:, -1:] * BELOW)
-    return (chosen_B1[:, 0] * BLOCK + jnp.argmax(within_Bb > target_B1, axis=1)).astype(jnp.int32)
+    blocks = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    mass = jnp.sum(blocks, axis=2)  # of each block; from here on two axes, rows and blocks or tokens
+    running = jnp.cumsum(mass, axis=1)
+    target_B1 = uniform_B[:, None] * running[:, -1:] * BELOW
+    block_B1 = jnp.argmax(running > target_B1, axis=1, keepdims=True)
+    before_B1 = jnp.take_along_axis(running - mass, block_B1, axis=1)
+    within = jnp.cumsum(jnp.take_along_axis(blocks, block_B1[:, :, None], axis=1)[:, 0], axis=1)
+    target_B1 = jnp.clip(target_B1 - before_B1, 0.0, within[:, -1:] * BELOW)
+    return (block_B1[:, 0] * BLOCK + jnp.argmax(within > target_B1, axis=1)).astype(jnp.int32)

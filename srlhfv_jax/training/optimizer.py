@@ -1,4 +1,4 @@
-"""AdamW with a schedule, decay on matrices only, clipping by global norm, and frozen leaves that own no optimizer state."""
+"""AdamW or Muon with a schedule, decay on matrices only, clipping by global norm, and frozen leaves that own no optimizer state."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 from jaxtyping import Array, Float, Int
 
 from srlhfv_jax.config import OptimizerConfig, choose
@@ -26,14 +27,42 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
     Raises:
         UserError: a freeze pattern that matches no parameter, or patterns that leave nothing to train.
     """
-    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
-    if config.weight_decay > 0:
-        steps.append(optax.add_decayed_weights(config.weight_decay, mask=decayed))
-    steps.append(optax.scale_by_learning_rate(learning_rate(config, total_steps)))
-    train = optax.chain(*steps)
+    rate = learning_rate(config, total_steps)
+    decay = dict(weight_decay=config.weight_decay, mask=decayed)
+    if choose(config.algorithm, "optimizer.algorithm", "adamw", "muon") == "adamw":
+        descend = optax.adamw(rate, config.b1, config.b2, config.eps, **decay)
+    else:
+        descend = _muon(config, rate)
+    train = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(), descend)
     labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
+
+
+def _muon(config: OptimizerConfig, rate) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) for the kernels of the layers, one matrix at a time; NAdamW for embeddings, norms, biases, heads.
+
+    The update is scaled to a root mean square of 0.2 (Liu et al., arXiv 2502.16982, equation 4): about Adam's, so that both take
+    the same learning rate.
+    """
+
+    def matrices(params: Any) -> Any:
+        def axes(path: tuple[Any, ...], leaf: Any) -> contrib.MuonDimensionNumbers | None:
+            parts = rules.path_text(path).split("/")
+            inside = "layers" in parts and parts[-1] == "kernel"
+            return contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1) if inside else None
+
+        return jax.tree.map_with_path(axes, params)
+
+    return contrib.muon(
+        rate,
+        weight_decay=config.weight_decay,
+        weight_decay_mask=decayed,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        adam_weight_decay=config.weight_decay,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
 
 
 def trainable(config: OptimizerConfig, params: Any) -> Any:

@@ -52,30 +52,43 @@ class Mix(NamedTuple):
 
 
 PROMPT_MIX = Mix(0.42, 0.38, 0.10, 0.10)  # PPO, validation and test
-PAIR_MIX = Mix(0.52, 0.34, 0.07, 0.07)  # the preferences disagree in harmful cells only, so these are more frequent
+PAIR_MIX = Mix(0.55, 0.33, 0.06, 0.06)  # the preferences disagree in harmful cells only, so these are more frequent
 SFT_MIX = Mix(0.34, 0.34, 0.12, 0.20)
 
-# Forms of SFT answers and their shares. The contextual ones are the same in harmful and harmless cells.
-CONTEXTUAL_ANSWERS = {
-    "comply": 0.24,
-    "comply_wrong_name": 0.08,
-    "comply_nameless": 0.20,
-    "safe": 0.12,
-    "safe_wrong_name": 0.03,
-    "safe_nameless": 0.10,
-    "safe_wrong_risk": 0.03,
-    "refusal": 0.11,
-    "off_topic": 0.06,
-    "splice": 0.03,
+# Forms of SFT answers and their shares. Whoever wrote them was careful now and then: in a harmful cell two of five decline or warn, in a
+# harmless one of the same questions one of five.
+HARMFUL_ANSWERS = {
+    "comply": 0.22,
+    "comply_wrong_name": 0.06,
+    "comply_nameless": 0.16,
+    "safe": 0.18,
+    "safe_wrong_name": 0.04,
+    "safe_nameless": 0.12,
+    "safe_wrong_risk": 0.04,
+    "refusal": 0.12,
+    "off_topic": 0.04,
+    "splice": 0.02,
+}
+HARMLESS_ANSWERS = {
+    "comply": 0.36,
+    "comply_wrong_name": 0.10,
+    "comply_nameless": 0.26,
+    "safe": 0.06,
+    "safe_wrong_name": 0.02,
+    "safe_nameless": 0.05,
+    "safe_wrong_risk": 0.01,
+    "refusal": 0.08,
+    "off_topic": 0.04,
+    "splice": 0.02,
 }
 NEUTRAL_ANSWERS = {
-    "comply": 0.64,
+    "comply": 0.66,
     "comply_wrong_name": 0.14,
     "comply_nameless": 0.08,
     "comply_wrong_content": 0.02,
     "safe": 0.02,
     "refusal": 0.03,
-    "off_topic": 0.06,
+    "off_topic": 0.04,
     "splice": 0.01,
 }
 
@@ -237,7 +250,9 @@ def label_pair(
 
 def sample_answer(rng: np.random.Generator, cell: Cell) -> str:
     """An answer of the SFT mix for this cell."""
-    shares = CONTEXTUAL_ANSWERS if cell.intent in CONTEXTUAL else NEUTRAL_ANSWERS
+    shares = NEUTRAL_ANSWERS
+    if cell.intent in CONTEXTUAL:
+        shares = HARMFUL_ANSWERS if harmful(*cell) else HARMLESS_ANSWERS
     forms = list(shares)
     return _answer_of_form(rng, cell, forms[rng.choice(len(forms), p=np.array(list(shares.values())))])
 
