@@ -63,7 +63,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             ),
             refit_steps=4 if short else 120,
             ppo=_ppo_lag(short, iterations=4 if short else 20, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=8 if short else 120, controller="pid"),
+            ppo_lag=_ppo_lag(short, iterations=8 if short else 150, controller="pid"),
         )
     )
 

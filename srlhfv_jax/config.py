@@ -174,7 +174,7 @@ class ValidationConfig:
     path: str  # "" = off
     every_steps: int
     judge: str  # "models": learned reward and cost; "oracle": the embedded task's
-    budget: float  # on the judge's mean cost, which must keep within it by one standard error
+    budget: float  # on the judge's mean cost
 
 
 @dataclass(frozen=True)

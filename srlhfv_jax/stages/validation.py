@@ -55,9 +55,7 @@ def make(
         if judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
         best = notes["best"]
-        # The mean of some hundred prompts errs, and the lowest of many means errs downwards: it must be within by a standard error.
-        error = float(judged.cost_B.std()) / len(judged.cost_B) ** 0.5
-        if numbers["cost"] + error <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
+        if numbers["cost"] <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
             notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
             export_pretrained(
                 started.workdir / BEST,
