@@ -55,10 +55,14 @@ def projector(size: Size) -> float:
     return 2 * size.batch * size.features * (size.vision_width + size.width) * size.width
 
 
-def decoder(size: Size, positions: int, attended: float) -> float:
-    """`positions` positions of every row, each attending to `attended` ones."""
-    weights = 4 * size.width**2 + 3 * size.width * size.mlp
-    return size.batch * positions * size.layers * (2 * weights + 4 * attended * size.width)
+def decoder(size: Size, positions: int, attended: float, read: int | None = None) -> float:
+    """`positions` positions of every row, each attending to `attended` ones; of the last layer, if given, `read` only: there the others
+    need keys and values alone."""
+    keys_values = 2 * size.width**2
+    rest = 2 * size.width**2 + 3 * size.width * size.mlp
+    layer = 2 * (keys_values + rest) + 4 * attended * size.width
+    saved = 0 if read is None else (positions - read) * (2 * rest + 4 * attended * size.width)
+    return size.batch * (positions * size.layers * layer - saved)
 
 
 def logits(size: Size, positions: int) -> float:
@@ -73,9 +77,9 @@ def one_pass(size: Size) -> float:
 def jax_iteration(size: Size, sharing: str) -> dict[str, float]:
     """Operations of our iteration by phase. A gradient costs two more passes, and none through the frozen tower."""
     critics = {"shared": 1, "separate": 2}[sharing]  # and as many trees that score
-    inside = projector(size) + decoder(size, size.length, size.length)
+    inside = projector(size) + decoder(size, size.length, size.length, read=RESPONSE + 1)
     answers = logits(size, RESPONSE)
-    prefill = vision(size, size.vision_layers - 1) + projector(size) + decoder(size, size.prompt, size.prompt)
+    prefill = vision(size, size.vision_layers - 1) + projector(size) + decoder(size, size.prompt, size.prompt, read=1)
     return {
         "generate": prefill + decoder(size, RESPONSE - 1, size.length) + answers,
         "score": (1 + 2 * critics) * inside + answers,

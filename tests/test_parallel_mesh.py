@@ -1,6 +1,7 @@
 """Mesh, placement by rules, batches over hosts; and that none of it changes a number."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import pytest
 import tiny_training as tiny
 from jax.sharding import AxisType, PartitionSpec as P
 
-from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.config import MeshConfig, OptimizerConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh, row_shards
-from srlhfv_jax.training import state
+from srlhfv_jax.training import optimizer, state
 
 MODEL = VLMConfig(
     family="llava",
@@ -88,6 +89,18 @@ def test_every_parameter_and_every_moment_has_a_place(eight_devices):
     assert embedding.sharding.spec == P("tensor", "fsdp") and embedding.addressable_shards[0].data.shape == (3, 2)
     found = [leaf for path, leaf in moments.items() if path.endswith("mu/text/embed/embedding")]
     assert len(found) == 1 and found[0].sharding == embedding.sharding
+
+
+def test_the_moments_of_muon_are_split_as_the_kernels_they_belong_to(eight_devices):
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes())
+    settings = OptimizerConfig(**(tiny.OPTIMIZER.__dict__ | {"algorithm": "muon", "freeze": ()}))
+    transform = optimizer.make(settings, params, 10)
+    placed = rules.place(params, eight_devices)
+    moments = rules.leaves(state.init_optimizer(transform, placed, eight_devices))
+    kernels = {f"{leaf.shape[1]}x{leaf.shape[2]}": leaf for path, leaf in rules.leaves(placed) if re.search("layers/.*kernel$", path)}
+    found = {path.split("/")[-1]: leaf for path, leaf in moments if path.split("/")[-1] in kernels}
+    assert found.keys() == kernels.keys()
+    assert all(found[shape].sharding == kernel.sharding for shape, kernel in kernels.items())
 
 
 def test_placing_changes_no_value(eight_devices):

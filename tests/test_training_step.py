@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_training as tiny
+from optax import contrib
 
 from srlhfv_jax.config import OptimizerConfig
 from srlhfv_jax.errors import UserError
@@ -143,7 +144,13 @@ def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_n
     params = {
         "text": {
             "embed": {"embedding": jnp.asarray(rng.normal(size=(11, 6)), jnp.float32)},
-            "layers": {"mlp": {"up_proj": {"kernel": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)}}},
+            "layers": {
+                "mlp": {
+                    "up_proj": {"kernel": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)},
+                    "down_proj": {"kernel": jnp.asarray(rng.normal(size=(3, 8, 6)), jnp.float32)},
+                },
+                "self_attn": {"q_proj": {"kernel": jnp.asarray(rng.normal(size=(3, 6, 6)), jnp.float32)}},
+            },
             "norm": {"scale": jnp.ones(6)},
         }
     }
@@ -158,10 +165,17 @@ def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_n
     )
     for part in ("embed", "norm"):
         close(muon[part], rest[part], rtol=1e-5, atol=1e-8)
+    one_by_one = contrib.muon(
+        settings.learning_rate,
+        muon_weight_dimension_numbers=contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1),
+        consistent_rms=0.2,
+    )
+    layers, gradients = params["text"]["layers"], grads["text"]["layers"]
+    close(muon["layers"], one_by_one.update(gradients, one_by_one.init(layers), layers)[0], rtol=1e-4, atol=1e-6)
     turned_LFD = np.asarray(muon["layers"]["mlp"]["up_proj"]["kernel"]) / settings.learning_rate
     singular_LD = np.linalg.svd(turned_LFD, compute_uv=False) / (0.2 * math.sqrt(8))
     assert 0.5 < singular_LD.min() and singular_LD.max() < 1.3
-    gradient_LD = np.linalg.svd(np.asarray(grads["text"]["layers"]["mlp"]["up_proj"]["kernel"]), compute_uv=False)
+    gradient_LD = np.linalg.svd(np.asarray(gradients["mlp"]["up_proj"]["kernel"]), compute_uv=False)
     assert (gradient_LD.max(-1) / gradient_LD.min(-1)).min() > 3
 
 
