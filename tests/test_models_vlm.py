@@ -39,7 +39,12 @@ def rows():
     mask_BT[1, :3] = mask_BT[2, :1] = False
     tokens_BT[0, 2 : 2 + N] = tokens_BT[2, 3 : 3 + N] = IMAGE
     pixels = rng.standard_normal((3, 3, 8, 8)).astype(np.float32)
-    return tokens_BT, np.maximum(mask_BT.cumsum(1) - 1, 0), mask_BT, jax.jit(functools.partial(vlm.encode_images, CONFIG))(params(), pixels)
+    return (
+        tokens_BT,
+        np.maximum(mask_BT.cumsum(1) - 1, 0),
+        mask_BT,
+        jax.jit(functools.partial(vlm.encode_images, CONFIG))(params(), pixels),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,7 +89,9 @@ def test_no_gradient_from_the_future_and_none_from_padding():
     at = 6
 
     def output(x_BTD):
-        return jnp.sum(language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None, x_BTD.shape[1])[0][:, at] ** 2)
+        return jnp.sum(
+            language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None, x_BTD.shape[1])[0][:, at] ** 2
+        )
 
     influence_BT = np.abs(np.asarray(jax.jit(jax.grad(output))(x_BTD))).sum(-1)
     assert (influence_BT[:, at + 1 :] == 0).all()

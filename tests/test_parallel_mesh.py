@@ -97,7 +97,9 @@ def test_the_moments_of_muon_are_split_as_the_kernels_they_belong_to(eight_devic
     transform = optimizer.make(settings, params, 10)
     placed = rules.place(params, eight_devices)
     moments = rules.leaves(state.init_optimizer(transform, placed, eight_devices))
-    kernels = {f"{leaf.shape[1]}x{leaf.shape[2]}": leaf for path, leaf in rules.leaves(placed) if re.search("layers/.*kernel$", path)}
+    kernels = {
+        f"{leaf.shape[1]}x{leaf.shape[2]}": leaf for path, leaf in rules.leaves(placed) if re.search("layers/.*kernel$", path)
+    }
     found = {path.split("/")[-1]: leaf for path, leaf in moments if path.split("/")[-1] in kernels}
     assert found.keys() == kernels.keys()
     assert all(found[shape].sharding == kernel.sharding for shape, kernel in kernels.items())

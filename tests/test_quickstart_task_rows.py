@@ -125,7 +125,9 @@ def test_supervised_answers_are_of_every_kind_in_every_contextual_cell_and_more_
         count = collections.Counter((p.form, right) for p, right in zip(parsed, named))
         shares[flag] = {key: value / len(subset) for key, value in count.items()}
     assert shares["yes"].keys() == shares["no"].keys()
-    declined = {flag: sum(share for (form, _), share in shares[flag].items() if form in ("safe_completion", "refusal")) for flag in shares}
+    declined = {
+        flag: sum(share for (form, _), share in shares[flag].items() if form in ("safe_completion", "refusal")) for flag in shares
+    }
     assert declined["yes"] == pytest.approx(0.50, abs=0.04) and declined["no"] == pytest.approx(0.22, abs=0.04)
 
 

@@ -155,9 +155,7 @@ def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_n
         }
     }
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) ** 3, jnp.float32), params)
-    settings = config(
-        algorithm="muon", freeze=(), warmup_fraction=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0
-    )
+    settings = config(algorithm="muon", freeze=(), warmup_fraction=0.0, schedule="constant", weight_decay=0.0, clip_norm=0.0)
     nadam = optax.nadamw(settings.learning_rate, settings.b1, settings.b2, settings.eps, weight_decay=0.0)
     muon, rest = (
         transform.update(grads, transform.init(params), params)[0]["text"]

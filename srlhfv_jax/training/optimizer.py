@@ -28,12 +28,12 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
         UserError: a freeze pattern that matches no parameter, or patterns that leave nothing to train.
     """
     rate = learning_rate(config, total_steps)
-    decay = dict(weight_decay=config.weight_decay, mask=decayed)
-    if choose(config.algorithm, "optimizer.algorithm", "adamw", "muon") == "adamw":
-        descend = optax.adamw(rate, config.b1, config.b2, config.eps, **decay)
-    else:
+    if choose(config.algorithm, "optimizer.algorithm", "adamw", "muon") == "muon":
         descend = _muon(config, rate)
-    train = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(), descend)
+    else:
+        descend = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    train = optax.chain(clip, descend)
     labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
 
