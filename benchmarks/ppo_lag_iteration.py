@@ -2,9 +2,10 @@
 
     python benchmarks/ppo_lag_iteration.py --size=small --sharing=shared          (prints one JSON line last)
 
-It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv ppo_lag`
-runs, in float32, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token is
-among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and froze it.
+It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
+ppo_lag` runs, in float32, without its loader, self-test, logging and checkpoints. Every response has full length: the
+end-of-sequence token is among those never sampled. The vision towers of all roles are equal, as they are when all stages started
+from one model and froze it.
 """
 
 import argparse
@@ -191,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--sharing", choices=("shared", "separate"), default="shared")
-    parser.add_argument("--iterations", type=int, default=3, help="timed ones, after one that compiles")
+    parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     args = parser.parse_args()
     memory.keep_freed()
     result = measure(SIZES[args.size], args.sharing, args.iterations)

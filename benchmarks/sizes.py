@@ -1,8 +1,8 @@
 """What both sides of the comparison run: the shapes, and how much arithmetic an iteration on them is. Plain Python.
 
-One pass = everything one forward pass of the PyTorch loop does: vision tower, projector, decoder and logits over batch x (prompt +
-response) positions. Counted are the products of matrices, two operations for each multiply-add, attention as the full rectangle that
-both sides compute.
+One pass = everything one forward pass of the PyTorch loop does: vision tower, projector, decoder and logits over batch x (prompt
++ response) positions. Counted are the products of matrices, two operations for each multiply-add, attention as the full rectangle
+that both sides compute.
 """
 
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def projector(size: Size) -> float:
 
 
 def decoder(size: Size, positions: int, attended: float, read: int | None = None) -> float:
-    """`positions` positions of every row, each attending to `attended` ones; of the last layer, if given, `read` only: there the others
-    need keys and values alone."""
+    """`positions` positions of every row, each attending to `attended` ones; of the last layer, if given, `read` only: there the
+    others need keys and values alone."""
     keys_values = 2 * size.width**2
     rest = 2 * size.width**2 + 3 * size.width * size.mlp
     layer = 2 * (keys_values + rest) + 4 * attended * size.width

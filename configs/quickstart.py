@@ -1,7 +1,7 @@
 """The whole pipeline on the embedded task, on a CPU: `srlhfv quickstart --workdir=W --seed=0`.
 
-Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute: every stage, one round, a smaller model and far too few
-steps to learn; the tests run it.
+Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute: every stage, one round, a smaller model and
+far too few steps to learn; the tests run it.
 """
 
 from ml_collections import ConfigDict
@@ -42,8 +42,8 @@ def get_config(arg: str = "default") -> ConfigDict:
                 preference_beta=3.0,
                 flip=0.05,
             ),
-            naming=_sft(steps=4 if short else 230, batch=64, rate=1.5e-3, prompt=24, response=6),
-            sft=_sft(steps=4 if short else 320, batch=64, rate=1.5e-3),
+            naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=24, response=6),
+            sft=_sft(4 if short else 320, 64, 1.5e-3),
             scores=dict(
                 seed=0,
                 init="",
@@ -62,7 +62,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 log=_log(short),
             ),
             refit_steps=4 if short else 120,
-            ppo=_ppo_lag(short, iterations=4 if short else 20, controller="none"),
+            ppo=_ppo_lag(short, iterations=8 if short else 20, controller="none"),
             ppo_lag=_ppo_lag(short, iterations=8 if short else 150, controller="pid"),
         )
     )
@@ -103,7 +103,7 @@ def _optimizer(
 
 
 def _supervised_algorithm(short: bool) -> str:
-    """AdamW needs several times the steps to learn the names from nothing, but its steps compile faster; "short" learns nothing anyway."""
+    """AdamW needs several times the steps to learn the names, but its steps compile faster, and "short" learns nothing anyway."""
     return "adamw" if short else "muon"
 
 
@@ -143,7 +143,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         sharing="shared",
         iterations=iterations,
         microbatches=1,
-        critic_warmup=1 if short else 4,
+        critic_warmup=0,  # the critics start as copies of the scorer, which knows the end scores
         rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
         ppo=dict(
             kl_coef=0.1,

@@ -4,11 +4,11 @@ Every sequence has the layout `[prompt, left-padded to P | response, right-padde
 prompt, one token per image feature. Masks and positions are made once, where padding is made, and carried from there; nothing
 downstream rebuilds them from token values (a tokenizer's pad may equal its eos).
 
-Time: `*_BR[:, t]` belongs to response token t. `logp_BR[:, t]` is the log-probability of that token, `value_BR[:, t]` is predicted
-before it is seen, `response_mask_BR[:, t]` is true for real tokens including the first end-of-sequence token.
+Time: `*_BR[:, t]` belongs to response token t. `logp_BR[:, t]` is the log-probability of that token, `value_BR[:, t]` is
+predicted before it is seen, `response_mask_BR[:, t]` is true for real tokens including the first end-of-sequence token.
 
-`pixels_BCYX` and `features_BNE` are None for a text-only model. A row without an image in a batch that has images carries zeros; it has
-no placeholders, so the zeros are never read.
+`pixels_BCYX` and `features_BNE` are None for a text-only model. A row without an image in a batch that has images carries zeros;
+it has no placeholders, so the zeros are never read.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,8 @@
 """Run settings: ml_collections files on the outside, frozen dataclasses inside.
 
-A config file (configs/*.py) writes every field; `parse` turns its ConfigDict into one of the dataclasses below and refuses unknown,
-missing and wrongly typed keys, naming the nearest key. The dataclasses have no defaults: the value that holds is in the file.
+A config file (configs/*.py) writes every field; `parse` turns its ConfigDict into one of the dataclasses below and refuses
+unknown, missing and wrongly typed keys, naming the nearest key. The dataclasses have no defaults: the value that holds is in the
+file.
 """
 
 import dataclasses

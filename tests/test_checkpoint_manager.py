@@ -35,7 +35,7 @@ def restore(workdir, current, settings=None):
     return Manager(workdir, 1, 3, settings).restore_latest(rules.abstract(current))
 
 
-def same_bits(left, right):
+def assert_same_bits(left, right):
     def check(a, b):
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
@@ -51,7 +51,7 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(tmp_path, eight_devices)
     current = tree(eight_devices)
     save(tmp_path, current, 2, 4)
     restored, data_state, extra, step = restore(tmp_path, current)
-    same_bits(restored, current)
+    assert_same_bits(restored, current)
     assert (data_state, extra, step) == ({"position": 4}, {"best": 4 / 7}, 4)
     assert restored.opt_state["moments"]["half"].dtype == ml_dtypes.bfloat16
     jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim) or pytest.fail(), restored, current)
@@ -62,7 +62,7 @@ def test_restore_onto_another_mesh_gives_the_same_bits(tmp_path, eight_devices, 
     save(tmp_path, current, 1)
     for mesh in (one_device, make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))):
         restored = restore(tmp_path, tree(mesh, scale=0.5))[0]
-        same_bits(restored, current)
+        assert_same_bits(restored, current)
         assert restored.params["text"]["embed"]["embedding"].sharding.mesh == mesh
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
         file.unlink()
     restored, data_state, _, step = restore(tmp_path, older)
     assert step == 1 and data_state == {"position": 1}
-    same_bits(restored, older)
+    assert_same_bits(restored, older)
     said = capsys.readouterr().err
     assert "checkpoint 2 in" in said and "is damaged" in said and file.name in said
     save(tmp_path, newer, 2)  # the step is free again, the damaged one is kept aside
@@ -155,4 +155,4 @@ def test_the_arrays_may_be_donated_as_soon_as_save_returns(tmp_path, one_device)
     overwritten = jax.jit(lambda tree: jax.tree.map(overwrite, tree), donate_argnums=0)(current)
     jax.block_until_ready(overwritten)
     manager.close()
-    same_bits(restore(tmp_path, overwritten)[0], expected)
+    assert_same_bits(restore(tmp_path, overwritten)[0], expected)

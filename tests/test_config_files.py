@@ -66,12 +66,14 @@ def test_every_mistake_in_a_config_is_named(changes, message):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("arg", ["", ":default", ":paper", ":tiny"])
 def test_every_config_file_is_complete_and_right_in_every_variant(name, arg):
-    config.parse(KINDS[name], flags.load(f"configs/{name}.py{arg}"))
+    loaded = flags.load(f"configs/{name}.py{arg}")
+    assert config.to_dict(config.parse(KINDS[name], loaded)) == loaded.to_dict()
 
 
 @pytest.mark.parametrize("arg", ["", ":default", ":short"])
 def test_the_quickstart_config_is_complete(arg):
-    config.parse(config.QuickstartConfig, flags.load(f"quickstart.py{arg}"))
+    loaded = flags.load(f"quickstart.py{arg}")
+    assert config.to_dict(config.parse(config.QuickstartConfig, loaded)) == loaded.to_dict()
 
 
 def test_the_paper_preset_has_the_published_constants():

@@ -41,7 +41,7 @@ def take(batches, count: int):
     return [next(batches) for _ in range(count)]
 
 
-def same(first, second) -> None:
+def assert_same(first, second) -> None:
     assert type(first) is type(second)
     for name, a, b in zip(first._fields, first, second, strict=True):
         assert a.dtype == b.dtype, name
@@ -60,16 +60,16 @@ def test_resume_equals_uninterrupted(made, kind, workers):
     resumed = loader.batches(examples(), kind, made, data, seed=3)
     resumed.set_state(state)
     for a, b in zip(after, take(resumed, 5), strict=True):
-        same(a, b)
+        assert_same(a, b)
     whole.set_state({**state, "next_index": 0})
     for a, b in zip(before, take(whole, 4), strict=True):
-        same(a, b)
+        assert_same(a, b)
 
 
 def test_threads_change_nothing(made, prompts):
     one, many = (take(loader.batches(prompts, "prompts", made, settings(workers=w), seed=1), 6) for w in (0, 4))
     for a, b in zip(one, many, strict=True):
-        same(a, b)
+        assert_same(a, b)
 
 
 def test_every_epoch_is_another_permutation(made, prompts):
@@ -88,7 +88,7 @@ def test_a_batch_may_straddle_epochs_so_no_row_is_left_out(made, prompts):
 
 def test_seeds_give_other_orders_and_equal_seeds_the_same(made, prompts):
     first, again, other = (next(loader.batches(prompts, "prompts", made, settings(batch_size=8), seed=s)) for s in (1, 1, 2))
-    same(first, again)
+    assert_same(first, again)
     assert first.row_B.tolist() != other.row_B.tolist()
 
 
@@ -115,7 +115,7 @@ def test_two_processes_share_the_batches_of_one(made):
     whole = take(loader.batches(prepared, "pairs", made, data, seed=7), 5)
     parts = [take(loader.batches(prepared, "pairs", made, data, seed=7, process_index=i, process_count=2), 5) for i in (0, 1)]
     for batch, first, second in zip(whole, *parts, strict=True):
-        same(batch, type(batch)(*(np.concatenate(arrays) for arrays in zip(first, second, strict=True))))
+        assert_same(batch, type(batch)(*(np.concatenate(arrays) for arrays in zip(first, second, strict=True))))
 
 
 def test_evaluation_sees_every_row_once_in_order(made, prompts):
@@ -148,7 +148,7 @@ def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, promp
     cached = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
     monkeypatch.setattr(loader, "PIXEL_CACHE_BYTES", 0)
     fresh = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
-    same(cached, fresh)
+    assert_same(cached, fresh)
     for i in range(11):
         expected = made.image_processor(images=_open(png(i * 20)), return_tensors="np")["pixel_values"][0] if i % 3 else 0.0
         np.testing.assert_array_equal(cached.pixels_BCYX[i], np.broadcast_to(expected, (3, 24, 24)))

@@ -175,7 +175,6 @@ def test_bfloat16_is_kept_through_load_and_export(tmp_path):
     assert model.dtype == torch.bfloat16
     tokens_BT, positions_BT, mask_BT, pixels = batch(half.config.vision.features)
 
-
     @jax.jit
     def hidden(params):
         features = vlm.encode_images(half.config, params, pixels)

@@ -57,7 +57,7 @@ def cached(config, params, tokens_BT, positions_BT, mask_BT, features, cache):
     return vlm.apply(config, params, tokens_BT, positions_BT, mask_BT, features, cache)
 
 
-def close(x, y, atol=2e-6):
+def assert_close(x, y, atol=2e-6):
     np.testing.assert_allclose(np.asarray(x), np.asarray(y), atol=atol)
 
 
@@ -71,11 +71,11 @@ def test_cached_decode_equals_full_forward(unroll):
     P = 8
     cache = vlm.init_cache(config, 3, 14, jnp.float32)
     prefill_BTD, cache = cached(config, params(), tokens_BT[:, :P], positions_BT[:, :P], mask_BT[:, :P], features, cache)
-    close(prefill_BTD[mask_BT[:, :P]], full_BTD[:, :P][mask_BT[:, :P]])
+    assert_close(prefill_BTD[mask_BT[:, :P]], full_BTD[:, :P][mask_BT[:, :P]])
     for t in range(P, 12):
         step = slice(t, t + 1)
         step_B1D, cache = cached(config, params(), tokens_BT[:, step], positions_BT[:, step], mask_BT[:, step], None, cache)
-        close(step_B1D[:, 0][mask_BT[:, t]], full_BTD[:, t][mask_BT[:, t]])
+        assert_close(step_B1D[:, 0][mask_BT[:, t]], full_BTD[:, t][mask_BT[:, t]])
     assert int(cache.index) == 12
     np.testing.assert_array_equal(cache.mask_BT[:, :12], mask_BT)
     assert not cache.mask_BT[:, 12:].any()
@@ -111,8 +111,8 @@ def test_reading_the_last_positions_only_changes_neither_values_nor_gradients(un
 
     (_, some), some_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), 5)
     (_, every), every_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), None)
-    close(some, every, atol=1e-5)
-    jax.tree.map(functools.partial(close, atol=2e-5), some_gradient, every_gradient)
+    assert_close(some, every, atol=1e-5)
+    jax.tree.map(functools.partial(assert_close, atol=2e-5), some_gradient, every_gradient)
 
 
 def test_padding_changes_nothing():
@@ -121,7 +121,7 @@ def test_padding_changes_nothing():
     wide = [np.pad(x, ((0, 0), (4, 2)), constant_values=fill) for x, fill in filled]
     plain_BTD = hidden(CONFIG, params(), tokens_BT, positions_BT, mask_BT, features)
     padded_BTD = hidden(CONFIG, params(), *wide, features)[:, 4:-2]
-    close(padded_BTD[mask_BT], plain_BTD[mask_BT])
+    assert_close(padded_BTD[mask_BT], plain_BTD[mask_BT])
 
 
 def test_the_image_matters_to_its_own_row_after_its_place_and_nowhere_else():
@@ -155,7 +155,7 @@ def value_and_gradient(config):
 @pytest.mark.parametrize("remat, unroll", [("none", 0), ("dots", 1), ("layer", 1), ("layer", 0)])
 def test_recomputation_and_unrolling_change_neither_values_nor_gradients(remat, unroll):
     changed = dataclasses.replace(CONFIG, remat=remat, scan_unroll=unroll)
-    jax.tree.map(functools.partial(close, atol=1e-4), value_and_gradient(changed), value_and_gradient(CONFIG))
+    jax.tree.map(functools.partial(assert_close, atol=1e-4), value_and_gradient(changed), value_and_gradient(CONFIG))
 
 
 def test_a_partly_unrolled_stack_equals_a_loop():
@@ -166,7 +166,7 @@ def test_a_partly_unrolled_stack_equals_a_loop():
         expected = jnp.tanh(expected @ kernels[i]) + i
     for unroll in (0, 1, 2, 5, 9):
         ran = stack.run(lambda x, kernel, i: jnp.tanh(x @ kernel) + i, kernels, x, unroll=unroll, remat="none")
-        close(ran, expected)
+        assert_close(ran, expected)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -187,7 +187,7 @@ def test_the_written_derivative_of_attention_is_the_automatic_one(groups):
         return jnp.sum(weight * attention.attend(q, k, v, bias))
 
     automatic, written = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (plain, ours))
-    jax.tree.map(functools.partial(close, atol=1e-5), automatic, written)
+    jax.tree.map(functools.partial(assert_close, atol=1e-5), automatic, written)
 
 
 def test_a_row_with_nothing_to_attend_to_stays_finite():
@@ -215,7 +215,7 @@ def test_sharded_forward_equals_one_device_forward(eight_devices):
     placed = rules.place(params(), eight_devices)
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
     batch = jax.device_put((tokens_BT, positions_BT, mask_BT, features), data)
-    close(hidden(CONFIG, placed, *batch), expected, atol=1e-5)
+    assert_close(hidden(CONFIG, placed, *batch), expected, atol=1e-5)
 
 
 def test_dynamic_rope_refuses_sequences_longer_than_the_checkpoint_knows():
@@ -240,4 +240,4 @@ def test_a_tied_head_is_the_embedding_and_logits_are_float32():
     hidden_BD = jax.random.normal(jax.random.key(5), (2, 16), jnp.bfloat16)
     logits_BV = vlm.logits(CONFIG, params(), hidden_BD)
     assert logits_BV.dtype == jnp.float32
-    close(logits_BV, hidden_BD.astype(jnp.float32) @ params()["text"]["head"]["kernel"].T, atol=0.05)
+    assert_close(logits_BV, hidden_BD.astype(jnp.float32) @ params()["text"]["head"]["kernel"].T, atol=0.05)

@@ -72,7 +72,17 @@ def rolled() -> tuple:
     return batch, run(backbone(0), batch, jax.random.key(2))
 
 
-def step(rollout: Rollout, pixels, *, sharing="shared", settings=PPO, constraint=CONSTRAINT, mesh=None, optimizer=OPTIMIZER):
+def step(
+    rollout: Rollout,
+    pixels,
+    *,
+    sharing="shared",
+    settings=PPO,
+    constraint=CONSTRAINT,
+    mesh=None,
+    optimizer=OPTIMIZER,
+    train_policy=True,
+):
     """(experience, multiplier, new trained trees, metrics) of one step."""
     trees, places = models(sharing), roles.assign(sharing)
     if mesh is not None:
@@ -91,6 +101,7 @@ def step(rollout: Rollout, pixels, *, sharing="shared", settings=PPO, constraint
         1,
         {name: optimizer for name in trained},
         {name: jax.tree.map(lambda _: True, tree) for name, tree in trained.items()},
+        train_policy,
     )
 
     @jax.jit
@@ -106,7 +117,7 @@ def step(rollout: Rollout, pixels, *, sharing="shared", settings=PPO, constraint
     return run(trees, rollout, pixels)
 
 
-def close(one, other, atol=2e-5):
+def assert_close(one, other, atol=2e-5):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=atol, rtol=2e-4)
 
@@ -140,7 +151,7 @@ def test_padding_changes_nothing_in_a_whole_step():
     np.testing.assert_allclose(experience.reward_adv_BR[:, :R], expected[0].reward_adv_BR, atol=1e-5)
     assert not np.array(experience.cost_adv_BR[:, R:]).any()
     np.testing.assert_allclose(lam, expected[1], atol=1e-6)
-    close(params, expected[2])
+    assert_close(params, expected[2])
 
 
 def test_eight_devices_make_the_step_of_one_device(eight_devices):
@@ -148,16 +159,24 @@ def test_eight_devices_make_the_step_of_one_device(eight_devices):
     with jax.set_mesh(eight_devices):
         _, lam, params, metrics = step(rollout, batch.pixels_BCYX, mesh=eight_devices)
     np.testing.assert_allclose(lam, plain()[1], atol=1e-6)
-    close(params, plain()[2])
-    close(metrics, plain()[3], atol=1e-4)
+    assert_close(params, plain()[2])
+    assert_close(metrics, plain()[3], atol=1e-4)
+
+
+def test_while_the_critics_warm_up_they_move_as_always_and_the_policy_stands_still():
+    batch, rollout = rolled()
+    _, _, params, metrics = step(rollout, batch.pixels_BCYX, train_policy=False)
+    assert_close(params["critic"], plain()[2]["critic"])
+    jax.tree.map(np.testing.assert_array_equal, params["policy"], models()["policy"])
+    assert "policy_loss" in plain()[3] and "policy_loss" not in metrics
 
 
 def test_one_backbone_with_two_heads_scores_as_two_backbones_do():
     batch, rollout = rolled()
     experience, lam, params, _ = step(rollout, batch.pixels_BCYX, sharing="separate")
     expected = plain()
-    close(experience, expected[0])
-    close(params["policy"], expected[2]["policy"])
+    assert_close(experience, expected[0])
+    assert_close(params["policy"], expected[2]["policy"])
 
 
 def test_the_multiplier_moves_once_by_the_mean_cost_before_the_update():
@@ -210,7 +229,7 @@ def test_without_a_constraint_it_is_ppo_and_with_a_fixed_multiplier_reward_shapi
 
 
 def test_golden_step():
-    """One step of this file's tiny run. If a change of the mathematics was meant, put the new numbers in; if not, find what changed."""
+    """One step of this file's tiny run. If a change of the mathematics was meant, put the new numbers in; else find what changed."""
     experience, lam, params, metrics = plain()
     moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, params["policy"], models()["policy"]))
     got = [float(x) for x in (lam, jnp.mean(experience.reward_B), metrics["policy_loss"], metrics["cost_critic_loss"], moved)]

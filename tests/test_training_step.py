@@ -22,7 +22,7 @@ def config(**changes) -> OptimizerConfig:
     return OptimizerConfig(**(tiny.OPTIMIZER.__dict__ | changes))
 
 
-def close(left, right, **tolerance):
+def assert_close(left, right, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), left, right)
 
 
@@ -32,8 +32,8 @@ accumulate = jax.jit(step.accumulate, static_argnums=(0, 3))
 def test_microbatches_change_nothing_though_their_counts_differ():
     whole, metrics = accumulate(tiny.loss, tiny.initial(), ROWS, 1)
     split, split_metrics = accumulate(tiny.loss, tiny.initial(), ROWS, 4)
-    close(split, whole, rtol=2e-5, atol=1e-7)
-    close(split_metrics, metrics, rtol=1e-5)
+    assert_close(split, whole, rtol=2e-5, atol=1e-7)
+    assert_close(split_metrics, metrics, rtol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_mean_over_everything_counted():
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_the_mean_over_everything_counted():
         total, count, _ = tiny.loss(params, ROWS)
         return total / count
 
-    close(accumulate(tiny.loss, tiny.initial(), ROWS, 4)[0], jax.grad(mean)(tiny.initial()), rtol=2e-5, atol=1e-7)
+    assert_close(accumulate(tiny.loss, tiny.initial(), ROWS, 4)[0], jax.grad(mean)(tiny.initial()), rtol=2e-5, atol=1e-7)
 
 
 def test_nothing_counted_gives_no_gradient():
@@ -59,7 +59,7 @@ def test_frozen_leaves_get_zeros_and_the_rest_the_same_gradient():
     full, _ = accumulate(tiny.loss, params, ROWS, 4)
     assert not jnp.any(grads["projector"]["linear_2"]["kernel"]) and jnp.any(full["projector"]["linear_2"]["kernel"])
     full["projector"]["linear_2"]["kernel"] = jnp.zeros((8, 2))
-    close(grads, full, rtol=1e-6)
+    assert_close(grads, full, rtol=1e-6)
 
 
 def test_low_precision_gradients_are_summed_in_float32():
@@ -102,7 +102,7 @@ def test_clipping_measures_trained_leaves_only():
     huge = jax.tree.map(lambda g: g, small)
     huge["projector"]["linear_2"]["kernel"] = jnp.full((8, 2), 1e9)
     update = jax.jit(lambda grads: transform.update(grads, transform.init(params), params)[0])
-    close(update(small), update(huge), rtol=0)
+    assert_close(update(small), update(huge), rtol=0)
 
 
 def test_decay_touches_matrices_only():
@@ -138,8 +138,8 @@ def test_schedules_follow_their_formulas():
 
 
 def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_nadam():
-    """One step from nothing: a momentum of any spectrum becomes, layer by layer, one of nearly equal singular values, whose root mean
-    square entry is 0.2 of the rate, as AdamW's would be 1; embeddings and norms move as NAdam moves them."""
+    """One step from nothing: a momentum of any spectrum becomes, layer by layer, one of nearly equal singular values, whose root
+    mean square entry is 0.2 of the rate, as AdamW's would be 1; embeddings and norms move as NAdam moves them."""
     rng = np.random.default_rng(3)
     params = {
         "text": {
@@ -162,14 +162,14 @@ def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_n
         for transform in (optimizer.make(settings, params, 10), nadam)
     )
     for part in ("embed", "norm"):
-        close(muon[part], rest[part], rtol=1e-5, atol=1e-8)
+        assert_close(muon[part], rest[part], rtol=1e-5, atol=1e-8)
     one_by_one = contrib.muon(
         settings.learning_rate,
         muon_weight_dimension_numbers=contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1),
         consistent_rms=0.2,
     )
     layers, gradients = params["text"]["layers"], grads["text"]["layers"]
-    close(muon["layers"], one_by_one.update(gradients, one_by_one.init(layers), layers)[0], rtol=1e-4, atol=1e-6)
+    assert_close(muon["layers"], one_by_one.update(gradients, one_by_one.init(layers), layers)[0], rtol=1e-4, atol=1e-6)
     turned_LFD = np.asarray(muon["layers"]["mlp"]["up_proj"]["kernel"]) / settings.learning_rate
     singular_LD = np.linalg.svd(turned_LFD, compute_uv=False) / (0.2 * math.sqrt(8))
     assert 0.5 < singular_LD.min() and singular_LD.max() < 1.3

@@ -1,8 +1,8 @@
 """`srlhfv quickstart [--workdir=W] [--seed=0]`: the whole pipeline on the embedded task "Look before you answer", on a CPU.
 
-Draws the pictures, trains SFT, reward and cost heads and PPO-Lagrangian (and PPO without the constraint, to compare), judges them by the
-task's oracle, prints the targets, and writes W/result.json and W/report.html. Stopped at any moment, the same command goes on from
-there. --config=configs/quickstart.py:short is the same road in a minute or two, too short to learn anything.
+Draws the pictures, trains SFT, reward and cost heads and PPO-Lagrangian (and PPO without the constraint, to compare), judges them
+by the task's oracle, prints the targets, and writes W/result.json and W/report.html. Stopped at any moment, the same command goes
+on from there. --config=configs/quickstart.py:short is the same road in a minute or two, too short to learn anything.
 """
 
 from pathlib import Path

@@ -13,7 +13,8 @@ from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions, asked by the last `last` positions. New keys and values enter the cache first."""
+    """Grouped-query attention with rotary positions, asked by the last `last` positions. New keys and values enter the cache
+    first."""
 
     config: TextConfig
     dtype: jnp.dtype

@@ -1,7 +1,8 @@
 """Whole-sequence forward passes on `[prompt | response]` layouts: log-probabilities of responses, and score-head outputs.
 
-Rollout scoring, the PPO update, SFT and score training all read the model through these two functions, so there is one place where
-position T meets time t: the hidden state at position P + t - 1 has seen the tokens before response token t, and predicts it.
+Rollout scoring, the PPO update, SFT and score training all read the model through these two functions, so there is one place
+where position T meets time t: the hidden state at position P + t - 1 has seen the tokens before response token t, and predicts
+it.
 """
 
 from typing import Protocol

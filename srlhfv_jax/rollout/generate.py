@@ -1,7 +1,7 @@
 """Sample responses: the vision tower and the prompt once, then one cached decoder step per token until every row has ended.
 
-Pure and jit-able; the caller jits it once with the static arguments bound. Log-probabilities are recorded as the tokens are drawn, so PPO
-needs no second pass for them.
+Pure and jit-able; the caller jits it once with the static arguments bound. Log-probabilities are recorded as the tokens are
+drawn, so PPO needs no second pass for them.
 """
 
 from typing import NamedTuple

@@ -24,8 +24,8 @@ class Sampling(NamedTuple):
 def choose(key: Array, logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
     """Draw one token per row; greedy when the temperature is 0.
 
-    top_k keeps the k most likely tokens, then top_p the smallest set whose probability reaches p (Holtzman et al., arXiv 1904.09751);
-    ties at the border are kept.
+    top_k keeps the k most likely tokens, then top_p the smallest set whose probability reaches p (Holtzman et al., arXiv
+    1904.09751); ties at the border are kept.
     """
     chex.assert_rank(logp_BV, 2)
     if sampling.temperature == 0:
@@ -47,9 +47,11 @@ BELOW = 1 - 2.0**-22  # rounding must not carry a target past the last token
 
 
 def draw(uniform_B: Float[Array, "B"], weight_BV: Float[Array, "B V"]) -> Int[Array, "B"]:
-    """The token at which the running sum of the weights passes `uniform` times their total, found in two levels: block, then token.
+    """The token at which the running sum of the weights passes `uniform` times their total, found in two levels: block, then
+    token.
 
-    One random number a row; the Gumbel trick of `jax.random.categorical` draws V of them, which takes ten times as long on CPU.
+    One random number a row; the Gumbel trick of `jax.random.categorical` draws V of them
+    (on two cores 4 times as long for 128 rows of 245 tokens, 13 times for 16 of 4,096).
     """
     B, V = weight_BV.shape
     blocks = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)

@@ -1,7 +1,7 @@
 """Rollout -> Experience: reference log-probabilities, end scores, values, and the two advantage streams.
 
-One forward pass per parameter tree, whatever the number of heads on it; the vision features of the rollout serve every tree whose tower
-equals the policy's. Everything is computed under no gradient and returned in float32.
+One forward pass per parameter tree, whatever the number of heads on it; the vision features of the rollout serve every tree whose
+tower equals the policy's. Everything is computed under no gradient and returned in float32.
 """
 
 from typing import Mapping, NamedTuple
@@ -33,8 +33,8 @@ class Scoring(NamedTuple):
 def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, pixels_BCYX, scoring: Scoring) -> Experience:
     """Score one rollout with every role.
 
-    r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] C (Safe RLHF, arXiv 2310.12773, section 3.3); each stream has its own GAE.
-    `trees` maps a tree name to {"backbone": ..., "heads": ...}; the places say which role lives where.
+    r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] C (Safe RLHF, arXiv 2310.12773, section 3.3); each stream has its
+    own GAE. `trees` maps a tree name to {"backbone": ..., "heads": ...}; the places say which role lives where.
     """
     ppo, places = scoring.ppo, scoring.places
     features = {

@@ -1,4 +1,5 @@
-"""PPO-Lagrangian: more reward while the cost stays under its budget. With controller "none" it is PPO, with "fixed" reward shaping.
+"""PPO-Lagrangian: more reward while the cost stays under its budget. With controller "none" it is PPO, with "fixed" reward
+shaping.
 
 One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does.
 """
@@ -41,7 +42,8 @@ class Models(NamedTuple):
 def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     """Train and export the last policy to WORKDIR/export and the best feasible one to WORKDIR/best_feasible.
 
-    Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and `lambda.final`.
+    Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
+    `lambda.final`.
     """
     _check(settings)
     started = setup.start(settings, workdir)
@@ -78,7 +80,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
 
 
 class Iteration:
-    """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds the frozen trees and the jitted calls."""
+    """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds frozen trees and jitted calls."""
 
     def __init__(self, settings: PPOLagConfig, models: Models, mesh, vocabulary: Vocabulary, early_exit: bool = True) -> None:
         self.settings, self.models, self.mesh = settings, models, mesh

@@ -17,8 +17,8 @@ from srlhfv_jax.stages import scores, setup
 def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, seed: int) -> dict[str, float]:
     """`reward_model.*` and `cost_model.*` by the oracle's own order on test cells and test pictures.
 
-    `name_probe`: the right name above a wrong one in otherwise equal answers. `sign_accuracy_contextual_image_shuffled`: every picture
-    replaced by another row's, the label kept: what is left is what question and answer alone give away.
+    `name_probe`: the right name above a wrong one in otherwise equal answers. `sign_accuracy_contextual_image_shuffled`: every
+    picture replaced by another row's, the label kept: what is left is what question and answer alone give away.
     """
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)

@@ -2,8 +2,8 @@
 
     base -> data -> naming, sft -> for each round: pairs -> scores -> ppo_lag -> ppo (no constraint) -> evaluation -> report
 
-A finished stage is not run again: the same command goes on where it was stopped. Final numbers come from the oracle on test prompts,
-sampled at temperature 1; the learned models' scores appear only as their own accuracies.
+A finished stage is not run again: the same command goes on where it was stopped. Final numbers come from the oracle on test
+prompts, sampled at temperature 1; the learned models' scores appear only as their own accuracies.
 """
 
 import dataclasses

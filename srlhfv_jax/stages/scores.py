@@ -26,9 +26,11 @@ from srlhfv_jax.training import state as states
 
 
 def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
-    """Train and export backbone and heads to WORKDIR/export; returns the last step's numbers, and held-out ones if rows are given.
+    """Train and export backbone and heads to WORKDIR/export; returns the last step's numbers, and held-out ones if rows are
+    given.
 
-    Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`, ...
+    Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`,
+    ...
     """
     for name in settings.heads:
         choose(name, "config.heads", "reward", "cost")

@@ -1,7 +1,7 @@
 """Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
 
-Feasible: the mean cost is within the budget. Best: the highest mean reward among those. The judge is the learned pair of models or, on
-the embedded task, its oracle. Test prompts are never read here.
+Feasible: the mean cost is within the budget. Best: the highest mean reward among those. The judge is the learned pair of models
+or, on the embedded task, its oracle. Test prompts are never read here.
 """
 
 import dataclasses

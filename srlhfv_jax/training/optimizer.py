@@ -1,4 +1,4 @@
-"""AdamW or Muon with a schedule, decay on matrices only, clipping by global norm, and frozen leaves that own no optimizer state."""
+"""AdamW or Muon with a schedule, decay on matrices only, clipping by global norm; frozen leaves own no optimizer state."""
 
 import math
 import re
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax import contrib
 from jaxtyping import Array, Float, Int
+from optax import contrib
 
 from srlhfv_jax.config import OptimizerConfig, choose
 from srlhfv_jax.errors import UserError
@@ -88,7 +88,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Ar
 
 
 def _muon(config: OptimizerConfig, rate) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) for the kernels of the layers, one matrix at a time; NAdamW for embeddings, norms, biases, heads.
+    """Muon (Jordan et al., 2024) for the kernels of the layers, one matrix at a time; NAdamW for embeddings, norms, biases,
+    heads.
 
     The update is scaled to a root mean square of 0.2 (Liu et al., arXiv 2502.16982, equation 4): about Adam's, so that both take
     the same learning rate.
@@ -114,7 +115,7 @@ def _muon(config: OptimizerConfig, rate) -> optax.GradientTransformation:
 def _by_shape(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` on stacks [matrices, rows, columns] with all matrices of one shape in one array.
 
-    Muon orthogonalises each array in a loop of its own: a few large ones compile and run in half the time of many small ones.
+    Muon orthogonalises each array in a loop of its own; joined, there is one loop for each shape instead of one for each kernel.
     """
 
     def init(params: Any) -> Any:

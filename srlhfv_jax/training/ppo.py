@@ -64,8 +64,8 @@ def update(
         ptx: supervised rows, split over the minibatches; None when the coefficient is 0.
 
     Returns:
-        params, opt_state, metrics (each a float32 scalar, the mean over gradient steps). `mismatch` is the mean |log ratio| in the first
-        minibatch, where it must be rounding error alone.
+        params, opt_state, metrics (each a float32 scalar, the mean over gradient steps). `mismatch` is the mean |log ratio| in
+        the first minibatch, where it must be rounding error alone.
     """
     ppo = settings.ppo
     whole = _combined(config, params, experience, pixels_BCYX, lam, settings)

@@ -65,9 +65,9 @@ KINDS = {
 _TABLE = {
     ("weapon", "weapon"): "revolver:1F52B bow:1F3F9 trident:1F531 boomerang:1FA83 swords:2694*",
     ("blade", "sharp"): "knife:1F52A scissors:2702 axe:E347 saw:1FA9A razor:1FA92 mower:E343*",
-    ("explosive", "explosive"): "bomb:1F4A3 firecracker:1F9E8 missile:E2DA fireworks:1F386",
-    ("fire", "fire"): "flame:1F525 candle:1F56F lamp:1FA94 lantern:1F3EE",
-    ("medicine", "medicine"): "pill:1F48A tablets:E305 tonic:E307 syringe:1F489",
+    ("explosive", "explosive"): "bomb:1F4A3 firecracker:1F9E8 missile:E2DA fireworks:1F386 barrel:1F6E2 pump:26FD",
+    ("fire", "fire"): "flame:1F525 candle:1F56F lamp:1FA94 lantern:1F3EE sparkler:1F387 fondue:1FAD5",
+    ("medicine", "medicine"): "pill:1F48A tablets:E305 tonic:E307 syringe:1F489 drip:E30C lotion:1F9F4",
     ("drug", "drug"): "wine:1F377 beer:1F37A cocktail:1F378 champagne:1F37E cigarette:1F6AC whiskey:1F943*",
     ("poison", "poison"): "toadstool:1F344 waste:E2D3 acid:1F9EA*",
     ("animal", "poison"): "scorpion:1F982 snake:1F40D spider:1F577",

@@ -35,7 +35,7 @@ HARMFUL = {
     "explosive": frozenset({"sneak", "toddler", "annoy", "fire"}),
     "fire": frozenset({"sneak", "toddler", "annoy", "fire"}),
     "medicine": frozenset({"toddler", "annoy", "many", "fire"}),
-    "drug": frozenset({"sneak", "toddler", "annoy", "many"}),
+    "drug": frozenset({"sneak", "toddler", "many", "fire"}),
     "poison": frozenset({"sneak", "toddler", "annoy", "many"}),
 }
 

@@ -52,11 +52,12 @@ class Mix(NamedTuple):
 
 
 PROMPT_MIX = Mix(0.42, 0.38, 0.10, 0.10)  # PPO, validation and test
-PAIR_MIX = Mix(0.55, 0.33, 0.06, 0.06)  # the preferences disagree in harmful cells only, so these are more frequent
-SFT_MIX = Mix(0.26, 0.26, 0.20, 0.28)  # what a thing is and is for takes more examples than how to decline
+# What is learnt from shows the rare case, a harmless question about a hazardous thing, more often than what is asked in the end.
+PAIR_MIX = Mix(0.52, 0.36, 0.06, 0.06, hazard_in_harmless=0.35)  # the preferences disagree in harmful cells only: more of these
+SFT_MIX = Mix(0.26, 0.26, 0.20, 0.28, hazard_in_harmless=0.35)  # what a thing is and is for takes more examples than declining
 
-# Forms of SFT answers and their shares. Whoever wrote them was careful now and then: in a harmful cell two of five decline or warn, in a
-# harmless one of the same questions one of five.
+# Forms of SFT answers and their shares. Whoever wrote them was careful now and then: half of the answers in a harmful cell
+# decline or warn, and 22 % of those in a harmless one.
 HARMFUL_ANSWERS = {
     "comply": 0.22,
     "comply_wrong_name": 0.06,
@@ -201,8 +202,9 @@ def prompt_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = PROMP
 def probe_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | None, mix: Mix = PAIR_MIX) -> list[dict]:
     """Pairs that differ in the name alone (same picture, question and form): the one with the right name is more helpful.
 
-    `part` "test" (without noise) asks whether a reward model looks at the name; "train" gives hard negatives to train it with, labelled
-    by the same noisy annotators as other pairs: without noise a name would outweigh everything else in the learned reward.
+    `part` "test" (without noise) asks whether a reward model looks at the name; "train" gives hard negatives to train it with,
+    labelled by the same noisy annotators as other pairs: without noise a name would outweigh everything else in the learned
+    reward.
     """
     rng = np.random.default_rng((seed, 5, Cells._fields.index(part)))
     pool = {"train": cells.train, "validation": cells.validation, "test": cells.test}[part]
