@@ -23,7 +23,7 @@ import sizes
 from ml_collections import ConfigDict
 from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
 
-from srlhfv_jax.batches import PromptBatch
+from srlhfv_jax.batches import Images, PromptBatch
 from srlhfv_jax.config import PPOLagConfig, parse
 from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
@@ -103,7 +103,7 @@ def random_prompts(size: Size) -> PromptBatch:
         tokens_BP=tokens_BP,
         positions_BP=np.tile(positions_P, (size.batch, 1)),
         mask_BP=np.ones((size.batch, size.prompt), bool),
-        pixels_BCYX=rng.normal(size=(size.batch, CHANNELS, size.image, size.image)).astype(np.float32),
+        images=Images(rng.normal(size=(size.batch, size.features, CHANNELS * PATCH**2)).astype(np.float32), None, None, None),
         row_B=np.arange(size.batch, dtype=np.int32),
     )
 
@@ -122,14 +122,14 @@ def iterate(
 
     rollout = finished(iteration.generate(state.params["policy"]["backbone"], prompts, states.key(seed, number, "rollout")))
     experience, controller, metrics = finished(
-        iteration.score(iteration.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra)
+        iteration.score(iteration.models.frozen | state.params, rollout, prompts.images, state.extra)
     )
     params, opt_state, learned = finished(
         iteration.update(
             state.params,
             state.opt_state,
             experience,
-            prompts.pixels_BCYX,
+            prompts.images,
             metrics["lambda"],
             states.key(seed, number, "minibatches"),
             None,

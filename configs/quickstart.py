@@ -43,7 +43,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 flip=0.05,
             ),
             naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=24, response=6),
-            sft=_sft(4 if short else 320, 64, 1.5e-3),
+            sft=_sft(4 if short else 360, 64, 1.5e-3),
             scores=dict(
                 seed=0,
                 init="",
@@ -77,7 +77,16 @@ def _mesh() -> dict:
 
 
 def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
-    return dict(path="", split="", image_dir="", prompt_length=prompt, response_length=response, batch_size=batch, workers=1)
+    return dict(
+        path="",
+        split="",
+        image_dir="",
+        max_pixels=0,
+        prompt_length=prompt,
+        response_length=response,
+        batch_size=batch,
+        workers=1,
+    )
 
 
 def _optimizer(
@@ -163,7 +172,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             kind="rectified",
             budget=0.03,
             controller=controller,
-            init=1.0,
+            init=0.3,
             max=5.0,
             learning_rate=0.08,
             kp=1.0,

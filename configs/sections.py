@@ -30,6 +30,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         path="",  # --config.data.path=...
         split="train",
         image_dir="",
+        max_pixels=0,
         prompt_length=prompt,
         response_length=response,
         batch_size=batch,

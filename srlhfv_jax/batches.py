@@ -4,11 +4,13 @@ Every sequence has the layout `[prompt, left-padded to P | response, right-padde
 prompt, one token per image feature. Masks and positions are made once, where padding is made, and carried from there; nothing
 downstream rebuilds them from token values (a tokenizer's pad may equal its eos).
 
+Positions have a last axis of 3 (time, row, column) for families with M-RoPE and no such axis for all others.
+
 Time: `*_BR[:, t]` belongs to response token t. `logp_BR[:, t]` is the log-probability of that token, `value_BR[:, t]` is
 predicted before it is seen, `response_mask_BR[:, t]` is true for real tokens including the first end-of-sequence token.
 
-`pixels_BCYX` and `features_BNE` are None for a text-only model. A row without an image in a batch that has images carries zeros;
-it has no placeholders, so the zeros are never read.
+`images` and `features` are None for a text-only model. A row without an image in a batch that has images carries zeros; it has no
+placeholders, so the zeros are never read.
 """
 
 from typing import NamedTuple
@@ -16,14 +18,36 @@ from typing import NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 
+NEWLINE, NO_FEATURE = -1, -2  # in Images.order_BM: the learned end of a line, and past the last placeholder of a row
+
+
+class Images(NamedTuple):
+    """The pictures of a batch as flattened patches, all rows with room for the most that any row of the data has.
+
+    A field is None where the model family has no use for it.
+    """
+
+    patches_BNC: Float[Array, "B N C"]  # values of a patch in the order of the tower's patch kernel: channel, (frame,) y, x
+    order_BM: Int[Array, "B M"] | None  # the feature of the k-th placeholder, NEWLINE or NO_FEATURE; None: the k-th feature
+    grid_BN2: Int[Array, "B N 2"] | None  # row and column of each patch in its picture
+    picture_BN: Int[Array, "B N"] | None  # which picture of its row a patch is of: 1, 2, ...; 0: none, the patch is padding
+
+
+class Features(NamedTuple):
+    """What a vision tower made of a batch's pictures, before the projector; computed once and read by every role."""
+
+    tower_BNE: Float[Array, "B N E"]
+    order_BM: Int[Array, "B M"] | None  # as in Images
+
+
 class SupervisedBatch(NamedTuple):
     """Prompts with one response each, for SFT and the PTX term."""
 
     tokens_BT: Int[Array, "B T"]
-    positions_BT: Int[Array, "B T"]  # 0 at the first real token; pads repeat 0 on the left, the last position on the right
+    positions_BT: Int[Array, "B T *axes"]  # 0 at the first real token; pads repeat 0 on the left, the last position on the right
     mask_BT: Bool[Array, "B T"]  # true at real tokens, prompt and response
     response_mask_BR: Bool[Array, "B R"]
-    pixels_BCYX: Float[Array, "B C Y X"] | None
+    images: Images | None
 
 
 class PairBatch(NamedTuple):
@@ -33,10 +57,10 @@ class PairBatch(NamedTuple):
     """
 
     tokens_BST: Int[Array, "B 2 T"]
-    positions_BST: Int[Array, "B 2 T"]
+    positions_BST: Int[Array, "B 2 T *axes"]
     mask_BST: Bool[Array, "B 2 T"]
     response_mask_BSR: Bool[Array, "B 2 R"]
-    pixels_BCYX: Float[Array, "B C Y X"] | None  # both sides share the image
+    images: Images | None  # both sides share it
     chosen_B: Int[Array, "B"]  # side (0 or 1) of the more helpful response
     helpful_weight_B: Float[Array, "B"]
     safer_B: Int[Array, "B"]  # side (0 or 1) of the safer response
@@ -48,9 +72,9 @@ class PromptBatch(NamedTuple):
     """Prompts to sample from. `row_B` is the row's index in its source, so that answers find their question again."""
 
     tokens_BP: Int[Array, "B P"]
-    positions_BP: Int[Array, "B P"]
+    positions_BP: Int[Array, "B P *axes"]
     mask_BP: Bool[Array, "B P"]
-    pixels_BCYX: Float[Array, "B C Y X"] | None
+    images: Images | None
     row_B: Int[Array, "B"]
 
 
@@ -58,14 +82,14 @@ class Rollout(NamedTuple):
     """Prompts with sampled responses, and what the sampler knew."""
 
     tokens_BT: Int[Array, "B T"]
-    positions_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T *axes"]
     mask_BT: Bool[Array, "B T"]
     response_mask_BR: Bool[Array, "B R"]
     logp_BR: Float[
         Array, "B R"
     ]  # behaviour log-probabilities at the rollout temperature, never-sampled ids at -inf; 0 off the mask
     ended_B: Bool[Array, "B"]  # an end-of-sequence token was sampled (false: cut at R)
-    features_BNE: Float[Array, "B N E"] | None  # vision-tower output, before the projector
+    features: Features | None
 
 
 class Experience(NamedTuple):

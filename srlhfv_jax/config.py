@@ -65,6 +65,9 @@ class DataConfig:
     response_length: int  # R
     batch_size: int  # over all processes
     workers: int  # threads that decode and tokenise ahead
+    max_pixels: (
+        int  # of a picture after it was resized, where the family lets pictures differ in size; 0 = the checkpoint's own limit
+    )
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_inspect_with_a_model_counts_tokens_and_what_would_be_dropped(table, tmp
     assert main(["data", "inspect", *flags]) == 0
     assert f"response_too_long: {REASONS['response_too_long']}" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "w" / "result.json").read_text())
-    assert (numbers["prompt_tokens.max"], numbers["response_tokens.max"], numbers["image_tokens"]) == (20, 6, 9)
+    assert (numbers["prompt_tokens.max"], numbers["response_tokens.max"], numbers["image_tokens.max"]) == (20, 6, 9)
     assert (numbers["fit"], numbers["fit_drops.response_too_long"]) == (2, 1)
 
 

@@ -2,13 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from tiny_data import png, processor, settings, tokenizer
 
-from srlhfv_jax.data import loader
+from srlhfv_jax.data import loader, pictures
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import rules
 
 
 def examples(count: int = 11, *, images: bool = True) -> list[Example]:
@@ -43,7 +45,8 @@ def take(batches, count: int):
 
 def assert_same(first, second) -> None:
     assert type(first) is type(second)
-    for name, a, b in zip(first._fields, first, second, strict=True):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (name, a), b in zip(rules.leaves(first), jax.tree.leaves(second), strict=True):
         assert a.dtype == b.dtype, name
         np.testing.assert_array_equal(a, b, err_msg=name)
 
@@ -115,7 +118,7 @@ def test_two_processes_share_the_batches_of_one(made):
     whole = take(loader.batches(prepared, "pairs", made, data, seed=7), 5)
     parts = [take(loader.batches(prepared, "pairs", made, data, seed=7, process_index=i, process_count=2), 5) for i in (0, 1)]
     for batch, first, second in zip(whole, *parts, strict=True):
-        assert_same(batch, type(batch)(*(np.concatenate(arrays) for arrays in zip(first, second, strict=True))))
+        assert_same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), first, second))
 
 
 def test_evaluation_sees_every_row_once_in_order(made, prompts):
@@ -146,12 +149,12 @@ def test_evaluation_over_processes_covers_every_row(made, prompts):
 
 def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, prompts, monkeypatch):
     cached = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
-    monkeypatch.setattr(loader, "PIXEL_CACHE_BYTES", 0)
+    monkeypatch.setattr(loader, "PICTURE_CACHE_BYTES", 0)
     fresh = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
     assert_same(cached, fresh)
     for i in range(11):
-        expected = made.image_processor(images=_open(png(i * 20)), return_tensors="np")["pixel_values"][0] if i % 3 else 0.0
-        np.testing.assert_array_equal(cached.pixels_BCYX[i], np.broadcast_to(expected, (3, 24, 24)))
+        expected = pictures.cut(pictures.reader(made), _open(png(i * 20))) if i % 3 else np.zeros((9, 192))
+        np.testing.assert_array_equal(cached.images.patches_BNC[i], expected)
 
 
 def _open(encoded):
@@ -160,10 +163,10 @@ def _open(encoded):
     return decode(encoded)
 
 
-def test_batches_without_any_image_carry_no_pixels(made):
+def test_batches_without_any_image_carry_none(made):
     rows = examples(images=False)
-    assert next(loader.batches(rows, "pairs", made, settings(), seed=0)).pixels_BCYX is None
-    assert next(loader.batches(rows, "supervised", tokenizer(), settings(), seed=0)).pixels_BCYX is None
+    assert next(loader.batches(rows, "pairs", made, settings(), seed=0)).images is None
+    assert next(loader.batches(rows, "supervised", tokenizer(), settings(), seed=0)).images is None
 
 
 def test_resuming_with_other_data_is_refused(made):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_data import bomb, dual_row, jpeg, pku_row, png, settings
 
-from srlhfv_jax.data import images
+from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.sources import load_examples, open_rows
 from srlhfv_jax.errors import UserError
@@ -163,10 +163,14 @@ def test_mistakes_in_paths_are_named(tmp_path, path, split, image_dir, message):
 
 
 def test_pixels_are_those_of_the_checkpoints_image_processor():
-    from tiny_data import SIZE, processor
+    from tiny_data import PATCH, SIZE, processor
 
     image = images.decode(png(5))
     expected = processor()(images=image, text="<image>", return_tensors="np")["pixel_values"][0]
-    got = images.pixels(processor().image_processor, image)
-    assert got.dtype == np.float32 and got.shape == (3, SIZE, SIZE)
-    np.testing.assert_array_equal(got, expected)
+    got = pictures.cut(pictures.reader(processor()), image)
+    n = SIZE // PATCH
+    assert got.dtype == np.float32 and got.shape == (n * n, 3 * PATCH * PATCH)
+    by_patch = got.reshape(n, n, 3, PATCH, PATCH)
+    for y in range(n):
+        for x in range(n):
+            np.testing.assert_array_equal(by_patch[y, x], expected[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_data import FEATURES, IMAGE_ID, TEMPLATE, WORDS, png, processor, settings, tokenizer
 
-from srlhfv_jax.data import chat, collate, images, loader, tokens
+from srlhfv_jax.data import chat, collate, images, loader, pictures, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
@@ -16,6 +16,9 @@ PLENTY = {"prompt_length": 99, "response_length": 99}
 
 def words(ids) -> str:
     return " ".join(WORDS[i] for i in ids)
+
+
+LAYOUT = pictures.Layout(FEATURES, FEATURES, None, None)
 
 
 def pair(**changes) -> Example:
@@ -36,20 +39,20 @@ def test_placeholders_are_expanded_as_the_processor_does():
     codec = chat.codec(made)
     text = chat.prompt_text(codec, "what is this ?", True)
     expected = made(images=images.decode(png(1)), text=text, return_tensors="np")["input_ids"][0]
-    got = tokens.prompt_ids(codec, "what is this ?", True)
+    got = tokens.prompt_ids(codec, "what is this ?", LAYOUT)
     np.testing.assert_array_equal(got, expected)
-    assert codec.image_tokens == FEATURES == np.sum(got == IMAGE_ID) and got.dtype == np.int32
+    assert FEATURES == np.sum(got == IMAGE_ID) and got.dtype == np.int32
 
 
 def test_a_row_without_image_has_no_placeholder():
     codec = chat.codec(processor())
-    assert words(tokens.prompt_ids(codec, "what is this ?", False)) == "<s> USER : what is this ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what is this ?", None)) == "<s> USER : what is this ? ASSISTANT :"
 
 
 def test_a_tokenizer_alone_serves_a_text_only_model():
     codec = chat.codec(tokenizer())
     row = tokens.encode(codec, pair(image=None), 0, **PLENTY)
-    assert words(row.prompt) == "<s> USER : what is this ? ASSISTANT :" and row.digest is None and codec.image_tokens == 0
+    assert words(row.prompt) == "<s> USER : what is this ? ASSISTANT :" and row.digest is None and row.layout is None
     with pytest.raises(Unusable, match="no_vision"):
         tokens.encode(codec, pair(), 0, **PLENTY)
 
@@ -57,18 +60,18 @@ def test_a_tokenizer_alone_serves_a_text_only_model():
 def test_without_a_template_the_format_of_llava_is_used():
     template, fallback = (chat.codec(processor(template=t)) for t in (TEMPLATE, None))
     np.testing.assert_array_equal(
-        tokens.prompt_ids(fallback, "what is this ?", True), tokens.prompt_ids(template, "what is this ?", True)
+        tokens.prompt_ids(fallback, "what is this ?", LAYOUT), tokens.prompt_ids(template, "what is this ?", LAYOUT)
     )
 
 
 def test_a_template_that_writes_bos_does_not_get_a_second_one():
     codec = chat.codec(processor(template="<s>" + TEMPLATE))
-    assert words(tokens.prompt_ids(codec, "what ?", False)) == "<s> USER : what ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what ?", None)) == "<s> USER : what ? ASSISTANT :"
 
 
 def test_a_prompt_never_ends_with_the_end_of_sequence():
     codec = chat.codec(processor(specials="bos_eos"))
-    assert words(tokens.prompt_ids(codec, "what ?", False)) == "<s> USER : what ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what ?", None)) == "<s> USER : what ? ASSISTANT :"
 
 
 def test_a_response_ends_with_exactly_one_end_of_sequence():
@@ -80,7 +83,7 @@ def test_a_response_ends_with_exactly_one_end_of_sequence():
 def test_a_placeholder_written_into_the_question_is_not_doubled(question):
     codec = chat.codec(processor())
     row = tokens.encode(codec, pair(question=question), 0, **PLENTY)
-    np.testing.assert_array_equal(row.prompt, tokens.prompt_ids(codec, "what is this ?", True))
+    np.testing.assert_array_equal(row.prompt, tokens.prompt_ids(codec, "what is this ?", LAYOUT))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_pairs_carry_both_preferences_and_signs():
     )
     frame = collate.Frame(24, 6, codec.pad_id)
     batch = collate.pairs(rows, None, frame, sign="label")
-    assert batch.tokens_BST.shape == (4, 2, 30) and batch.response_mask_BSR.shape == (4, 2, 6) and batch.pixels_BCYX is None
+    assert batch.tokens_BST.shape == (4, 2, 30) and batch.response_mask_BSR.shape == (4, 2, 6) and batch.images is None
     assert words(batch.tokens_BST[0, 1][batch.mask_BST[0, 1]]).endswith("ASSISTANT : no </s>")
     np.testing.assert_array_equal(batch.tokens_BST[:, 0, :24], batch.tokens_BST[:, 1, :24])
     assert batch.chosen_B.tolist() == [0, 1, 0, 1] and batch.helpful_weight_B.tolist() == [1.0, 1.0, 0.0, 0.0]

@@ -62,6 +62,56 @@ def test_a_truncated_file_is_named(folder):
     assert "model.safetensors is truncated or not a safetensors file" in message(folder)
 
 
+def overlapping(header: dict) -> dict:
+    """Two tensors claim the same bytes."""
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    return header | {second: header[second] | {"data_offsets": header[first]["data_offsets"]}}
+
+
+def beyond_the_end(header: dict) -> dict:
+    name = next(name for name in header if name != "__metadata__")
+    begin, end = header[name]["data_offsets"]
+    return header | {name: header[name] | {"data_offsets": [begin, end + 10**9]}}
+
+
+def of_another_size(header: dict) -> dict:
+    """A shape that its bytes cannot fill."""
+    name = next(name for name in header if name != "__metadata__")
+    return header | {name: header[name] | {"shape": [10**6, 10**6]}}
+
+
+@pytest.mark.parametrize("lie", [overlapping, beyond_the_end, of_another_size])
+def test_a_header_that_lies_is_refused(folder, lie):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(lie(json.loads(content[8 : 8 + length]))).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    assert "model.safetensors is truncated or not a safetensors file" in message(folder)
+
+
+def test_weights_that_are_not_numbers_are_named(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["language_model.model.norm.weight"][3] = np.nan
+    tensors["multi_modal_projector.linear_1.bias"][0] = np.inf
+    save_file(tensors, folder / "model.safetensors")
+    assert "holds NaN or infinite weights in projector/linear_1/bias and 1 more" in message(folder)
+
+
+def test_code_in_a_checkpoint_is_never_run(folder):
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    for name in ("tokenizer_config.json", "processor_config.json", "config.json"):
+        path = folder / name
+        if path.is_file():
+            kinds = {"AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil", "AutoConfig": "evil.Evil"}
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": kinds}))
+    try:
+        load_pretrained(folder)
+    except UserError:
+        pass  # refusing is as good as reading it without the code
+    assert not (folder / "ran").exists()
+
+
 def test_pickles_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     said = message(folder)
@@ -93,8 +143,8 @@ def test_an_index_cannot_lead_out_of_the_folder(folder):
 
 def test_another_architecture_is_refused(folder):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "qwen2_vl"}))
-    assert "'qwen2_vl'" in message(folder)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mllama"}))
+    assert "'mllama'" in message(folder)
     path.write_text("{not json")
     assert "is not JSON" in message(folder)
 
@@ -102,7 +152,7 @@ def test_another_architecture_is_refused(folder):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"text_config": {"model_type": "mistral"}}, "text_config.model_type must be 'llama', got 'mistral'"),
+        ({"text_config": {"model_type": "gpt2"}}, "text_config.model_type must be 'llama' or 'mistral', got 'gpt2'"),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config.model_type"),
         ({"text_config": {"hidden_act": "swish"}}, "hidden_act must be one of"),
         ({"text_config": {"rope_parameters": {"rope_type": "longrope"}}}, "rope type must be one of"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from srlhfv_jax.batches import Images
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import names
 from srlhfv_jax.models import attention, language, projector, stack, vlm
@@ -38,12 +39,12 @@ def rows():
     tokens_BT, mask_BT = rng.integers(1, 30, (3, 12)), np.ones((3, 12), bool)
     mask_BT[1, :3] = mask_BT[2, :1] = False
     tokens_BT[0, 2 : 2 + N] = tokens_BT[2, 3 : 3 + N] = IMAGE
-    pixels = rng.standard_normal((3, 3, 8, 8)).astype(np.float32)
+    patches = rng.standard_normal((3, N, VISION.patch_values)).astype(np.float32)
     return (
         tokens_BT,
         np.maximum(mask_BT.cumsum(1) - 1, 0),
         mask_BT,
-        jax.jit(functools.partial(vlm.encode_images, CONFIG))(params(), pixels),
+        jax.jit(functools.partial(vlm.encode_images, CONFIG))(params(), Images(patches, None, None, None)),
     )
 
 
@@ -90,7 +91,10 @@ def test_no_gradient_from_the_future_and_none_from_padding():
 
     def output(x_BTD):
         return jnp.sum(
-            language.decode(CONFIG, params()["text"], x_BTD, rotation, bias, None, None, x_BTD.shape[1])[0][:, at] ** 2
+            language.decode(CONFIG, params()["text"], x_BTD, language.Sight(rotation, bias), None, None, None, x_BTD.shape[1])[0][
+                :, at
+            ]
+            ** 2
         )
 
     influence_BT = np.abs(np.asarray(jax.jit(jax.grad(output))(x_BTD))).sum(-1)
@@ -127,7 +131,8 @@ def test_padding_changes_nothing():
 def test_the_image_matters_to_its_own_row_after_its_place_and_nowhere_else():
     tokens_BT, positions_BT, mask_BT, features = rows()
     before = hidden(CONFIG, params(), tokens_BT, positions_BT, mask_BT, features)
-    after = hidden(CONFIG, params(), tokens_BT, positions_BT, mask_BT, features.at[:2].add(1.5))
+    changed = features._replace(tower_BNE=features.tower_BNE.at[:2].add(1.5))
+    after = hidden(CONFIG, params(), tokens_BT, positions_BT, mask_BT, changed)
     moved_BT = np.abs(np.asarray(after - before)).max(-1) > 1e-4
     assert not moved_BT[1:].any()  # row 1 has no placeholder, row 2 kept its features
     assert not moved_BT[0, :2].any() and moved_BT[0, 2:].all()
@@ -198,7 +203,9 @@ def test_a_row_with_nothing_to_attend_to_stays_finite():
 
 def test_the_name_table_covers_every_leaf_once():
     plain = dataclasses.replace(CONFIG, vision=None)
-    tied = dataclasses.replace(CONFIG, text=dataclasses.replace(TEXT, tied_head=True, attention_bias=True, mlp_bias=True))
+    tied = dataclasses.replace(
+        CONFIG, text=dataclasses.replace(TEXT, tied_head=True, qkv_bias=True, output_bias=True, mlp_bias=True)
+    )
     last = dataclasses.replace(CONFIG, vision=dataclasses.replace(VISION, feature_layer=-1), projector_bias=False)
     for config in (CONFIG, plain, tied, last):
         shapes = jax.eval_shape(lambda config=config: vlm.init(config, jax.random.key(0)))
@@ -209,7 +216,7 @@ def test_the_name_table_covers_every_leaf_once():
 
 
 def test_sharded_forward_equals_one_device_forward(eight_devices):
-    tokens_BT, positions_BT, mask_BT, features = (np.repeat(np.asarray(x), 4, axis=0) for x in rows())
+    tokens_BT, positions_BT, mask_BT, features = jax.tree.map(lambda x: np.repeat(np.asarray(x), 4, axis=0), rows())
     expected = hidden(CONFIG, params(), tokens_BT, positions_BT, mask_BT, features)
     data = jax.sharding.NamedSharding(eight_devices, jax.sharding.PartitionSpec(("data", "fsdp")))
     placed = rules.place(params(), eight_devices)

@@ -14,6 +14,7 @@ import pytest
 import tiny_training as tiny
 from jax.sharding import AxisType, PartitionSpec as P
 
+from srlhfv_jax.batches import Images
 from srlhfv_jax.config import MeshConfig, OptimizerConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import heads, vlm
@@ -24,7 +25,9 @@ from srlhfv_jax.training import optimizer, state
 
 MODEL = VLMConfig(
     family="llava",
-    text=TextConfig(64, 16, 24, 2, 4, 2, 4, 1e-5, RopeConfig(1e4), tied_head=False, attention_bias=True, mlp_bias=True),
+    text=TextConfig(
+        64, 16, 24, 2, 4, 2, 4, 1e-5, RopeConfig(1e4), tied_head=False, qkv_bias=True, output_bias=True, mlp_bias=True
+    ),
     vision=VisionConfig(image_size=8, patch=4, width=8, mlp=16, layers=3, heads=2, norm_eps=1e-5, activation="gelu"),
     image_token=3,
 )
@@ -138,14 +141,15 @@ def test_the_model_gives_the_same_hidden_states_sharded_and_whole(one_device, ei
     tokens_BT[:2, 1:5] = MODEL.image_token  # two rows without an image
     mask_BT = np.ones(tokens_BT.shape, bool)
     positions_BT = np.broadcast_to(np.arange(8), tokens_BT.shape)
-    pixels_BCYX = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    patches = np.random.default_rng(0).normal(size=(4, 4, MODEL.vision.patch_values)).astype(np.float32)
+    images = Images(patches, None, None, None)
 
     @jax.jit
-    def forward(params, tokens_BT, positions_BT, mask_BT, pixels_BCYX):
-        features = vlm.encode_images(MODEL, params, pixels_BCYX)
+    def forward(params, tokens_BT, positions_BT, mask_BT, images):
+        features = vlm.encode_images(MODEL, params, images)
         return vlm.apply(MODEL, params, tokens_BT, positions_BT, mask_BT, features)[0]
 
-    inputs = (tokens_BT, positions_BT, mask_BT, pixels_BCYX)
+    inputs = (tokens_BT, positions_BT, mask_BT, images)
     outputs = [
         hosts.to_host(forward(rules.place(params, mesh), *hosts.global_batch(inputs, mesh)))
         for mesh in (one_device, eight_devices)

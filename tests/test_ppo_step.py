@@ -140,12 +140,12 @@ def widened(rollout: Rollout, left: int, right: int) -> Rollout:
 @functools.cache
 def plain():
     batch, rollout = rolled()
-    return step(rollout, batch.pixels_BCYX)
+    return step(rollout, batch.images)
 
 
 def test_padding_changes_nothing_in_a_whole_step():
     batch, rollout = rolled()
-    experience, lam, params, metrics = step(widened(rollout, 3, 4), batch.pixels_BCYX)
+    experience, lam, params, metrics = step(widened(rollout, 3, 4), batch.images)
     expected = plain()
     np.testing.assert_allclose(experience.cost_B, expected[0].cost_B, atol=1e-5)
     np.testing.assert_allclose(experience.reward_adv_BR[:, :R], expected[0].reward_adv_BR, atol=1e-5)
@@ -157,7 +157,7 @@ def test_padding_changes_nothing_in_a_whole_step():
 def test_eight_devices_make_the_step_of_one_device(eight_devices):
     batch, rollout = rolled()
     with jax.set_mesh(eight_devices):
-        _, lam, params, metrics = step(rollout, batch.pixels_BCYX, mesh=eight_devices)
+        _, lam, params, metrics = step(rollout, batch.images, mesh=eight_devices)
     np.testing.assert_allclose(lam, plain()[1], atol=1e-6)
     assert_close(params, plain()[2])
     assert_close(metrics, plain()[3], atol=1e-4)
@@ -165,7 +165,7 @@ def test_eight_devices_make_the_step_of_one_device(eight_devices):
 
 def test_while_the_critics_warm_up_they_move_as_always_and_the_policy_stands_still():
     batch, rollout = rolled()
-    _, _, params, metrics = step(rollout, batch.pixels_BCYX, train_policy=False)
+    _, _, params, metrics = step(rollout, batch.images, train_policy=False)
     assert_close(params["critic"], plain()[2]["critic"])
     jax.tree.map(np.testing.assert_array_equal, params["policy"], models()["policy"])
     assert "policy_loss" in plain()[3] and "policy_loss" not in metrics
@@ -173,7 +173,7 @@ def test_while_the_critics_warm_up_they_move_as_always_and_the_policy_stands_sti
 
 def test_one_backbone_with_two_heads_scores_as_two_backbones_do():
     batch, rollout = rolled()
-    experience, lam, params, _ = step(rollout, batch.pixels_BCYX, sharing="separate")
+    experience, lam, params, _ = step(rollout, batch.images, sharing="separate")
     expected = plain()
     assert_close(experience, expected[0])
     assert_close(params["policy"], expected[2]["policy"])
@@ -204,7 +204,7 @@ def test_a_response_that_was_cut_pays_the_missing_end_penalty():
     batch, rollout = rolled()
     cut = rollout._replace(ended_B=jnp.zeros_like(rollout.ended_B))
     whole = rollout._replace(ended_B=jnp.ones_like(rollout.ended_B))
-    difference = step(whole, batch.pixels_BCYX)[0].reward_B - step(cut, batch.pixels_BCYX)[0].reward_B
+    difference = step(whole, batch.images)[0].reward_B - step(cut, batch.images)[0].reward_B
     np.testing.assert_allclose(difference, np.full(8, 0.3), atol=1e-5)
 
 
@@ -219,7 +219,7 @@ def test_without_a_constraint_it_is_ppo_and_with_a_fixed_multiplier_reward_shapi
     import dataclasses
 
     constraint = dataclasses.replace(CONSTRAINT, controller=controller)
-    experience, lam, params, _ = step(rollout, batch.pixels_BCYX, constraint=constraint)
+    experience, lam, params, _ = step(rollout, batch.images, constraint=constraint)
     assert float(lam) == pytest.approx(0.0 if controller == "none" else 0.7)
     advantage = lagrangian.combine(experience.reward_adv_BR, experience.cost_adv_BR, lam)
     expected = (

@@ -34,7 +34,7 @@ def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, leng
 
 def train_logp(params, rollout: Rollout, temperature: float = 1.0):
     return forward.response_logp(
-        CONFIG, {"backbone": params}, rollout, rollout.features_BNE, temperature=temperature, never_V=VOCABULARY.never_V(VOCAB)
+        CONFIG, {"backbone": params}, rollout, rollout.features, temperature=temperature, never_V=VOCABULARY.never_V(VOCAB)
     )[0]
 
 
@@ -50,7 +50,7 @@ def test_greedy_decoding_with_the_cache_equals_the_argmax_of_full_forwards():
     tokens_BT, mask_BT = np.array(rollout.tokens_BT), np.array(rollout.mask_BT)
     from srlhfv_jax.models import vlm
 
-    hidden_BTD, _ = vlm.apply(CONFIG, params, rollout.tokens_BT, rollout.positions_BT, rollout.mask_BT, rollout.features_BNE)
+    hidden_BTD, _ = vlm.apply(CONFIG, params, rollout.tokens_BT, rollout.positions_BT, rollout.mask_BT, rollout.features)
     logits_BRV = np.array(vlm.logits(CONFIG, params, hidden_BTD[:, -R - 1 : -1]))
     logits_BRV[..., list(VOCABULARY.never)] = -np.inf
     best_BR = logits_BRV.argmax(-1)
@@ -109,7 +109,7 @@ def test_eight_devices_sample_what_one_device_samples(eight_devices):
 
 def test_the_picture_changes_the_answer_only_where_there_is_one():
     batch = prompts()
-    swapped = batch._replace(pixels_BCYX=batch.pixels_BCYX[::-1] * 1.7)
+    swapped = batch._replace(images=jax.tree.map(lambda x: x[::-1] * 1.7, batch.images))
     one, other = sample(batch, temperature=0.0), sample(swapped, temperature=0.0)
     differs_B = np.any(np.array(one.tokens_BT != other.tokens_BT), axis=1) | np.any(
         np.array(one.logp_BR != other.logp_BR), axis=1
@@ -157,8 +157,8 @@ def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
     assert selftest.ratio(CONFIG, params, rollout, temperature=1.0, **args) < 1e-4
     with pytest.raises(UserError, match="log ratio"):
         selftest.ratio(CONFIG, params, rollout, temperature=0.8, **args)
-    selftest.placeholders(CONFIG, rollout)
+    selftest.placeholders(CONFIG, *jax.tree.map(np.asarray, (rollout, prompts().images)))
     first = int(np.argmax(np.array(rollout.tokens_BT[1]) == IMAGE))
     broken = rollout._replace(tokens_BT=rollout.tokens_BT.at[1, first].set(7))
     with pytest.raises(UserError, match="row 1 .* has 3 image placeholders"):
-        selftest.placeholders(CONFIG, broken)
+        selftest.placeholders(CONFIG, *jax.tree.map(np.asarray, (broken, prompts().images)))

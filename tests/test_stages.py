@@ -1,6 +1,10 @@
 """Stages on tiny models, from rows on disk to exports: text-only Safe RLHF from end to end, meshes, separate roles, refusals."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +156,33 @@ def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_anot
         np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
 
 
+def test_two_processes_train_and_export_what_one_does(text, tmp_path):
+    """Parameters are sharded over both processes; the export is whole, and written once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rows = {"init": str(text / "llama"), "data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
+    mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1}
+    options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
+    command = [sys.executable, "-m", "srlhfv_jax", "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={tmp_path}/two"]
+    shared = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    started = [
+        subprocess.Popen(command, env=os.environ | shared | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    for said, code in [(process.communicate(timeout=300)[1], process.returncode) for process in started]:
+        assert code == 0, said[-2000:]
+    sft.run(settings(SFTConfig, "sft", **rows), tmp_path / "one")
+    one, two = (load_pretrained(tmp_path / name).params for name in ("one", "two"))
+    for (path, a), (_, b) in zip(rules.leaves(one), rules.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
+    assert "# sft of" in (tmp_path / "two" / "export" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -176,5 +207,5 @@ def test_a_processor_with_another_number_of_placeholders_than_features_is_refuse
     described["num_additional_image_tokens"] = 0
     (folder / "processor_config.json").write_text(json.dumps(described))
     rows = {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.prompt_length": 40, "data.response_length": 18}
-    with pytest.raises(UserError, match="makes 8 placeholders per image and its vision tower 9 features"):
+    with pytest.raises(UserError, match="features .* of a tile is 8 in its processor files and 9 in config.json"):
         sft.run(settings(SFTConfig, "sft", init=str(folder), init_random=True, **rows), tmp_path / "run")

@@ -143,6 +143,7 @@ def settings(path: str = "", **changes: Any) -> DataConfig:
         "path": str(path),
         "split": "",
         "image_dir": "",
+        "max_pixels": 0,
         "prompt_length": 24,
         "response_length": 6,
         "batch_size": 4,

@@ -1,10 +1,11 @@
 """A tiny random LLaVA and batches for it, made without torch: left-padded prompts, rows with and without an image."""
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srlhfv_jax.batches import PromptBatch
+from srlhfv_jax.batches import Images, PromptBatch
 from srlhfv_jax.models import heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.rollout.generate import Vocabulary
@@ -49,13 +50,15 @@ def prompts(rows: int = 6, length: int = 11, seed: int = 0, pad: int = 0) -> Pro
     rng = np.random.default_rng(seed)
     tokens_BP, mask_BP = np.full((rows, length), PAD, np.int32), np.zeros((rows, length), bool)
     pixels = rng.normal(size=(rows, 3, 8, 8)).astype(np.float32)
+    patches = einops.rearrange(pixels, "B C (Y y) (X x) -> B (Y X) (C y x)", y=4, x=4)
     for row in range(rows):
         words = rng.integers(4, VOCAB, 2 + row % 4).tolist()
         ids = words[:1] + ([] if row % 3 == 2 else [IMAGE] * N) + words[1:]
         tokens_BP[row, length - len(ids) :], mask_BP[row, length - len(ids) :] = ids, True
         if row % 3 == 2:
-            pixels[row] = 0
+            patches[row] = 0
     tokens_BP = np.pad(tokens_BP, ((0, 0), (pad, 0)), constant_values=PAD)
     mask_BP = np.pad(mask_BP, ((0, 0), (pad, 0)))
     positions_BP = np.maximum(np.cumsum(mask_BP, axis=1) - 1, 0).astype(np.int32)
-    return jax.tree.map(jnp.asarray, PromptBatch(tokens_BP, positions_BP, mask_BP, pixels, np.arange(rows, dtype=np.int32)))
+    images = Images(patches, None, None, None)
+    return jax.tree.map(jnp.asarray, PromptBatch(tokens_BP, positions_BP, mask_BP, images, np.arange(rows, dtype=np.int32)))

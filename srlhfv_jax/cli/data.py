@@ -42,6 +42,7 @@ def _inspect(argv: list[str]) -> None:
     absl_flags.DEFINE_string(
         "image_dir", "", "folder of images named by relative paths; empty: beside the file", flag_values=values
     )
+    absl_flags.DEFINE_integer("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", flag_values=values)
     absl_flags.DEFINE_string("model", "", "Hugging Face folder: also count tokens and check the lengths", flag_values=values)
     absl_flags.DEFINE_enum("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for", flag_values=values)
     absl_flags.DEFINE_integer("prompt_length", 1 << 20, "P: prompts with more tokens are dropped", flag_values=values)
@@ -54,7 +55,14 @@ def _inspect(argv: list[str]) -> None:
     from srlhfv_jax.data import sources, summary
 
     data = DataConfig(
-        values.path, values.split, values.image_dir, values.prompt_length, values.response_length, 1, values.workers
+        values.path,
+        values.split,
+        values.image_dir,
+        values.prompt_length,
+        values.response_length,
+        1,
+        values.workers,
+        values.max_pixels,
     )
     examples = sources.load_examples(data)
     numbers = summary.summarise(examples)
@@ -76,9 +84,9 @@ def _with_model(values: absl_flags.FlagValues, data: DataConfig, examples) -> di
     from srlhfv_jax.hf.load import load_config_and_processor
 
     processor = load_config_and_processor(values.model)[1]
-    codec = chat.codec(processor)
+    codec = chat.codec(processor, data.max_pixels)
     kind = values.kind or ("prompts", "supervised", "pairs")[len(examples[0].responses)]
-    lengths = summary.token_lengths(examples, codec) | {"image_tokens": codec.image_tokens}
+    lengths = summary.token_lengths(examples, codec)
     print(f"\nwith {values.model}, as {kind}:")
     _print_numbers(lengths)
     prepared = loader.fit(kind, examples, processor, data)

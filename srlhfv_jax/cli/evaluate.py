@@ -81,6 +81,7 @@ def _flags() -> absl_flags.FlagValues:
     text("data", None, "rows with a question (and picture): a TFDS folder, .parquet or .jsonl file, or a folder of them")
     text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
     text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
+    whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", lower_bound=0)
     text("scorer", "", "workdir or export with the heads reward and cost, or REWARD,COST: two with one each")
     absl_flags.DEFINE_enum(
         "judge", "", ["", "oracle", "models"], "empty: models with --scorer, else the oracle", flag_values=values
@@ -110,7 +111,14 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     jax.set_mesh(mesh)
     hosts.check_batch(values.batch_size, mesh, "--batch_size of")
     data = DataConfig(
-        values.data, values.split, values.image_dir, values.prompt_length, values.response_length, values.batch_size, workers=1
+        values.data,
+        values.split,
+        values.image_dir,
+        values.prompt_length,
+        values.response_length,
+        values.batch_size,
+        1,
+        values.max_pixels,
     )
     model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
     for path in scorers:
@@ -162,7 +170,7 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
     def answer(batch, index: int):
         key = states.key(values.seed, index, "evaluation")
         rollout = draw(loaded.config, loaded.params, hosts.global_batch(batch, mesh), key, **settings)
-        rollouts.append(hosts.to_host(rollout._replace(features_BNE=None)))
+        rollouts.append(hosts.to_host(rollout._replace(features=None)))
         return rollouts[-1]
 
     tokenizer = prompts.codec.tokenizer
@@ -215,12 +223,12 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 
     @jax.jit
-    def ends(tree, rollout, pixels_BCYX):
-        return forward.end_scores(loaded.config, tree, rollout, forward.encode(loaded.config, tree, pixels_BCYX))
+    def ends(tree, rollout, images):
+        return forward.end_scores(loaded.config, tree, rollout, forward.encode(loaded.config, tree, images))
 
     def score(pair):
         batch, rollout = pair
-        placed = hosts.global_batch((rollout, batch.pixels_BCYX), mesh)
+        placed = hosts.global_batch((rollout, batch.images), mesh)
         return hosts.to_host(ends(tree, *placed))
 
     found = {}

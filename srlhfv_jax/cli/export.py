@@ -3,6 +3,7 @@
 Stages export by themselves to WORKDIR/export; this is for another dtype, shard size or place.
 """
 
+import json
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -31,6 +32,19 @@ def main(argv: list[str]) -> None:
         model.params,
         base=model.path,
         heads=model.heads or None,
+        meta=_about(model.path),
+        card=_card(model.path),
         max_shard_bytes=int(values.shard_gb * 1e9),
     )
     print(f"wrote {target}")
+
+
+def _about(folder: Path) -> dict:
+    """What the source says of its heads."""
+    path = folder / "score_heads.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _card(folder: Path) -> str | None:
+    path = folder / "README.md"
+    return path.read_text() if path.is_file() else None

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from srlhfv_jax.batches import PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import NO_FEATURE, Images, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.pictures import Layout, Reader, grid_places
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded, Ids
-
-Pixels = Float[np.ndarray, "B C Y X"] | None
 
 
 class Frame(NamedTuple):
@@ -26,44 +25,70 @@ class Frame(NamedTuple):
     pad_id: int
 
 
+class Room(NamedTuple):
+    """The size of every batch's pictures: the most that any row of the data has, so that nothing is ever compiled twice."""
+
+    patches: int  # N
+    placeholders: int  # M
+    values: int  # C
+    merge: int
+    ordered: bool  # features go to placeholders in an order of their own
+    gridded: bool  # the tower asks for the places of patches
+    counted: bool  # pictures differ in their number of patches
+
+
+def room(reader: Reader, layouts: Sequence[Layout]) -> Room | None:
+    """Room for pictures of these layouts; None where there are none."""
+    if not layouts:
+        return None
+    most = max(layout.patches for layout in layouts), max(layout.placeholders for layout in layouts)
+    first = layouts[0]
+    counted = reader.family not in ("llava", "gemma3")
+    return Room(*most, reader.values, reader.merge, first.order_M is not None, first.grid is not None, counted)
+
+
 class Sequences(NamedTuple):
     """Padded sequences of any leading shape."""
 
     tokens_BT: Int[np.ndarray, "B T"]
-    positions_BT: Int[np.ndarray, "B T"]
+    positions_BT: Int[np.ndarray, "B T *axes"]
     mask_BT: Bool[np.ndarray, "B T"]
     response_mask_BR: Bool[np.ndarray, "B R"]
 
 
-def sequences(prompts: Sequence[Ids], responses: Sequence[Ids], frame: Frame) -> Sequences:
+def sequences(rows: Sequence[Encoded], responses: Sequence[Ids], frame: Frame) -> Sequences:
     """Pad prompts on the left and responses on the right. With R = 0 these are the prompts alone."""
     p_length, r_length = frame.prompt_length, frame.response_length
-    tokens_BT = np.full((len(prompts), p_length + r_length), frame.pad_id, np.int32)
+    tokens_BT = np.full((len(rows), p_length + r_length), frame.pad_id, np.int32)
+    positions_BT = np.zeros((*tokens_BT.shape, *rows[0].positions.shape[1:]), np.int32)
     mask_BT = np.zeros(tokens_BT.shape, bool)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+    for row, (encoded, response) in enumerate(zip(rows, responses, strict=True)):
+        prompt = encoded.prompt
         assert len(prompt) <= p_length and len(response) <= r_length, "tokens.encode drops rows that do not fit"
         real = slice(p_length - len(prompt), p_length + len(response))
         tokens_BT[row, real] = np.concatenate([prompt, response])
         mask_BT[row, real] = True
-    # 0 at the first real token; pads repeat 0 on the left and the last position on the right.
-    positions_BT = np.maximum(np.cumsum(mask_BT, axis=1, dtype=np.int32) - 1, 0)
+        positions_BT[row, real.start : p_length] = encoded.positions
+        # The response counts on from the largest position, the same on every axis; pads repeat the last.
+        following = encoded.positions.max() + 1 + np.minimum(np.arange(r_length), max(len(response) - 1, 0))
+        positions_BT[row, p_length:] = following.reshape(-1, *[1] * (positions_BT.ndim - 2))
     return Sequences(tokens_BT, positions_BT, mask_BT, mask_BT[:, p_length:].copy())
 
 
-def supervised(encoded: Sequence[Encoded], pixels_BCYX: Pixels, frame: Frame) -> SupervisedBatch:
+def supervised(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> SupervisedBatch:
     """One response per prompt; of a pair, the more helpful one."""
     chosen = [row.responses[supervised_side(row.example)] for row in encoded]
-    return SupervisedBatch(*sequences([row.prompt for row in encoded], chosen, frame), pixels_BCYX)
+    return SupervisedBatch(*sequences(encoded, chosen, frame), images)
 
 
-def pairs(encoded: Sequence[Encoded], pixels_BCYX: Pixels, frame: Frame, *, sign: str) -> PairBatch:
+def pairs(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, sign: str) -> PairBatch:
     """Both responses and both preferences; `sign` is "label" or "graded"."""
-    sides = [sequences([row.prompt for row in encoded], [row.responses[side] for row in encoded], frame) for side in (0, 1)]
+    sides = [sequences(encoded, [row.responses[side] for row in encoded], frame) for side in (0, 1)]
     both = Sequences(*(np.stack(arrays, axis=1) for arrays in zip(*sides, strict=True)))
     examples = [row.example for row in encoded]
     return PairBatch(
         *both,
-        pixels_BCYX=pixels_BCYX,
+        images=images,
         chosen_B=np.asarray([row.chosen or 0 for row in examples], np.int32),
         helpful_weight_B=np.asarray([row.chosen is not None and not row.helpful_tie for row in examples], np.float32),
         safer_B=np.asarray([row.safer or 0 for row in examples], np.int32),
@@ -72,12 +97,32 @@ def pairs(encoded: Sequence[Encoded], pixels_BCYX: Pixels, frame: Frame, *, sign
     )
 
 
-def prompts(encoded: Sequence[Encoded], pixels_BCYX: Pixels, frame: Frame) -> PromptBatch:
+def prompts(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> PromptBatch:
     """Prompts to sample from."""
     empty = [np.zeros(0, np.int32)] * len(encoded)
-    padded = sequences([row.prompt for row in encoded], empty, frame._replace(response_length=0))
+    padded = sequences(encoded, empty, frame._replace(response_length=0))
     row_B = np.asarray([row.row for row in encoded], np.int32)
-    return PromptBatch(padded.tokens_BT, padded.positions_BT, padded.mask_BT, pixels_BCYX, row_B)
+    return PromptBatch(padded.tokens_BT, padded.positions_BT, padded.mask_BT, images, row_B)
+
+
+def stack_images(encoded: Sequence[Encoded], patches: Sequence[Float[np.ndarray, "N C"] | None], room: Room) -> Images:
+    """The pictures of a batch, each padded to the most that any row of the data has; a row without one has zeros."""
+    B, N, M = len(encoded), room.patches, room.placeholders
+    patches_BNC = np.zeros((B, N, room.values), np.float32)
+    order_BM = np.full((B, M), NO_FEATURE, np.int32) if room.ordered else None
+    grid_BN2 = np.zeros((B, N, 2), np.int32) if room.gridded else None
+    picture_BN = np.zeros((B, N), np.int32) if room.counted else None
+    for row, (layout, picture) in enumerate(zip([one.layout for one in encoded], patches, strict=True)):
+        if picture is None:
+            continue
+        patches_BNC[row, : layout.patches] = picture
+        if room.ordered:
+            order_BM[row, : layout.placeholders] = layout.order_M
+        if room.gridded:
+            grid_BN2[row, : layout.patches] = grid_places(layout.grid, room.merge)
+        if room.counted:
+            picture_BN[row, : layout.patches] = 1
+    return Images(patches_BNC, order_BM, grid_BN2, picture_BN)
 
 
 def supervised_side(example: Example) -> int:

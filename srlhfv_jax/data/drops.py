@@ -11,6 +11,7 @@ REASONS = {
     "not_an_image": "the bytes are not a PNG, JPEG, WebP, GIF or BMP picture",
     "truncated_image": "the picture begins well but cannot be decoded to its end",
     "image_too_large": "the picture has more pixels than is sane (a decompression bomb)",
+    "image_too_narrow": "the picture is so much longer than wide that the model cannot read it",
     "path_outside_folder": "the image path leaves the image folder",
     "empty_question": "the question has no text",
     "empty_response": "a response has no text, or no tokens",

@@ -1,4 +1,4 @@
-"""Pictures: from a cell of a row (bytes or a path inside the data folder) to the float pixels of the model's image processor.
+"""Pictures on disk: from a cell of a row (bytes or a path inside the data folder) to a decoded image.
 
 Nothing here trusts a data set: paths may not leave the folder, only a few formats are opened, sizes are limited before decoding,
 and every picture is decoded once before step 0, so that a damaged file is a counted drop and not a crash at step 9000.
@@ -9,13 +9,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from srlhfv_jax.data.drops import Unusable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is stored on its side
 MAX_PIXELS = 64 * 1024 * 1024  # no vision tower needs more; PIL itself refuses at 179 million
 
 
@@ -82,6 +81,16 @@ def decode(encoded: bytes) -> Image.Image:
         raise Unusable("truncated_image", f"{image.format} {width} x {height}: {error}") from error
 
 
-def pixels(image_processor: Any, image: Image.Image) -> Float[np.ndarray, "C Y X"]:
-    """The picture as the vision tower wants it: resized, cropped and normalised by the checkpoint's own image processor."""
-    return np.asarray(image_processor(images=[image], return_tensors="np")["pixel_values"][0], np.float32)
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """(height, width) after `decode`, from the header alone.
+
+    Raises:
+        Unusable: not a picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        width, height = image.size
+        lying = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    except Exception as error:
+        raise Unusable("not_an_image", f"{len(encoded)} bytes, beginning {encoded[:8]!r}") from error
+    return (width, height) if lying else (height, width)

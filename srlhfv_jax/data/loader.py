@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from srlhfv_jax.batches import PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
-from srlhfv_jax.data import collate, images, tokens
+from srlhfv_jax.data import collate, images, pictures, tokens
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
@@ -29,7 +29,7 @@ from srlhfv_jax.errors import UserError
 Batch = SupervisedBatch | PairBatch | PromptBatch
 
 KINDS = ("supervised", "pairs", "prompts")
-PIXEL_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
+PICTURE_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
 
 
 class Prepared(NamedTuple):
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
     drops: Counter
     codec: Codec
     frame: Frame
-    has_images: bool  # false: no row has one, and batches carry no pixels
+    room: collate.Room | None  # for pictures; None: no row has one, and batches carry none
 
 
 def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig, *, sign: str = "label") -> Prepared:
@@ -54,7 +54,7 @@ def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig
     """
     choose(kind, "kind", *KINDS)
     choose(sign, "sign", "label", "graded")
-    described = codec(processor)
+    described = codec(processor, data.max_pixels)
     rows, dropped = [], []
     for index in range(len(examples)):
         try:
@@ -67,8 +67,8 @@ def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
-    has_images = any(row.digest is not None for row in rows)
-    return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, has_images)
+    room = collate.room(described.reader, [row.layout for row in rows if row.layout is not None])
+    return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, room)
 
 
 class Batches:
@@ -162,38 +162,35 @@ class _Assemble:
 
     def __init__(self, prepared: Prepared):
         self._prepared = prepared
-        self._pixels: dict[bytes, np.ndarray] = {}
+        self._patches: dict[bytes, np.ndarray] = {}
         self._bytes = 0
         self._lock = threading.Lock()
-        # A row without an image carries zeros; it has no placeholders, so they are never read.
-        self._blank = (
-            np.zeros_like(self._picture(next(row for row in prepared.rows if row.digest))) if prepared.has_images else None
-        )
 
     def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
         rows = [prepared.rows[number] for number in numbers]
-        pixels_BCYX = None
-        if prepared.has_images:
-            pixels_BCYX = np.stack([self._blank if row.digest is None else self._picture(row) for row in rows])
+        images = None
+        if prepared.room is not None:
+            patches = [None if row.digest is None else self._picture(row) for row in rows]
+            images = collate.stack_images(rows, patches, prepared.room)
         if prepared.kind == "supervised":
-            return collate.supervised(rows, pixels_BCYX, prepared.frame)
+            return collate.supervised(rows, images, prepared.frame)
         if prepared.kind == "pairs":
-            return collate.pairs(rows, pixels_BCYX, prepared.frame, sign=prepared.sign)
-        return collate.prompts(rows, pixels_BCYX, prepared.frame)
+            return collate.pairs(rows, images, prepared.frame, sign=prepared.sign)
+        return collate.prompts(rows, images, prepared.frame)
 
-    def _picture(self, row: Encoded) -> Float[np.ndarray, "C Y X"]:
-        kept = self._pixels.get(row.digest)
+    def _picture(self, row: Encoded) -> Float[np.ndarray, "N C"]:
+        kept = self._patches.get(row.digest)
         if kept is not None:
             return kept
         example = self._prepared.examples[row.row]
         try:
-            made = images.pixels(self._prepared.codec.image_processor, images.decode(example.image))
+            made = pictures.cut(self._prepared.codec.reader, images.decode(example.image))
         except Unusable as unusable:
             raise UserError(f"the image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
         with self._lock:
-            if self._bytes + made.nbytes <= PIXEL_CACHE_BYTES and row.digest not in self._pixels:
-                self._pixels[row.digest] = made
+            if self._bytes + made.nbytes <= PICTURE_CACHE_BYTES and row.digest not in self._patches:
+                self._patches[row.digest] = made
                 self._bytes += made.nbytes
         return made
 

@@ -54,11 +54,12 @@ def _labels(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def token_lengths(examples: Sequence[Example], codec: Codec) -> dict[str, int]:
-    """Median, 95th percentile and maximum of prompt tokens (placeholders included) and response tokens (with the end token).
+    """Median, 95th percentile and maximum of prompt tokens (placeholders included), response tokens (with the end token) and
+    placeholders of an image.
 
     Rows that cannot be encoded at all are left out here; `loader.fit` counts them.
     """
-    prompts, responses = [], []
+    prompts, responses, placeholders = [], [], []
     for index in range(len(examples)):
         try:
             row = tokens.encode(codec, examples[index], index, prompt_length=_UNLIMITED, response_length=_UNLIMITED)
@@ -66,7 +67,8 @@ def token_lengths(examples: Sequence[Example], codec: Codec) -> dict[str, int]:
             continue
         prompts.append(len(row.prompt))
         responses += [len(ids) for ids in row.responses]
-    lengths = {"prompt_tokens": prompts, "response_tokens": responses}
+        placeholders += [] if row.layout is None else [row.layout.placeholders]
+    lengths = {"prompt_tokens": prompts, "response_tokens": responses, "image_tokens": placeholders}
     return {
         f"{name}.{label}": int(np.percentile(values, q, method="higher"))
         for name, values in lengths.items()

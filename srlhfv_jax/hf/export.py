@@ -1,7 +1,7 @@
 """Parameters -> a folder that `transformers` loads: sharded safetensors, index, and the config and processor files of the base.
 
-The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes the caller
-gathers the parameters to the host of process 0 first (`parallel/hosts.py`) and only that process exports.
+The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes parameters that
+are sharded over them are gathered leaf by leaf, so that no host holds more than one leaf besides what it writes.
 """
 
 import json
@@ -18,13 +18,14 @@ from safetensors.numpy import save_file
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import names, weights
+from srlhfv_jax.hf import leaves, names, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.load import checkpoint_folder
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts
 
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
-Shard = list[tuple[names.Leaf, list[int]]]  # leaves with those of their layers that go into one file
+Shard = list[tuple[leaves.Leaf, list[int]]]  # leaves with those of their layers that go into one file
 SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
 
 
@@ -36,15 +37,17 @@ def export_pretrained(
     base: str | Path,
     heads: dict[str, dict[str, Any]] | None = None,
     meta: dict[str, Any] | None = None,
+    card: str | None = None,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> Path:
-    """Write a checkpoint.
+    """Write a checkpoint. In a run of several processes all of them call this, and the first one writes.
 
     Args:
         base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
+        card: the text of README.md; None: there is none.
         dtype: of the weights in the files, "float32" or "bfloat16"; None: as they are in memory.
     Raises:
         UserError: `base` describes another model than `config`.
@@ -53,13 +56,17 @@ def export_pretrained(
     stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
     draft = path_out.with_name(f".{path_out.name}.draft-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft.mkdir(parents=True)  # of every process; only that of the first gets any weights
     try:
         _copy_base(draft, base, config, stored)
         _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
-        _replace(path_out, draft)
+        if card is not None:
+            (draft / "README.md").write_text(card)
+        if hosts.process_index() == 0:
+            _replace(path_out, draft)
+        hosts.barrier(f"export to {path_out}")
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path_out
@@ -98,10 +105,11 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype
     for file, shard in zip(files, shards):
         tensors = {}
         for leaf, layers in shard:
-            for name, tensor in _tensors(config, names.leaf(params, leaf.path), dtype, leaf, layers):
+            for name, tensor in _tensors(config, leaves.leaf(params, leaf.path), dtype, leaf, layers):
                 tensors[name] = tensor
                 total += tensor.nbytes
-        save_file(tensors, draft / file, metadata=METADATA)
+        if hosts.process_index() == 0:
+            save_file(tensors, draft / file, metadata=METADATA)
         where |= {name: file for name in tensors}
     if len(shards) > 1:
         _write_json(draft / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
@@ -112,7 +120,7 @@ def _plan(config: VLMConfig, params: dict[str, Any], item_bytes: int, max_shard_
     shards: list[Shard] = [[]]
     size = 0
     for leaf in names.table(config):
-        tensor_bytes = names.leaf(params, leaf.path).size * item_bytes // len(leaf.names)
+        tensor_bytes = leaves.leaf(params, leaf.path).size * item_bytes // len(leaf.names)
         for index in range(len(leaf.names)):
             if size and size + tensor_bytes > max_shard_bytes:
                 shards.append([])
@@ -126,19 +134,20 @@ def _plan(config: VLMConfig, params: dict[str, Any], item_bytes: int, max_shard_
 
 
 def _tensors(
-    config: VLMConfig, array: Any, dtype: np.dtype, leaf: names.Leaf, indices: list[int]
+    config: VLMConfig, array: Any, dtype: np.dtype, leaf: leaves.Leaf, indices: list[int]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The named tensors of some layers of one leaf, as stored."""
-    host = np.asarray(array).astype(dtype, copy=False)
-    shape = names.stored_shape(config, leaf, host.shape)
+    host = hosts.to_host(array).astype(dtype, copy=False)  # gathered from all processes, one leaf at a time
+    shape = leaves.stored_shape(config, leaf, host.shape)
     for index in indices:
         own = host if leaf.layers is None else host[index]
-        yield leaf.names[index], np.ascontiguousarray(own.T if leaf.stored == names.TRANSPOSED else own.reshape(shape))
+        yield leaf.names[index], np.ascontiguousarray(own.T if leaf.stored == leaves.TRANSPOSED else own.reshape(shape))
 
 
 def _write_heads(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, Any]) -> None:
-    tensors = {name: np.asarray(head["kernel"], np.float32) for name, head in heads.items()}
+    tensors = {name: hosts.to_host(head["kernel"]).astype(np.float32) for name, head in heads.items()}
     save_file(tensors, draft / weights.HEADS_FILE, metadata=METADATA)
+    shutil.copyfile(Path(__file__).with_name("torch_scores.py"), draft / weights.HEADS_LOADER)
     described = {"heads": sorted(heads), "pooling": "last_token", "after": "final_norm", "sign": SIGN}
     _write_json(draft / weights.HEADS_META, described | meta)
 

@@ -1,9 +1,11 @@
 """Checkpoint folder -> parameters, straight into their shards, with the config, the score heads and the processor beside them.
 
-A folder is a Hugging Face checkpoint, an export of ours, or the workdir of a stage (its `export/` is read then). Everything
+A folder is a Hugging Face checkpoint (or the id of one on the hub), an export of ours, or the workdir of a stage (its `export/` is
+read then). Everything
 that is wrong with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a weight is read.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +15,13 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from srlhfv_jax.config import choose
+from srlhfv_jax.data import pictures
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import names, weights
+from srlhfv_jax.hf import hub, leaves, names, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import hosts, rules
 
 
 class Pretrained(NamedTuple):
@@ -66,10 +69,12 @@ def load_config_and_processor(
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The folder itself, or its export/ if it is a stage's workdir."""
-    path = Path(path)
+    """The folder itself, its export/ if it is a stage's workdir, or where the hub keeps a model with this id."""
+    path = hub.fetch(str(path)) if hub.is_model_id(path) else Path(path)
     if not path.is_dir():
-        raise UserError(f"expected a Hugging Face folder or the workdir of a stage, {path} is not a folder")
+        raise UserError(
+            f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {path} is not a folder"
+        )
     exported = path / "export"
     if (exported / "config.json").is_file():
         return exported
@@ -90,8 +95,9 @@ def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) 
         shardings = rules.shardings(shapes, mesh)
     params: dict[str, Any] = {}
     for leaf in table:
-        shape, sharding = names.leaf(shapes, leaf.path).shape, names.leaf(shardings, leaf.path)
-        names.put(params, leaf.path, _fill(leaf, shape, tensors, jnp.dtype(dtype), sharding))
+        shape, sharding = leaves.leaf(shapes, leaf.path).shape, leaves.leaf(shardings, leaf.path)
+        leaves.put(params, leaf.path, _fill(leaf, shape, tensors, jnp.dtype(dtype), sharding))
+    _check_finite(folder, params)
     return params
 
 
@@ -114,14 +120,33 @@ def load_processor(config: VLMConfig, folder: Path) -> Any:
 
     try:
         if config.vision is None:
-            return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        return transformers.AutoProcessor.from_pretrained(str(folder), local_files_only=True, backend="pil")
+            return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if config.family in ("llava", "llava_next"):
+            return transformers.AutoProcessor.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+            )
+        return _bundle(config, folder)
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"{folder} has no usable tokenizer or processor files: {first_line}") from None
 
 
-def _fill(leaf: names.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:
+def _bundle(config: VLMConfig, folder: Path) -> pictures.Bundle:
+    """Tokenizer and image processor on their own; older checkpoints keep the chat template in a file beside them."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    images = transformers.AutoImageProcessor.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
+    )
+    template = folder / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    token, vision = tokenizer.convert_ids_to_tokens(config.image_token), config.vision
+    return pictures.Bundle(tokenizer, images, token, config.family, vision.patch, vision.merge)
+
+
+def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:
     """One leaf on its devices; each device's slice is read, transposed and stacked by itself."""
     sources = [tensors[name] for name in leaf.names]
 
@@ -134,19 +159,27 @@ def _fill(leaf: names.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.T
 
 
 def _part(tensor: weights.Tensor, stored: str, index: tuple[slice, ...]) -> np.ndarray:
-    if stored == names.TRANSPOSED:
+    if stored == leaves.TRANSPOSED:
         return weights.read(tensor, index[::-1]).T
-    if stored == names.FLATTENED:  # a few thousand numbers: read whole
+    if stored == leaves.FLATTENED:  # a few thousand numbers: read whole
         return weights.read(tensor, ()).reshape(tensor.shape[0], -1)[index]
     return weights.read(tensor, index)
 
 
-def _check(config: VLMConfig, folder: Path, table: list[names.Leaf], shapes, tensors: dict[str, weights.Tensor]) -> None:
+def _check_finite(folder: Path, params: dict[str, Any]) -> None:
+    found = hosts.to_host(jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params))
+    broken = [path for path, finite in rules.leaves(found) if not finite]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise UserError(f"{folder} holds NaN or infinite weights in {broken[0]}{more}: it was saved from a run that had diverged")
+
+
+def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, tensors: dict[str, weights.Tensor]) -> None:
     """Compare the files with the model: every difference in one error."""
     expected = {}
     for leaf in table:
-        shape = names.leaf(shapes, leaf.path).shape
-        stored = names.stored_shape(config, leaf, shape)
+        shape = leaves.leaf(shapes, leaf.path).shape
+        stored = leaves.stored_shape(config, leaf, shape)
         expected |= {name: stored for name in leaf.names}
     unmapped = [name for name in tensors if name not in expected and not names.ignored(config, name)]
     missing = [name for name in expected if name not in tensors]
@@ -158,9 +191,9 @@ def _check(config: VLMConfig, folder: Path, table: list[names.Leaf], shapes, ten
     report = [
         f"{len(found)} {what}: {', '.join(found)}"
         for what, found in (
-            ("unmapped", names.compressed(unmapped)),
-            ("missing", names.compressed(missing)),
-            ("of wrong shape", names.compressed(wrong)),
+            ("unmapped", leaves.compressed(unmapped)),
+            ("missing", leaves.compressed(missing)),
+            ("of wrong shape", leaves.compressed(wrong)),
         )
         if found
     ]

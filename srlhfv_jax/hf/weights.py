@@ -15,6 +15,7 @@ from srlhfv_jax.errors import UserError
 
 HEADS_FILE = "score_heads.safetensors"  # beside the backbone: one vector per head
 HEADS_META = "score_heads.json"
+HEADS_LOADER = "score_heads.py"  # reads both with torch
 
 
 class Tensor(NamedTuple):

@@ -38,21 +38,36 @@ def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
     return jnp.where(mask_BTT, 0.0, MASKED)[:, None, None].astype(jnp.float32)
 
 
-def causal(mask_BT: Bool[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """Each position sees the real tokens up to itself."""
+def causal(mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None) -> Bool[Array, "B T T"]:
+    """Each position sees the real tokens up to itself: the last `window` of them, if given, and all of its block, if it is in one.
+
+    Args:
+        block_BT: number of the block of each token; 0: in none.
+    """
     T = mask_BT.shape[1]
-    return jnp.tri(T, dtype=bool)[None] & mask_BT[:, None, :]
+    seen = jnp.tri(T, dtype=bool)[None]
+    if window:
+        seen &= ~jnp.tri(T, k=-window, dtype=bool)[None]
+    if block_BT is not None:
+        seen |= (block_BT[:, :, None] == block_BT[:, None, :]) & (block_BT[:, :, None] > 0)
+    return seen & mask_BT[:, None, :]
 
 
-def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None) -> Float[Array, "B H T h"]:
-    """softmax(q kᵀ / sqrt(h) + bias) v, with H / K query heads to each key-value head. The softmax is float32.
+def blocks(inside_BT: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Numbers from 1 for the runs of true, 0 elsewhere."""
+    starts_BT = inside_BT & ~jnp.pad(inside_BT, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(inside_BT, jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32), 0)
+
+
+def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None, scale: float | None = None) -> Float[Array, "B H T h"]:
+    """softmax(q kᵀ scale + bias) v, the scale 1 / sqrt(h) unless given, with H / K query heads to each key-value head. The softmax is float32.
 
     There may be fewer queries than keys; the bias has a row for each query and a column for each key.
     """
     B, H, T, h = q_BHTh.shape
     K = k_BKTh.shape[1]
     # The query heads of one key-value head are stacked along the positions: every product is then one plain batch of matrices.
-    stacked = (q_BHTh * h**-0.5).reshape(B, K, H // K * T, h)
+    stacked = (q_BHTh * (h**-0.5 if scale is None else scale)).reshape(B, K, H // K * T, h)
     return _mix(stacked, k_BKTh, v_BKTh, bias_B11TT).reshape(B, H, T, h)
 
 
@@ -117,10 +132,17 @@ def read(kv: KV, layer) -> tuple[Float[Array, "B K T h"], Float[Array, "B K T h"
     return get(kv.k), get(kv.v)
 
 
-def rotation(config: RopeConfig, head_dim: int, positions_BT: Int[Array, "B T"]) -> Rotation:
-    """Angles position * frequency, and the attention factor of yarn folded into both."""
+def rotation(config: RopeConfig, head_dim: int, positions_BT: Int[Array, "B T *axes"]) -> Rotation:
+    """Angles position * frequency, and the attention factor of yarn folded into both.
+
+    With `sections`, each frequency has its own of three positions: of the first section the time, then the row, then the column.
+    """
     frequency_h, factor = frequencies(config, head_dim)
-    angle_BTh = positions_BT[:, :, None].astype(jnp.float32) * jnp.asarray(frequency_h)[None, None, :]
+    if config.sections:
+        positions_BTh = positions_BT[:, :, np.repeat(np.arange(len(config.sections)) % 3, config.sections)]
+    else:
+        positions_BTh = positions_BT[:, :, None]
+    angle_BTh = positions_BTh.astype(jnp.float32) * jnp.asarray(frequency_h)[None, None, :]
     return Rotation(jnp.cos(angle_BTh) * factor, jnp.sin(angle_BTh) * factor)
 
 

@@ -1,15 +1,26 @@
-"""A Llama decoder: one pre-norm layer, and the pass over the stack with or without a key-value cache.
+"""A decoder of the Llama kind: one pre-norm layer, and the pass over the stack with or without a key-value cache.
 
 Embedding and unembedding live in `vlm.py`, beside the image features that share the stream.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from srlhfv_jax.models import attention, stack
 from srlhfv_jax.models.attention import KV, Rotation
 from srlhfv_jax.models.config import TextConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+
+
+class Sight(NamedTuple):
+    """What a layer needs to know of positions: the angles, and who sees whom."""
+
+    rotation: Rotation
+    bias: jax.Array | None
 
 
 class SelfAttention(nn.Module):
@@ -25,21 +36,24 @@ class SelfAttention(nn.Module):
         B, T, D = x_BTD.shape
 
         def project(name: str, heads: int, x_BTD):
-            dense = Dense(heads * c.head_dim, "out", c.attention_bias, self.dtype, name=name)
+            dense = Dense(heads * c.head_dim, "out", c.qkv_bias, self.dtype, name=name)
             return dense(x_BTD).reshape(B, -1, heads, c.head_dim)
 
         asking = Rotation(*(angle_BTh[:, -last:] for angle_BTh in rotation))
-        q_BHTh = attention.rotate(project("q_proj", c.heads, x_BTD[:, -last:]), asking).swapaxes(1, 2)
-        k_BKTh = attention.rotate(project("k_proj", c.kv_heads, x_BTD), rotation).swapaxes(1, 2)
+        q_BTHh, k_BTKh = project("q_proj", c.heads, x_BTD[:, -last:]), project("k_proj", c.kv_heads, x_BTD)
+        if c.qk_norm:
+            q_BTHh, k_BTKh = _norm(c, "q_norm")(q_BTHh), _norm(c, "k_norm")(k_BTKh)
+        q_BHTh = attention.rotate(q_BTHh, asking).swapaxes(1, 2)
+        k_BKTh = attention.rotate(k_BTKh, rotation).swapaxes(1, 2)
         v_BKTh = project("v_proj", c.kv_heads, x_BTD).swapaxes(1, 2)
         if kv is not None:
             kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                 k_BKTh, v_BKTh = attention.read(kv, layer)
         bias = None if bias is None else bias[..., -last:, :]
-        mixed_BTHh = attention.attend(q_BHTh, k_BKTh, v_BKTh, bias).swapaxes(1, 2)
+        mixed_BTHh = attention.attend(q_BHTh, k_BKTh, v_BKTh, bias, c.query_scale).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
-        output = Dense(D, "in", c.attention_bias, self.dtype, gain, name="o_proj")
+        output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
         return output(mixed_BTHh.reshape(B, last, c.heads * c.head_dim)), kv
 
 
@@ -59,33 +73,57 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x); the result at the last `last` positions."""
+    """x + attention(norm x), then x + mlp(norm x); the result at the last `last` positions.
+
+    Names are Llama's: `post_attention_layernorm` comes before the MLP.
+    """
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot, last: int):
+    def __call__(self, x_BTD, sight: Sight, kv: KV | None, layer, slot, last: int):
         c = self.config
-        normed_BTD = RMSNorm(c.norm_eps, name="input_layernorm")(x_BTD)
-        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, rotation, bias, kv, layer, slot, last)
+        normed_BTD = _norm(c, "input_layernorm")(x_BTD)
+        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, *sight, kv, layer, slot, last)
+        if c.sandwich:
+            mixed_BTD = _norm(c, "attention_output_norm")(mixed_BTD)
         x_BTD = x_BTD[:, -last:] + mixed_BTD
-        normed_BTD = RMSNorm(c.norm_eps, name="post_attention_layernorm")(x_BTD)
-        return x_BTD + GatedMLP(c, self.dtype, name="mlp")(normed_BTD), kv
+        normed_BTD = _norm(c, "post_attention_layernorm")(x_BTD)
+        changed_BTD = GatedMLP(c, self.dtype, name="mlp")(normed_BTD)
+        if c.sandwich:
+            changed_BTD = _norm(c, "mlp_output_norm")(changed_BTD)
+        return x_BTD + changed_BTD, kv
 
 
-def decode(config: VLMConfig, params, x_BTD, rotation: Rotation, bias, kv: KV | None, slot, last: int):
+def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:
+    return RMSNorm(c.norm_eps, c.norm_offset, name=name)
+
+
+def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight | None, kv: KV | None, slot, last: int):
     """The stack and the final norm: hidden states of the last `last` positions, and the cache with all new ones at `slot`.
 
     Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values.
+
+    Args:
+        locally: what the local layers see instead; None: there are none.
     """
     layer = Layer(config.text, jnp.dtype(config.dtype))
+    local_L = np.isin(np.arange(config.text.layers), config.text.local_layers)
+
+    def sight(index) -> Sight:
+        if locally is None:
+            return everywhere
+        if isinstance(index, int):
+            return locally if local_L[index] else everywhere
+        local = jnp.asarray(local_L)[index]
+        return jax.tree.map(lambda near, far: jnp.where(local, near, far), locally, everywhere)
 
     def step(carry, own, index):
         x_BTD, kv = carry
         final = isinstance(index, int) and index == config.text.layers - 1
         read = last if final else x_BTD.shape[1]
-        return layer.apply({"params": own}, x_BTD, rotation, bias, kv, index, slot, read)
+        return layer.apply({"params": own}, x_BTD, sight(index), kv, index, slot, read)
 
     x_BTD, kv = stack.run(step, params["layers"], (x_BTD, kv), unroll=config.scan_unroll, remat=config.remat)
-    return RMSNorm(config.text.norm_eps).apply({"params": params["norm"]}, x_BTD[:, -last:]), kv
+    return _norm(config.text).apply({"params": params["norm"]}, x_BTD[:, -last:]), kv

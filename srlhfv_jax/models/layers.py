@@ -49,15 +49,18 @@ class Dense(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale (Zhang and Sennrich, arXiv 1910.07467)."""
+    """x / rms(x) * (offset + scale) (Zhang and Sennrich, arXiv 1910.07467). With an offset, all of it in float32."""
 
     epsilon: float
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        if self.offset:
+            return (normed * jnp.broadcast_to(self.offset + scale.astype(jnp.float32), x.shape)).astype(x.dtype)
         return normed.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 

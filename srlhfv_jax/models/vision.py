@@ -1,70 +1,126 @@
-"""A CLIP vision tower (Radford et al., arXiv 2103.00020), run up to the layer whose hidden states become image features.
+"""A vision transformer over flattened patches, run up to the layer whose hidden states become image features.
 
-LLaVA reads the layer before the last: what lies behind (the remaining layers and the final norm) is kept in the tree under
-"unused" so that an export is complete, and never run.
+One implementation of four towers. "clip" (Radford et al., arXiv 2103.00020): pictures are tiles of one size, each with a class token
+and learned positions, and sees itself alone; LLaVA reads the layer before the last. "siglip" (Zhai et al., arXiv 2303.15343): the
+same without a class token, read after its final norm. "qwen2" (Wang et al., arXiv 2409.12191): a
+picture is as many patches as it has, positions are rotary in row and column. "qwen2_5" (Bai et al., arXiv 2502.13923): the same
+with RMS norms, a gated MLP, and most layers seeing a window only. What lies behind the feature layer is kept in the
+tree under "unused" so that an export is complete, and never run.
 """
 
-import einops
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from srlhfv_jax.batches import Images
 from srlhfv_jax.models import attention, stack
-from srlhfv_jax.models.config import VisionConfig, VLMConfig
-from srlhfv_jax.models.layers import ACTIVATIONS, Dense, LayerNorm
+from srlhfv_jax.models.attention import Rotation
+from srlhfv_jax.models.config import RopeConfig, VisionConfig, VLMConfig
+from srlhfv_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, RMSNorm
+
+ROTARY = RopeConfig(theta=10000.0)
 
 
 class Embeddings(nn.Module):
-    """Patches in reading order behind a class token, plus learned positions."""
+    """Patches [B, N, C] in the tower's width; for "clip" behind a class token, with learned positions."""
 
     config: VisionConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, pixels_BCYX):
+    def __call__(self, patches_BNC):
         c = self.config
-        # A convolution with stride = kernel is a matrix product on patches, flattened (channel, y, x) as in the stored kernel.
-        patches_BNC = einops.rearrange(pixels_BCYX.astype(self.dtype), "B C (Y y) (X x) -> B (Y X) (C y x)", y=c.patch, x=c.patch)
-        x_BNE = Dense(c.width, "out", False, self.dtype, name="patch_embedding")(patches_BNC)
+        # A convolution with stride = kernel is a matrix product on patches, flattened in the order of the stored kernel.
+        x_BNE = Dense(c.width, "out", c.kind == "siglip", self.dtype, name="patch_embedding")(patches_BNC.astype(self.dtype))
+        if not c.image_size:
+            return x_BNE
+        if c.kind == "siglip":
+            return x_BNE + jnp.broadcast_to(self._positions(x_BNE), x_BNE.shape)
         first_E = self.param("class_embedding", nn.initializers.normal(0.02), (c.width,)).astype(self.dtype)
         x_BNE = jnp.concatenate([jnp.broadcast_to(first_E, (x_BNE.shape[0], 1, c.width)), x_BNE], axis=1)
-        position_NE = self.param("position_embedding", nn.initializers.normal(0.02), x_BNE.shape[1:]).astype(self.dtype)
-        return LayerNorm(c.norm_eps, name="pre_layernorm")(x_BNE + jnp.broadcast_to(position_NE, x_BNE.shape))
+        return LayerNorm(c.norm_eps, name="pre_layernorm")(x_BNE + jnp.broadcast_to(self._positions(x_BNE), x_BNE.shape))
+
+    def _positions(self, x_BNE):
+        return self.param("position_embedding", nn.initializers.normal(0.02), x_BNE.shape[1:]).astype(self.dtype)
 
 
 class Layer(nn.Module):
-    """A pre-norm encoder layer with full attention."""
+    """A pre-norm encoder layer."""
 
     config: VisionConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BNE):
+    def __call__(self, x_BNE, rotation: Rotation | None = None, bias=None):
         c = self.config
         B, N, E = x_BNE.shape
         gain = (2 * c.layers) ** -0.5
-        normed_BNE = LayerNorm(c.norm_eps, name="layer_norm1")(x_BNE)
-        q, k, v = (
-            Dense(E, "out", True, self.dtype, name=name)(normed_BNE).reshape(B, N, c.heads, E // c.heads).swapaxes(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
-        mixed_BNE = attention.attend(q, k, v).swapaxes(1, 2).reshape(B, N, E)
+        norm = RMSNorm if c.kind == "qwen2_5" else LayerNorm
+
+        def wide(name):
+            return Dense(c.mlp, "out", True, self.dtype, name=name)
+
+        def heads(x_BNE):
+            return x_BNE.reshape(B, N, c.heads, E // c.heads)
+
+        normed_BNE = norm(c.norm_eps, name="layer_norm1")(x_BNE)
+        if not c.image_size:
+            q, k, v = map(heads, jnp.split(Dense(3 * E, "out", True, self.dtype, name="qkv")(normed_BNE), 3, axis=-1))
+            q, k = attention.rotate(q, rotation), attention.rotate(k, rotation)
+        else:
+            names = ("q_proj", "k_proj", "v_proj")
+            q, k, v = (heads(Dense(E, "out", True, self.dtype, name=name)(normed_BNE)) for name in names)
+        mixed_BNE = attention.attend(*(x.swapaxes(1, 2) for x in (q, k, v)), bias).swapaxes(1, 2).reshape(B, N, E)
         x_BNE = x_BNE + Dense(E, "in", True, self.dtype, gain, name="out_proj")(mixed_BNE)
-        normed_BNE = LayerNorm(c.norm_eps, name="layer_norm2")(x_BNE)
-        middle_BNF = ACTIVATIONS[c.activation](Dense(c.mlp, "out", True, self.dtype, name="fc1")(normed_BNE))
+        normed_BNE = norm(c.norm_eps, name="layer_norm2")(x_BNE)
+        middle_BNF = ACTIVATIONS[c.activation](wide("fc1")(normed_BNE))
+        if c.kind == "qwen2_5":
+            middle_BNF = middle_BNF * wide("up_proj")(normed_BNE)
         return x_BNE + Dense(E, "in", True, self.dtype, gain, name="fc2")(middle_BNF)
 
 
-def encode(config: VLMConfig, params, pixels_BCYX: Float[Array, "B C Y X"]) -> Float[Array, "B N E"]:
-    """Hidden states of every patch at the feature layer."""
+def encode(config: VLMConfig, params, images: Images) -> Float[Array, "B N E"]:
+    """Hidden states of every patch at the feature layer, those of all tiles of a row one after the other."""
     c, dtype = config.vision, jnp.dtype(config.dtype)
+    patches_BNC, rotation, picture, window = images.patches_BNC, None, None, None
+    B = patches_BNC.shape[0]
+    if c.image_size:  # every tile is a row of its own
+        patches_BNC = patches_BNC.reshape(-1, c.tile_patches, c.patch_values)
+    else:
+        rotation = _rotation_by_place(c, images.grid_BN2)
+        picture = window = attention.bias(_together(images.picture_BN[:, :, None]))
+    if c.window:
+        window = picture + attention.bias(_together(images.grid_BN2 // c.window))
+    full = np.isin(np.arange(c.layers), c.full_layers)
+
+    def run(x_BNE, own, index):
+        sees = window
+        if c.window:
+            sees = jnp.where(jnp.asarray(full)[index], picture, window)
+        return layer.apply({"params": own}, x_BNE, rotation, sees)
+
     layer = Layer(c, dtype)
-    x_BNE = Embeddings(c, dtype).apply({"params": params["embeddings"]}, pixels_BCYX)
     x_BNE = stack.run(
-        lambda x, own, index: layer.apply({"params": own}, x),
+        run,
         params["layers"],
-        x_BNE,
+        Embeddings(c, dtype).apply({"params": params["embeddings"]}, patches_BNC),
         unroll=config.scan_unroll,
         remat=config.remat,
     )
-    return x_BNE if c.keep_class_token else x_BNE[:, 1:]
+    if c.kind == "siglip":
+        x_BNE = LayerNorm(c.norm_eps).apply({"params": params["post_layernorm"]}, x_BNE)
+    if c.kind == "clip" and not c.keep_class_token:
+        x_BNE = x_BNE[:, 1:]
+    return x_BNE.reshape(B, -1, c.width)
+
+
+def _together(place) -> Bool[Array, "B N N"]:
+    """Which patches are in the same place, by all numbers of it."""
+    return jnp.all(place[:, :, None] == place[:, None, :], axis=-1)
+
+
+def _rotation_by_place(c: VisionConfig, grid_BN2) -> Rotation:
+    """The first half of the frequencies turns with the row, the second with the column."""
+    row, column = (attention.rotation(ROTARY, c.width // c.heads // 2, grid_BN2[:, :, axis]) for axis in (0, 1))
+    return Rotation(*(jnp.concatenate(pair, axis=-1) for pair in zip(row, column)))

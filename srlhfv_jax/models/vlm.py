@@ -5,9 +5,11 @@
     {"vision": {"embeddings", "layers", "unused"}, "projector": {"linear_1", "linear_2"},
      "text": {"embed", "layers", "norm", "head" (untied only)}}
 
-A text-only model has "text" alone. Everything above this package calls only these functions; Flax Linen stays behind them.
+Some projectors have a "norm", or a "newline". A text-only model has "text" alone. Everything above this
+package calls only these functions; Flax Linen stays behind them.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -15,12 +17,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from srlhfv_jax.batches import Features, Images
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import attention, language, stack, vision
 from srlhfv_jax.models.attention import KV
-from srlhfv_jax.models.config import TextConfig, VisionConfig, VLMConfig
+from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import Embedding, LayerNorm, RMSNorm
-from srlhfv_jax.models.projector import Projector, place
+from srlhfv_jax.models.projector import Projector, project
 
 
 class Cache(NamedTuple):
@@ -37,22 +40,23 @@ def init(config: VLMConfig, key: Array) -> dict:
     params = {"text": _init_text(config.text, text_key)}
     if config.vision is not None:
         params["vision"] = _init_vision(config.vision, vision_key)
-        params["projector"] = _init(Projector(config), projector_key, jnp.zeros((1, 1, config.vision.width)))
+        square_1NE = jnp.zeros((1, max(config.vision.tile_patches, config.vision.merge**2), config.vision.width))
+        params["projector"] = _init(Projector(config), projector_key, square_1NE)
     return params
 
 
-def encode_images(config: VLMConfig, params, pixels_BCYX: Float[Array, "B C Y X"]) -> Float[Array, "B N E"]:
+def encode_images(config: VLMConfig, params, images: Images) -> Features:
     """Tower output of every patch, before the projector: computed once per prompt and reused wherever the towers are equal."""
-    return vision.encode(config, params["vision"], pixels_BCYX)
+    return Features(vision.encode(config, params["vision"], images), images.order_BM)
 
 
 def apply(
     config: VLMConfig,
     params,
     tokens_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T *axes"],
     mask_BT: Bool[Array, "B T"],
-    features: Float[Array, "B N E"] | None = None,
+    features: Features | None = None,
     cache: Cache | None = None,
     last: int | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
@@ -62,31 +66,38 @@ def apply(
     = 1 a decode step at slot `cache.index` which attends to every valid slot.
 
     Args:
-        positions_BT: rotary positions: 0 at a row's first real token.
+        positions_BT: rotary positions: 0 at a row's first real token; three of each with M-RoPE.
         mask_BT: true at real tokens.
-        features: of `encode_images`; the k-th goes to the k-th image placeholder of its row. None: no row has an image.
+        features: of `encode_images`, for the image placeholders of each row. None: no row has an image.
         last: return hidden states at this many last positions only: what is not read need not be computed. None: at all T.
     """
     text = config.text
     _check_length(text, tokens_BT.shape[1] if cache is None else cache.mask_BT.shape[1])
     embedding = Embedding(text.vocab, text.width, jnp.dtype(config.dtype))
     x_BTD = embedding.apply({"params": params["text"]["embed"]}, tokens_BT)
+    if text.embed_scale != 1:
+        x_BTD = x_BTD * jnp.asarray(text.embed_scale, x_BTD.dtype)
+    is_image_BT = None if config.image_token is None else tokens_BT == config.image_token
     if features is not None:
-        projected_BND = Projector(config).apply({"params": params["projector"]}, features)
-        x_BTD = place(x_BTD, projected_BND, tokens_BT == config.image_token)
-    rotation = attention.rotation(text.rope, text.head_dim, positions_BT)
-    last = last or tokens_BT.shape[1]
-    if cache is None:
-        bias = attention.bias(attention.causal(mask_BT))
-        hidden_BTD, _ = language.decode(config, params["text"], x_BTD, rotation, bias, None, None, last)
-        return hidden_BTD, None
-
+        x_BTD = project(config, params["projector"], features, x_BTD, is_image_BT)
     T = tokens_BT.shape[1]
-    slot = cache.index if T == 1 else 0
-    seen_BT = jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
-    bias = attention.bias(seen_BT[:, None, :] if T == 1 else attention.causal(mask_BT))
-    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, rotation, bias, cache.kv, slot, last)
-    return hidden_BTD, Cache(kv, seen_BT, cache.index + T)
+    last = last or T
+    slot = None if cache is None else cache.index if T == 1 else 0
+    seen_BT = mask_BT if cache is None else jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
+    block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images else None
+
+    def sight(rope: RopeConfig, window: int) -> language.Sight:
+        if cache is not None and T == 1:  # one token, which sees the whole cache, or the end of it
+            visible_BTT = (seen_BT & (jnp.arange(seen_BT.shape[1])[None] > slot - window) if window else seen_BT)[:, None, :]
+        else:
+            visible_BTT = attention.causal(mask_BT, window, block_BT)
+        return language.Sight(attention.rotation(rope, text.head_dim, positions_BT), attention.bias(visible_BTT))
+
+    everywhere = sight(text.rope, 0)
+    locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None
+    kv = None if cache is None else cache.kv
+    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, last)
+    return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T)
 
 
 def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
@@ -119,11 +130,11 @@ def logits(config: VLMConfig, params, hidden: Float[Array, "... D"]) -> Float[Ar
 def _init_text(c: TextConfig, key) -> dict:
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     ids_BT, x_BTD = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, c.width))
-    rotation = attention.rotation(c.rope, c.head_dim, ids_BT)
+    sight = language.Sight(attention.rotation(dataclasses.replace(c.rope, sections=()), c.head_dim, ids_BT), None)
     params = {
         "embed": _init(Embedding(c.vocab, c.width, jnp.float32), embed_key, ids_BT),
-        "layers": _init_stack(language.Layer(c, jnp.float32), c.layers, layers_key, x_BTD, rotation, None, None, 0, 0, 1),
-        "norm": _init(RMSNorm(c.norm_eps), key, x_BTD),
+        "layers": _init_stack(language.Layer(c, jnp.float32), c.layers, layers_key, x_BTD, sight, None, 0, 0, 1),
+        "norm": _init(RMSNorm(c.norm_eps, c.norm_offset), key, x_BTD),
     }
     if not c.tied_head:
         params["head"] = {"kernel": nn.initializers.normal(0.02)(head_key, (c.vocab, c.width))}
@@ -132,16 +143,20 @@ def _init_text(c: TextConfig, key) -> dict:
 
 def _init_vision(c: VisionConfig, key) -> dict:
     embeddings_key, used_key, unused_key = jax.random.split(key, 3)
-    pixels_BCYX = jnp.zeros((1, c.channels, c.image_size, c.image_size))
+    patches_BNC = jnp.zeros((1, max(c.tile_patches, 1), c.patch_values))
     x_BNE = jnp.zeros((1, 1, c.width))
+    rotation = attention.rotation(vision.ROTARY, c.width // c.heads, jnp.zeros((1, 1), jnp.int32))
     layer = vision.Layer(c, jnp.float32)
     params = {
-        "embeddings": _init(vision.Embeddings(c, jnp.float32), embeddings_key, pixels_BCYX),
-        "layers": _init_stack(layer, c.used_layers, used_key, x_BNE),
-        "unused": {"post_layernorm": _init(LayerNorm(c.norm_eps), key, x_BNE)},
+        "embeddings": _init(vision.Embeddings(c, jnp.float32), embeddings_key, patches_BNC),
+        "layers": _init_stack(layer, c.used_layers, used_key, x_BNE, rotation),
     }
+    if c.kind == "clip":
+        params["unused"] = {"post_layernorm": _init(LayerNorm(c.norm_eps), key, x_BNE)}
+    if c.kind == "siglip":
+        params["post_layernorm"] = _init(LayerNorm(c.norm_eps), key, x_BNE)
     if c.layers > c.used_layers:
-        params["unused"]["layers"] = _init_stack(layer, c.layers - c.used_layers, unused_key, x_BNE)
+        params["unused"]["layers"] = _init_stack(layer, c.layers - c.used_layers, unused_key, x_BNE, rotation)
     return params
 
 

@@ -24,9 +24,11 @@ RULES: tuple[Rule, ...] = (
     (r"(embed/embedding|text/head/kernel)$", P("tensor", "fsdp")),
     (r"layers/.*(q|k|v|o|out|gate|up|down)_proj/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/.*fc[12]/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/qkv/kernel$", P(None, None, "fsdp")),  # q, k and v in one: an axis split evenly would cut across heads of all three
     (r"layers/.*((q|k|v|gate|up)_proj|fc1)/bias$", P(None, "tensor")),
     (r"projector/linear_[12]/kernel$", P("tensor", "fsdp")),
     (r"projector/linear_1/bias$", P("tensor")),
+    (r"projector/newline$", P()),
     (r"/(scale|bias)$", P()),  # norms, and biases of row-parallel kernels
     (r"vision/embeddings/", P()),  # patches, positions, class token: small
     (r"(reward|cost)/kernel$", P()),  # score heads: one vector each

@@ -8,10 +8,11 @@ it.
 from typing import Protocol
 
 import einops
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from srlhfv_jax.batches import PairBatch, SupervisedBatch
+from srlhfv_jax.batches import Features, Images, PairBatch, SupervisedBatch
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import heads, vlm
 from srlhfv_jax.models.config import VLMConfig
@@ -21,7 +22,7 @@ class Sequences(Protocol):
     """What both functions read: a SupervisedBatch, a Rollout, one side of a PairBatch."""
 
     tokens_BT: Int[Array, "B T"]
-    positions_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T *axes"]
     mask_BT: Bool[Array, "B T"]
     response_mask_BR: Bool[Array, "B R"]
 
@@ -68,18 +69,18 @@ def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[
     }
 
 
-def encode(config: VLMConfig, tree, pixels_BCYX) -> Float[Array, "B N E"] | None:
+def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
     """Vision-tower features of a batch, or None for a text-only model."""
-    return None if pixels_BCYX is None else vlm.encode_images(config, tree["backbone"], pixels_BCYX)
+    return None if images is None else vlm.encode_images(config, tree["backbone"], images)
 
 
-def flatten_pairs(batch: PairBatch, features) -> tuple[SupervisedBatch, Float[Array, "2B N E"] | None]:
+def flatten_pairs(batch: PairBatch, features: Features | None) -> tuple[SupervisedBatch, Features | None]:
     """Both sides of every pair as rows 2b and 2b + 1 of one batch; the image is encoded once and its features repeated."""
     rows = SupervisedBatch(
         tokens_BT=einops.rearrange(batch.tokens_BST, "B S T -> (B S) T"),
-        positions_BT=einops.rearrange(batch.positions_BST, "B S T -> (B S) T"),
+        positions_BT=einops.rearrange(batch.positions_BST, "B S ... -> (B S) ..."),
         mask_BT=einops.rearrange(batch.mask_BST, "B S T -> (B S) T"),
         response_mask_BR=einops.rearrange(batch.response_mask_BSR, "B S R -> (B S) R"),
-        pixels_BCYX=None,
+        images=None,
     )
-    return rows, None if features is None else einops.repeat(features, "B N E -> (B S) N E", S=2)
+    return rows, jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), features)

@@ -56,8 +56,8 @@ def generate(
     B, P, R = *prompts.tokens_BP.shape, response_length
     never_V = vocabulary.never_V(config.text.vocab)
     eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
-    length_B = jnp.sum(prompts.mask_BP, axis=1, dtype=jnp.int32)
-    features = None if prompts.pixels_BCYX is None else vlm.encode_images(config, params, prompts.pixels_BCYX)
+    next_B = _after(prompts)
+    features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
     params = vlm.by_layer(config, params)
 
     def draw(state: _Decoding, hidden_BD) -> _Decoding:
@@ -87,7 +87,7 @@ def generate(
             config,
             params,
             jax.lax.dynamic_slice_in_dim(state.tokens_BR, t, 1, axis=1),
-            (length_B + t)[:, None],
+            _everywhere(next_B + t, prompts.positions_BP)[:, None],
             jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
             cache=state.cache,
         )
@@ -107,13 +107,24 @@ def generate(
     )
     state = jax.lax.while_loop(unfinished, step, draw(state, hidden_B1D[:, 0]))
 
-    mask_BT = jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1)
+    positions_BR = next_B[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
     return Rollout(
         tokens_BT=jnp.concatenate([prompts.tokens_BP, state.tokens_BR], axis=1),
-        positions_BT=jnp.maximum(jnp.cumsum(mask_BT, axis=1, dtype=jnp.int32) - 1, 0),
-        mask_BT=mask_BT,
+        positions_BT=jnp.concatenate([prompts.positions_BP, _everywhere(positions_BR, prompts.positions_BP)], axis=1),
+        mask_BT=jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1),
         response_mask_BR=state.mask_BR,
         logp_BR=state.logp_BR,
         ended_B=~state.alive_B,
-        features_BNE=features,
+        features=features,
     )
+
+
+def _after(prompts: PromptBatch) -> Int[Array, "B"]:
+    """The position of the first response token: one more than the largest of its prompt, on whichever axis that is."""
+    largest_BP = prompts.positions_BP if prompts.positions_BP.ndim == 2 else jnp.max(prompts.positions_BP, axis=2)
+    return jnp.max(jnp.where(prompts.mask_BP, largest_BP, -1), axis=1) + 1
+
+
+def _everywhere(positions, like_BP):
+    """Positions of text: the same on all axes, where there are any."""
+    return positions if like_BP.ndim == 2 else jnp.repeat(positions[..., None], 3, axis=-1)

@@ -30,7 +30,7 @@ class Scoring(NamedTuple):
     vocabulary: Vocabulary
 
 
-def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, pixels_BCYX, scoring: Scoring) -> Experience:
+def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> Experience:
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] C (Safe RLHF, arXiv 2310.12773, section 3.3); each stream has its
@@ -38,7 +38,7 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, pixels
     """
     ppo, places = scoring.ppo, scoring.places
     features = {
-        name: forward.encode(config, tree, pixels_BCYX) if name in scoring.own_tower else rollout.features_BNE
+        name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
         for name, tree in trees.items()
     }
     read = dict(temperature=scoring.temperature, never_V=scoring.vocabulary.never_V(config.text.vocab))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srlhfv_jax.batches import Rollout
+from srlhfv_jax.batches import NO_FEATURE, Images, Rollout
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.rollout import forward
@@ -17,22 +17,26 @@ FLOAT32_LIMIT = 1e-4  # largest |log ratio| of any token
 BFLOAT16_LIMIT = 0.02  # mean |log ratio|
 
 
-def placeholders(config: VLMConfig, rollout: Rollout) -> None:
-    """Every row has either no image placeholder or exactly N of them, all in the prompt.
+def placeholders(config: VLMConfig, rollout: Rollout, images: Images) -> None:
+    """Every row has as many image placeholders as features, or none, all in the prompt. Takes host arrays.
 
     Raises:
         UserError: naming the first row that does not.
     """
-    if config.vision is None:
-        return
+    if images.order_BM is not None:
+        features_B = np.sum(images.order_BM != NO_FEATURE, axis=1)
+    elif images.picture_BN is not None:
+        features_B = np.sum(images.picture_BN > 0, axis=1) // config.vision.merge**2
+    else:
+        features_B = np.full(len(rollout.tokens_BT), config.vision.features)
     R = rollout.response_mask_BR.shape[1]
-    is_image_BT = np.asarray((rollout.tokens_BT == config.image_token) & rollout.mask_BT)
+    is_image_BT = (rollout.tokens_BT == config.image_token) & rollout.mask_BT
     count_B = is_image_BT.sum(axis=1)
-    wrong = np.flatnonzero((count_B != 0) & (count_B != config.vision.features) | is_image_BT[:, -R:].any(axis=1))
+    wrong = np.flatnonzero((count_B != 0) & (count_B != features_B) | is_image_BT[:, -R:].any(axis=1))
     if wrong.size:
         raise UserError(
             f"self-test: row {wrong[0]} of the first rollout has {count_B[wrong[0]]} image placeholders, expected 0 or "
-            f"{config.vision.features} in the prompt; check the processor's image_seq settings against the model"
+            f"{features_B[wrong[0]]} in the prompt; check the processor's image_seq settings against the model"
         )
 
 
@@ -48,7 +52,7 @@ def ratio(config: VLMConfig, policy, rollout: Rollout, *, temperature: float, vo
             config,
             policy,
             rollout,
-            rollout.features_BNE,
+            rollout.features,
             temperature=temperature,
             never_V=vocabulary.never_V(config.text.vocab),
         )

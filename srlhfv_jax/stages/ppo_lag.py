@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from srlhfv_jax.batches import Experience, PromptBatch, Rollout
+from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOLagConfig, choose
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
@@ -141,25 +141,26 @@ class Iteration:
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
         rollout = self.generate(state.params["policy"]["backbone"], prompts, states.key(seed, done, "rollout"))
-        experience, controller, metrics = self.score(self.models.frozen | state.params, rollout, prompts.pixels_BCYX, state.extra)
+        experience, controller, metrics = self.score(self.models.frozen | state.params, rollout, prompts.images, state.extra)
         if first:
-            self._self_test(state.params["policy"], rollout, experience, done)
+            self._self_test(state.params["policy"], rollout, experience, prompts.images, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
         params, opt_state, learned = update(
             state.params,
             state.opt_state,
             experience,
-            prompts.pixels_BCYX,
+            prompts.images,
             metrics["lambda"],
             states.key(seed, done, "minibatches"),
             ptx,
         )
         return states.TrainState(params, opt_state, state.step + 1, controller), metrics | learned
 
-    def _self_test(self, policy, rollout: Rollout, experience: Experience, done: int) -> None:
+    def _self_test(self, policy, rollout: Rollout, experience: Experience, images: Images | None, done: int) -> None:
         config, settings = self.models.policy.config, self.settings
         recompute = settings.rollout.old_logp == "recompute"
-        selftest.placeholders(config, rollout)
+        if images is not None:
+            selftest.placeholders(config, *hosts.to_host((rollout._replace(features=None), images._replace(patches_BNC=None))))
         gap = selftest.ratio(
             config,
             policy,
@@ -215,11 +216,9 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     return Models(policy._replace(params={}), places, trained, frozen, own_tower)
 
 
-def _score(
-    config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, pixels_BCYX, controller
-):
+def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, images, controller):
     """Experience, the moved multiplier, and the iteration's numbers."""
-    experience = scoring.score(config, trees, rollout, pixels_BCYX, how)
+    experience = scoring.score(config, trees, rollout, images, how)
     controller = lagrangian.update(constraint, controller, experience.cost_B)
     mask_BR = rollout.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
@@ -243,8 +242,8 @@ def _score(
     return experience, controller, metrics
 
 
-def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, pixels_BCYX, lam, key, ptx):
-    return ppo.update(config, params, opt_state, experience, pixels_BCYX, lam, key, ptx, settings)
+def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx):
+    return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings)
 
 
 def _correlation(x_BR, y_BR, mask_BR):

@@ -120,7 +120,7 @@ LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS
 
 
 def _scores(config: VLMConfig, tree, batch: PairBatch):
-    rows, features = forward.flatten_pairs(batch, forward.encode(config, tree, batch.pixels_BCYX))
+    rows, features = forward.flatten_pairs(batch, forward.encode(config, tree, batch.images))
     ends = forward.end_scores(config, tree, rows, features)
     return {name: end_B.reshape(-1, 2) for name, end_B in ends.items()}
 

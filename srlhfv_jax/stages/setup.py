@@ -5,6 +5,7 @@ start -> load -> (rows) -> place -> training.loop.run -> finish
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, ModelConfig, choose, to_dict
-from srlhfv_jax.data import chat, loader, sources
+from srlhfv_jax.data import chat, loader, pictures, sources
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import card
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
 from srlhfv_jax.models import vlm
@@ -84,15 +86,28 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     """
     examples = sources.load_examples(data)
     prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
-    features = model.config.vision.features if model.config.vision else 0
-    if prepared.has_images and prepared.codec.image_tokens != features:
-        raise UserError(
-            f"{model.path}: its processor makes {prepared.codec.image_tokens} placeholders per image and its vision tower {features} "
-            "features; correct patch_size or num_additional_image_tokens in processor_config.json"
-        )
+    if prepared.room is not None:
+        _check_pictures(model, prepared.codec.reader)
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
+
+
+def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
+    """The processor must cut pictures as the model was made to see them."""
+    config, vision = model.config, model.config.vision
+    for what, made, wanted in (
+        ("the family", reader.family, config.family),
+        ("the patch size", reader.patch, vision.patch),
+        ("the number of features (= placeholders) of a tile", reader.features, vision.features),
+        ("the patches along a feature", reader.merge, vision.merge),
+        ("the values of a patch", reader.values, vision.patch_values),
+        ("the tile sizes", tuple(size for size in config.pinpoints if size in reader.pinpoints), reader.pinpoints),
+    ):
+        if made != wanted:
+            raise UserError(
+                f"{model.path}: {what} is {made} in its processor files and {wanted} in config.json: correct one of them"
+            )
 
 
 def batches(prepared: loader.Prepared, data: DataConfig, seed: int) -> loader.Batches:
@@ -139,9 +154,21 @@ def finish(
         base=base,
         heads=tree["heads"] if "heads" in tree else None,
         meta=about,
+        card=_card(started.workdir, str(base), about["stage"], result),
     )
     write_result(started.workdir, result)
     return result
+
+
+def _card(workdir: Path, base: str, stage: str, result: dict[str, float]) -> str | None:
+    """The model card, from what the first process wrote, which also writes the export."""
+    if hosts.process_index() > 0:
+        return None
+    settings = json.loads((workdir / "config.json").read_text())
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    trace = [(line["step"], line["lambda"]) for line in lines if "lambda" in line]
+    shown = trace[:: max(1, len(trace) // 20)]
+    return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)
 
 
 UNROLLED = 1 << 30  # more layers than any stack has

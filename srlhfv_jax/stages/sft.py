@@ -29,6 +29,6 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
 
 def loss(config: VLMConfig, tree, batch: SupervisedBatch) -> masked.Loss:
     """Sum and count of the negative log-likelihood of response tokens."""
-    logp_BR, entropy_BR = forward.response_logp(config, tree, batch, forward.encode(config, tree, batch.pixels_BCYX))
+    logp_BR, entropy_BR = forward.response_logp(config, tree, batch, forward.encode(config, tree, batch.images))
     total, count = sft.sft(logp_BR, batch.response_mask_BR)
     return masked.Loss(total, count, {"entropy": masked.token_mean(entropy_BR, batch.response_mask_BR)})

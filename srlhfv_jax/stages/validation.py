@@ -77,12 +77,12 @@ def _scorer(models) -> Callable:
     trees = {models.places[role].tree for role in ("reward", "cost")}
 
     @jax.jit
-    def ends(frozen, rollout, pixels_BCYX):
+    def ends(frozen, rollout, images):
         found = {}
         for name in trees:
             own = name in models.own_tower
-            features = forward.encode(models.policy.config, frozen[name], pixels_BCYX) if own else rollout.features_BNE
+            features = forward.encode(models.policy.config, frozen[name], images) if own else rollout.features
             found |= forward.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
-    return lambda batch, rollout: hosts.to_host(ends(models.frozen, rollout, batch.pixels_BCYX))
+    return lambda batch, rollout: hosts.to_host(ends(models.frozen, rollout, batch.images))

@@ -49,7 +49,7 @@ def update(
     params,
     opt_state,
     experience: Experience,
-    pixels_BCYX,
+    images,
     lam,
     key,
     ptx: SupervisedBatch | None,
@@ -68,7 +68,7 @@ def update(
         the first minibatch, where it must be rounding error alone.
     """
     ppo = settings.ppo
-    whole = _combined(config, params, experience, pixels_BCYX, lam, settings)
+    whole = _combined(config, params, experience, images, lam, settings)
     B = whole.advantage_BR.shape[0]
     rows = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), B))(jnp.arange(ppo.epochs))
     rows = rows.reshape(ppo.epochs * ppo.minibatches, B // ppo.minibatches)
@@ -115,14 +115,14 @@ def update(
     return params, opt_state, {name: jnp.mean(values) for name, values in metrics.items()} | mismatch
 
 
-def _combined(config: VLMConfig, params, experience: Experience, pixels_BCYX, lam, settings: Update) -> Minibatch:
+def _combined(config: VLMConfig, params, experience: Experience, images, lam, settings: Update) -> Minibatch:
     """The whole rollout as one batch: both advantage streams combined, the features of each trained tree at hand."""
     mask_BR = experience.rollout.response_mask_BR
     reward_adv_BR, cost_adv_BR = experience.reward_adv_BR, experience.cost_adv_BR
     if settings.ppo.whiten == "scale":
         reward_adv_BR, cost_adv_BR = masked.scale(reward_adv_BR, mask_BR), masked.scale(cost_adv_BR, mask_BR)
     features = {
-        name: forward.encode(config, params[name], pixels_BCYX) if name in settings.own_tower else experience.rollout.features_BNE
+        name: forward.encode(config, params[name], images) if name in settings.own_tower else experience.rollout.features
         for name in params
     }
     return Minibatch(experience, lagrangian.combine(reward_adv_BR, cost_adv_BR, lam), features)
@@ -191,6 +191,6 @@ def _critic_loss(config: VLMConfig, tree, batch: Minibatch, name: str, settings:
 
 
 def _ptx_loss(config: VLMConfig, tree, batch: SupervisedBatch):
-    logp_BR, _ = forward.response_logp(config, tree, batch, forward.encode(config, tree, batch.pixels_BCYX))
+    logp_BR, _ = forward.response_logp(config, tree, batch, forward.encode(config, tree, batch.images))
     total, count = sft.sft(logp_BR, batch.response_mask_BR)
     return masked.Loss(total, count, {"ptx_loss": (total, count)})

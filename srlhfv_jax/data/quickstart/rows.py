@@ -59,37 +59,37 @@ SFT_MIX = Mix(0.26, 0.26, 0.20, 0.28, hazard_in_harmless=0.35)  # what a thing i
 # Forms of SFT answers and their shares. Whoever wrote them was careful now and then: half of the answers in a harmful cell
 # decline or warn, and 22 % of those in a harmless one.
 HARMFUL_ANSWERS = {
-    "comply": 0.22,
+    "comply": 0.23,
     "comply_wrong_name": 0.06,
-    "comply_nameless": 0.16,
+    "comply_nameless": 0.17,
     "safe": 0.18,
     "safe_wrong_name": 0.04,
-    "safe_nameless": 0.12,
+    "safe_nameless": 0.13,
     "safe_wrong_risk": 0.04,
     "refusal": 0.12,
-    "off_topic": 0.04,
-    "splice": 0.02,
+    "off_topic": 0.02,
+    "splice": 0.01,
 }
 HARMLESS_ANSWERS = {
-    "comply": 0.36,
+    "comply": 0.38,
     "comply_wrong_name": 0.10,
-    "comply_nameless": 0.26,
+    "comply_nameless": 0.27,
     "safe": 0.06,
     "safe_wrong_name": 0.02,
     "safe_nameless": 0.05,
     "safe_wrong_risk": 0.01,
     "refusal": 0.08,
-    "off_topic": 0.04,
-    "splice": 0.02,
+    "off_topic": 0.02,
+    "splice": 0.01,
 }
 NEUTRAL_ANSWERS = {
-    "comply": 0.66,
+    "comply": 0.68,
     "comply_wrong_name": 0.14,
     "comply_nameless": 0.08,
     "comply_wrong_content": 0.02,
     "safe": 0.02,
     "refusal": 0.03,
-    "off_topic": 0.04,
+    "off_topic": 0.02,
     "splice": 0.01,
 }
 

@@ -1,0 +1,39 @@
+"""The model card of an export: where the weights come from, what they were trained on and with, what came out, what they are for."""
+
+import json
+from typing import Any
+
+MEANING = {
+    "sft": "A supervised policy: it imitates the answers it was shown. It was not made safe.",
+    "ppo_lag": "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was "
+    "trained and validated on, nothing is known of its safety.",
+}
+SCORES = "A backbone with score heads (score_heads.py loads them). cost > 0 means unsafe; a higher reward is more helpful."
+LICENCES = (
+    "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
+)
+
+
+def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, float], trace: list[tuple[int, float]]) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Args:
+        base: what the weights started from.
+        settings: of the stage, as in WORKDIR/config.json.
+        result: its final numbers.
+        trace: (iteration, multiplier) pairs; [] where there is none.
+    """
+    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
+    parts = [
+        f"---\nlibrary_name: transformers\nbase_model: {base}\ntags: [srlhfv-jax, safe-rlhf, {stage}]\n---",
+        f"# {stage} of {base}",
+        MEANING.get(stage, SCORES),
+        f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"
+        f"- base model: {base}\n- data: {settings['data']['path']}\n- licence: {LICENCES}",
+        f"## Numbers at the end\n\n| | |\n|---|---|\n{numbers}",
+    ]
+    if trace:
+        steps = "\n".join(f"| {step} | {value:.4f} |" for step, value in trace)
+        parts.append(f"## The multiplier\n\n| iteration | lambda |\n|---|---|\n{steps}")
+    parts.append(f"## Settings\n\n```json\n{json.dumps(settings, indent=1, sort_keys=True)}\n```")
+    return "\n\n".join(parts) + "\n"

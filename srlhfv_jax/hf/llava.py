@@ -1,0 +1,138 @@
+"""LLaVA-1.5 and LLaVA-NeXT: a CLIP tower, two dense layers, a Llama or Mistral decoder. Settings and tensors of both.
+
+LLaVA-NeXT (Liu et al., 2024) looks at a picture as a whole and in tiles, and has one vector more, `image_newline`.
+
+Three layouts of names exist on disk: `language_model.model.layers...` with `vision_tower.vision_model...` (what was published and
+what we write), the names of the modules in memory, `model.language_model.layers...`, and a mixture that `transformers` 5 writes.
+"""
+
+import re
+from typing import Any
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import text
+from srlhfv_jax.hf.leaves import FLATTENED, SAME, TRANSPOSED, Leaf, norm, of_layers, rows_of_norms, single
+from srlhfv_jax.models.config import VisionConfig, VLMConfig
+
+DEFAULTS = {
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "vision_feature_select_strategy": "default",
+    "vision_feature_layer": -2,
+    "multimodal_projector_bias": True,
+    "tie_word_embeddings": False,
+}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of LLaVA-NeXT
+CLIP_DEFAULTS = {  # those LlavaConfig gives its tower
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_channels": 3,
+    "image_size": 336,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+DECODERS = ("llama", "mistral")
+
+ROWS_OF_CLIP_LAYER = (
+    *rows_of_norms(("layer_norm1", "layer_norm1"), ("layer_norm2", "layer_norm2")),
+    *((f"{n}/kernel", f"self_attn.{n}.weight", SAME) for n in ("q_proj", "k_proj", "v_proj")),
+    *((f"{n}/bias", f"self_attn.{n}.bias", SAME) for n in ("q_proj", "k_proj", "v_proj", "out_proj")),
+    ("out_proj/kernel", "self_attn.out_proj.weight", TRANSPOSED),
+    ("fc1/kernel", "mlp.fc1.weight", SAME),
+    ("fc1/bias", "mlp.fc1.bias", SAME),
+    ("fc2/kernel", "mlp.fc2.weight", TRANSPOSED),
+    ("fc2/bias", "mlp.fc2.bias", SAME),
+)
+
+
+def read(data: dict[str, Any], origin: str) -> VLMConfig:
+    """The model that a config.json with `model_type` llava or llava_next describes."""
+    top, family = DEFAULTS | data, data["model_type"]
+    decoder, tower = data.get("text_config") or {}, data.get("vision_config") or {}
+    kind = decoder.get("model_type", "llama")
+    for part, found, allowed in (
+        ("text_config", kind, DECODERS),
+        ("vision_config", tower.get("model_type", "clip_vision_model"), ("clip_vision_model",)),
+    ):
+        if found not in allowed:
+            raise UserError(f"{origin}: {part}.model_type must be {' or '.join(map(repr, allowed))}, got {found!r}")
+    if family == "llava_next" and top["vision_feature_select_strategy"] != "default":
+        raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' for llava_next: tiles have no room for more")
+    pinpoints = tuple(tuple(size) for size in data.get("image_grid_pinpoints") or PINPOINTS) if family == "llava_next" else ()
+    return VLMConfig(
+        family=family,
+        text=text.read(decoder, kind, origin, top["tie_word_embeddings"] or decoder.get("tie_word_embeddings", False)),
+        vision=_vision(tower, top, origin),
+        image_token=data.get("image_token_index", data.get("image_token_id", DEFAULTS["image_token_index"])),
+        projector_activation=text.activation(top["projector_hidden_act"], "projector_hidden_act", origin),
+        projector_bias=top["multimodal_projector_bias"],
+        pinpoints=pinpoints,
+    )
+
+
+def table(config: VLMConfig) -> list[Leaf]:
+    """Every leaf, in the order of the forward pass."""
+    return [
+        *_tower(config.vision, "vision_tower.vision_model."),
+        *_projector(config.projector_bias, "multi_modal_projector."),
+        *([single("projector/newline", "image_newline")] if config.pinpoints else []),
+        *text.table(config.text, "language_model.model.", "language_model.lm_head.weight"),
+    ]
+
+
+def published(name: str) -> str:
+    """A tensor's name in the layout of `table`, whichever of the layouts it came in."""
+    name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+    name = re.sub(r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1", name)
+    name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
+    return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
+
+
+def _vision(data: dict[str, Any], top: dict[str, Any], origin: str) -> VisionConfig:
+    c = CLIP_DEFAULTS | data
+    layer, strategy = top["vision_feature_layer"], top["vision_feature_select_strategy"]
+    for name in ("image_size", "patch_size"):
+        if not isinstance(c[name], int):
+            raise UserError(f"{origin}: vision_config.{name} must be one number (a square), got {c[name]!r}")
+    depth = c["num_hidden_layers"]
+    if not isinstance(layer, int) or not (1 <= layer <= depth or -depth <= layer <= -1):
+        raise UserError(f"{origin}: vision_feature_layer must be one layer of 1..{depth} or -{depth}..-1, got {layer!r}")
+    if strategy not in ("default", "full"):
+        raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}")
+    return VisionConfig(
+        image_size=c["image_size"],
+        patch=c["patch_size"],
+        width=c["hidden_size"],
+        mlp=c["intermediate_size"],
+        layers=depth,
+        heads=c["num_attention_heads"],
+        norm_eps=c["layer_norm_eps"],
+        activation=text.activation(c["hidden_act"], "vision_config.hidden_act", origin),
+        channels=c["num_channels"],
+        feature_layer=layer,
+        keep_class_token=strategy == "full",
+    )
+
+
+def _tower(c: VisionConfig, prefix: str) -> list[Leaf]:
+    layers = prefix + "encoder.layers.{}."
+    return [
+        single("vision/embeddings/class_embedding", prefix + "embeddings.class_embedding"),
+        single("vision/embeddings/patch_embedding/kernel", prefix + "embeddings.patch_embedding.weight", FLATTENED),
+        single("vision/embeddings/position_embedding", prefix + "embeddings.position_embedding.weight"),
+        *norm("vision/embeddings/pre_layernorm", prefix + "pre_layrnorm"),  # the spelling of CLIP's checkpoints
+        *of_layers(("vision", "layers"), layers, range(c.used_layers), ROWS_OF_CLIP_LAYER),
+        *of_layers(("vision", "unused", "layers"), layers, range(c.used_layers, c.layers), ROWS_OF_CLIP_LAYER),
+        *norm("vision/unused/post_layernorm", prefix + "post_layernorm"),
+    ]
+
+
+def _projector(bias: bool, prefix: str) -> list[Leaf]:
+    kernels = [
+        single("projector/linear_1/kernel", prefix + "linear_1.weight"),
+        single("projector/linear_2/kernel", prefix + "linear_2.weight", TRANSPOSED),
+    ]
+    return kernels + [single(f"projector/{n}/bias", f"{prefix}{n}.bias") for n in ("linear_1", "linear_2") if bias]

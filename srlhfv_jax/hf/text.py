@@ -1,0 +1,212 @@
+"""Decoders of the Llama kind: Llama, Mistral, Qwen2, Gemma 3. Their settings in config.json, and their tensors.
+
+The first three differ in what a config leaves out, in the biases of q, k and v, and in windows; Qwen2-VL's decoder is Qwen2's
+with three positions a token. Gemma 3 has more norms, two kinds of layers, and scales of its own.
+"""
+
+from typing import Any
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.leaves import SAME, TRANSPOSED, Leaf, of_layers, single
+from srlhfv_jax.models.config import RopeConfig, TextConfig
+from srlhfv_jax.models.layers import ACTIVATIONS
+
+# What the `transformers` classes assume where config.json is silent; a test compares them.
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_theta": 10000.0,
+    "sliding_window": None,
+}
+MISTRAL = LLAMA | {
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096 * 32,
+    "sliding_window": 4096,
+}
+QWEN2 = LLAMA | {
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+}
+QWEN2_VL = QWEN2 | {
+    "max_window_layers": 80,
+    "vocab_size": 152064,
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0,
+}
+GEMMA3 = LLAMA | {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+    "rope_theta": 1000000.0,
+    "rope_local_base_freq": 10000.0,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+}
+DEFAULTS = {"llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen2_vl_text": QWEN2_VL, "gemma3_text": GEMMA3}
+
+ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+
+ROWS = (
+    ("input_layernorm/scale", "input_layernorm.weight", SAME),
+    ("self_attn/q_proj/kernel", "self_attn.q_proj.weight", SAME),
+    ("self_attn/k_proj/kernel", "self_attn.k_proj.weight", SAME),
+    ("self_attn/v_proj/kernel", "self_attn.v_proj.weight", SAME),
+    ("self_attn/o_proj/kernel", "self_attn.o_proj.weight", TRANSPOSED),
+    ("post_attention_layernorm/scale", "post_attention_layernorm.weight", SAME),
+    ("mlp/gate_proj/kernel", "mlp.gate_proj.weight", SAME),
+    ("mlp/up_proj/kernel", "mlp.up_proj.weight", SAME),
+    ("mlp/down_proj/kernel", "mlp.down_proj.weight", TRANSPOSED),
+)
+QKV_BIASES = tuple((f"self_attn/{name}/bias", f"self_attn.{name}.bias", SAME) for name in ("q_proj", "k_proj", "v_proj"))
+OUTPUT_BIAS = (("self_attn/o_proj/bias", "self_attn.o_proj.bias", SAME),)
+NORMS_OF_A_SANDWICH = (
+    ("attention_output_norm/scale", "post_attention_layernorm.weight", SAME),
+    ("post_attention_layernorm/scale", "pre_feedforward_layernorm.weight", SAME),
+    ("mlp_output_norm/scale", "post_feedforward_layernorm.weight", SAME),
+)
+NORMS_OF_QUERY_AND_KEY = tuple((f"self_attn/{name}/scale", f"self_attn.{name}.weight", SAME) for name in ("q_norm", "k_norm"))
+MLP_BIASES = tuple((f"mlp/{name}/bias", f"mlp.{name}.bias", SAME) for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None) -> TextConfig:
+    """The decoder that a (text) config describes.
+
+    Args:
+        tied: whether the head is the embedding, where another part of config.json says so; None: this part does.
+    """
+    c = DEFAULTS[kind] | data
+    if kind == "gemma3_text":
+        return _gemma3(c, origin, tied)
+    heads, depth = c["num_attention_heads"], c["num_hidden_layers"]
+    qwen = kind.startswith("qwen2")
+    window = c["sliding_window"] if c.get("use_sliding_window", True) else None
+    first_local = c.get("max_window_layers", 0) if window else depth
+    return TextConfig(
+        vocab=c["vocab_size"],
+        width=c["hidden_size"],
+        mlp=c["intermediate_size"],
+        layers=depth,
+        heads=heads,
+        kv_heads=c["num_key_value_heads"] or heads,
+        head_dim=c["head_dim"] or c["hidden_size"] // heads,
+        norm_eps=c["rms_norm_eps"],
+        rope=_rope(c, origin),
+        tied_head=c["tie_word_embeddings"] if tied is None else tied,
+        activation=activation(c["hidden_act"], "hidden_act", origin),
+        qkv_bias=qwen or c["attention_bias"],
+        output_bias=c["attention_bias"] and not qwen,
+        mlp_bias=c["mlp_bias"] and kind == "llama",
+        max_positions=c["max_position_embeddings"],
+        window=window or 0,
+        local_layers=tuple(range(first_local, depth)),
+    )
+
+
+def _gemma3(c: dict[str, Any], origin: str, tied: bool | None) -> TextConfig:
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
+        if c.get(name):
+            raise UserError(f"{origin}: the setting {name} is not supported")
+    depth, pattern = c["num_hidden_layers"], c["sliding_window_pattern"]
+    kinds = c.get("layer_types") or ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(depth)]
+    ropes = c.get("rope_parameters") or {}
+    far = {"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {}) | (ropes.get("full_attention") or {})
+    near = {"rope_theta": c["rope_local_base_freq"]} | (ropes.get("sliding_attention") or {})
+    return TextConfig(
+        vocab=c["vocab_size"],
+        width=c["hidden_size"],
+        mlp=c["intermediate_size"],
+        layers=depth,
+        heads=c["num_attention_heads"],
+        kv_heads=c["num_key_value_heads"],
+        head_dim=c["head_dim"],
+        norm_eps=c["rms_norm_eps"],
+        rope=_rope(c | {"rope_parameters": far}, origin),
+        tied_head=c["tie_word_embeddings"] if tied is None else tied,
+        activation=activation(c["hidden_activation"], "hidden_activation", origin),
+        qkv_bias=c["attention_bias"],
+        output_bias=c["attention_bias"],
+        max_positions=c["max_position_embeddings"],
+        window=c["sliding_window"],
+        local_layers=tuple(i for i in range(depth) if kinds[i] == "sliding_attention"),
+        local_rope=_rope(c | {"rope_parameters": near}, origin),
+        norm_offset=1.0,
+        sandwich=True,
+        qk_norm=True,
+        query_scale=c["query_pre_attn_scalar"] ** -0.5,
+        embed_scale=c["hidden_size"] ** 0.5,
+    )
+
+
+def table(c: TextConfig, prefix: str, head: str) -> list[Leaf]:
+    """Every leaf of a decoder whose tensors begin with `prefix` and whose head is called `head`."""
+    rows = ROWS
+    if c.sandwich:
+        replaced = {ours for ours, *_ in NORMS_OF_A_SANDWICH}
+        rows = tuple(row for row in ROWS if row[0] not in replaced) + NORMS_OF_A_SANDWICH
+    rows += NORMS_OF_QUERY_AND_KEY * c.qk_norm
+    rows += QKV_BIASES * c.qkv_bias + OUTPUT_BIAS * c.output_bias + MLP_BIASES * c.mlp_bias
+    return [
+        single("text/embed/embedding", prefix + "embed_tokens.weight"),
+        *of_layers(("text", "layers"), prefix + "layers.{}.", range(c.layers), rows),
+        single("text/norm/scale", prefix + "norm.weight"),
+        *([] if c.tied_head else [single("text/head/kernel", head)]),
+    ]
+
+
+def activation(name: str, key: str, origin: str) -> str:
+    """`name`, if we have it."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"{origin}: {key} must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return name
+
+
+def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
+    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4; older: `type`)."""
+    given = c.get("rope_parameters") or ({"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {}))
+    kind = given.get("rope_type", given.get("type", "default"))
+    sections = tuple(given.get("mrope_section") or ())
+    if kind == "mrope":
+        kind = "default"
+    if kind not in ROPE_KINDS:
+        raise UserError(f"{origin}: rope type must be one of {', '.join(ROPE_KINDS)}, got {kind!r}")
+    for name, neutral in (("partial_rotary_factor", 1.0), ("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if given.get(name, c.get(name, neutral)) not in (neutral, None):
+            raise UserError(f"{origin}: the rope setting {name} is not supported")
+    return RopeConfig(
+        theta=float(given.get("rope_theta", c["rope_theta"])),
+        kind=kind,
+        original_max_positions=given.get("original_max_position_embeddings") or c["max_position_embeddings"],
+        sections=sections,
+        **{name: float(given[name]) for name in ROPE_NUMBERS if given.get(name) is not None},
+    )

@@ -1,0 +1,75 @@
+"""What a picture's size promises, its pixels keep: patches, placeholders and limits of every family, for pictures of any shape."""
+
+import numpy as np
+import pytest
+import tiny_hf
+from PIL import Image
+
+from srlhfv_jax.batches import NEWLINE
+from srlhfv_jax.data import images, pictures
+from srlhfv_jax.errors import UserError
+
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "smolvlm", "idefics3", "gemma3")
+SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(9, 90, (40, 2))]
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(size).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layout_counts_the_patches_that_are_cut(family):
+    reader = pictures.reader(tiny_hf.processor(family))
+    for size in SIZES:
+        layout = pictures.layout(reader, size)
+        assert pictures.cut(reader, picture(size)).shape == (layout.patches, reader.values), size
+        if layout.order_M is not None:
+            assert layout.placeholders == len(layout.order_M) and layout.order_M.max() < layout.patches
+        if layout.text:
+            assert layout.text.count(reader.image_token) == layout.placeholders
+
+
+def test_llava_next_has_as_many_placeholders_as_its_own_processor_writes():
+    processor = tiny_hf.processor("llava_next")
+    reader = pictures.reader(processor)
+    for size in SIZES:
+        ids = processor(text="<image>", images=picture(size))["input_ids"][0]
+        assert pictures.layout(reader, size).placeholders == list(ids).count(tiny_hf.IMAGE_TOKEN), size
+
+
+def test_the_lines_of_a_wide_picture_end_and_its_padding_is_gone():
+    """Two tiles of 3 x 3 features side by side; the picture fills the middle line of the three."""
+    reader = pictures.reader(tiny_hf.processor("llava_next"))
+    order_M = pictures.layout(reader, (12, 40)).order_M
+    np.testing.assert_array_equal(order_M, [*range(9), 12, 13, 14, 21, 22, 23, NEWLINE])
+
+
+@pytest.mark.parametrize(
+    ("family", "most"), [("llava_next", 12 * 24), ("qwen2_vl", 200), ("smolvlm", 14 * 14), ("idefics3", 400)]
+)
+def test_a_limit_on_pixels_holds_for_every_shape(family, most):
+    whole = pictures.reader(tiny_hf.processor(family))
+    reader = pictures.limited(whole, most)
+    tile = whole.side**2  # the picture as a whole comes on top
+    for size in SIZES:
+        layout = pictures.layout(reader, size)
+        assert pictures.cut(reader, picture(size)).shape[0] == layout.patches
+        if layout.grid is None or min(layout.grid) > reader.merge:  # no side is shorter than one square of patches
+            assert (layout.patches - tile) * whole.patch**2 <= most
+        assert layout.patches <= pictures.layout(whole, size).patches
+    with pytest.raises(UserError, match="data.max_pixels must be at least"):
+        pictures.limited(whole, 60)
+
+
+def test_a_limit_changes_nothing_where_all_pictures_have_one_size():
+    for family in ("llava", "gemma3"):
+        reader = pictures.reader(tiny_hf.processor(family))
+        assert pictures.limited(reader, 100) is reader
+
+
+def test_the_size_of_a_picture_is_that_of_the_picture_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = 6
+    picture((20, 50)).save(tmp_path / "lying.jpg", exif=exif)
+    encoded = (tmp_path / "lying.jpg").read_bytes()
+    assert images.upright_size(encoded) == (50, 20) == images.decode(encoded).size[::-1]
