@@ -21,7 +21,7 @@ from srlhfv_jax.hf import hub, leaves, names, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel import rules
 
 
 class Pretrained(NamedTuple):
@@ -97,7 +97,6 @@ def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) 
     for leaf in table:
         shape, sharding = leaves.leaf(shapes, leaf.path).shape, leaves.leaf(shardings, leaf.path)
         leaves.put(params, leaf.path, _fill(leaf, shape, tensors, jnp.dtype(dtype), sharding))
-    _check_finite(folder, params)
     return params
 
 
@@ -148,12 +147,17 @@ def _bundle(config: VLMConfig, folder: Path) -> pictures.Bundle:
 
 def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:
     """One leaf on its devices; each device's slice is read, transposed and stacked by itself."""
-    sources = [tensors[name] for name in leaf.names]
+
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+        values = _part(tensors[name], leaf.stored, index)
+        if not np.isfinite(values).all():
+            raise UserError(f"{name} holds NaN or infinite numbers: the checkpoint was saved from a run that had diverged")
+        return values.astype(dtype)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         if leaf.layers is None:
-            return _part(sources[0], leaf.stored, index).astype(dtype)
-        return np.stack([_part(source, leaf.stored, index[1:]).astype(dtype) for source in sources[index[0]]])
+            return read(leaf.names[0], index)
+        return np.stack([read(name, index[1:]) for name in leaf.names[index[0]]])
 
     return jax.make_array_from_callback(shape, sharding, part)
 
@@ -164,14 +168,6 @@ def _part(tensor: weights.Tensor, stored: str, index: tuple[slice, ...]) -> np.n
     if stored == leaves.FLATTENED:  # a few thousand numbers: read whole
         return weights.read(tensor, ()).reshape(tensor.shape[0], -1)[index]
     return weights.read(tensor, index)
-
-
-def _check_finite(folder: Path, params: dict[str, Any]) -> None:
-    found = hosts.to_host(jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params))
-    broken = [path for path, finite in rules.leaves(found) if not finite]
-    if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise UserError(f"{folder} holds NaN or infinite weights in {broken[0]}{more}: it was saved from a run that had diverged")
 
 
 def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, tensors: dict[str, weights.Tensor]) -> None:
