@@ -161,7 +161,8 @@ def test_two_processes_train_and_export_what_one_does(text, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    rows = {"init": str(text / "llama"), "data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
+    rows = {"init": str(text / "llama"), "data.path": str(text / "pku.jsonl"), "data.split": ""}
+    rows |= {"data.response_length": 6, "data.batch_size": 4}
     mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1}
     options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
     command = [sys.executable, "-m", "srlhfv_jax", "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={tmp_path}/two"]
