@@ -24,6 +24,7 @@ setup(
         "einops",
         "flax>=0.12.8",
         "grain>=0.2.18",
+        "huggingface-hub",
         "jax>=0.10.2",
         "jaxtyping",
         "jinja2",

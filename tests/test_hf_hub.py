@@ -20,13 +20,18 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_a_model_in_the_cache_loads_by_its_id(cache):
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "10KB"}])
+def test_a_model_in_the_cache_loads_by_its_id(cache, shards):
+    """As the hub lays it out: every file of a snapshot is a link to a blob."""
     store = cache / "models--someone--tiny-llama"
-    tiny_hf.save(store / "snapshots" / REVISION, tiny_hf.llama_config())
+    tiny_hf.save(store / "blobs", tiny_hf.llama_config(), **shards)
     (store / "refs").mkdir()
     (store / "refs" / "main").write_text(REVISION)
+    (store / "snapshots" / REVISION).mkdir(parents=True)
+    for blob in (store / "blobs").iterdir():
+        (store / "snapshots" / REVISION / blob.name).symlink_to(blob)
     by_id = load_pretrained("someone/tiny-llama")
-    by_folder = load_pretrained(store / "snapshots" / REVISION)
+    by_folder = load_pretrained(store / "blobs")
     assert by_id.config == by_folder.config
     jax.tree.map(np.testing.assert_array_equal, by_id.params, by_folder.params)
 

@@ -5,10 +5,11 @@ import time
 from pathlib import Path
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import weights
 from srlhfv_jax.parallel import hosts
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # never pickles, never code
+DESCRIBING = ("*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code
 
 
 def is_model_id(path: str | Path) -> bool:
@@ -17,7 +18,7 @@ def is_model_id(path: str | Path) -> bool:
 
 
 def fetch(model_id: str) -> Path:
-    """The newest snapshot of a model; nothing is downloaded that the cache already has.
+    """The newest snapshot of a model, its weights being those that its index names; what the cache has is not downloaded again.
 
     Raises:
         UserError: there is no such model or folder, no right to read it, or no connection and no copy in the cache.
@@ -27,7 +28,8 @@ def fetch(model_id: str) -> Path:
 
     began = time.monotonic()
     try:
-        folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=list(WANTED)))
+        folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=list(DESCRIBING)))
+        huggingface_hub.snapshot_download(model_id, revision=folder.name, allow_patterns=weights.files(folder))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

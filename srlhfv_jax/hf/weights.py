@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from srlhfv_jax.errors import UserError
 
+INDEX = "model.safetensors.index.json"
 HEADS_FILE = "score_heads.safetensors"  # beside the backbone: one vector per head
 HEADS_META = "score_heads.json"
 HEADS_LOADER = "score_heads.py"  # reads both with torch
@@ -32,14 +33,15 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no weights, only pickles, a shard that is missing or truncated, an index that does not match its shards.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if not index.is_file():
         return open_file(_single_file(folder))
     expected = json.loads(index.read_text())["weight_map"]
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(expected.values())):
         path = folder / shard
-        if path.resolve().parent != folder.resolve() or not path.is_file():
+        # By its name: in the cache of the hub every file is a link to another folder.
+        if Path(shard).name != shard or not path.is_file():
             raise UserError(
                 f"{index} names the shard {shard}, which is not in {folder}: copy the missing file or download it again"
             )
@@ -50,6 +52,13 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
             f"{index} promises {len(lost)} tensors that no shard holds, first {lost[0]}: the checkpoint is incomplete"
         )
     return tensors
+
+
+def files(folder: Path) -> list[str]:
+    """Names of the safetensors files that hold a checkpoint's weights and heads, whether they are there yet or not."""
+    index = folder / INDEX
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    return [*shards, HEADS_FILE]
 
 
 def _single_file(folder: Path) -> Path:
