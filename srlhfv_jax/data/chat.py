@@ -15,7 +15,6 @@ class Codec(NamedTuple):
 
     tokenizer: Any
     reader: pictures.Reader | None  # None: text-only
-    image_token: str | None  # of a feature
     image_token_id: int | None
     pad_id: int
     eos_id: int
@@ -39,7 +38,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         owners = (tokenizer,) if isinstance(processor, pictures.Bundle) else (processor, tokenizer)
         owner = next((part for part in owners if part.chat_template), None)
     elif isinstance(processor, PreTrainedTokenizerBase):
-        tokenizer, reader, image_token, image_token_id = processor, None, None, None
+        tokenizer, reader, image_token_id = processor, None, None
         owner = tokenizer if tokenizer.chat_template else None
     else:
         raise UserError(f"expected a Hugging Face processor or tokenizer, got {type(processor).__name__}")
@@ -47,7 +46,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         raise UserError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Codec(tokenizer, reader, image_token, image_token_id, pad_id, tokenizer.eos_token_id, owner)
+    return Codec(tokenizer, reader, image_token_id, pad_id, tokenizer.eos_token_id, owner)
 
 
 def prompt_text(codec: Codec, question: str, has_image: bool) -> str:

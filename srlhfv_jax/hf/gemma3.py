@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import llava, siglip, text
+from srlhfv_jax.hf import llava, text, towers
 from srlhfv_jax.hf.leaves import Leaf, single
 from srlhfv_jax.models.config import VLMConfig
 
@@ -37,7 +37,7 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     return VLMConfig(
         family="gemma3",
         text=dataclasses.replace(language, sees_whole_images=True),
-        vision=siglip.read(tower, merge, origin),
+        vision=towers.read(tower, "siglip", origin, feature_layer=-1, merge=merge),
         image_token=data.get("image_token_id", top["image_token_index"]),
         connector="pool",
         projector_bias=False,
@@ -45,10 +45,10 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
 
 
 def table(config: VLMConfig) -> list[Leaf]:
-    """Every leaf, in the order of the forward pass."""
+    """Every leaf."""
     projector = "multi_modal_projector."
     return [
-        *siglip.table(config.vision, "vision_tower.vision_model."),
+        *towers.table(config.vision, "vision_tower.vision_model."),
         single("projector/norm/scale", projector + "mm_soft_emb_norm.weight"),
         single("projector/linear_1/kernel", projector + "mm_input_projection_weight"),
         *text.table(config.text, "language_model.model.", "language_model.lm_head.weight"),

@@ -9,10 +9,12 @@ what we write), the names of the modules in memory, `model.language_model.layers
 import re
 from typing import Any
 
+from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import text
-from srlhfv_jax.hf.leaves import FLATTENED, SAME, TRANSPOSED, Leaf, norm, of_layers, rows_of_norms, single
+from srlhfv_jax.hf import text, towers
+from srlhfv_jax.hf.leaves import TRANSPOSED, Leaf, single
 from srlhfv_jax.models.config import VisionConfig, VLMConfig
+from srlhfv_jax.models.layers import ACTIVATIONS
 
 DEFAULTS = {
     "image_token_index": 32000,
@@ -36,17 +38,6 @@ CLIP_DEFAULTS = {  # those LlavaConfig gives its tower
 }
 DECODERS = ("llama", "mistral")
 
-ROWS_OF_CLIP_LAYER = (
-    *rows_of_norms(("layer_norm1", "layer_norm1"), ("layer_norm2", "layer_norm2")),
-    *((f"{n}/kernel", f"self_attn.{n}.weight", SAME) for n in ("q_proj", "k_proj", "v_proj")),
-    *((f"{n}/bias", f"self_attn.{n}.bias", SAME) for n in ("q_proj", "k_proj", "v_proj", "out_proj")),
-    ("out_proj/kernel", "self_attn.out_proj.weight", TRANSPOSED),
-    ("fc1/kernel", "mlp.fc1.weight", SAME),
-    ("fc1/bias", "mlp.fc1.bias", SAME),
-    ("fc2/kernel", "mlp.fc2.weight", TRANSPOSED),
-    ("fc2/bias", "mlp.fc2.bias", SAME),
-)
-
 
 def read(data: dict[str, Any], origin: str) -> VLMConfig:
     """The model that a config.json with `model_type` llava or llava_next describes."""
@@ -65,18 +56,18 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     return VLMConfig(
         family=family,
         text=text.read(decoder, kind, origin, top["tie_word_embeddings"] or decoder.get("tie_word_embeddings", False)),
-        vision=_vision(tower, top, origin),
+        vision=_tower(CLIP_DEFAULTS | tower, top, origin),
         image_token=data.get("image_token_index", data.get("image_token_id", DEFAULTS["image_token_index"])),
-        projector_activation=text.activation(top["projector_hidden_act"], "projector_hidden_act", origin),
+        projector_activation=choose(top["projector_hidden_act"], f"{origin}: projector_hidden_act", *ACTIVATIONS),
         projector_bias=top["multimodal_projector_bias"],
         pinpoints=pinpoints,
     )
 
 
 def table(config: VLMConfig) -> list[Leaf]:
-    """Every leaf, in the order of the forward pass."""
+    """Every leaf."""
     return [
-        *_tower(config.vision, "vision_tower.vision_model."),
+        *towers.table(config.vision, "vision_tower.vision_model."),
         *_projector(config.projector_bias, "multi_modal_projector."),
         *([single("projector/newline", "image_newline")] if config.pinpoints else []),
         *text.table(config.text, "language_model.model.", "language_model.lm_head.weight"),
@@ -91,43 +82,14 @@ def published(name: str) -> str:
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
 
 
-def _vision(data: dict[str, Any], top: dict[str, Any], origin: str) -> VisionConfig:
-    c = CLIP_DEFAULTS | data
-    layer, strategy = top["vision_feature_layer"], top["vision_feature_select_strategy"]
-    for name in ("image_size", "patch_size"):
-        if not isinstance(c[name], int):
-            raise UserError(f"{origin}: vision_config.{name} must be one number (a square), got {c[name]!r}")
-    depth = c["num_hidden_layers"]
+def _tower(c: dict[str, Any], top: dict[str, Any], origin: str) -> VisionConfig:
+    layer, depth = top["vision_feature_layer"], c["num_hidden_layers"]
     if not isinstance(layer, int) or not (1 <= layer <= depth or -depth <= layer <= -1):
         raise UserError(f"{origin}: vision_feature_layer must be one layer of 1..{depth} or -{depth}..-1, got {layer!r}")
+    strategy = top["vision_feature_select_strategy"]
     if strategy not in ("default", "full"):
         raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}")
-    return VisionConfig(
-        image_size=c["image_size"],
-        patch=c["patch_size"],
-        width=c["hidden_size"],
-        mlp=c["intermediate_size"],
-        layers=depth,
-        heads=c["num_attention_heads"],
-        norm_eps=c["layer_norm_eps"],
-        activation=text.activation(c["hidden_act"], "vision_config.hidden_act", origin),
-        channels=c["num_channels"],
-        feature_layer=layer,
-        keep_class_token=strategy == "full",
-    )
-
-
-def _tower(c: VisionConfig, prefix: str) -> list[Leaf]:
-    layers = prefix + "encoder.layers.{}."
-    return [
-        single("vision/embeddings/class_embedding", prefix + "embeddings.class_embedding"),
-        single("vision/embeddings/patch_embedding/kernel", prefix + "embeddings.patch_embedding.weight", FLATTENED),
-        single("vision/embeddings/position_embedding", prefix + "embeddings.position_embedding.weight"),
-        *norm("vision/embeddings/pre_layernorm", prefix + "pre_layrnorm"),  # the spelling of CLIP's checkpoints
-        *of_layers(("vision", "layers"), layers, range(c.used_layers), ROWS_OF_CLIP_LAYER),
-        *of_layers(("vision", "unused", "layers"), layers, range(c.used_layers, c.layers), ROWS_OF_CLIP_LAYER),
-        *norm("vision/unused/post_layernorm", prefix + "post_layernorm"),
-    ]
+    return towers.read(c, "clip", origin, feature_layer=layer, full=strategy == "full")
 
 
 def _projector(bias: bool, prefix: str) -> list[Leaf]:

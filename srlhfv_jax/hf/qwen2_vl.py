@@ -6,13 +6,16 @@ Older configs carry the decoder's settings at the top. Tensors are named `visual
 what we write; `transformers` 5 calls them `model.visual...` and `model.language_model...` in memory.
 """
 
+import dataclasses
 import re
 from typing import Any
 
+from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import text
 from srlhfv_jax.hf.leaves import FLATTENED, SAME, TRANSPOSED, Leaf, of_layers, rows_of_norms, single
 from srlhfv_jax.models.config import VisionConfig, VLMConfig
+from srlhfv_jax.models.layers import ACTIVATIONS
 
 IMAGE_TOKEN = 151655
 TOWER_DEFAULTS = {
@@ -79,13 +82,13 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     return VLMConfig(
         family=data["model_type"],
         text=language,
-        vision=TOWERS[data["model_type"]](data.get("vision_config") or {}, origin),
+        vision=_tower(data.get("vision_config") or {}, data["model_type"] == "qwen2_5_vl", origin),
         image_token=data.get("image_token_id", IMAGE_TOKEN),
     )
 
 
 def table(config: VLMConfig) -> list[Leaf]:
-    """Every leaf, in the order of the forward pass."""
+    """Every leaf."""
     merger, gated = "visual.merger.", config.vision.kind == "qwen2_5"
     rows = ATTENTION_ROWS + (GATED_MLP_ROWS if gated else MLP_ROWS)
     return [
@@ -106,45 +109,25 @@ def published(name: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", re.sub(r"^model\.visual\.", "visual.", name))
 
 
-def _tower(data: dict[str, Any], origin: str) -> VisionConfig:
-    c = TOWER_DEFAULTS | data
-    return VisionConfig(
+def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
+    c = (TOWER_2_5_DEFAULTS if gated else TOWER_DEFAULTS) | data
+    width = c["hidden_size"] if gated else c["embed_dim"]  # Qwen2-VL's hidden_size is the decoder's
+    whole = VisionConfig(
         image_size=0,
         patch=c["patch_size"],
-        width=c["embed_dim"],
-        mlp=int(c["embed_dim"] * c["mlp_ratio"]),
+        width=width,
+        mlp=c["intermediate_size"] if gated else int(width * c["mlp_ratio"]),
         layers=c["depth"],
         heads=c["num_heads"],
         norm_eps=NORM_EPS,
-        activation=text.activation(c["hidden_act"], "vision_config.hidden_act", origin),
+        activation=choose(c["hidden_act"], f"{origin}: vision_config.hidden_act", *ACTIVATIONS),
         channels=c.get("in_chans", c["in_channels"]),
         frames=c["temporal_patch_size"],
-        kind="qwen2",
+        kind="qwen2_5" if gated else "qwen2",
         feature_layer=-1,
         merge=c["spatial_merge_size"],
     )
-
-
-def _tower_2_5(data: dict[str, Any], origin: str) -> VisionConfig:
-    c = TOWER_2_5_DEFAULTS | data
-    return VisionConfig(
-        image_size=0,
-        patch=c["patch_size"],
-        width=c["hidden_size"],
-        mlp=c["intermediate_size"],
-        layers=c["depth"],
-        heads=c["num_heads"],
-        norm_eps=NORM_EPS,
-        activation=text.activation(c["hidden_act"], "vision_config.hidden_act", origin),
-        channels=c.get("in_chans", c["in_channels"]),
-        frames=c["temporal_patch_size"],
-        kind="qwen2_5",
-        feature_layer=-1,
-        merge=c["spatial_merge_size"],
-        # Windows are of whole features.
-        window=c["window_size"] // c["patch_size"] // c["spatial_merge_size"] * c["spatial_merge_size"],
-        full_layers=tuple(c["fullatt_block_indexes"]),
-    )
-
-
-TOWERS = {"qwen2_vl": _tower, "qwen2_5_vl": _tower_2_5}
+    if not gated:
+        return whole
+    window = c["window_size"] // whole.patch // whole.merge * whole.merge  # of whole features
+    return dataclasses.replace(whole, window=window, full_layers=tuple(c["fullatt_block_indexes"]))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import siglip, text
+from srlhfv_jax.hf import text, towers
 from srlhfv_jax.hf.leaves import Leaf, single
 from srlhfv_jax.models.config import VLMConfig
 
@@ -32,7 +32,9 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     return VLMConfig(
         family=data["model_type"],
         text=text.read(decoder, kind, origin, top["tie_word_embeddings"]),
-        vision=siglip.read(TOWER_DEFAULTS | (data.get("vision_config") or {}), top["scale_factor"], origin),
+        vision=towers.read(
+            TOWER_DEFAULTS | (data.get("vision_config") or {}), "siglip", origin, feature_layer=-1, merge=top["scale_factor"]
+        ),
         image_token=top["image_token_id"],
         connector="linear",
         projector_bias=False,
@@ -40,9 +42,9 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
 
 
 def table(config: VLMConfig) -> list[Leaf]:
-    """Every leaf, in the order of the forward pass."""
+    """Every leaf."""
     return [
-        *siglip.table(config.vision, "model.vision_model."),
+        *towers.table(config.vision, "model.vision_model."),
         single("projector/linear_1/kernel", "model.connector.modality_projection.proj.weight"),
         *text.table(config.text, "model.text_model.", "lm_head.weight"),
     ]

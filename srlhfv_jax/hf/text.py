@@ -6,6 +6,7 @@ with three positions a token. Gemma 3 has more norms, two kinds of layers, and s
 
 from typing import Any
 
+from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.leaves import SAME, TRANSPOSED, Leaf, of_layers, single
 from srlhfv_jax.models.config import RopeConfig, TextConfig
@@ -123,7 +124,7 @@ def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None)
         norm_eps=c["rms_norm_eps"],
         rope=_rope(c, origin),
         tied_head=c["tie_word_embeddings"] if tied is None else tied,
-        activation=activation(c["hidden_act"], "hidden_act", origin),
+        activation=choose(c["hidden_act"], f"{origin}: hidden_act", *ACTIVATIONS),
         qkv_bias=qwen or c["attention_bias"],
         output_bias=c["attention_bias"] and not qwen,
         mlp_bias=c["mlp_bias"] and kind == "llama",
@@ -153,7 +154,7 @@ def _gemma3(c: dict[str, Any], origin: str, tied: bool | None) -> TextConfig:
         norm_eps=c["rms_norm_eps"],
         rope=_rope(c | {"rope_parameters": far}, origin),
         tied_head=c["tie_word_embeddings"] if tied is None else tied,
-        activation=activation(c["hidden_activation"], "hidden_activation", origin),
+        activation=choose(c["hidden_activation"], f"{origin}: hidden_activation", *ACTIVATIONS),
         qkv_bias=c["attention_bias"],
         output_bias=c["attention_bias"],
         max_positions=c["max_position_embeddings"],
@@ -184,13 +185,6 @@ def table(c: TextConfig, prefix: str, head: str) -> list[Leaf]:
     ]
 
 
-def activation(name: str, key: str, origin: str) -> str:
-    """`name`, if we have it."""
-    if name not in ACTIVATIONS:
-        raise UserError(f"{origin}: {key} must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    return name
-
-
 def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
     """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4; older: `type`)."""
     given = c.get("rope_parameters") or ({"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {}))
@@ -198,8 +192,7 @@ def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
     sections = tuple(given.get("mrope_section") or ())
     if kind == "mrope":
         kind = "default"
-    if kind not in ROPE_KINDS:
-        raise UserError(f"{origin}: rope type must be one of {', '.join(ROPE_KINDS)}, got {kind!r}")
+    choose(kind, f"{origin}: rope type", *ROPE_KINDS)
     for name, neutral in (("partial_rotary_factor", 1.0), ("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
         if given.get(name, c.get(name, neutral)) not in (neutral, None):
             raise UserError(f"{origin}: the rope setting {name} is not supported")
