@@ -43,8 +43,8 @@ def room(reader: Reader, layouts: Sequence[Layout]) -> Room | None:
         return None
     most = max(layout.patches for layout in layouts), max(layout.placeholders for layout in layouts)
     first = layouts[0]
-    counted = reader.family not in ("llava", "gemma3")
-    return Room(*most, reader.values, reader.merge, first.order_M is not None, first.grid is not None, counted)
+    ordered, gridded = first.order_M is not None, first.grid is not None
+    return Room(*most, reader.values, reader.merge, ordered, gridded, counted=not reader.one_size)
 
 
 class Sequences(NamedTuple):

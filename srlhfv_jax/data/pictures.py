@@ -51,6 +51,11 @@ class Reader(NamedTuple):
     pinpoints: tuple[tuple[int, int], ...] = ()  # (height, width) of the tiles together, of which one is chosen
     around: tuple[str, str] = ("", "")  # text before and after the placeholders of a picture
 
+    @property
+    def one_size(self) -> bool:
+        """Every picture becomes one tile, whatever its size."""
+        return self.family in ("llava", "gemma3")
+
 
 class Layout(NamedTuple):
     """What a picture of a certain size becomes."""
@@ -111,7 +116,10 @@ def _of_bundle(bundle: Bundle) -> Reader:
         return found
     if images.do_pan_and_scan:
         raise UserError("do_pan_and_scan is not supported: set it to false in preprocessor_config.json")
-    begin, end = bundle.tokenizer.boi_token, bundle.tokenizer.eoi_token
+    marks = bundle.tokenizer.special_tokens_map
+    if not {"boi_token", "eoi_token"} <= marks.keys():
+        raise UserError("the tokenizer has no boi_token and eoi_token, between which Gemma 3 sees an image")
+    begin, end = marks["boi_token"], marks["eoi_token"]
     return found._replace(written=begin, around=(f"\n\n{begin}", f"{end}\n\n"))
 
 
@@ -121,7 +129,7 @@ def limited(reader: Reader, max_pixels: int) -> Reader:
     Raises:
         UserError: the smallest picture of the family is larger.
     """
-    if not max_pixels or reader.family in ("llava", "gemma3"):
+    if not max_pixels or reader.one_size:
         return reader
     settings, tile = reader.image_processor.to_dict(), reader.side * reader.patch
     if reader.family == "llava_next":

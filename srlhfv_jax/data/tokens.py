@@ -40,7 +40,10 @@ def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, resp
     has_image = example.image is not None
     if has_image and codec.reader is None:
         raise Unusable("no_vision", "the row has an image and the checkpoint has no image processor")
-    layout = pictures.layout(codec.reader, images.upright_size(example.image)) if has_image else None
+    layout = None
+    if has_image:  # where every picture becomes the same tile, none need be opened to know how it is cut
+        size = (0, 0) if codec.reader.one_size else images.upright_size(example.image)
+        layout = pictures.layout(codec.reader, size)
     prompt = prompt_ids(codec, _without_placeholder(codec, example.question), layout)
     if len(prompt) == 0:
         raise Unusable("empty_question", f"no tokens in {example.question[:60]!r}")

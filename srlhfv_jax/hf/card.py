@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from srlhfv_jax.hf import hub
+
 MEANING = {
     "sft": "A supervised policy: it imitates the answers it was shown. It was not made safe.",
     "ppo_lag": "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was "
@@ -23,9 +25,10 @@ def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, f
         result: its final numbers.
         trace: (iteration, multiplier) pairs; [] where there is none.
     """
+    known = f"base_model: {base}\n" if hub.is_model_id(base) else ""  # the hub knows nothing of folders here
     numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
     parts = [
-        f"---\nlibrary_name: transformers\nbase_model: {base}\ntags: [srlhfv-jax, safe-rlhf, {stage}]\n---",
+        f"---\nlibrary_name: transformers\n{known}tags: [srlhfv-jax, safe-rlhf, {stage}]\n---",
         f"# {stage} of {base}",
         MEANING.get(stage, SCORES),
         f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"

@@ -1,7 +1,7 @@
 """Parameters -> a folder that `transformers` loads: sharded safetensors, index, and the config and processor files of the base.
 
 The folder appears whole or not at all: it is written beside its place and renamed. In a run of several processes parameters that
-are sharded over them are gathered leaf by leaf, so that no host holds more than one leaf besides what it writes.
+are sharded over them are gathered leaf by leaf; the first process writes, the others keep nothing.
 """
 
 import json
@@ -54,9 +54,10 @@ def export_pretrained(
     """
     path_out, base = Path(path_out), checkpoint_folder(base)
     stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
-    draft = path_out.with_name(f".{path_out.name}.draft-{os.getpid()}")
+    # Each process has a draft of its own: on a shared disk their process ids may be equal. Only the first one's gets weights.
+    draft = path_out.with_name(f".{path_out.name}.draft-{hosts.process_index()}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)  # of every process; only that of the first gets any weights
+    draft.mkdir(parents=True)
     try:
         _copy_base(draft, base, config, stored)
         _write_weights(draft, config, params, stored, max_shard_bytes)
@@ -105,11 +106,12 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype
     for file, shard in zip(files, shards):
         tensors = {}
         for leaf, layers in shard:
-            for name, tensor in _tensors(config, leaves.leaf(params, leaf.path), dtype, leaf, layers):
-                tensors[name] = tensor
-                total += tensor.nbytes
-        if hosts.process_index() == 0:
+            whole = hosts.to_host(leaves.leaf(params, leaf.path))  # by all processes
+            if hosts.process_index() == 0:
+                tensors |= _tensors(config, whole, dtype, leaf, layers)
+        if tensors:
             save_file(tensors, draft / file, metadata=METADATA)
+        total += sum(tensor.nbytes for tensor in tensors.values())
         where |= {name: file for name in tensors}
     if len(shards) > 1:
         _write_json(draft / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
@@ -134,10 +136,10 @@ def _plan(config: VLMConfig, params: dict[str, Any], item_bytes: int, max_shard_
 
 
 def _tensors(
-    config: VLMConfig, array: Any, dtype: np.dtype, leaf: leaves.Leaf, indices: list[int]
+    config: VLMConfig, whole: np.ndarray, dtype: np.dtype, leaf: leaves.Leaf, indices: list[int]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The named tensors of some layers of one leaf, as stored."""
-    host = hosts.to_host(array).astype(dtype, copy=False)  # gathered from all processes, one leaf at a time
+    host = whole.astype(dtype, copy=False)
     shape = leaves.stored_shape(config, leaf, host.shape)
     for index in indices:
         own = host if leaf.layers is None else host[index]

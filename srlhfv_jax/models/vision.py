@@ -83,24 +83,21 @@ class Layer(nn.Module):
 def encode(config: VLMConfig, params, images: Images) -> Float[Array, "B N E"]:
     """Hidden states of every patch at the feature layer, those of all tiles of a row one after the other."""
     c, dtype = config.vision, jnp.dtype(config.dtype)
-    patches_BNC, rotation, picture, window = images.patches_BNC, None, None, None
+    patches_BNC, rotation, picture = images.patches_BNC, None, None
     B = patches_BNC.shape[0]
     if c.image_size:  # every tile is a row of its own
         patches_BNC = patches_BNC.reshape(-1, c.tile_patches, c.patch_values)
     else:
         rotation = _rotation_by_place(c, images.grid_BN2)
-        picture = window = attention.bias(_together(images.picture_BN[:, :, None]))
-    if c.window:
-        window = picture + attention.bias(_together(images.grid_BN2 // c.window))
-    full = np.isin(np.arange(c.layers), c.full_layers)
+        picture = attention.bias(_together(images.picture_BN[:, :, None]))
+    window = picture + attention.bias(_together(images.grid_BN2 // c.window)) if c.window else None
+    full_L = np.isin(np.arange(c.layers), c.full_layers)
+    layer = Layer(c, dtype)
 
     def run(x_BNE, own, index):
-        sees = window
-        if c.window:
-            sees = jnp.where(jnp.asarray(full)[index], picture, window)
+        sees = picture if window is None else jnp.where(jnp.asarray(full_L)[index], picture, window)
         return layer.apply({"params": own}, x_BNE, rotation, sees)
 
-    layer = Layer(c, dtype)
     x_BNE = stack.run(
         run,
         params["layers"],

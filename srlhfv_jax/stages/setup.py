@@ -102,7 +102,7 @@ def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
         ("the number of features (= placeholders) of a tile", reader.features, vision.features),
         ("the patches along a feature", reader.merge, vision.merge),
         ("the values of a patch", reader.values, vision.patch_values),
-        ("the tile sizes", tuple(size for size in config.pinpoints if size in reader.pinpoints), reader.pinpoints),
+        ("the tile sizes", sorted(reader.pinpoints), sorted(set(reader.pinpoints) & set(config.pinpoints))),
     ):
         if made != wanted:
             raise UserError(
@@ -154,13 +154,13 @@ def finish(
         base=base,
         heads=tree["heads"] if "heads" in tree else None,
         meta=about,
-        card=_card(started.workdir, str(base), about["stage"], result),
+        card=_card(started.workdir, about["stage"], result),
     )
     write_result(started.workdir, result)
     return result
 
 
-def _card(workdir: Path, base: str, stage: str, result: dict[str, float]) -> str | None:
+def _card(workdir: Path, stage: str, result: dict[str, float]) -> str | None:
     """The model card, from what the first process wrote, which also writes the export."""
     if hosts.process_index() > 0:
         return None
@@ -168,6 +168,7 @@ def _card(workdir: Path, base: str, stage: str, result: dict[str, float]) -> str
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     trace = [(line["step"], line["lambda"]) for line in lines if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
+    base = settings["policy" if "policy" in settings else "init"]  # as the user named it
     return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)
 
 
