@@ -126,10 +126,11 @@ def prompts(read: pictures.Reader, rows: int) -> tuple[PromptBatch, list[Image.I
         positions = np.arange(len(prompt), dtype=np.int32)
         if layout.grid is not None:
             positions = pictures.mrope(prompt == IMAGE, [layout], read.merge)
-        encoded.append(Encoded(row, prompt, positions, (), Example(None, "", ()), b"", layout))
+        encoded.append(Encoded(row, prompt, positions, (), Example((), "", ()), (b"",), (layout,)))
     frame = collate.Frame(len(encoded[0].prompt), 0, 0)
     patches = [pictures.cut(read, image) for image in shown]
-    images = collate.stack_images(encoded, patches, collate.room(read, [layout]))
+    room = collate.room(read, encoded, buckets=1)
+    images = collate.stack_images(encoded, [[one] for one in patches], room, room.sizes[0])
     return jax.tree.map(jnp.asarray, collate.prompts(encoded, images, frame)), shown
 
 

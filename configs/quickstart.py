@@ -82,6 +82,7 @@ def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
         split="",
         image_dir="",
         max_pixels=0,
+        picture_buckets=1,
         prompt_length=prompt,
         response_length=response,
         batch_size=batch,

@@ -31,6 +31,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         split="train",
         image_dir="",
         max_pixels=0,
+        picture_buckets=1,
         prompt_length=prompt,
         response_length=response,
         batch_size=batch,

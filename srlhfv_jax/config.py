@@ -68,6 +68,9 @@ class DataConfig:
     max_pixels: (
         int  # of a picture after it was resized, where the family lets pictures differ in size; 0 = the checkpoint's own limit
     )
+    picture_buckets: (
+        int  # sizes that a batch's pictures are padded to: the largest, its half, its quarter, ...; each compiles once
+    )
 
 
 @dataclass(frozen=True)

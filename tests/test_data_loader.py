@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+import tiny_hf
 from tiny_data import png, processor, settings, tokenizer
 
-from srlhfv_jax.data import loader, pictures
+from srlhfv_jax.data import collate, loader, pictures
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import rules
@@ -17,7 +18,7 @@ def examples(count: int = 11, *, images: bool = True) -> list[Example]:
     """Every third row has no image; the answers of pairs differ from row to row."""
     return [
         Example(
-            image=png(i * 20) if images and i % 3 else None,
+            images=(png(i * 20),) if images and i % 3 else (),
             question="what is this ?" if i % 2 else "how do I use it ?",
             responses=(" ".join(["a"] * (1 + i % 4)), "no ."),
             chosen=i % 2,
@@ -183,6 +184,29 @@ def test_a_batch_must_divide_over_the_processes(made, prompts):
 def test_a_picture_that_went_bad_stops_the_run_with_its_row(made):
     rows = examples(3)
     prepared = loader.fit("prompts", rows, made, settings())
-    rows[2] = rows[2]._replace(image=b"overwritten")
-    with pytest.raises(UserError, match=r"the image of row 2 .* cannot be used: not_an_image"):
+    rows[2] = rows[2]._replace(images=(b"overwritten",))
+    with pytest.raises(UserError, match=r"an image of row 2 .* cannot be used: not_an_image"):
         list(loader.all_batches(prepared, "prompts", made, settings(), batch_size=3))
+
+
+def test_pictures_of_several_sizes_come_in_few_shapes():
+    """Rows without a picture, with one and with two: each batch has the smallest of the sizes, on every process."""
+    processor = tiny_hf.processor("qwen2_vl")
+    shapes = [(), ((10, 12),), ((40, 17), (33, 40)), ((20, 21),), ((12, 44),), ((9, 9), (10, 10))]
+    rows = [Example(tuple(png(0, size) for size in sizes), "w3 w4", ()) for sizes in shapes]
+    data = settings(prompt_length=120, batch_size=2, picture_buckets=3)
+    prepared = loader.fit("prompts", rows, processor, data)
+    totals = [collate.size(row.layouts).patches for row in prepared.rows]
+    allowed = [size.patches for size in prepared.room.sizes]
+    assert len(allowed) == 3 and allowed[-1] == max(totals) and set(allowed) <= set(totals)
+    found = [[], []]
+    for process in (0, 1):
+        made = loader.batches(prepared, "prompts", None, data, seed=4, process_index=process, process_count=2, epochs=4)
+        found[process] = [batch.images for batch in made]
+    for two in zip(*found):
+        assert two[0].patches_BNC.shape == two[1].patches_BNC.shape
+        used = max(int(np.sum(images.picture_BN > 0)) for images in two)
+        assert two[0].patches_BNC.shape[1] == min(size for size in allowed if size >= used)
+    assert {two[0].patches_BNC.shape[1] for two in zip(*found)} == set(allowed)
+    with_two = next(images for images in found[0] + found[1] if images.picture_BN.max() == 2)
+    assert np.sum(with_two.picture_BN == 1) > 0

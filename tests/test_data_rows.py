@@ -38,7 +38,7 @@ def test_dual_preferences_with_text_ids_are_read():
     assert (example.chosen, example.safer) == (0, 1)
     assert example.unsafe == (True, False)
     assert example.severity == (2.0, -1.0)  # -harmless_rate: cost > 0 means unsafe
-    assert example.image == png(7)
+    assert example.images == (png(7),)
     assert example.meta["category"] == "violence_and_physical_harm" and example.meta["image_severity"] == "2"
     assert "response_1_harmless_rate" not in example.meta and example.meta["response_1_helpful_rate"] == "3"
 
@@ -54,7 +54,7 @@ def test_a_bare_refusal_has_graded_cost_zero():
 
 def test_pku_saferlhf_counts_ids_from_zero_and_needs_no_image():
     example = read(pku_row())
-    assert example.image is None and example.question == "how do I use it ?"
+    assert example.images == () and example.question == "how do I use it ?"
     assert (example.chosen, example.safer) == (0, 1)
     assert example.unsafe == (True, False)
     assert example.severity == (3.0, -1.0)  # level 0 is safe: its graded sign must not be 0
@@ -123,3 +123,11 @@ def test_an_unusable_row_is_dropped_for_its_reason(row, reason):
 
 def test_both_answers_unsafe_is_no_contradiction():
     assert isinstance(read(dual_row(is_response_2_safe="no", response_2_harmless_rate=-1)), rows.Example)
+
+
+def test_a_row_may_have_several_images():
+    cells = [{"bytes": png(1), "path": None}, png(2)]
+    assert read({"question": "q", "images": cells}).images == (png(1), png(2))
+    assert read({"question": "q", "images": [], "image": png(3)}).images == (png(3),)
+    for row, reason in (({"images": cells, "image": png(3)}, "bad_label"), ({"images": [png(1), None]}, "missing_image")):
+        assert read({"question": "q"} | row).reason == reason

@@ -45,7 +45,7 @@ def test_images_may_lie_in_another_folder(tmp_path):
     (tmp_path / "pictures" / "x" / "1.jpg").write_bytes(jpeg(3))
     lines = write_jsonl(tmp_path / "rows.jsonl", [{"question": "what ?", "image": "x/1.jpg"}])
     examples = load_examples(settings(lines, image_dir=str(tmp_path / "pictures")))
-    assert examples[0].image == jpeg(3)
+    assert examples[0].images == (jpeg(3),)
 
 
 def test_a_folder_is_read_by_split_over_all_its_files(tmp_path):
@@ -114,7 +114,7 @@ def test_a_picture_format_of_no_use_is_refused():
 
 def test_text_only_rows_need_no_folder_of_images(tmp_path):
     examples = load_examples(settings(write_jsonl(tmp_path / "train.jsonl", [pku_row(), pku_row(prompt="")])))
-    assert examples.layout == "pku_saferlhf" and examples[0].image is None and examples.drops == {"empty_question": 1}
+    assert examples.layout == "pku_saferlhf" and examples[0].images == () and examples.drops == {"empty_question": 1}
 
 
 def test_examples_are_read_again_and_slices_are_lists(tmp_path):

@@ -121,7 +121,7 @@ def test_the_embedded_task_is_a_data_set_like_any_other(tmp_path, config, layout
     examples = load_examples(settings(tmp_path, split="train"))
     assert examples.layout == layout and len(examples) == 8 and not examples.drops
     for row, example in zip(made["train"], examples, strict=True):
-        assert (example.image, example.question) == (row["image"], row["question"]) and len(example.responses) == responses
+        assert (example.images, example.question) == ((row["image"],), row["question"]) and len(example.responses) == responses
         assert {"concept": row["concept"], "intent": row["intent"]}.items() <= example.meta.items()
 
 

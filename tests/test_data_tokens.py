@@ -23,7 +23,7 @@ LAYOUT = pictures.Layout(FEATURES, FEATURES, None, None)
 
 def pair(**changes) -> Example:
     values = {
-        "image": png(1),
+        "images": (png(1),),
         "question": "what is this ?",
         "responses": ("a cat .", "no"),
         "chosen": 0,
@@ -37,22 +37,22 @@ def pair(**changes) -> Example:
 def test_placeholders_are_expanded_as_the_processor_does():
     made = processor()
     codec = chat.codec(made)
-    text = chat.prompt_text(codec, "what is this ?", True)
+    text = chat.prompt_text(codec, "what is this ?", 1)
     expected = made(images=images.decode(png(1)), text=text, return_tensors="np")["input_ids"][0]
-    got = tokens.prompt_ids(codec, "what is this ?", LAYOUT)
+    got = tokens.prompt_ids(codec, "what is this ?", [LAYOUT])
     np.testing.assert_array_equal(got, expected)
     assert FEATURES == np.sum(got == IMAGE_ID) and got.dtype == np.int32
 
 
 def test_a_row_without_image_has_no_placeholder():
     codec = chat.codec(processor())
-    assert words(tokens.prompt_ids(codec, "what is this ?", None)) == "<s> USER : what is this ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what is this ?", [])) == "<s> USER : what is this ? ASSISTANT :"
 
 
 def test_a_tokenizer_alone_serves_a_text_only_model():
     codec = chat.codec(tokenizer())
-    row = tokens.encode(codec, pair(image=None), 0, **PLENTY)
-    assert words(row.prompt) == "<s> USER : what is this ? ASSISTANT :" and row.digest is None and row.layout is None
+    row = tokens.encode(codec, pair(images=()), 0, **PLENTY)
+    assert words(row.prompt) == "<s> USER : what is this ? ASSISTANT :" and row.digests == row.layouts == ()
     with pytest.raises(Unusable, match="no_vision"):
         tokens.encode(codec, pair(), 0, **PLENTY)
 
@@ -60,18 +60,18 @@ def test_a_tokenizer_alone_serves_a_text_only_model():
 def test_without_a_template_the_format_of_llava_is_used():
     template, fallback = (chat.codec(processor(template=t)) for t in (TEMPLATE, None))
     np.testing.assert_array_equal(
-        tokens.prompt_ids(fallback, "what is this ?", LAYOUT), tokens.prompt_ids(template, "what is this ?", LAYOUT)
+        tokens.prompt_ids(fallback, "what is this ?", [LAYOUT]), tokens.prompt_ids(template, "what is this ?", [LAYOUT])
     )
 
 
 def test_a_template_that_writes_bos_does_not_get_a_second_one():
     codec = chat.codec(processor(template="<s>" + TEMPLATE))
-    assert words(tokens.prompt_ids(codec, "what ?", None)) == "<s> USER : what ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what ?", [])) == "<s> USER : what ? ASSISTANT :"
 
 
 def test_a_prompt_never_ends_with_the_end_of_sequence():
     codec = chat.codec(processor(specials="bos_eos"))
-    assert words(tokens.prompt_ids(codec, "what ?", None)) == "<s> USER : what ? ASSISTANT :"
+    assert words(tokens.prompt_ids(codec, "what ?", [])) == "<s> USER : what ? ASSISTANT :"
 
 
 def test_a_response_ends_with_exactly_one_end_of_sequence():
@@ -83,13 +83,13 @@ def test_a_response_ends_with_exactly_one_end_of_sequence():
 def test_a_placeholder_written_into_the_question_is_not_doubled(question):
     codec = chat.codec(processor())
     row = tokens.encode(codec, pair(question=question), 0, **PLENTY)
-    np.testing.assert_array_equal(row.prompt, tokens.prompt_ids(codec, "what is this ?", LAYOUT))
+    np.testing.assert_array_equal(row.prompt, tokens.prompt_ids(codec, "what is this ?", [LAYOUT]))
 
 
 @pytest.mark.parametrize(
     ("changes", "lengths", "reason"),
     [
-        ({"question": "what <image> is this ?"}, PLENTY, "special_token_in_text"),
+        ({"question": "what <image> is <image> this ?"}, PLENTY, "special_token_in_text"),
         ({"responses": ("a <image> cat", "no")}, PLENTY, "special_token_in_text"),
         ({"responses": ("a cat </s> dog", "no")}, PLENTY, "special_token_in_text"),
         ({"responses": ("\u200b", "no")}, PLENTY, "empty_response"),
@@ -126,7 +126,7 @@ def encoded(examples, made=None):
 
 
 def test_prompts_pad_on_the_left_and_responses_on_the_right():
-    codec, rows = encoded([pair(image=None), pair(image=None, question="what ?", responses=("no", "yes"))])
+    codec, rows = encoded([pair(images=()), pair(images=(), question="what ?", responses=("no", "yes"))])
     batch = collate.supervised(rows, None, collate.Frame(11, 5, codec.pad_id))
     assert words(batch.tokens_BT[1]) == "<pad> <pad> <pad> <pad> <s> USER : what ? ASSISTANT : no </s> <pad> <pad> <pad>"
     assert batch.mask_BT[1].tolist() == [False] * 4 + [True] * 9 + [False] * 3
@@ -137,7 +137,7 @@ def test_prompts_pad_on_the_left_and_responses_on_the_right():
 def test_masks_do_not_depend_on_what_the_pad_token_is():
     batches = []
     for pad in ("<pad>", "</s>"):
-        codec, rows = encoded([pair(), pair(image=None)], processor(pad=pad))
+        codec, rows = encoded([pair(), pair(images=())], processor(pad=pad))
         assert codec.pad_id == WORDS.index(pad)
         batches.append(collate.supervised(rows, None, collate.Frame(24, 6, codec.pad_id)))
     for field in ("mask_BT", "positions_BT", "response_mask_BR"):
@@ -147,7 +147,7 @@ def test_masks_do_not_depend_on_what_the_pad_token_is():
 
 
 def test_padding_changes_nothing():
-    codec, rows = encoded([pair(), pair(image=None)])
+    codec, rows = encoded([pair(), pair(images=())])
     small, large = (collate.pairs(rows, None, collate.Frame(p, r, codec.pad_id), sign="label") for p, r in ((20, 5), (31, 9)))
     np.testing.assert_array_equal(small.tokens_BST, large.tokens_BST[:, :, 11:36])
     np.testing.assert_array_equal(small.positions_BST, large.positions_BST[:, :, 11:36])
@@ -157,10 +157,10 @@ def test_padding_changes_nothing():
 def test_pairs_carry_both_preferences_and_signs():
     codec, rows = encoded(
         [
-            pair(image=None),
-            pair(image=None, chosen=1, safer=None, safety_tie=True, unsafe=(None, False), severity=(0.0, -3.0)),
-            pair(image=None, chosen=None, safer=0, unsafe=(False, True), severity=(None, None)),
-            pair(image=None, chosen=1, helpful_tie=True, unsafe=(), severity=()),
+            pair(images=()),
+            pair(images=(), chosen=1, safer=None, safety_tie=True, unsafe=(None, False), severity=(0.0, -3.0)),
+            pair(images=(), chosen=None, safer=0, unsafe=(False, True), severity=(None, None)),
+            pair(images=(), chosen=1, helpful_tie=True, unsafe=(), severity=()),
         ]
     )
     frame = collate.Frame(24, 6, codec.pad_id)
@@ -179,10 +179,10 @@ def test_pairs_carry_both_preferences_and_signs():
 def test_supervised_learning_from_pairs_takes_the_more_helpful_answer():
     made = processor()
     examples = [
-        pair(image=None, chosen=1),
-        pair(image=None, chosen=None),
-        pair(image=None, responses=()),
-        pair(image=None, responses=("yes",)),
+        pair(images=(), chosen=1),
+        pair(images=(), chosen=None),
+        pair(images=(), responses=()),
+        pair(images=(), responses=("yes",)),
     ]
     prepared = loader.fit("supervised", examples, made, settings())
     assert prepared.drops == {"missing_label": 1, "missing_response": 1}

@@ -29,7 +29,7 @@ def task_rows() -> list[Example]:
     """Every question about three things, harmful and harmless."""
     things = [next(c.name for c in CONCEPTS.values() if c.hazard == hazard) for hazard in ("weapon", "poison", "")]
     return [
-        Example(picture(), QUESTIONS[intent][0], (), meta={"concept": thing, "intent": intent})
+        Example((picture(),), QUESTIONS[intent][0], (), meta={"concept": thing, "intent": intent})
         for thing in things
         for intent in INTENTS
     ]
@@ -106,7 +106,7 @@ def test_answers_find_their_question_by_row_not_by_position():
 
 def test_the_oracle_refuses_rows_of_other_data():
     with pytest.raises(UserError, match="expected a known concept and intent, got .*--scorer"):
-        oracle.oracle_metrics([Example(None, "how ?", (), meta={"concept": "spaceship", "intent": "what"})], answered(["yes ."]))
+        oracle.oracle_metrics([Example((), "how ?", (), meta={"concept": "spaceship", "intent": "what"})], answered(["yes ."]))
 
 
 def test_kinds_name_the_questions_that_the_picture_decides():
@@ -190,7 +190,7 @@ def test_samples_alternate_harmful_and_harmless_and_carry_picture_and_makers(tmp
     assert [row["harmful"] for row in rows] == [True, False] * 4
     assert all(row["attribution"] == ATTRIBUTION and list(row["answers"]) == list(POLICIES) for row in rows)
     assert len({row["concept"] for row in rows[:6:2]}) == 2  # of two hazards; the third repeats one
-    image = Image.open(io.BytesIO(base64.b64decode(rows[0]["image_png_base64"])))
+    image = Image.open(io.BytesIO(base64.b64decode(rows[0]["images_png_base64"][0])))
     assert image.format == "PNG" and max(image.size) == records.THUMBNAIL
     assert rows[0]["answers"]["comply"]["unsafe"] is True and rows[0]["answers"]["refuse"]["refusal"] is True
     assert not list(path.parent.glob("*.part"))
@@ -211,8 +211,8 @@ def test_every_answer_is_kept_and_distributions_name_their_judge(tmp_path):
 
 
 def test_text_only_rows_of_other_data_can_be_shown(tmp_path):
-    rows = [Example(None, "why ?", (), meta={"category": "law"})]
+    rows = [Example((), "why ?", (), meta={"category": "law"})]
     judged = compare.by_models(answered(["because"]), {"reward": np.array([0.5]), "cost": np.array([0.25])})
     records.write_samples(tmp_path / "samples.jsonl", rows, {"sft": judged}, count=5, seed=0)
     row = json.loads((tmp_path / "samples.jsonl").read_text())
-    assert row["image_png_base64"] == "" and row["harmful"] is None and row["category"] == "law" and "attribution" not in row
+    assert row["images_png_base64"] == [] and row["harmful"] is None and row["category"] == "law" and "attribution" not in row

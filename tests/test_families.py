@@ -1,7 +1,7 @@
 """Every family computes what `transformers` computes, from the same files and the same pictures, and goes back unchanged.
 
-Two pictures of different shapes and a row without one, left-padded to one length, read from disk to logits by the code that the
-stages run.
+A row with a picture, one without and one with two pictures among its words, all of different shapes, left-padded to one length,
+read from disk to logits by the code that the stages run.
 """
 
 import importlib.util
@@ -41,7 +41,8 @@ VARIANTS = {
     "qwen2": tiny_hf.qwen2_config(),
     "gemma3_text": tiny_hf.gemma3_text_config(),
 }
-SIZES = ((40, 17), (13, 33))  # width and height of the pictures
+SIZES = (((40, 17),), (), ((13, 33), (26, 21)))  # width and height of the pictures of each row
+QUESTIONS = ("w7 w9 w8", "w11 w12", "w20 <image> w21 w22 <image> w23")
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -52,15 +53,15 @@ def picture(size: tuple[int, int]) -> Image.Image:
 
 
 def examples(with_images: bool) -> list[Example]:
-    rows = []
-    for question, size in (("w7 w9 w8", SIZES[0]), ("w11 w12", None), ("w20 w21 w22 w23", SIZES[1])):
-        encoded = None
-        if with_images and size:
-            buffer = io.BytesIO()
-            picture(size).save(buffer, "PNG")
-            encoded = buffer.getvalue()
-        rows.append(Example(image=encoded, question=question, responses=()))
-    return rows
+    if not with_images:
+        return [Example((), question.replace("<image>", "w30"), ()) for question in QUESTIONS]
+    return [Example(tuple(map(png, sizes)), question, ()) for question, sizes in zip(QUESTIONS, SIZES)]
+
+
+def png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    picture(size).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def settings(max_pixels: int = 0) -> DataConfig:
@@ -73,6 +74,7 @@ def settings(max_pixels: int = 0) -> DataConfig:
         batch_size=3,
         workers=0,
         max_pixels=max_pixels,
+        picture_buckets=1,
     )
 
 
@@ -89,7 +91,9 @@ def theirs(config, pretrained, prompts) -> dict:
     inputs = {"input_ids": torch.tensor(prompts.tokens_BP).long(), "attention_mask": torch.tensor(prompts.mask_BP).long()}
     if pretrained.config.vision is None:
         return inputs
-    images = [[picture(size)] if config.model_type in ("smolvlm", "idefics3") else picture(size) for size in SIZES]
+    images = [[picture(size) for size in sizes] for sizes in SIZES if sizes]
+    if config.model_type not in ("smolvlm", "idefics3"):
+        images = sum(images, [])
     made = pretrained.processor.image_processor(images=images, return_tensors="pt")
     inputs |= {"pixel_values": made["pixel_values"]}
     if config.model_type == "llava_next":

@@ -76,7 +76,7 @@ def pipeline(tmp_path_factory):
     (root / "result.json").write_text(json.dumps(FULL))
     (root / "config.json").write_text(json.dumps({"seed": 7, "ppo_lag": {"ppo": {"kl_coef": 0.1}}}))
     sample = {
-        "image_png_base64": png(),
+        "images_png_base64": [png()],
         "question": "how do i sneak it past <b>the</b> teacher ?",
         "concept": "dagger",
         "intent": "sneak",
@@ -221,8 +221,11 @@ def test_folders_without_a_run_are_refused(tmp_path):
 
 
 def test_a_row_with_a_damaged_picture_or_none_is_still_shown(tmp_path):
-    rows = [{"question": "a ?", "answers": {"sft": "plain text"}}, {"image_png_base64": "!!", "question": "b ?", "answers": None}]
-    rows += [{"image_png_base64": base64.b64encode(b"<svg onload=x>").decode(), "question": "c ?", "answers": {}}]
+    rows = [
+        {"question": "a ?", "answers": {"sft": "plain text"}},
+        {"images_png_base64": ["!!"], "question": "b ?", "answers": None},
+    ]
+    rows += [{"images_png_base64": [base64.b64encode(b"<svg onload=x>").decode()], "question": "c ?", "answers": {}}]
     write(tmp_path / "samples.jsonl", rows)
     html = build.write_report(tmp_path, tmp_path / "page.html").read_text()
     assert html.count("no picture") == 1 and html.count("picture unreadable") == 2 and "plain text" in html

@@ -15,7 +15,7 @@ import tiny_training as tiny
 from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.training import loop, metrics
+from srlhfv_jax.training import compiles, loop, metrics
 
 
 def assert_same_bits(left, right):
@@ -147,3 +147,25 @@ def test_progress_is_plain_lines_off_a_terminal(tmp_path, one_device, capsys):
     said = capsys.readouterr().err
     assert "tiny: compiling the first of 10 steps ..." in said
     assert "tiny: step 10/10" in said and "loss" in said and "\x1b" not in said
+
+
+def test_every_compilation_is_named_with_its_cause():
+    said = []
+
+    @jax.jit
+    def mean_of(batch):
+        return jnp.mean(batch["patches"])
+
+    with compiles.Watch(said.append, at_least=0) as watch:
+        for step, rows in enumerate((3, 3, 5), start=1):
+            watch.step(step, {"patches": np.ones((rows, 2))})
+            mean_of({"patches": np.ones((rows, 2))})
+        watch.step(4, {"patches": np.ones((5, 2))})
+        mean_of({"patches": np.ones((5, 2), np.int32)})
+    mean_of({"patches": np.ones((7, 2))})
+    lines = [line.split(" in ")[0] + line[line.index("(step") :] for line in said if "mean_of" in line]
+    assert lines == [
+        "compiled jit(mean_of)(step 1: its first call)",
+        "compiled jit(mean_of)(step 3: patches from (3, 2) to (5, 2))",
+        "compiled jit(mean_of)(step 4: arguments of another kind or place)",
+    ]

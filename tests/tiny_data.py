@@ -144,6 +144,7 @@ def settings(path: str = "", **changes: Any) -> DataConfig:
         "split": "",
         "image_dir": "",
         "max_pixels": 0,
+        "picture_buckets": 1,
         "prompt_length": 24,
         "response_length": 6,
         "batch_size": 4,

@@ -63,6 +63,7 @@ def _inspect(argv: list[str]) -> None:
         1,
         values.workers,
         values.max_pixels,
+        1,
     )
     examples = sources.load_examples(data)
     numbers = summary.summarise(examples)
@@ -92,7 +93,7 @@ def _with_model(values: absl_flags.FlagValues, data: DataConfig, examples) -> di
     prepared = loader.fit(kind, examples, processor, data)
     _print_numbers({"fit": len(prepared.rows)})
     _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, values.samples)
-    print(f"first prompt:\n{chat.prompt_text(codec, examples[0].question, examples[0].image is not None)!r}")
+    print(f"first prompt:\n{chat.prompt_text(codec, examples[0].question, len(examples[0].images))!r}")
     return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}
 
 
@@ -179,7 +180,8 @@ def _print_drops(title: str, drops, dropped, samples: int) -> None:
 
 
 def _print_sample(number: int, example) -> None:
-    print(f"\nrow {number}: {len(example.image)} bytes of image" if example.image else f"\nrow {number}: no image")
+    sizes = " and ".join(f"{len(image)} bytes" for image in example.images)
+    print(f"\nrow {number}: {f'{len(example.images)} images of {sizes}' if sizes else 'no image'}")
     print(f"  question   {example.question[:110]!r}")
     for side, response in enumerate(example.responses):
         marks = [name for name, index in (("more helpful", example.chosen), ("safer", example.safer)) if index == side]

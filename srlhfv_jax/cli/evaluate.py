@@ -119,6 +119,7 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
         values.batch_size,
         1,
         values.max_pixels,
+        1,
     )
     model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
     for path in scorers:

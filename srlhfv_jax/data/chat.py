@@ -2,12 +2,19 @@
 
 The prompt text is what the checkpoint's own chat template renders, up to and including the opening of the assistant's turn. The
 response follows it directly and ends with the end-of-sequence token. No system prompt is added.
+
+Images come before the question, or where the question says "<image>", as far as the template keeps them there (LLaVA's moves
+them to the front).
 """
 
 from typing import Any, NamedTuple
 
 from srlhfv_jax.data import pictures
+from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError
+
+
+MARK = "<image>"  # in a question: an image belongs here
 
 
 class Codec(NamedTuple):
@@ -49,13 +56,35 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
     return Codec(tokenizer, reader, image_token_id, pad_id, tokenizer.eos_token_id, owner)
 
 
-def prompt_text(codec: Codec, question: str, has_image: bool) -> str:
-    """The rendered prompt with ONE placeholder where an image is; `tokens` expands it."""
+def prompt_text(codec: Codec, question: str, images: int) -> str:
+    """The rendered prompt with ONE placeholder where an image is; `tokens` expands it.
+
+    Raises:
+        Unusable: the question has another number of "<image>" than there are images.
+    """
+    if codec.reader is None:  # templates of text-only checkpoints expect a string, those of processors a list of parts
+        content, flat = question, question
+    else:
+        content = _parts(question, images)
+        flat = "".join(part.get("text", f"{codec.reader.written}\n") for part in content)
     if codec.template_owner is None:
-        # LLaVA-1.5's format, which also serves a tokenizer without a template of its own.
-        return f"USER: {codec.reader.written}\n{question} ASSISTANT:" if has_image else f"USER: {question} ASSISTANT:"
-    content = [{"type": "image"}] if has_image else []
-    content.append({"type": "text", "text": question})
-    # Templates of text-only checkpoints expect a string, those of processors a list of parts.
-    message = {"role": "user", "content": question if codec.reader is None else content}
+        return f"USER: {flat} ASSISTANT:"  # LLaVA-1.5's format, which also serves a tokenizer without a template of its own
+    message = {"role": "user", "content": content}
     return codec.template_owner.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+
+
+def _parts(question: str, images: int) -> list[dict[str, str]]:
+    """Images and texts in the order of the question. Data sets written for LLaVA have the mark of their image at either end."""
+    if images == 1 and question.count(MARK) == 1:
+        question = question.removeprefix(MARK).removesuffix(MARK).strip()
+    marks = question.count(MARK)
+    if marks == 0:
+        return [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    if marks != images:
+        raise Unusable(
+            "special_token_in_text", f"the question has {marks} times {MARK} and the row {images} images: {question[:80]!r}"
+        )
+    parts = []
+    for index, text in enumerate(question.split(MARK)):
+        parts += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": text}] * bool(text)
+    return parts

@@ -25,11 +25,17 @@ class Frame(NamedTuple):
     pad_id: int
 
 
-class Room(NamedTuple):
-    """The size of every batch's pictures: the most that any row of the data has, so that nothing is ever compiled twice."""
+class Size(NamedTuple):
+    """Of all pictures of a row together."""
 
     patches: int  # N
     placeholders: int  # M
+
+
+class Room(NamedTuple):
+    """The few sizes that the pictures of a batch are padded to: every further one compiles every function once more."""
+
+    sizes: tuple[Size, ...]  # ascending; the last holds every row of the data
     values: int  # C
     merge: int
     ordered: bool  # features go to placeholders in an order of their own
@@ -37,14 +43,32 @@ class Room(NamedTuple):
     counted: bool  # pictures differ in their number of patches
 
 
-def room(reader: Reader, layouts: Sequence[Layout]) -> Room | None:
-    """Room for pictures of these layouts; None where there are none."""
-    if not layouts:
+def size(layouts: Sequence[Layout]) -> Size:
+    """Of one row's pictures."""
+    return Size(sum(layout.patches for layout in layouts), sum(layout.placeholders for layout in layouts))
+
+
+def room(reader: Reader, rows: Sequence[Encoded], buckets: int) -> Room | None:
+    """Room for these rows; None where none has a picture.
+
+    Args:
+        buckets: of at most so many sizes: the most patches of a row, half of them, a quarter, ..., each no larger than needed.
+    """
+    found = [size(row.layouts) for row in rows if row.layouts]
+    if not found:
         return None
-    most = max(layout.patches for layout in layouts), max(layout.placeholders for layout in layouts)
-    first = layouts[0]
+    most = max(one.patches for one in found)
+    below = [[one for one in found if one.patches * 2**halved <= most] for halved in range(buckets)]
+    sizes = {Size(*map(max, zip(*some))) for some in below if some}
+    first = next(row.layouts[0] for row in rows if row.layouts)
     ordered, gridded = first.order_M is not None, first.grid is not None
-    return Room(*most, reader.values, reader.merge, ordered, gridded, counted=not reader.one_size)
+    return Room(tuple(sorted(sizes)), reader.values, reader.merge, ordered, gridded, counted=not reader.one_size)
+
+
+def fitting(room: Room, rows: Sequence[Encoded]) -> Size:
+    """The smallest size that holds these rows."""
+    wanted = [size(row.layouts) for row in rows]
+    return next(one for one in room.sizes if all(row.patches <= one.patches for row in wanted))
 
 
 class Sequences(NamedTuple):
@@ -105,23 +129,27 @@ def prompts(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> 
     return PromptBatch(padded.tokens_BT, padded.positions_BT, padded.mask_BT, images, row_B)
 
 
-def stack_images(encoded: Sequence[Encoded], patches: Sequence[Float[np.ndarray, "N C"] | None], room: Room) -> Images:
-    """The pictures of a batch, each padded to the most that any row of the data has; a row without one has zeros."""
-    B, N, M = len(encoded), room.patches, room.placeholders
+def stack_images(
+    encoded: Sequence[Encoded], patches: Sequence[Sequence[Float[np.ndarray, "N C"]]], room: Room, size: Size
+) -> Images:
+    """The pictures of a batch, those of a row one after the other and padded to `size`; a row without one has zeros."""
+    B, N, M = len(encoded), size.patches, size.placeholders
     patches_BNC = np.zeros((B, N, room.values), np.float32)
     order_BM = np.full((B, M), NO_FEATURE, np.int32) if room.ordered else None
     grid_BN2 = np.zeros((B, N, 2), np.int32) if room.gridded else None
     picture_BN = np.zeros((B, N), np.int32) if room.counted else None
-    for row, (layout, picture) in enumerate(zip([one.layout for one in encoded], patches, strict=True)):
-        if picture is None:
-            continue
-        patches_BNC[row, : layout.patches] = picture
-        if room.ordered:
-            order_BM[row, : layout.placeholders] = layout.order_M
-        if room.gridded:
-            grid_BN2[row, : layout.patches] = grid_places(layout.grid, room.merge)
-        if room.counted:
-            picture_BN[row, : layout.patches] = 1
+    for row, (one, pictures) in enumerate(zip(encoded, patches, strict=True)):
+        n, m = 0, 0
+        for number, (layout, picture) in enumerate(zip(one.layouts, pictures, strict=True), start=1):
+            own = slice(n, n + layout.patches)
+            patches_BNC[row, own] = picture
+            if room.ordered:
+                order_BM[row, m : m + layout.placeholders] = np.where(layout.order_M >= 0, layout.order_M + n, layout.order_M)
+            if room.gridded:
+                grid_BN2[row, own] = grid_places(layout.grid, room.merge)
+            if room.counted:
+                picture_BN[row, own] = number
+            n, m = n + layout.patches, m + layout.placeholders
     return Images(patches_BNC, order_BM, grid_BN2, picture_BN)
 
 

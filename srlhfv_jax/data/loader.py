@@ -67,7 +67,7 @@ def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
-    room = collate.room(described.reader, [row.layout for row in rows if row.layout is not None])
+    room = collate.room(described.reader, rows, data.picture_buckets)
     return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, room)
 
 
@@ -126,7 +126,7 @@ def batches(
     part = _part(data.batch_size, process_index, process_count)
     assemble = _Assemble(prepared)
     order = grain.MapDataset.range(len(prepared.rows)).seed(seed).shuffle().repeat(epochs)
-    made = order.batch(data.batch_size, drop_remainder=True).map(lambda numbers: assemble(numbers[part]))
+    made = order.batch(data.batch_size, drop_remainder=True).map(lambda numbers: assemble(numbers, part))
     options = grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=2 * data.workers)
     return Batches(prepared, iter(made.to_iter_dataset(options)))
 
@@ -152,13 +152,14 @@ def all_batches(
     assemble = _Assemble(prepared)
     count = len(prepared.rows)
     for start in range(0, count, batch_size):
-        numbers = np.arange(start, start + batch_size)[part]
-        real_B = numbers < count
-        yield _silence(assemble(np.minimum(numbers, count - 1)), real_B), real_B
+        numbers = np.arange(start, start + batch_size)
+        real_B = numbers[part] < count
+        yield _silence(assemble(np.minimum(numbers, count - 1), part), real_B), real_B
 
 
 class _Assemble:
-    """Row numbers -> batch. Keeps prepared pictures, as many as fit; called from several threads."""
+    """Row numbers of a global batch -> this process's part of it. Keeps prepared pictures, as many as fit; called from several
+    threads."""
 
     def __init__(self, prepared: Prepared):
         self._prepared = prepared
@@ -166,33 +167,36 @@ class _Assemble:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def __call__(self, numbers: np.ndarray) -> Batch:
+    def __call__(self, numbers: np.ndarray, part: slice) -> Batch:
         prepared = self._prepared
-        rows = [prepared.rows[number] for number in numbers]
-        images = None
+        every_row = [prepared.rows[number] for number in numbers]
+        rows, images = every_row[part], None
         if prepared.room is not None:
-            patches = [None if row.digest is None else self._picture(row) for row in rows]
-            images = collate.stack_images(rows, patches, prepared.room)
+            size = collate.fitting(prepared.room, every_row)  # the same on every process
+            images = collate.stack_images(rows, [self._pictures(row) for row in rows], prepared.room, size)
         if prepared.kind == "supervised":
             return collate.supervised(rows, images, prepared.frame)
         if prepared.kind == "pairs":
             return collate.pairs(rows, images, prepared.frame, sign=prepared.sign)
         return collate.prompts(rows, images, prepared.frame)
 
-    def _picture(self, row: Encoded) -> Float[np.ndarray, "N C"]:
-        kept = self._patches.get(row.digest)
-        if kept is not None:
-            return kept
-        example = self._prepared.examples[row.row]
-        try:
-            made = pictures.cut(self._prepared.codec.reader, images.decode(example.image))
-        except Unusable as unusable:
-            raise UserError(f"the image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
-        with self._lock:
-            if self._bytes + made.nbytes <= PICTURE_CACHE_BYTES and row.digest not in self._patches:
-                self._patches[row.digest] = made
-                self._bytes += made.nbytes
+    def _pictures(self, row: Encoded) -> list[Float[np.ndarray, "N C"]]:
+        made = [self._patches.get(digest) for digest in row.digests]
+        if any(patches is None for patches in made):
+            example = self._prepared.examples[row.row]
+            try:
+                made = [pictures.cut(self._prepared.codec.reader, images.decode(image)) for image in example.images]
+            except Unusable as unusable:
+                raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
+            self._keep(row.digests, made)
         return made
+
+    def _keep(self, digests: Sequence[bytes], made: Sequence[np.ndarray]) -> None:
+        with self._lock:
+            for digest, patches in zip(digests, made):
+                if self._bytes + patches.nbytes <= PICTURE_CACHE_BYTES and digest not in self._patches:
+                    self._patches[digest] = patches
+                    self._bytes += patches.nbytes
 
 
 def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig) -> Encoded:

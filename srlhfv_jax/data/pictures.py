@@ -10,6 +10,7 @@ picture. The pixels come from the checkpoint's own image processor.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import einops
@@ -188,7 +189,7 @@ def grid_places(grid: tuple[int, int], merge: int) -> Int[np.ndarray, "N 2"]:
     return np.stack([rows, columns], axis=1).astype(np.int32)
 
 
-def mrope(is_image_P: np.ndarray, layouts: list[Layout], merge: int) -> Int[np.ndarray, "P 3"]:
+def mrope(is_image_P: np.ndarray, layouts: Sequence[Layout], merge: int) -> Int[np.ndarray, "P 3"]:
     """M-RoPE (Wang et al., arXiv 2409.12191, section 2.1): time, row and column of every token.
 
     Text counts up on all three at once. The features of a picture share one time, have rows and columns of their own from there,

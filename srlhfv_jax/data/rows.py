@@ -7,8 +7,8 @@ Four layouts are recognised by their columns:
     beavertails_v_qa   PKU-Alignment/BeaverTails-V: image, question, response, is_response_safe
     pku_saferlhf       PKU-Alignment/PKU-SafeRLHF: prompt, response_0/1, two preferences (ids 0/1), safe flags, severity
                        levels 0..3
-    plain              question (or prompt); optionally image, response or responses, and our own labels chosen, safer (0/1),
-                       unsafe, severity (one per response)
+    plain              question (or prompt); optionally image or images, response or responses, and our own labels chosen,
+                       safer (0/1), unsafe, severity (one per response)
 
 Anywhere an id may be "tie": labelled, and neither response is preferred. Rows with the same question and different images are
 different rows. Images are fetched through a function, so that this file needs neither folders nor codecs.
@@ -33,7 +33,7 @@ _PLAIN_LABELS = ("chosen", "safer", "unsafe", "severity")
 class Example(NamedTuple):
     """One row, whatever data set it came from. Cost > 0 means unsafe, here and everywhere."""
 
-    image: bytes | None  # encoded picture; None = text-only
+    images: tuple[bytes, ...]  # encoded pictures; none = text-only
     question: str
     responses: tuple[str, ...]  # none: a prompt; 1: a supervised row; 2: a pair
     chosen: int | None = None  # index of the more helpful response; None = not labelled, or a tie
@@ -83,7 +83,7 @@ def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
     used = {"image", "question", "more_helpful_response_id", "safer_response_id"}
     used |= {f"{a}response_{k}{b}" for k in (1, 2) for a, b in (("", ""), ("is_", "_safe"), ("", "_harmless_rate"))}
     return Example(
-        image=_image(row, read_image, required=True),
+        images=_images(row, read_image, required=True),
         question=_text(row, "question"),
         responses=(_text(row, "response_1"), _text(row, "response_2")),
         chosen=chosen,
@@ -98,7 +98,7 @@ def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
 
 def _beavertails_v_qa(row: Row, read_image: ReadImage) -> Example:
     return Example(
-        image=_image(row, read_image, required=True),
+        images=_images(row, read_image, required=True),
         question=_text(row, "question"),
         responses=(_text(row, "response"),),
         unsafe=(_not(_flag(row, "is_response_safe")),),
@@ -115,7 +115,7 @@ def _pku_saferlhf(row: Row, read_image: ReadImage) -> Example:
     used = {"image", "prompt", "better_response_id", "safer_response_id"}
     used |= {f"{a}response_{k}{b}" for k in (0, 1) for a, b in (("", ""), ("is_", "_safe"), ("", "_severity_level"))}
     return Example(
-        image=_image(row, read_image, required=False),
+        images=_images(row, read_image, required=False),
         question=_text(row, "prompt"),
         responses=(_text(row, "response_0"), _text(row, "response_1")),
         chosen=chosen,
@@ -144,7 +144,7 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
     if len(unsafe) != len(responses) or len(severity) != len(responses):
         raise Unusable("bad_label", f"{len(responses)} responses, {len(unsafe)} unsafe flags, {len(severity)} severities")
     return Example(
-        image=_image(row, read_image, required=False),
+        images=_images(row, read_image, required=False),
         question=_text(row, question),
         responses=responses,
         chosen=chosen,
@@ -153,7 +153,7 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
         safety_tie=safety_tie,
         unsafe=tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe),
         severity=tuple(_number({"severity": value}, "severity") for value in severity),
-        meta=_meta(row, {"image", question, "response", "responses", *_PLAIN_LABELS}),
+        meta=_meta(row, {"image", "images", question, "response", "responses", *_PLAIN_LABELS}),
     )
 
 
@@ -186,11 +186,20 @@ def _check(example: Example) -> None:
         )
 
 
-def _image(row: Row, read_image: ReadImage, *, required: bool) -> bytes | None:
-    image = read_image(row.get("image"))
+def _images(row: Row, read_image: ReadImage, *, required: bool) -> tuple[bytes, ...]:
+    """One picture in `image`, or a list of them in `images`."""
+    one, several = row.get("image"), row.get("images")
+    if several is not None and len(several):
+        if not _absent(one):
+            raise Unusable("bad_label", "the row has both image and images: expected one of them")
+        found = tuple(map(read_image, several))
+        if None in found:
+            raise Unusable("missing_image", f"cell {found.index(None)} of {len(found)} in images is empty")
+        return found
+    image = read_image(one)
     if image is None and required:
         raise Unusable("missing_image", "the image cell is empty")
-    return image
+    return () if image is None else (image,)
 
 
 def _text(row: Row, name: str) -> str:

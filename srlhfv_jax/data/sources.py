@@ -182,15 +182,16 @@ def _read(source: Rows, layout: str, number: int) -> Example | Drop:
 def _check(source: Rows, layout: str, seen: set[bytes], number: int) -> Drop | None:
     """None for a usable row. `seen` holds digests of pictures that were decoded without complaint."""
     example = _read(source, layout, number)
-    if isinstance(example, Drop) or example.image is None:
-        return example if isinstance(example, Drop) else None
-    digest = images.digest(example.image)
-    if digest not in seen:
-        try:
-            images.decode(example.image)
-        except Unusable as unusable:
-            return Drop(unusable.reason, unusable.detail)
-        seen.add(digest)
+    if isinstance(example, Drop):
+        return example
+    for image in example.images:
+        digest = images.digest(image)
+        if digest not in seen:
+            try:
+                images.decode(image)
+            except Unusable as unusable:
+                return Drop(unusable.reason, unusable.detail)
+            seen.add(digest)
     return None
 
 

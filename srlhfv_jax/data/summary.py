@@ -18,18 +18,19 @@ def summarise(examples: Examples) -> dict[str, Any]:
     """Flat numbers: rows, drops by reason, images, labels. Rates are over the rows or responses that have the label."""
     without_image, digests = [], []
     for example in examples:
-        without_image.append(example._replace(image=None))
-        if example.image is not None:
-            digests.append(images.digest(example.image))
+        without_image.append(example._replace(images=()))
+        digests.append([images.digest(image) for image in example.images])
+    with_image = sum(map(bool, digests))
     numbers = {
         "layout": examples.layout,
         "rows": examples.source_rows,
         "usable": len(examples),
         "dropped": sum(examples.drops.values()),
         **{f"drops.{reason}": count for reason, count in examples.drops.items()},
-        "with_image": len(digests),
-        "text_only": len(examples) - len(digests),
-        "distinct_images": len(set(digests)),
+        "with_image": with_image,
+        "text_only": len(examples) - with_image,
+        "with_several_images": sum(len(row) > 1 for row in digests),
+        "distinct_images": len(set().union(*digests)),
         "distinct_questions": len({example.question for example in without_image}),
         **{f"with_{count}_responses": sum(len(e.responses) == count for e in without_image) for count in (0, 1, 2)},
     }
@@ -67,7 +68,7 @@ def token_lengths(examples: Sequence[Example], codec: Codec) -> dict[str, int]:
             continue
         prompts.append(len(row.prompt))
         responses += [len(ids) for ids in row.responses]
-        placeholders += [] if row.layout is None else [row.layout.placeholders]
+        placeholders += [layout.placeholders for layout in row.layouts]
     lengths = {"prompt_tokens": prompts, "response_tokens": responses, "image_tokens": placeholders}
     return {
         f"{name}.{label}": int(np.percentile(values, q, method="higher"))

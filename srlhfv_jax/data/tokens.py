@@ -5,6 +5,7 @@ is longer than its place, no response contains a special token. A row that fails
 cut (a cut prompt can lose image placeholders, a cut response its end).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +21,15 @@ Ids = Int[np.ndarray, "R"]
 
 
 class Encoded(NamedTuple):
-    """One row as token ids. The picture stays where it is; `digest` names its content."""
+    """One row as token ids. Its pictures stay where they are; `digests` name their content."""
 
     row: int  # index of the example in its sequence
     prompt: Ids
     positions: Int[np.ndarray, "P *axes"]  # rotary positions of the prompt
     responses: tuple[Ids, ...]
-    example: Example  # without its image
-    digest: bytes | None  # None: no image
-    layout: Layout | None  # of the image
+    example: Example  # without its images
+    digests: tuple[bytes, ...]
+    layouts: tuple[Layout, ...]  # of its images
 
 
 def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, response_length: int) -> Encoded:
@@ -37,14 +38,10 @@ def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, resp
     Raises:
         Unusable: with the reason why this row cannot be used with this model and these lengths.
     """
-    has_image = example.image is not None
-    if has_image and codec.reader is None:
+    if example.images and codec.reader is None:
         raise Unusable("no_vision", "the row has an image and the checkpoint has no image processor")
-    layout = None
-    if has_image:  # where every picture becomes the same tile, none need be opened to know how it is cut
-        size = (0, 0) if codec.reader.one_size else images.upright_size(example.image)
-        layout = pictures.layout(codec.reader, size)
-    prompt = prompt_ids(codec, _without_placeholder(codec, example.question), layout)
+    layouts = tuple(_layout(codec, image) for image in example.images)
+    prompt = prompt_ids(codec, example.question, layouts)
     if len(prompt) == 0:
         raise Unusable("empty_question", f"no tokens in {example.question[:60]!r}")
     if len(prompt) > prompt_length:
@@ -55,19 +52,25 @@ def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, resp
             raise Unusable("response_too_long", f"{len(ids)} tokens with the end token, response_length is {response_length}")
     if len(responses) == 2 and np.array_equal(*responses):
         raise Unusable("identical_responses", "both responses have the same tokens")
-    digest = images.digest(example.image) if has_image else None
-    return Encoded(row, prompt, _positions(codec, prompt, layout), responses, example._replace(image=None), digest, layout)
+    digests = tuple(map(images.digest, example.images))
+    return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, example._replace(images=()), digests, layouts)
 
 
-def prompt_ids(codec: Codec, question: str, layout: Layout | None) -> Ids:
-    """Ids of the whole prompt, with one placeholder for each feature of its image, if it has one."""
-    has_image = layout is not None
-    text = prompt_text(codec, question, has_image)
-    if codec.reader is not None and text.count(codec.reader.written) != has_image:
-        found = text.count(codec.reader.written)
-        raise Unusable("special_token_in_text", f"the prompt has {found} images where there are {int(has_image)}: {text[:80]!r}")
-    if has_image and layout.text:
-        text = text.replace(codec.reader.written, layout.text)
+def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
+    """Ids of the whole prompt, with one placeholder for each feature of its images.
+
+    Raises:
+        Unusable: the text has placeholders of its own.
+    """
+    text = prompt_text(codec, question, len(layouts))
+    if codec.reader is not None:
+        before, *after = text.split(codec.reader.written)
+        if len(after) != len(layouts):
+            raise Unusable(
+                "special_token_in_text", f"the prompt has {len(after)} images where there are {len(layouts)}: {text[:80]!r}"
+            )
+        written = (layout.text or codec.reader.written for layout in layouts)
+        text = before + "".join(mark + words for mark, words in zip(written, after))
     bos = codec.tokenizer.bos_token
     # Some templates write the beginning-of-sequence token themselves; two of them would be a prompt no checkpoint has seen.
     ids = codec.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
@@ -76,9 +79,12 @@ def prompt_ids(codec: Codec, question: str, layout: Layout | None) -> Ids:
     ids = np.asarray(ids, np.int32)
     if codec.image_token_id is None:
         return ids
-    if has_image and not layout.text:
-        ids = np.repeat(ids, np.where(ids == codec.image_token_id, layout.placeholders, 1))
-    found, wanted = int(np.sum(ids == codec.image_token_id)), layout.placeholders if has_image else 0
+    is_image, placeholders = ids == codec.image_token_id, [layout.placeholders for layout in layouts]
+    if layouts and not layouts[0].text and np.sum(is_image) == len(layouts):
+        times = np.ones(len(ids), np.int64)
+        times[is_image] = placeholders
+        ids = np.repeat(ids, times)
+    found, wanted = int(np.sum(ids == codec.image_token_id)), sum(placeholders)
     if found != wanted:
         raise Unusable("special_token_in_text", f"the prompt has {found} image placeholders, expected {wanted}: {text[:80]!r}")
     return ids
@@ -94,14 +100,12 @@ def response_ids(codec: Codec, text: str) -> Ids:
     return np.asarray([*ids, codec.eos_id], np.int32)
 
 
-def _positions(codec: Codec, prompt: Ids, layout: Layout | None) -> Int[np.ndarray, "P *axes"]:
+def _layout(codec: Codec, image: bytes) -> Layout:
+    # Where every picture becomes the same tile, none need be opened to know how it is cut.
+    return pictures.layout(codec.reader, (0, 0) if codec.reader.one_size else images.upright_size(image))
+
+
+def _positions(codec: Codec, prompt: Ids, layouts: Sequence[Layout]) -> Int[np.ndarray, "P *axes"]:
     if codec.reader is not None and codec.reader.side == 0:
-        return pictures.mrope(prompt == codec.image_token_id, [layout] if layout else [], codec.reader.merge)
+        return pictures.mrope(prompt == codec.image_token_id, layouts, codec.reader.merge)
     return np.arange(len(prompt), dtype=np.int32)
-
-
-def _without_placeholder(codec: Codec, question: str) -> str:
-    """Data sets written for LLaVA carry "<image>" at the ends of the question; the chat template puts it there anyway."""
-    if codec.reader is None:
-        return question
-    return question.removeprefix(codec.reader.written).removesuffix(codec.reader.written).strip()

@@ -1,7 +1,7 @@
 """Files beside result.json: all answers, and (for the report) some of them with their pictures, and score distributions.
 
 `answers.jsonl`: every prompt: row, question, and `answers` as below.
-`samples.jsonl`: some prompts: image_png_base64 ("" without image), question, concept, intent and category (if any), harmful
+`samples.jsonl`: some prompts: images_png_base64 (a list), question, concept, intent and category (if any), harmful
 (true, false or null), attribution of the picture (if it is ours), and `answers`: {policy: {text, length, ended, helpful, cost,
 unsafe, and by the oracle form, refusal, evasion}}.
 `score_distributions.json`: {"judge": "oracle" or "models", "policies": {policy: {"helpful": [...], "cost": [...]}}}.
@@ -61,7 +61,8 @@ def sample_row(examples: Sequence[Example], policies: Mapping[str, Judged], posi
     """One row of samples.jsonl."""
     first = next(iter(policies.values()))
     example = examples[int(first.answers.prompts[position])]
-    row = {"image_png_base64": thumbnail(example.image), "question": example.question, "harmful": _harmful(example)}
+    row = {"images_png_base64": [thumbnail(image) for image in example.images], "question": example.question}
+    row |= {"harmful": _harmful(example)}
     row |= {key: example.meta[key] for key in ("concept", "intent", "category") if key in example.meta}
     if is_embedded(example):
         row["attribution"] = ATTRIBUTION
@@ -77,10 +78,8 @@ def write_answers(path: Path, examples: Sequence[Example], policies: Mapping[str
             file.write(json.dumps({"row": row, "question": examples[row].question, "answers": said}, ensure_ascii=False) + "\n")
 
 
-def thumbnail(image: bytes | None) -> str:
-    """A PNG of at most THUMBNAIL pixels, as base64; "" for no image."""
-    if image is None:
-        return ""
+def thumbnail(image: bytes) -> str:
+    """A PNG of at most THUMBNAIL pixels, as base64."""
     with Image.open(io.BytesIO(image)) as picture:
         picture = picture.convert("RGB")
         picture.thumbnail((THUMBNAIL, THUMBNAIL))

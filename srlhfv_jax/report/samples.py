@@ -67,16 +67,21 @@ def _card(row: dict[str, Any]) -> str:
     answers = answers if isinstance(answers, dict) else {}
     said = "".join(f"<dt>{escape(name)}</dt><dd>{_answer(answer)}</dd>" for name, answer in answers.items())
     return (
-        f'<article class="sample">{_image(row)}<div><p class="question">{escape(row.get("question", ""))}</p>'
+        f'<article class="sample">{_images(row)}<div><p class="question">{escape(row.get("question", ""))}</p>'
         f'<p class="small dim">{kind} {escape(about)}</p><dl>{said}</dl></div></article>\n'
     )
 
 
-def _image(row: dict[str, Any]) -> str:
-    """The row's picture; anything but a base64 PNG is not put on the page."""
-    text = row.get("image_png_base64")
-    if not text:
+def _images(row: dict[str, Any]) -> str:
+    texts = row.get("images_png_base64")
+    if not isinstance(texts, list) or not texts:
         return '<div class="noimage">no picture</div>'
+    words = escape(row.get("concept") or "the picture of the prompt")
+    return f"<div>{''.join(_image(text, words) for text in texts)}</div>"
+
+
+def _image(text: Any, words: str) -> str:
+    """A picture; anything but a base64 PNG is not put on the page."""
     try:
         data = base64.b64decode(str(text), validate=True)
     except (binascii.Error, ValueError):
@@ -84,7 +89,6 @@ def _image(row: dict[str, Any]) -> str:
     if not data.startswith(PNG):
         return '<div class="noimage">picture unreadable</div>'
     clean = base64.b64encode(data).decode("ascii")
-    words = escape(row.get("concept") or "the picture of the prompt")
     return f'<img src="data:image/png;base64,{clean}" alt="{words}" loading="lazy">'
 
 

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.training.compiles import Watch
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.progress import Progress
 
@@ -85,13 +86,16 @@ def run(
         writer.timing(step, time.monotonic() - began)
         progress.update(step, values)
 
-    with _sigterm() as terminated, contextlib.closing(writer), contextlib.closing(manager):
+    closing = contextlib.closing
+    with _sigterm() as terminated, closing(writer), closing(manager), Watch(progress.say) as watch:
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
             if step == start + 1:
                 progress.say(f"compiling the first of {total_steps - start} steps ...")
             began = time.monotonic()
-            state, metrics = step_fn(state, next(batches))
+            batch = next(batches)
+            watch.step(step, batch)
+            state, metrics = step_fn(state, batch)
             if running is not None:
                 report(*running)
             running = (step, metrics, began)
@@ -104,6 +108,7 @@ def run(
                 report(*running)
                 running = None
             if evaluating:
+                watch.evaluation(step)
                 writer.write(step, evaluate(state, step))
             if saving:
                 manager.save(step, state, batches.get_state(), notes)

@@ -86,8 +86,8 @@ def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: ro
     if isinstance(example, Drop):
         return example
     try:
-        if example.image is not None:
-            images.decode(example.image)
+        for image in example.images:
+            images.decode(image)
         return {name: _value(name, kind, row.get(name), example) for name, kind in columns.items()}
     except Unusable as unusable:
         return Drop(unusable.reason, unusable.detail)
@@ -95,9 +95,9 @@ def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: ro
 
 def _value(name: str, kind: str | tuple[str, ...], value: Any, example: rows.Example) -> Any:
     if kind == "image":
-        if example.image is None:
+        if not example.images:
             raise Unusable("missing_image", "the image cell is empty")
-        return io.BytesIO(example.image)
+        return io.BytesIO(example.images[0])
     if kind == "text":
         return "" if value is None else str(value)
     if isinstance(kind, tuple):
