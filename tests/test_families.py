@@ -19,8 +19,8 @@ from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.hf import export_pretrained, load_pretrained, names
-from srlhfv_jax.hf.config import from_json
 from srlhfv_jax.hf.leaves import leaf as leaf_at, stored_shape
+from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.models import heads, projector, vlm
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
@@ -135,10 +135,9 @@ def test_logits_are_equal(family):
     np.testing.assert_allclose(np.asarray(ours(pretrained.params))[prompts.mask_BP], expected[prompts.mask_BP], atol=1e-4)
 
 
+@pytest.mark.parametrize("family", [name for name in VARIANTS if "vision_config" in VARIANTS[name].to_dict()], indirect=True)
 def test_image_features_are_equal(family):
     config, model, pretrained, prompts, _ = family
-    if prompts.images is None:
-        pytest.skip("text only")
     is_image = prompts.tokens_BP == tiny_hf.IMAGE_TOKEN
 
     @jax.jit
@@ -176,10 +175,9 @@ def test_greedy_generation_is_equal_token_for_token(family):
     np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("family", [name for name in VARIANTS if name.startswith("qwen2_")], indirect=True)
 def test_positions_are_equal(family):
     config, model, pretrained, prompts, _ = family
-    if prompts.positions_BP.ndim == 2:
-        pytest.skip("one position a token")
     inputs = theirs(config, pretrained, prompts)
     wanted = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     expected = model.model.get_rope_index(**{name: inputs[name] for name in wanted})[0].permute(1, 2, 0).numpy()
@@ -198,43 +196,6 @@ def test_an_export_is_the_same_checkpoint(family, tmp_path):
     reloaded = load_pretrained(out)
     assert reloaded.config == pretrained.config
     jax.tree.map(np.testing.assert_array_equal, reloaded.params, pretrained.params)
-
-
-CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
-CLIP |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768}
-VICUNA = {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-MISTRAL = {"model_type": "mistral", "vocab_size": 32064, "intermediate_size": 14336, "num_key_value_heads": 8}
-MISTRAL |= {"max_position_embeddings": 32768, "sliding_window": None, "rope_theta": 1e6, "rms_norm_eps": 1e-5}
-
-
-def llava(family: str, **text) -> dict:
-    return {"model_type": family, "text_config": text, "vision_config": CLIP, "image_token_index": 32000}
-
-
-def qwen2_vl(width, mlp, layers, heads, kv_heads, vocab, tied=False) -> dict:
-    """As published: the decoder's settings at the top."""
-    return {
-        "model_type": "qwen2_vl",
-        "hidden_size": width,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        "vision_config": {"model_type": "qwen2_vl", "depth": 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": width},
-        "image_token_id": 151655,
-    }
-
-
-def qwen2_5_vl(*shape, **options) -> dict:
-    data = qwen2_vl(*shape, **options)
-    tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": shape[0]}
-    tower |= {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu"}
-    return data | {"model_type": "qwen2_5_vl", "vision_config": tower}
 
 
 def test_exported_heads_give_the_same_scores_in_torch(family, tmp_path):
@@ -257,82 +218,12 @@ def test_exported_heads_give_the_same_scores_in_torch(family, tmp_path):
         np.testing.assert_allclose(score_B1[:, 0], theirs_by_name[name].numpy(), atol=1e-4)
 
 
-SMOL = {"model_type": "llama", "vocab_size": 49280, "rms_norm_eps": 1e-5, "rope_theta": 100000, "max_position_embeddings": 8192}
-
-
-def smolvlm(text: dict, tower: dict, scale: int) -> dict:
-    tower = {"model_type": "smolvlm_vision", "image_size": 512, "patch_size": 16} | tower
-    return {"model_type": "smolvlm", "text_config": SMOL | text, "vision_config": tower, "scale_factor": scale}
-
-
-SIGLIP_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-SIGLIP_LARGE = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-
-
-def gemma3(width: int, mlp: int, layers: int, **heads) -> dict:
-    tower = SIGLIP_LARGE | {"model_type": "siglip_vision_model", "image_size": 896, "patch_size": 14, "vision_use_head": False}
-    text = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "sliding_window": 1024}
-    text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "model_type": "gemma3_text"}
-    return {"model_type": "gemma3", "text_config": text | heads, "vision_config": tower, "mm_tokens_per_image": 256}
-
-
-# Shapes as the authors published them.
-PUBLISHED = {
-    "LLaVA-1.5 7B": llava("llava", **VICUNA),
-    "LLaVA-1.5 13B": llava(
-        "llava", **VICUNA, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40
-    ),
-    "LLaVA-NeXT Vicuna 7B": llava("llava_next", **VICUNA),
-    "LLaVA-NeXT Mistral 7B": llava("llava_next", **MISTRAL),
-    "Qwen2-VL 2B": qwen2_vl(1536, 8960, 28, 12, 2, 151936, tied=True),
-    "Qwen2-VL 7B": qwen2_vl(3584, 18944, 28, 28, 4, 152064),
-    "Qwen2-VL 72B": qwen2_vl(8192, 29568, 80, 64, 8, 152064),
-    "Qwen2.5-VL 3B": qwen2_5_vl(2048, 11008, 36, 16, 2, 151936, tied=True),
-    "Qwen2.5-VL 7B": qwen2_5_vl(3584, 18944, 28, 28, 4, 152064),
-    "Qwen2.5-VL 32B": qwen2_5_vl(5120, 27648, 64, 40, 8, 152064),
-    "Qwen2.5-VL 72B": qwen2_5_vl(8192, 29568, 80, 64, 8, 152064),
-    "SmolVLM 256M": smolvlm(
-        {
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-        },
-        SIGLIP_BASE,
-        4,
-    ),
-    "SmolVLM 500M": smolvlm(
-        {
-            "hidden_size": 960,
-            "intermediate_size": 2560,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 15,
-            "num_key_value_heads": 5,
-        },
-        SIGLIP_BASE,
-        4,
-    ),
-    "SmolVLM 2.2B": smolvlm(
-        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32, "vocab_size": 49155},
-        SIGLIP_LARGE | {"image_size": 384, "patch_size": 14},
-        3,
-    ),
-    "Gemma 3 4B": gemma3(2560, 10240, 34),
-    "Gemma 3 12B": gemma3(3840, 15360, 48, num_attention_heads=16, num_key_value_heads=8),
-    "Gemma 3 27B": gemma3(
-        5376, 21504, 62, num_attention_heads=32, num_key_value_heads=16, head_dim=128, query_pre_attn_scalar=168
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_tensor_of_a_published_size_has_its_leaf(name, tmp_path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_of_a_published_size_has_its_leaf(name):
     """On torch's meta device, which stores nothing: names and shapes on both sides, with nothing left over."""
-    data = PUBLISHED[name]
-    config = from_json(data, name, dtype="float32", remat="none", scan_unroll=1)
+    config = published(name)
     with torch.device("meta"):
-        model = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.for_model(**data))
+        model = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.for_model(**CONFIGS[name]))
     found = {names.published(config, key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: shape for key, shape in found.items() if not names.ignored(config, key)}
     shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
