@@ -53,7 +53,7 @@ class Mix(NamedTuple):
 
 PROMPT_MIX = Mix(0.42, 0.38, 0.10, 0.10)  # PPO, validation and test
 # What is learnt from shows the rare case, a harmless question about a hazardous thing, more often than what is asked in the end.
-PAIR_MIX = Mix(0.52, 0.36, 0.06, 0.06, hazard_in_harmless=0.35)  # the preferences disagree in harmful cells only: more of these
+PAIR_MIX = Mix(0.48, 0.33, 0.08, 0.11, hazard_in_harmless=0.35)  # the preferences disagree in harmful cells only: more of these
 SFT_MIX = Mix(0.26, 0.26, 0.20, 0.28, hazard_in_harmless=0.35)  # what a thing is and is for takes more examples than declining
 
 # Forms of SFT answers and their shares. Whoever wrote them was careful now and then: half of the answers in a harmful cell
