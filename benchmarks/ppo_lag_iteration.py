@@ -122,7 +122,7 @@ def iterate(
 
     rollout = finished(iteration.generate(state.params["policy"]["backbone"], prompts, states.key(seed, number, "rollout")))
     experience, controller, metrics = finished(
-        iteration.score(iteration.models.frozen | state.params, rollout, prompts.images, state.extra)
+        iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra)
     )
     params, opt_state, learned = finished(
         iteration.update(

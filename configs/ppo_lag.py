@@ -50,6 +50,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             constraint=_constraint_paper() if paper else _constraint(),
             ptx=dict(coef=16.0 if paper else 0.0, path=""),
             validation=dict(path="", every_steps=1 if tiny else 50, judge="models", budget=0.0),
+            lora=sections.lora(),
             model=sections.model(tiny),
             mesh=sections.mesh(),
             data=sections.data(

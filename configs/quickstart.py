@@ -54,22 +54,28 @@ def get_config(arg: str = "default") -> ConfigDict:
                 steps=4 if short else 400,
                 microbatches=1,
                 evaluation="",
+                lora=_lora(),
                 model=_model(),
                 mesh=_mesh(),
-                data=_data(32 if short else 64),
+                data=_data(32 if short else 64, response=RESPONSE + 1),  # an answer that was cut is given its end here
                 optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
                 checkpoint=_checkpoint(short),
                 log=_log(short),
             ),
             refit_steps=4 if short else 120,
             ppo=_ppo_lag(short, iterations=8 if short else 20, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=8 if short else 150, controller="pid"),
+            ppo_lag=_ppo_lag(short, iterations=8 if short else 240, controller="pid"),
         )
     )
 
 
 def _model() -> dict:
     return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0)
+
+
+def _lora() -> dict:
+    """Off: a model of this size is trained whole."""
+    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",))
 
 
 def _mesh() -> dict:
@@ -133,6 +139,7 @@ def _sft(steps: int, batch: int, rate: float, prompt: int = PROMPT, response: in
         init_random=False,
         steps=steps,
         microbatches=1,
+        lora=_lora(),
         model=_model(),
         mesh=_mesh(),
         data=_data(32 if short else batch, prompt, response),
@@ -163,7 +170,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
             clip_value=5.0,
             clip_score=50.0,
             epochs=1,
-            minibatches=2,
+            minibatches=1,
             reduction="token",
             whiten="none",
             scale_scores="none",
@@ -184,11 +191,12 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         ),
         ptx=dict(coef=0.0, path=""),
         validation=dict(path="", every_steps=2 if short else 15, judge="oracle", budget=0.0),
+        lora=_lora(),
         model=_model(),
         mesh=_mesh(),
         data=_data(32 if short else 128),
-        policy_optimizer=_optimizer(7e-4, schedule="linear", freeze=("vision/",)),
-        critic_optimizer=_optimizer(5e-4, schedule="constant", freeze=("vision/",)),
+        policy_optimizer=_optimizer(1e-3, schedule="linear", freeze=("vision/",)),
+        critic_optimizer=_optimizer(7e-4, schedule="constant", freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),
     )

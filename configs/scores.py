@@ -32,6 +32,7 @@ def scores(arg: str, *, heads: tuple[str, ...], schedule: str) -> ConfigDict:
             steps=2 if tiny else 2796 if paper else 932,
             microbatches=1,
             evaluation="",  # held-out pairs, read like the training ones
+            lora=sections.lora(),
             model=sections.model(tiny),
             mesh=sections.mesh(),
             data=sections.data(batch=2 if tiny else 32, prompt=32 if tiny else 1024, response=16 if tiny else 512),

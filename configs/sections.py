@@ -20,6 +20,11 @@ def model(tiny: bool) -> dict:
     )
 
 
+def lora() -> dict:
+    """Off. A rank (16, say) trains an adapter over the frozen decoder instead of the model."""
+    return dict(rank=0, alpha=32.0, targets=("text/layers/.*_proj",))
+
+
 def mesh() -> dict:
     """Everything over fsdp: parameters and optimizer states are split, rows too."""
     return dict(data=1, fsdp=-1, tensor=1)

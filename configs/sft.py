@@ -22,6 +22,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             init_random=False,
             steps=2 if tiny else 5592 if paper else 466,
             microbatches=1,
+            lora=sections.lora(),
             model=sections.model(tiny),
             mesh=sections.mesh(),
             data=sections.data(

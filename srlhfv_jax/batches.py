@@ -92,6 +92,14 @@ class Rollout(NamedTuple):
     features: Features | None
 
 
+class Stream(NamedTuple):
+    """What one critic's values make of its rewards, or costs (GAE). float32, 0 off the response mask."""
+
+    value_BR: Float[Array, "B R"]
+    adv_BR: Float[Array, "B R"]
+    return_BR: Float[Array, "B R"]
+
+
 class Experience(NamedTuple):
     """A scored rollout: everything the PPO-Lagrangian update reads. All float32; [B, R] arrays are 0 off the mask."""
 
@@ -99,9 +107,5 @@ class Experience(NamedTuple):
     ref_logp_BR: Float[Array, "B R"]
     reward_B: Float[Array, "B"]  # end score of the reward head (raw)
     cost_B: Float[Array, "B"]  # end score of the cost head (raw; > 0 means unsafe)
-    reward_value_BR: Float[Array, "B R"]
-    cost_value_BR: Float[Array, "B R"]
-    reward_adv_BR: Float[Array, "B R"]
-    cost_adv_BR: Float[Array, "B R"]
-    reward_return_BR: Float[Array, "B R"]
-    cost_return_BR: Float[Array, "B R"]
+    token_BR: dict[str, Float[Array, "B R"]]  # critic role -> what it predicts the sum of: rewards, or costs, of each token
+    streams: dict[str, Stream] | None  # critic role -> its stream; None: the update computes the values, and only once

@@ -55,6 +55,15 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters over a frozen backbone, instead of training it (models/lora.py)."""
+
+    rank: int  # 0 = none: the backbone itself is trained
+    alpha: float  # what the adapter adds counts alpha / rank times
+    targets: tuple[str, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """One source of rows and how they become batches."""
 
@@ -94,6 +103,7 @@ class SFTConfig:
     init_random: bool  # keep only the shapes and the tokenizer of `init`, start from random weights
     steps: int
     microbatches: int  # gradient accumulation inside a step
+    lora: LoraConfig
     model: ModelConfig
     mesh: MeshConfig
     data: DataConfig
@@ -115,6 +125,7 @@ class ScoresConfig:
     steps: int
     microbatches: int
     evaluation: str  # path of held-out pairs, read with the settings of `data`; "" = none
+    lora: LoraConfig
     model: ModelConfig
     mesh: MeshConfig
     data: DataConfig
@@ -203,6 +214,7 @@ class PPOLagConfig:
     constraint: ConstraintConfig
     ptx: PTXConfig
     validation: ValidationConfig
+    lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"
     model: ModelConfig
     mesh: MeshConfig
     data: DataConfig

@@ -82,6 +82,8 @@ def step(
     mesh=None,
     optimizer=OPTIMIZER,
     train_policy=True,
+    streams=True,
+    microbatches=1,
 ):
     """(experience, multiplier, new trained trees, metrics) of one step."""
     trees, places = models(sharing), roles.assign(sharing)
@@ -89,7 +91,7 @@ def step(
         trees = rules.place(trees, mesh)
         rollout, pixels = hosts.global_batch(jax.tree.map(np.asarray, (rollout, pixels)), mesh)
     own = frozenset(trees) - {"policy"}
-    how = Scoring(places, own, settings, constraint.kind, 1.0, False, VOCABULARY)
+    how = Scoring(places, own, settings, constraint.kind, 1.0, False, VOCABULARY, streams)
     trained = {name: trees[name] for name in ppo.trained_trees(places)}
     update = ppo.Update(
         places,
@@ -98,7 +100,7 @@ def step(
         1.0,
         0.0,
         VOCABULARY,
-        1,
+        microbatches,
         {name: optimizer for name in trained},
         {name: jax.tree.map(lambda _: True, tree) for name, tree in trained.items()},
         train_policy,
@@ -120,6 +122,10 @@ def step(
 def assert_close(one, other, atol=2e-5):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, atol=atol, rtol=2e-4)
+
+
+def adv(experience, stream: str):
+    return experience.streams[f"{stream}_critic"].adv_BR
 
 
 def widened(rollout: Rollout, left: int, right: int) -> Rollout:
@@ -148,10 +154,23 @@ def test_padding_changes_nothing_in_a_whole_step():
     experience, lam, params, metrics = step(widened(rollout, 3, 4), batch.images)
     expected = plain()
     np.testing.assert_allclose(experience.cost_B, expected[0].cost_B, atol=1e-5)
-    np.testing.assert_allclose(experience.reward_adv_BR[:, :R], expected[0].reward_adv_BR, atol=1e-5)
-    assert not np.array(experience.cost_adv_BR[:, R:]).any()
+    np.testing.assert_allclose(adv(experience, "reward")[:, :R], adv(expected[0], "reward"), atol=1e-5)
+    assert not np.array(adv(experience, "cost")[:, R:]).any()
     np.testing.assert_allclose(lam, expected[1], atol=1e-6)
     assert_close(params, expected[2])
+
+
+@pytest.mark.parametrize(("sharing", "microbatches"), [("shared", 1), ("shared", 2), ("separate", 1)])
+def test_one_gradient_step_needs_no_forward_pass_for_values(sharing, microbatches):
+    """The critic's loss computes them anyway, of the same parameters."""
+    batch, rollout = rolled()
+    settings = dict(sharing=sharing, microbatches=microbatches)
+    experience, lam, params, metrics = step(rollout, batch.images, streams=False, **settings)
+    before = step(rollout, batch.images, **settings)
+    assert experience.streams is None and before[0].streams is not None
+    assert_close(params, before[2])
+    assert metrics.keys() == before[3].keys()
+    assert_close(metrics, before[3], atol=1e-4)
 
 
 def test_eight_devices_make_the_step_of_one_device(eight_devices):
@@ -193,10 +212,14 @@ def test_the_end_scores_sit_on_the_last_real_token_and_kl_on_every_token():
     last_B = np.array(rollout.response_mask_BR).sum(1) - 1
     rows = np.arange(len(last_B))
     np.testing.assert_allclose(
-        np.array(experience.reward_return_BR)[rows, last_B], np.array(experience.reward_B) - 0.13 * kl_BR[rows, last_B], atol=1e-5
+        np.array(experience.streams["reward_critic"].return_BR)[rows, last_B],
+        np.array(experience.reward_B) - 0.13 * kl_BR[rows, last_B],
+        atol=1e-5,
     )
     np.testing.assert_allclose(
-        np.array(experience.cost_return_BR)[rows, last_B], np.array(experience.cost_B) + 0.13 * kl_BR[rows, last_B], atol=1e-5
+        np.array(experience.streams["cost_critic"].return_BR)[rows, last_B],
+        np.array(experience.cost_B) + 0.13 * kl_BR[rows, last_B],
+        atol=1e-5,
     )
 
 
@@ -221,10 +244,10 @@ def test_without_a_constraint_it_is_ppo_and_with_a_fixed_multiplier_reward_shapi
     constraint = dataclasses.replace(CONSTRAINT, controller=controller)
     experience, lam, params, _ = step(rollout, batch.images, constraint=constraint)
     assert float(lam) == pytest.approx(0.0 if controller == "none" else 0.7)
-    advantage = lagrangian.combine(experience.reward_adv_BR, experience.cost_adv_BR, lam)
-    expected = (
-        experience.reward_adv_BR if controller == "none" else (experience.reward_adv_BR - 0.7 * experience.cost_adv_BR) / 1.7
-    )
+    advantage = lagrangian.combine(adv(experience, "reward"), adv(experience, "cost"), lam)
+    expected = adv(experience, "reward")
+    if controller == "fixed":
+        expected = (expected - 0.7 * adv(experience, "cost")) / 1.7
     np.testing.assert_allclose(advantage, expected, atol=1e-6)
 
 

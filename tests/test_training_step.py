@@ -12,6 +12,7 @@ from optax import contrib
 
 from srlhfv_jax.config import OptimizerConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.training import optimizer, state, step
 
@@ -30,15 +31,16 @@ accumulate = jax.jit(step.accumulate, static_argnums=(0, 3))
 
 
 def test_microbatches_change_nothing_though_their_counts_differ():
-    whole, metrics = accumulate(tiny.loss, tiny.initial(), ROWS, 1)
-    split, split_metrics = accumulate(tiny.loss, tiny.initial(), ROWS, 4)
+    whole, metrics, rows = accumulate(tiny.loss, tiny.initial(), ROWS, 1)
+    split, split_metrics, split_rows = accumulate(tiny.loss, tiny.initial(), ROWS, 4)
     assert_close(split, whole, rtol=2e-5, atol=1e-7)
     assert_close(split_metrics, metrics, rtol=1e-5)
+    assert_close(split_rows, rows, rtol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_mean_over_everything_counted():
     def mean(params):
-        total, count, _ = tiny.loss(params, ROWS)
+        total, count = tiny.loss(params, ROWS)[:2]
         return total / count
 
     assert_close(accumulate(tiny.loss, tiny.initial(), ROWS, 4)[0], jax.grad(mean)(tiny.initial()), rtol=2e-5, atol=1e-7)
@@ -46,17 +48,17 @@ def test_the_gradient_is_that_of_the_mean_over_everything_counted():
 
 def test_nothing_counted_gives_no_gradient():
     def empty(params, x):
-        return 0.0 * jnp.sum(params["w"] ** 2) * jnp.sum(x), jnp.float32(0), {}
+        return Loss(0.0 * jnp.sum(params["w"] ** 2) * jnp.sum(x), jnp.float32(0), {})
 
-    grads, metrics = step.accumulate(empty, {"w": jnp.full(3, 0.7)}, ROWS, 2)
+    grads, metrics, _ = step.accumulate(empty, {"w": jnp.full(3, 0.7)}, ROWS, 2)
     assert not jnp.any(grads["w"]) and metrics["loss"] == (0.0, 0.0)
 
 
 def test_frozen_leaves_get_zeros_and_the_rest_the_same_gradient():
     params = tiny.initial()
     trainable = optimizer.trainable(tiny.OPTIMIZER, params)
-    grads, _ = jax.jit(lambda params, rows: step.accumulate(tiny.loss, params, rows, 4, trainable))(params, ROWS)
-    full, _ = accumulate(tiny.loss, params, ROWS, 4)
+    grads, _, _ = jax.jit(lambda params, rows: step.accumulate(tiny.loss, params, rows, 4, trainable))(params, ROWS)
+    full, _, _ = accumulate(tiny.loss, params, ROWS, 4)
     assert not jnp.any(grads["projector"]["linear_2"]["kernel"]) and jnp.any(full["projector"]["linear_2"]["kernel"])
     full["projector"]["linear_2"]["kernel"] = jnp.zeros((8, 2))
     assert_close(grads, full, rtol=1e-6)
@@ -67,9 +69,9 @@ def test_low_precision_gradients_are_summed_in_float32():
     values = jnp.ones((512, 1))
 
     def loss(params, x):
-        return jnp.sum(params["w"].astype(jnp.float32) * x), jnp.float32(1), {}
+        return Loss(jnp.sum(params["w"].astype(jnp.float32) * x), jnp.float32(1), {})
 
-    grads, _ = step.accumulate(loss, {"w": jnp.bfloat16(0.5)}, values, 512)
+    grads, _, _ = step.accumulate(loss, {"w": jnp.bfloat16(0.5)}, values, 512)
     assert grads["w"].dtype == jnp.bfloat16 and float(grads["w"]) == 1.0
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from srlhfv_jax.checkpoint import manifest
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import MeshConfig, OptimizerConfig
+from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.training import loop, metrics, optimizer, state, step
@@ -81,7 +82,8 @@ def loss(params, x):
     first, second = params["projector"]["linear_1"], params["projector"]["linear_2"]
     out = jnp.tanh(hidden @ first["kernel"].T + first["bias"][None, :]) @ second["kernel"]
     error = jnp.sum((out - jnp.sin(x[:, :2])) ** 2, axis=1)
-    return jnp.sum(weight * error), jnp.sum(weight), {"plain_error": (jnp.sum(error), jnp.float32(len(error)))}
+    metrics = {"plain_error": (jnp.sum(error), jnp.float32(len(error)))}
+    return Loss(jnp.sum(weight * error), jnp.sum(weight), metrics, rows={"out": out})
 
 
 @functools.cache
@@ -92,7 +94,7 @@ def update_of(microbatches: int = 2):
 
     def update(current, x):
         noise = 0.05 * jax.random.normal(state.key(3, current.step, "rollout"), x.shape)
-        grads, numbers = step.accumulate(loss, current.params, x + noise, microbatches, trainable)
+        grads, numbers, _ = step.accumulate(loss, current.params, x + noise, microbatches, trainable)
         params, opt_state, norm = step.apply_updates(transform, current.params, current.opt_state, grads)
         return state.TrainState(params, opt_state, current.step + 1, current.extra * 1.1), numbers | norm
 

@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import leaves, names, weights
+from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.hf.load import checkpoint_folder
+from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
 
@@ -32,9 +32,10 @@ SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
 def export_pretrained(
     path_out: str | Path,
     config: VLMConfig,
-    params: dict[str, Any],
+    params: dict[str, Any] | None,
     *,
     base: str | Path,
+    adapter: dict[str, Any] | None = None,
     heads: dict[str, dict[str, Any]] | None = None,
     meta: dict[str, Any] | None = None,
     card: str | None = None,
@@ -44,7 +45,9 @@ def export_pretrained(
     """Write a checkpoint. In a run of several processes all of them call this, and the first one writes.
 
     Args:
+        params: None: an adapter is written.
         base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
+        adapter: written as PEFT does; what it lies over stays where it is, and is named: the base, or what the base lies over.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
         card: the text of README.md; None: there is none.
@@ -53,14 +56,18 @@ def export_pretrained(
         UserError: `base` describes another model than `config`.
     """
     path_out, base = Path(path_out), checkpoint_folder(base)
-    stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
+    stored = dtype or str(jax.tree.leaves(adapter if params is None else params)[0].dtype)
+    stored = jnp.dtype(choose(stored, "dtype", "float32", "bfloat16"))
     # Each process has a draft of its own: on a shared disk their process ids may be equal. Only the first one's gets weights.
     draft = path_out.with_name(f".{path_out.name}.draft-{hosts.process_index()}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         _copy_base(draft, base, config, stored)
-        _write_weights(draft, config, params, stored, max_shard_bytes)
+        if params is None:
+            peft.write(draft, config, adapter, backbone_name(base))
+        else:
+            _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
         if card is not None:
@@ -93,7 +100,7 @@ def _goes_along(name: str) -> bool:
     return (
         Path(name).suffix in (".json", ".jinja", ".txt", ".model")
         and not name.endswith(".index.json")
-        and name != weights.HEADS_META
+        and name not in (weights.HEADS_META, peft.CONFIG)
     )
 
 

@@ -58,3 +58,8 @@ def table(config: VLMConfig) -> list[Leaf]:
 def published(name: str) -> str:
     """A tensor's name in the layout of `table`, whichever of the layouts it came in."""
     return llava.published(name)
+
+
+def module(name: str) -> str:
+    """Where the decoder is in a running model."""
+    return llava.module(name)

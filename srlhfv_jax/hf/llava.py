@@ -82,6 +82,11 @@ def published(name: str) -> str:
     return re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
 
 
+def module(name: str) -> str:
+    """Where the decoder is in a running model."""
+    return re.sub(r"^language_model\.model\.", "model.language_model.", name)
+
+
 def _tower(c: dict[str, Any], top: dict[str, Any], origin: str) -> VisionConfig:
     layer, depth = top["vision_feature_layer"], c["num_hidden_layers"]
     if not isinstance(layer, int) or not (1 <= layer <= depth or -depth <= layer <= -1):

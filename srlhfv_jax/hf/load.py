@@ -17,9 +17,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from srlhfv_jax.config import choose
 from srlhfv_jax.data import pictures
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import hub, leaves, names, weights
+from srlhfv_jax.hf import hub, leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.models import vlm
+from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
 
@@ -32,6 +32,8 @@ class Pretrained(NamedTuple):
     heads: dict[str, dict[str, jax.Array]]  # score heads by name; {} if it has none
     processor: Any  # of transformers: text, and images if the model has eyes
     path: Path
+    base: str = ""  # the checkpoint of `params`, as an adapter names it: hub id or folder
+    adapter: dict[str, Any] | None = None  # over `params` (models/lora.py); None: there is none, or it was merged into them
 
 
 def load_pretrained(
@@ -42,21 +44,40 @@ def load_pretrained(
     mesh: Mesh | None = None,
     remat: str = "none",
     scan_unroll: int = 1,
+    keep_adapter: bool = False,
 ) -> Pretrained:
-    """Read a checkpoint.
+    """Read a checkpoint; of an adapter, the checkpoint that it lies over as well.
 
     Args:
         dtype: of the activations.
         param_dtype: of the parameters in memory; None: as `dtype`. Trees that train want float32.
         mesh: where the parameters go, by the rules of `parallel/rules.py`; None: the default device.
+        keep_adapter: give an adapter as it is instead of merging it into the parameters.
     Raises:
         UserError: anything that is wrong with the folder, in one line.
     """
     folder = checkpoint_folder(path)
     config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
-    params = load_params(config, folder, param_dtype, mesh)
-    return Pretrained(config, params, load_heads(config, folder, mesh), load_processor(config, folder), folder)
+    base, adapter = backbone_name(path), None
+    under = checkpoint_folder(base)
+    if under != folder and read_config(under, dtype=dtype, remat=remat, scan_unroll=scan_unroll) != config:
+        raise UserError(f"{folder} is an adapter over {base}, which has another architecture now: give it its own backbone")
+    params = load_params(config, under, param_dtype, mesh)
+    if peft.is_adapter(folder):
+        adapter = peft.read(folder, config, mesh)
+        if not keep_adapter:
+            params, adapter = jax.jit(lora.merged, donate_argnums=0)(params, adapter), None
+    heads = load_heads(config, folder, mesh)
+    return Pretrained(config, params, heads, load_processor(config, folder), folder, base, adapter)
+
+
+def backbone_name(path: str | Path) -> str:
+    """Where the parameters of a checkpoint are, as an adapter over them names it: a hub id, or an absolute folder."""
+    if hub.is_model_id(path):
+        return str(path)
+    folder = checkpoint_folder(path)
+    return backbone_name(peft.base_of(folder)) if peft.is_adapter(folder) else str(folder.absolute())
 
 
 def load_config_and_processor(

@@ -30,6 +30,12 @@ def published(config: VLMConfig, name: str) -> str:
     return name if config.vision is None else FAMILIES[config.family].published(name)
 
 
+def module(config: VLMConfig, name: str) -> str:
+    """The module of a running `transformers` model that holds a decoder's tensor named as in `table`."""
+    name = name.removesuffix(".weight")
+    return name if config.vision is None else FAMILIES[config.family].module(name)
+
+
 def ignored(config: VLMConfig, name: str) -> bool:
     """Tensors that are no parameters: buffers, and the second copy of a tied embedding."""
     return bool(NOT_WEIGHTS.search(name)) or (config.text.tied_head and name.endswith("lm_head.weight"))

@@ -109,6 +109,11 @@ def published(name: str) -> str:
     return re.sub(r"^model\.language_model\.", "model.", re.sub(r"^model\.visual\.", "visual.", name))
 
 
+def module(name: str) -> str:
+    """Where the decoder is in a running model."""
+    return re.sub(r"^model\.", "model.language_model.", name)
+
+
 def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
     c = (TOWER_2_5_DEFAULTS if gated else TOWER_DEFAULTS) | data
     width = c["hidden_size"] if gated else c["embed_dim"]  # Qwen2-VL's hidden_size is the decoder's

@@ -53,3 +53,8 @@ def table(config: VLMConfig) -> list[Leaf]:
 def published(name: str) -> str:
     """These families have one layout of names."""
     return name
+
+
+def module(name: str) -> str:
+    """Where the decoder is in a running model."""
+    return name

@@ -3,7 +3,7 @@
 Every loss returns pairs (sum, count) made here. Dividing them is the caller's last step, after microbatches and hosts are added.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ class Loss(NamedTuple):
     sum: Float[Array, ""]
     count: Float[Array, ""]
     metrics: dict[str, Mean]
+    rows: Any = ()  # what it found out about each row on the way, for a later loss
 
 
 def token_mean(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Mean:

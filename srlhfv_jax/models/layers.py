@@ -24,7 +24,7 @@ ACTIVATIONS = {
 
 
 class Dense(nn.Module):
-    """x -> x W + b over the last axis."""
+    """x -> x W + b over the last axis, and what an adapter adds to it where one lies over the kernel (models/lora.py)."""
 
     features: int
     split: str  # "out": kernel (out, in); "in": kernel (in, out)
@@ -41,6 +41,9 @@ class Dense(nn.Module):
         # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.
         rows = x.reshape(-1, width)
         y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (((1,), (1 if out_first else 0,)), ((), ())))
+        if self.has_variable("params", "lora_a"):
+            a, b, scale = (self.get_variable("params", f"lora_{part}").astype(self.dtype) for part in ("a", "b", "scale"))
+            y = y + (rows @ a.T) @ (b * scale).T
         y = y.reshape(*x.shape[:-1], self.features)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))

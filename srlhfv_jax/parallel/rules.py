@@ -26,6 +26,9 @@ RULES: tuple[Rule, ...] = (
     (r"layers/.*fc[12]/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/qkv/kernel$", P(None, None, "fsdp")),  # q, k and v in one: an axis split evenly would cut across heads of all three
     (r"layers/.*((q|k|v|gate|up)_proj|fc1)/bias$", P(None, "tensor")),
+    (r"lora_a$", P(None, None, "fsdp")),
+    (r"lora_b$", P(None, "fsdp")),
+    (r"lora_scale$", P()),
     (r"projector/linear_[12]/kernel$", P("tensor", "fsdp")),
     (r"projector/linear_1/bias$", P("tensor")),
     (r"projector/newline$", P()),

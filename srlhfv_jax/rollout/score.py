@@ -1,4 +1,4 @@
-"""Rollout -> Experience: reference log-probabilities, end scores, values, and the two advantage streams.
+"""Rollout -> Experience: reference log-probabilities, end scores, token rewards and costs, and the two advantage streams.
 
 One forward pass per parameter tree, whatever the number of heads on it; the vision features of the rollout serve every tree whose
 tower equals the policy's. Everything is computed under no gradient and returned in float32.
@@ -6,9 +6,10 @@ tower equals the policy's. Everything is computed under no gradient and returned
 
 from typing import Mapping, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from srlhfv_jax.batches import Experience, Rollout
+from srlhfv_jax.batches import Experience, Rollout, Stream
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, lagrangian, masked, shaping
 from srlhfv_jax.models import heads
@@ -16,6 +17,9 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
 from srlhfv_jax.rollout import forward
 from srlhfv_jax.rollout.generate import Vocabulary
+
+
+CRITICS = ("reward_critic", "cost_critic")
 
 
 class Scoring(NamedTuple):
@@ -28,13 +32,15 @@ class Scoring(NamedTuple):
     temperature: float
     recompute_logp: bool  # replace behaviour log-probabilities by the training graph's
     vocabulary: Vocabulary
+    streams: bool = True  # False where the update makes one gradient step: it computes the values once more anyway
 
 
 def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> Experience:
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] C (Safe RLHF, arXiv 2310.12773, section 3.3); each stream has its
-    own GAE. `trees` maps a tree name to {"backbone": ..., "heads": ...}; the places say which role lives where.
+    own GAE. `trees` maps a tree name to {"backbone": ..., "heads": ...}, without the critics' where no streams are asked for; the
+    places say which role lives where.
     """
     ppo, places = scoring.ppo, scoring.places
     features = {
@@ -50,7 +56,7 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
 
     scored = {
         name: forward.response_scores(config, trees[name], rollout, features[name])
-        for name in {places[role].tree for role in ("reward", "cost", "reward_critic", "cost_critic")}
+        for name in {places[role].tree for role in ("reward", "cost", *(CRITICS if scoring.streams else ()))}
     }
     mask_BR = rollout.response_mask_BR
 
@@ -59,28 +65,21 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
 
     reward_B = heads.end_score(head("reward")[:, 1:], mask_BR) - ppo.missing_eos_penalty * (~rollout.ended_B)
     cost_B = heads.end_score(head("cost")[:, 1:], mask_BR)
-    reward_value_BR = jnp.where(mask_BR, head("reward_critic")[:, :-1], 0.0)
-    cost_value_BR = jnp.where(mask_BR, head("cost_critic")[:, :-1], 0.0)
-
     end_cost_B = lagrangian.shaped_cost(scoring.constraint_kind, cost_B)
     kl_BR = rollout.logp_BR - ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
-    r_BR = shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape)
-    c_BR = shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape)
-    reward_adv_BR, reward_return_BR = gae.gae(r_BR, reward_value_BR, mask_BR, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-    cost_adv_BR, cost_return_BR = gae.gae(c_BR, cost_value_BR, mask_BR, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-    return Experience(
-        rollout=rollout,
-        ref_logp_BR=ref_logp_BR,
-        reward_B=reward_B,
-        cost_B=cost_B,
-        reward_value_BR=reward_value_BR,
-        cost_value_BR=cost_value_BR,
-        reward_adv_BR=reward_adv_BR,
-        cost_adv_BR=cost_adv_BR,
-        reward_return_BR=reward_return_BR,
-        cost_return_BR=cost_return_BR,
-    )
+    token_BR = {
+        "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
+        "cost_critic": shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape),
+    }
+    streams = {role: stream(token_BR[role], head(role)[:, :-1], mask_BR, ppo) for role in CRITICS} if scoring.streams else None
+    return Experience(rollout, ref_logp_BR, reward_B, cost_B, token_BR, streams)
+
+
+def stream(token_BR, value_BR, mask_BR, ppo: PPOConfig) -> Stream:
+    """Advantages and returns of one critic's values; nothing is differentiated through them."""
+    value_BR = jnp.where(mask_BR, jax.lax.stop_gradient(value_BR), 0.0)
+    return Stream(value_BR, *gae.gae(token_BR, value_BR, mask_BR, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda))
 
 
 def _scaled(score_B, how: str):

@@ -17,9 +17,10 @@ from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOLagConfig, choose
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses
-from srlhfv_jax.models import roles
+from srlhfv_jax.hf import peft
+from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
+from srlhfv_jax.losses import lagrangian, masked
+from srlhfv_jax.models import lora, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import generate as generation, score as scoring, selftest
@@ -35,8 +36,17 @@ class Models(NamedTuple):
     policy: Pretrained  # as loaded: its config, processor and path are those of every role
     places: dict[str, roles.Place]
     trained: dict[str, dict]
-    frozen: dict[str, dict]
+    frozen: dict[str, dict]  # where roles share one backbone, roles.BASE among them
     own_tower: frozenset[str]  # trees whose vision tower differs from the policy's
+
+    @property
+    def base(self) -> dict | None:
+        """The backbone under trees that hold adapters."""
+        return self.frozen[roles.BASE]["backbone"] if roles.BASE in self.frozen else None
+
+    def backbone(self, tree: dict) -> dict:
+        """The backbone of a tree, with its adapter over it if it has one."""
+        return roles.whole(self.base, tree)["backbone"]
 
 
 def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
@@ -95,6 +105,7 @@ class Iteration:
             settings.rollout.temperature,
             settings.rollout.old_logp == "recompute",
             vocabulary,
+            streams=not ppo.one_step(settings.ppo),
         )
         update = ppo.Update(
             places,
@@ -129,6 +140,11 @@ class Iteration:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
         return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
 
+    def scorers(self, params: dict[str, dict]) -> dict[str, dict]:
+        """The trees that scoring reads."""
+        read = {"policy": params["policy"]} if ppo.one_step(self.settings.ppo) else params
+        return self.models.frozen | read
+
     def initial_state(self) -> states.TrainState:
         trees = self.models.trained
         opt_state = {name: states.init_optimizer(self.optimizers[name], tree, self.mesh) for name, tree in trees.items()}
@@ -140,10 +156,11 @@ class Iteration:
         first = self._done is None
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
-        rollout = self.generate(state.params["policy"]["backbone"], prompts, states.key(seed, done, "rollout"))
-        experience, controller, metrics = self.score(self.models.frozen | state.params, rollout, prompts.images, state.extra)
+        policy = self.models.backbone(state.params["policy"])
+        rollout = self.generate(policy, prompts, states.key(seed, done, "rollout"))
+        experience, controller, metrics = self.score(self.scorers(state.params), rollout, prompts.images, state.extra)
         if first:
-            self._self_test(state.params["policy"], rollout, experience, prompts.images, done)
+            self._self_test({"backbone": policy}, rollout, experience, prompts.images, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
         params, opt_state, learned = update(
             state.params,
@@ -153,6 +170,7 @@ class Iteration:
             metrics["lambda"],
             states.key(seed, done, "minibatches"),
             ptx,
+            self.models.base,
         )
         return states.TrainState(params, opt_state, state.step + 1, controller), metrics | learned
 
@@ -177,6 +195,19 @@ class Iteration:
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
     """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer it imitates."""
+    places = roles.assign(settings.sharing)
+    policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
+    trained = setup.copy(trained)
+    base = {roles.BASE: frozen[roles.BASE]} if roles.BASE in frozen else {}
+    groups = roles.tower_groups(roles.complete(base | trained | frozen))
+    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
+    if own_tower:
+        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
+    return Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
+
+
+def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
+    """(the policy's checkpoint, trained trees, frozen trees), each with a backbone of its own."""
 
     def load(path: str) -> Pretrained:
         if path not in loaded:
@@ -185,15 +216,9 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
 
     def scorer(path: str, *names: str) -> dict:
         model = load(path)
-        missing = [name for name in names if name not in model.heads]
-        if missing:
-            raise UserError(
-                f"{path} has no {missing[0]} head (it has {sorted(model.heads) or 'none'}): give the workdir of srlhfv scores"
-            )
-        return {"backbone": model.params, "heads": {name: model.heads[name] for name in names}}
+        return {"backbone": model.params, "heads": _heads(path, model.heads, *names)}
 
     loaded: dict[str, Pretrained] = {}
-    places = roles.assign(settings.sharing)
     policy = load(settings.policy)
     frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
     if settings.sharing == "shared":
@@ -208,17 +233,47 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
             raise UserError(
                 f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape"
             )
-    trained = setup.copy({"policy": {"backbone": policy.params}} | trained)
-    groups = roles.tower_groups(trained | frozen)
-    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
-    if own_tower:
-        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
-    return Models(policy._replace(params={}), places, trained, frozen, own_tower)
+    return policy, {"policy": {"backbone": policy.params}} | trained, frozen
+
+
+def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
+    """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
+    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True)
+
+    def adapter(path: str) -> dict:
+        """Of a checkpoint over the same backbone; {}: it is that backbone."""
+        found = backbone_name(path)
+        if found != policy.base:
+            raise UserError(
+                f"{path} stands on {found} and the policy on {policy.base}: with sharing=adapters all roles are adapters over "
+                "one backbone, trained with config.lora.rank above 0"
+            )
+        folder = checkpoint_folder(path)
+        return peft.read(folder, policy.config, mesh) if peft.is_adapter(folder) else {}
+
+    scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
+    scorer = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, "reward", "cost")}
+    if not scorer["adapter"]:
+        raise UserError(f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0")
+    frozen = {roles.BASE: {"backbone": policy.params}, "scorer": scorer}
+    frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
+    start = policy.adapter
+    if start is None:
+        key = states.key(settings.seed, 0, "adapter")
+        start = rules.place(lora.init(settings.lora, policy.params, key), mesh)
+    return policy, {"policy": {"adapter": start}, "critic": scorer}, frozen
+
+
+def _heads(path: str, found: dict, *names: str) -> dict:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]} head (it has {sorted(found) or 'none'}): give the workdir of srlhfv scores")
+    return {name: found[name] for name in names}
 
 
 def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, images, controller):
     """Experience, the moved multiplier, and the iteration's numbers."""
-    experience = scoring.score(config, trees, rollout, images, how)
+    experience = scoring.score(config, roles.complete(trees), rollout, images, how)
     controller = lagrangian.update(constraint, controller, experience.cost_B)
     mask_BR = rollout.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
@@ -233,25 +288,12 @@ def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig
         "kl": jnp.mean(jnp.sum(kl_BR, axis=1)),
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(rollout.ended_B),
-        "reward_explained_variance": ppo_losses.explained_variance(
-            experience.reward_value_BR, experience.reward_return_BR, mask_BR
-        ),
-        "cost_explained_variance": ppo_losses.explained_variance(experience.cost_value_BR, experience.cost_return_BR, mask_BR),
-        "advantage_correlation": _correlation(experience.reward_adv_BR, experience.cost_adv_BR, mask_BR),
     }
     return experience, controller, metrics
 
 
-def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx):
-    return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings)
-
-
-def _correlation(x_BR, y_BR, mask_BR):
-    """Of two advantage streams: near +1, what helps also costs; the conflict that the multiplier settles."""
-    x_BR, y_BR = masked.scale(x_BR, mask_BR), masked.scale(y_BR, mask_BR)
-    count = jnp.maximum(jnp.sum(mask_BR), 1)
-    means = [jnp.sum(z_BR) / count for z_BR in (x_BR, y_BR)]
-    return jnp.sum(x_BR * y_BR) / count - means[0] * means[1]
+def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx, base):
+    return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)
 
 
 class _Both:
@@ -282,7 +324,7 @@ def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -
 
 def _check(settings: PPOLagConfig) -> None:
     """Everything about the settings that can be refused before a model is loaded."""
-    choose(settings.sharing, "config.sharing", "shared", "separate")
+    choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
     choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
     choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
@@ -302,7 +344,7 @@ def _check(settings: PPOLagConfig) -> None:
             raise UserError(
                 f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
             )
-    if settings.sharing == "shared" and not settings.scorer:
+    if settings.sharing != "separate" and not settings.scorer:
         raise UserError(
             "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
         )

@@ -17,7 +17,7 @@ from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pairs
 from srlhfv_jax.losses import cost, masked, reward
-from srlhfv_jax.models import heads
+from srlhfv_jax.models import heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import forward
@@ -39,10 +39,11 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     choose(settings.sign, "config.sign", "label", "graded")
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
-    model = setup.load(settings.init, settings.model, started.mesh)
+    model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0)
     fresh = heads.init(model.config, settings.heads, states.key(settings.seed, 0, "heads"))
     kept = {name: model.heads[name] for name in settings.heads if name in model.heads}
-    tree = {"backbone": model.params, "heads": rules.replicate(fresh | kept, started.mesh)}
+    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    tree |= {"heads": rules.replicate(fresh | kept, started.mesh)}
     setup.describe_parameters("scorer", tree, started.mesh)
     rows = setup.prepare("pairs", settings.data, model, sign=settings.sign)
     tree = supervised.train(
@@ -53,12 +54,17 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         rows,
         functools.partial(loss, model.config, settings),
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
+        base=base,
     )
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     if settings.evaluation:
         held_out = dataclasses.replace(settings.data, path=settings.evaluation)
         result |= evaluate(
-            model.config, tree, setup.prepare("pairs", held_out, model, sign=settings.sign), held_out, started.mesh
+            model.config,
+            roles.whole(base, tree),
+            setup.prepare("pairs", held_out, model, sign=settings.sign),
+            held_out,
+            started.mesh,
         )
     return setup.finish(
         started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result

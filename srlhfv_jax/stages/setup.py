@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from srlhfv_jax.checkpoint.manager import Manager
-from srlhfv_jax.config import DataConfig, ModelConfig, choose, to_dict
+from srlhfv_jax.config import DataConfig, LoraConfig, ModelConfig, choose, to_dict
 from srlhfv_jax.data import chat, loader, pictures, sources
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
-from srlhfv_jax.models import vlm
+from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
@@ -52,15 +52,37 @@ def start(settings: Any, workdir: Path) -> Started:
     return Started(workdir, mesh, Writer(workdir, settings.log.tensorboard), manager)
 
 
-def load(path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | None = None) -> Pretrained:
+def load(
+    path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | None = None, keep_adapter: bool = False
+) -> Pretrained:
     """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place."""
     if random_key is None:
-        loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, remat=model.remat, scan_unroll=_unroll(model))
+        how = dict(remat=model.remat, scan_unroll=_unroll(model), keep_adapter=keep_adapter)
+        loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, **how)
         return loaded._replace(config=_computed_in(loaded.config, model))
     shape = load_shape(path, model)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
     return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))
+
+
+def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> tuple[dict, dict | None]:
+    """What a supervised stage trains of a checkpoint, and what stays frozen under it: its backbone and nothing, or an adapter
+    (its own, if it has one) and its backbone.
+
+    Raises:
+        UserError: the checkpoint has an adapter of another rank.
+    """
+    if settings.rank == 0:
+        return {"backbone": model.params}, None
+    if model.adapter is None:
+        return {"adapter": rules.place(lora.init(settings, model.params, key), mesh)}, model.params
+    rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
+    if rank != settings.rank:
+        raise UserError(
+            f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
+        )
+    return {"adapter": model.adapter}, model.params
 
 
 def load_shape(path: str, model: ModelConfig) -> Pretrained:
@@ -150,9 +172,10 @@ def finish(
     export_pretrained(
         started.workdir / EXPORT,
         config,
-        tree["backbone"],
+        tree.get("backbone"),
         base=base,
-        heads=tree["heads"] if "heads" in tree else None,
+        adapter=tree.get("adapter"),
+        heads=tree.get("heads"),
         meta=about,
         card=_card(started.workdir, about["stage"], result),
     )

@@ -18,11 +18,14 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
-    model = setup.load(settings.init, settings.model, started.mesh, random_key=key)
-    tree = {"backbone": model.params}
+    adapted = settings.lora.rank > 0
+    model = setup.load(settings.init, settings.model, started.mesh, random_key=key, keep_adapter=adapted)
+    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     setup.describe_parameters("policy", tree, started.mesh)
     rows = setup.prepare("supervised", settings.data, model)
-    tree = supervised.train("sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy"))
+    tree = supervised.train(
+        "sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy"), base=base
+    )
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     return setup.finish(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
 

@@ -10,6 +10,7 @@ import jax
 from srlhfv_jax.config import ScoresConfig, SFTConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.losses.masked import Loss
+from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.stages import setup
 from srlhfv_jax.stages.setup import Started
@@ -25,20 +26,27 @@ def train(
     loss: Callable[[Any, Any], Loss],
     *,
     show: tuple[str, ...],
+    base: dict | None = None,
 ) -> dict:
-    """Minimise `loss(tree, batch)` over shuffled epochs of `rows` for `settings.steps` steps; returns the trained tree."""
+    """Minimise `loss(tree, batch)` over shuffled epochs of `rows` for `settings.steps` steps; returns the trained tree.
+
+    Args:
+        base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
+    """
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     trainable = optimizers.trainable(settings.optimizer, tree)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(state: states.TrainState, batch):
-        grads, metrics = step.accumulate(loss, state.params, batch, settings.microbatches, trainable)
+    def update(state: states.TrainState, base, batch):
+        grads, metrics, _ = step.accumulate(
+            lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, settings.microbatches, trainable
+        )
         params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
         return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
 
     state = loop.run(
         name=name,
-        step_fn=lambda state, batch: update(state, hosts.global_batch(batch, started.mesh)),
+        step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
         state=states.create(tree, optimizer, started.mesh),
         batches=setup.batches(rows, settings.data, settings.seed),
         total_steps=settings.steps,

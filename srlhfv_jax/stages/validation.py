@@ -13,6 +13,7 @@ import jax
 from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout import forward
 from srlhfv_jax.stages import setup
@@ -39,7 +40,7 @@ def make(
         policy = state.params["policy"]
         said, scores = policies.sample_answers(
             lambda batch, index: generate(
-                policy["backbone"], hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
+                models.backbone(policy), hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
             ),
             policies.only_real(setup.in_order(prompts, data, data.batch_size)),
             lambda ids: decode(ids, skip_special_tokens=True),
@@ -60,8 +61,9 @@ def make(
             export_pretrained(
                 started.workdir / BEST,
                 models.policy.config,
-                policy["backbone"],
+                policy.get("backbone"),
                 base=models.policy.path,
+                adapter=policy.get("adapter"),
                 meta={"stage": "ppo_lag", "step": step} | numbers,
             )
         return {f"validation.{name}": value for name, value in numbers.items()}
@@ -78,7 +80,7 @@ def _scorer(models) -> Callable:
 
     @jax.jit
     def ends(frozen, rollout, images):
-        found = {}
+        frozen, found = roles.complete(frozen), {}
         for name in trees:
             own = name in models.own_tower
             features = forward.encode(models.policy.config, frozen[name], images) if own else rollout.features

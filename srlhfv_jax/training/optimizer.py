@@ -15,7 +15,8 @@ from srlhfv_jax.config import OptimizerConfig, choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import rules
 
-UNUSED = "vision/unused/"  # kept for export, never run: always frozen, or weight decay alone would change them
+# Always frozen: what is kept for export and never run, which weight decay alone would change, and the constants of adapters.
+CONSTANT = ("vision/unused/", "/lora_scale$")
 DECAYED = ("kernel", "embedding")  # last part of the path; norms, biases, class and position embeddings are never decayed
 
 EYES = ("vision/", "projector/")  # what a text-only model lacks
@@ -55,7 +56,7 @@ def trainable(config: OptimizerConfig, params: Any) -> Any:
             raise UserError(
                 f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it"
             )
-    frozen = [any(re.search(pattern, path) for pattern in (UNUSED, *config.freeze)) for path in paths]
+    frozen = [any(re.search(pattern, path) for pattern in (*CONSTANT, *config.freeze)) for path in paths]
     if all(frozen):
         raise UserError(f"optimizer.freeze {config.freeze} freezes every parameter: nothing is left to train")
     return jax.tree.unflatten(jax.tree.structure(params), [not leaf for leaf in frozen])

@@ -5,18 +5,20 @@
 Rollout, scoring and the multiplier's step come before; nothing here samples from a model or touches lambda.
 """
 
+import functools
 from typing import Any, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from srlhfv_jax.batches import Experience, SupervisedBatch
+from srlhfv_jax.batches import Experience, Stream, SupervisedBatch
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
+from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
-from srlhfv_jax.rollout import forward
+from srlhfv_jax.rollout import forward, score as scoring
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
 
@@ -40,8 +42,14 @@ class Minibatch(NamedTuple):
     """What one gradient step reads: some rows of an experience, the combined advantage, and the features of each trained tree."""
 
     experience: Experience
-    advantage_BR: jax.Array
+    advantage_BR: jax.Array | None  # None until the critics' own losses have made the streams
     features: Mapping[str, jax.Array | None]
+
+
+def one_step(ppo: PPOConfig) -> bool:
+    """An iteration is one gradient step: the values that its critic losses compute are those of the rollout's parameters, so that
+    advantages need no forward pass of their own."""
+    return ppo.epochs * ppo.minibatches == 1
 
 
 def update(
@@ -54,11 +62,13 @@ def update(
     key,
     ptx: SupervisedBatch | None,
     settings: Update,
+    base: Mapping[str, Any] | None = None,
 ):
     """All gradient steps of one iteration.
 
     Args:
         params: trained tree name -> tree; donated. Gradients reach the policy and the trees that hold the two critic heads.
+        base: the frozen backbone under trees that hold adapters.
         lam: float32 scalar, the multiplier.
         key: permutes the rows anew in each epoch.
         ptx: supervised rows, split over the minibatches; None when the coefficient is 0.
@@ -68,64 +78,89 @@ def update(
         the first minibatch, where it must be rounding error alone.
     """
     ppo = settings.ppo
-    whole = _combined(config, params, experience, images, lam, settings)
-    B = whole.advantage_BR.shape[0]
+    mask_BR = experience.rollout.response_mask_BR
+    streams = experience.streams
+    advantage_BR = None if streams is None else advantage(streams, mask_BR, lam, ppo)
+    whole = Minibatch(experience, advantage_BR, _features(config, params, base, experience, images, settings))
+    B = mask_BR.shape[0]
     rows = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), B))(jnp.arange(ppo.epochs))
     rows = rows.reshape(ppo.epochs * ppo.minibatches, B // ppo.minibatches)
     if ptx is not None:
         ptx = jax.tree.map(lambda x: x.reshape(ppo.minibatches, -1, *x.shape[1:]), ptx)
 
+    def gradient(tree, name: str, loss, batch):
+        """Of loss(whole tree, part of the batch), by what is trained of the tree."""
+        return step.accumulate(
+            lambda tree, part: loss(roles.whole(base, tree), part), tree, batch, settings.microbatches, settings.trainable[name]
+        )
+
     def descend(params, opt_state, name: str, loss, minibatch, grads_of_more=None):
         """One optimizer step on one tree, in place in the two dicts."""
-        grads, metrics = step.accumulate(
-            lambda tree, batch: loss(config, tree, batch, name, settings),
-            params[name],
-            minibatch,
-            settings.microbatches,
-            settings.trainable[name],
-        )
+        own_loss = functools.partial(loss, config, name, settings)
+        grads, metrics, found = gradient(params[name], name, own_loss, minibatch)
         if grads_of_more is not None:
             grads = jax.tree.map(lambda g, more: g + settings.ptx_coef * more, grads, grads_of_more)
         params[name], opt_state[name], norm = step.apply_updates(settings.optimizers[name], params[name], opt_state[name], grads)
-        return metrics | {"grad_norm": (norm["grad_norm"], jnp.float32(1))}
+        return metrics | {"grad_norm": (norm["grad_norm"], jnp.float32(1))}, found
 
     def gradient_step(carry, index):
         params, opt_state = dict(carry[0]), dict(carry[1])
         minibatch = jax.tree.map(lambda x: x[rows[index]], whole)
-        metrics = {}
+        metrics, made = {}, {}
         for name in critic_trees(settings.places):
-            metrics |= _named(f"{name}_", descend(params, opt_state, name, _critic_loss, minibatch))
+            learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
+            metrics, made = metrics | _named(f"{name}_", learned), made | found
+        if minibatch.advantage_BR is None:
+            mask_BR = minibatch.experience.rollout.response_mask_BR
+            minibatch = minibatch._replace(advantage_BR=advantage(made, mask_BR, lam, ppo))
+            metrics |= stream_metrics(made, mask_BR)
         if settings.train_policy:
             name, ptx_grads = settings.places["policy"].tree, None
             if ptx is not None:
-                supervised = jax.tree.map(lambda x: x[index % ppo.minibatches], ptx)
-                ptx_grads, ptx_metrics = step.accumulate(
-                    lambda tree, batch: _ptx_loss(config, tree, batch),
-                    params[name],
-                    supervised,
-                    settings.microbatches,
-                    settings.trainable[name],
-                )
+                rows_of_step = jax.tree.map(lambda x: x[index % ppo.minibatches], ptx)
+                ptx_grads, ptx_metrics, _ = gradient(params[name], name, functools.partial(_ptx_loss, config), rows_of_step)
                 metrics |= ptx_metrics
-            metrics |= descend(params, opt_state, name, _policy_loss, minibatch, ptx_grads)
+            metrics |= descend(params, opt_state, name, _policy_loss, minibatch, ptx_grads)[0]
         return (params, opt_state), {name: total / count for name, (total, count) in metrics.items() if name != "loss"}
 
     (params, opt_state), metrics = jax.lax.scan(gradient_step, (dict(params), dict(opt_state)), jnp.arange(rows.shape[0]))
     mismatch = {"mismatch": metrics["log_ratio_abs"][0]} if settings.train_policy else {}
-    return params, opt_state, {name: jnp.mean(values) for name, values in metrics.items()} | mismatch
+    metrics = {name: jnp.mean(values) for name, values in metrics.items()} | mismatch
+    if streams is not None:
+        metrics |= {name: total / count for name, (total, count) in stream_metrics(streams, mask_BR).items()}
+    return params, opt_state, metrics
 
 
-def _combined(config: VLMConfig, params, experience: Experience, images, lam, settings: Update) -> Minibatch:
-    """The whole rollout as one batch: both advantage streams combined, the features of each trained tree at hand."""
-    mask_BR = experience.rollout.response_mask_BR
-    reward_adv_BR, cost_adv_BR = experience.reward_adv_BR, experience.cost_adv_BR
-    if settings.ppo.whiten == "scale":
-        reward_adv_BR, cost_adv_BR = masked.scale(reward_adv_BR, mask_BR), masked.scale(cost_adv_BR, mask_BR)
-    features = {
-        name: forward.encode(config, params[name], images) if name in settings.own_tower else experience.rollout.features
-        for name in params
+def _features(config: VLMConfig, params, base, experience: Experience, images, settings: Update) -> dict[str, Any]:
+    """Image features for each trained tree: the rollout's, or of its own tower."""
+    own = {name: roles.whole(base, params[name]) for name in params if name in settings.own_tower}
+    return {name: forward.encode(config, own[name], images) if name in own else experience.rollout.features for name in params}
+
+
+def advantage(streams: Mapping[str, Stream], mask_BR, lam, ppo: PPOConfig):
+    """Both streams of a whole rollout as one, as `ppo.whiten` wants them."""
+    both = [streams[role].adv_BR for role in scoring.CRITICS]
+    if ppo.whiten == "scale":
+        both = [masked.scale(adv_BR, mask_BR) for adv_BR in both]
+    return lagrangian.combine(*both, lam)
+
+
+def stream_metrics(streams: Mapping[str, Stream], mask_BR) -> step.Metrics:
+    """How well each critic explains its returns, and whether what helps also costs: near +1, the multiplier settles a conflict."""
+    reward, cost = (streams[role] for role in scoring.CRITICS)
+    found = {
+        "reward_explained_variance": ppo_losses.explained_variance(reward.value_BR, reward.return_BR, mask_BR),
+        "cost_explained_variance": ppo_losses.explained_variance(cost.value_BR, cost.return_BR, mask_BR),
+        "advantage_correlation": _correlation(reward.adv_BR, cost.adv_BR, mask_BR),
     }
-    return Minibatch(experience, lagrangian.combine(reward_adv_BR, cost_adv_BR, lam), features)
+    return {name: (value, jnp.float32(1)) for name, value in found.items()}
+
+
+def _correlation(x_BR, y_BR, mask_BR):
+    x_BR, y_BR = masked.scale(x_BR, mask_BR), masked.scale(y_BR, mask_BR)
+    count = jnp.maximum(jnp.sum(mask_BR), 1)
+    means = [jnp.sum(z_BR) / count for z_BR in (x_BR, y_BR)]
+    return jnp.sum(x_BR * y_BR) / count - means[0] * means[1]
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:
@@ -143,7 +178,7 @@ def _named(prefix: str, metrics: dict) -> dict:
     return {prefix + name if name in ("grad_norm", "loss") else name: value for name, value in metrics.items()}
 
 
-def _policy_loss(config: VLMConfig, tree, batch: Minibatch, name: str, settings: Update):
+def _policy_loss(config: VLMConfig, name: str, settings: Update, tree, batch: Minibatch):
     rollout = batch.experience.rollout
     logp_BR, entropy_BR = forward.response_logp(
         config,
@@ -166,28 +201,25 @@ def _policy_loss(config: VLMConfig, tree, batch: Minibatch, name: str, settings:
     return loss._replace(metrics=loss.metrics | logged)
 
 
-def _critic_loss(config: VLMConfig, tree, batch: Minibatch, name: str, settings: Update):
-    """The value losses of every critic head on this tree, summed."""
-    experience, places = batch.experience, settings.places
+def _critic_loss(config: VLMConfig, name: str, settings: Update, tree, batch: Minibatch):
+    """The value losses of every critic head on this tree, summed; beside them the streams that were made of its values."""
+    experience, places, ppo = batch.experience, settings.places, settings.ppo
+    mask_BR = experience.rollout.response_mask_BR
     scores = forward.response_scores(config, tree, experience.rollout, batch.features[name])
-    streams = {
-        "reward_critic": (experience.reward_value_BR, experience.reward_return_BR),
-        "cost_critic": (experience.cost_value_BR, experience.cost_return_BR),
-    }
-    total, count, metrics = jnp.float32(0), jnp.float32(1), {}
-    for role, (old_value_BR, return_BR) in streams.items():
+    total, count, metrics, made = jnp.float32(0), jnp.float32(1), {}, {}
+    for role in scoring.CRITICS:
         if places[role].tree == name:
+            value_BR = scores[places[role].head][:, :-1]
+            if experience.streams is None:
+                stream = made[role] = scoring.stream(experience.token_BR[role], value_BR, mask_BR, ppo)
+            else:
+                stream = experience.streams[role]
             loss = ppo_losses.value(
-                scores[places[role].head][:, :-1],
-                old_value_BR,
-                return_BR,
-                experience.rollout.response_mask_BR,
-                clip_value=settings.ppo.clip_value,
-                reduction=settings.ppo.reduction,
+                value_BR, stream.value_BR, stream.return_BR, mask_BR, clip_value=ppo.clip_value, reduction=ppo.reduction
             )
             total, count = total + loss.sum, loss.count
             metrics |= {f"{role}_loss": (loss.sum, loss.count), f"{role}_clip_fraction": loss.metrics["clip_fraction"]}
-    return masked.Loss(total, count, metrics)
+    return masked.Loss(total, count, metrics, made)
 
 
 def _ptx_loss(config: VLMConfig, tree, batch: SupervisedBatch):

@@ -12,14 +12,17 @@ import optax
 from jaxtyping import Array, Float
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.parallel import rules
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]
-LossFn = Callable[[Any, Any], tuple[Float[Array, ""], Float[Array, ""], Metrics]]  # (params, microbatch) -> sum, count, metrics
+LossFn = Callable[[Any, Any], Loss]  # (params, microbatch) -> sum, count, metrics, rows
 
 
-def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, trainable: Any = None) -> tuple[Any, Metrics]:
+def accumulate(
+    loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, trainable: Any = None
+) -> tuple[Any, Metrics, Any]:
     """Gradient of the mean loss of `batch`, computed in `microbatches` parts.
 
     Args:
@@ -27,25 +30,28 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
         trainable: tree of bools (`optimizer.trainable`); a frozen leaf is not differentiated and gets zeros. None = all of them.
 
     Returns:
-        The gradients of (sum of sums) / (sum of counts), in the parameters' dtypes, and the summed metrics, "loss" among them.
+        The gradients of (sum of sums) / (sum of counts), in the parameters' dtypes; the summed metrics, "loss" among them; and
+        the loss's `rows`, those of all microbatches in the order of the batch.
     """
     leaves, treedef = jax.tree.flatten(params)
     flags = [True] * len(leaves) if trainable is None else treedef.flatten_up_to(trainable)
     trained = [leaf for leaf, flag in zip(leaves, flags) if flag]
 
-    def total(trained: list[Array], part: Any) -> tuple[Float[Array, ""], Metrics]:
+    def total(trained: list[Array], part: Any) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
         rest = iter(trained)
         full = treedef.unflatten([next(rest) if flag else leaf for leaf, flag in zip(leaves, flags)])
-        loss_sum, count, metrics = loss_fn(full, part)
-        return loss_sum, {"loss": (loss_sum, jnp.asarray(count, jnp.float32)), **metrics}
+        loss = loss_fn(full, part)
+        return loss.sum, ({"loss": (loss.sum, jnp.asarray(loss.count, jnp.float32)), **loss.metrics}, loss.rows)
 
-    def part_gradients(part: Any) -> tuple[list[Array], Metrics]:
-        return jax.grad(total, has_aux=True)(trained, rules.keep_rows(part))
+    def part_gradients(part: Any) -> tuple[tuple[list[Array], Metrics], Any]:
+        grads, (metrics, rows) = jax.grad(total, has_aux=True)(trained, rules.keep_rows(part))
+        return (grads, metrics), rows
 
     if microbatches == 1:
-        grads, metrics = part_gradients(batch)
+        (grads, metrics), rows = part_gradients(batch)
     else:
-        grads, metrics = _sum_over(part_gradients, split(batch, microbatches))
+        (grads, metrics), rows = _sum_over(part_gradients, split(batch, microbatches))
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
     count = metrics["loss"][1]
     scale = 1 / jnp.where(count > 0, count, 1)  # nothing counted: the sum is 0, and so is the gradient
     found = iter(grads)
@@ -53,7 +59,7 @@ def accumulate(loss_fn: LossFn, params: Any, batch: Any, microbatches: int = 1, 
         (next(found) * scale).astype(leaf.dtype) if flag else jnp.zeros(leaf.shape, leaf.dtype)
         for leaf, flag in zip(leaves, flags)
     ]
-    return treedef.unflatten(full), metrics
+    return treedef.unflatten(full), metrics, rows
 
 
 def split(batch: Any, parts: int) -> Any:
@@ -83,12 +89,13 @@ def add(left: Metrics, right: Metrics) -> Metrics:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _sum_over(function: Callable[[Any], Any], parts: Any) -> Any:
-    """Sum of function(part) over axis 0 of `parts`; gradients are added in float32 whatever their dtype."""
-    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+def _sum_over(function: Callable[[Any], tuple[Any, Any]], parts: Any) -> tuple[Any, Any]:
+    """function(part) -> (added, stacked) over axis 0 of `parts`; gradients are added in float32 whatever their dtype."""
+    first, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
 
-    def body(carry: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda total, x: total + x, carry, function(part)), None
+    def body(carry: Any, part: Any) -> tuple[Any, Any]:
+        added, rows = function(part)
+        return jax.tree.map(lambda total, x: total + x, carry, added), rows
 
-    return jax.lax.scan(body, zero, parts)[0]
+    return jax.lax.scan(body, zero, parts)

@@ -1,0 +1,197 @@
+"""Adapters: a fresh one changes nothing, one that is off is the backbone, merged equals overlaid, and PEFT reads what we write."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_families as families
+import tiny_hf
+import torch
+import transformers
+from test_stages import picture, settings
+
+from srlhfv_jax.config import LoraConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
+from srlhfv_jax.models import lora, vlm
+from srlhfv_jax.parallel import rules
+from srlhfv_jax.stages import ppo_lag, scores, sft
+from srlhfv_jax.stages.quickstart import write_rows
+
+LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",))
+EVERYWHERE = dataclasses.replace(LORA, targets=("text/layers/.*_proj", "vision/layers/"))
+KINDS = ("llava", "qwen2_5_vl", "smolvlm", "gemma3", "mistral with a window")
+
+
+def moved(adapter, seed: int = 1):
+    """An adapter that adds something: B is not zero any more."""
+
+    def move(path, leaf):
+        return jax.random.normal(jax.random.key(seed + leaf.size), leaf.shape) * 0.3 if "lora_b" in str(path) else leaf
+
+    return jax.tree.map_with_path(move, adapter)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def family(request, tmp_path_factory):
+    """(config of transformers, torch model, checkpoint as we read it, prompts, folder)"""
+    folder = tmp_path_factory.mktemp("family")
+    model = tiny_hf.save(folder, families.VARIANTS[request.param])
+    pretrained = load_pretrained(folder)
+    return families.VARIANTS[request.param], model, pretrained, families.batch(pretrained), folder
+
+
+def logits_of(config, prompts):
+    @jax.jit
+    def logits(params):
+        features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
+        hidden = vlm.apply(config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features)[0]
+        return vlm.logits(config, params, hidden)
+
+    return logits
+
+
+def test_fresh_changes_nothing_and_merged_equals_overlaid(family):
+    _, _, pretrained, prompts, _ = family
+    logits = logits_of(pretrained.config, prompts)
+    settings = EVERYWHERE if pretrained.config.vision else LORA
+    fresh = lora.init(settings, pretrained.params, jax.random.key(0))
+    before = logits(pretrained.params)
+    np.testing.assert_array_equal(logits(lora.overlay(pretrained.params, fresh)), before)
+    np.testing.assert_array_equal(logits(lora.overlay(pretrained.params, {})), before)
+    over = logits(lora.overlay(pretrained.params, moved(fresh)))
+    assert np.abs(over - before).max() > 0.5
+    np.testing.assert_allclose(logits(lora.merged(pretrained.params, moved(fresh))), over, atol=2e-4)
+
+
+def test_an_overlay_copies_nothing():
+    params = {"text": {"layers": {"q_proj": {"kernel": jnp.ones((2, 4, 3))}}}}
+    adapter = lora.init(LORA, params, jax.random.key(0))
+    over = lora.overlay(params, adapter)
+    assert over["text"]["layers"]["q_proj"]["kernel"] is params["text"]["layers"]["q_proj"]["kernel"]
+    assert over["text"]["layers"]["q_proj"]["lora_a"] is adapter["text"]["layers"]["q_proj"]["lora_a"]
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"text": {"layers": {"elsewhere": {"lora_a": jnp.ones(1)}}}},
+        {"text": {"norm": {"lora_a": jnp.ones(1)}}},
+        {"lora_a": jnp.ones(1)},
+    ],
+)
+def test_an_adapter_that_the_model_would_never_read_is_an_error(adapter):
+    with pytest.raises(ValueError, match="does not fit over"):
+        lora.overlay({"text": {"layers": {"q_proj": {"kernel": jnp.ones((2, 4, 3))}}, "norm": {"scale": jnp.ones(3)}}}, adapter)
+
+
+def test_wrong_settings_are_named():
+    params = {"text": {"layers": {"q_proj": {"kernel": jnp.ones((2, 4, 3))}}}}
+    with pytest.raises(UserError, match="'text/.*qproj' matches no kernel of a layer: there are text/layers/q_proj"):
+        lora.init(dataclasses.replace(LORA, targets=("text/.*qproj",)), params, jax.random.key(0))
+    with pytest.raises(UserError, match="at least 1"):
+        lora.init(dataclasses.replace(LORA, rank=0), params, jax.random.key(0))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_peft_gives_the_same_logits_and_the_way_back_is_the_identity(family, tmp_path):
+    from peft import PeftModel
+
+    config, _, pretrained, prompts, folder = family
+    adapter = moved(lora.init(LORA, pretrained.params, jax.random.key(0)))
+    out = export_pretrained(tmp_path / "out", pretrained.config, None, base=folder, adapter=adapter)
+    assert not list(out.glob("model*.safetensors"))
+    kind = transformers.AutoModelForImageTextToText if pretrained.config.vision else transformers.AutoModelForCausalLM
+    theirs = PeftModel.from_pretrained(kind.from_pretrained(folder), out).eval()
+    positions = {} if prompts.positions_BP.ndim == 3 else {"position_ids": torch.tensor(prompts.positions_BP)}
+    with torch.no_grad():
+        expected = theirs(**families.theirs(config, pretrained, prompts), **positions).logits.numpy()
+    ours = logits_of(pretrained.config, prompts)(lora.overlay(pretrained.params, adapter))
+    np.testing.assert_allclose(np.asarray(ours)[prompts.mask_BP], expected[prompts.mask_BP], atol=1e-4)
+
+    kept = load_pretrained(out, keep_adapter=True)
+    jax.tree.map(np.testing.assert_array_equal, kept.adapter, adapter)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, pretrained.params)
+    assert load_pretrained(out).adapter is None
+    whole = lora.merged(pretrained.params, adapter)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), load_pretrained(out).params, whole)
+
+
+def test_adapters_that_are_not_plain_or_do_not_fit_are_refused(tmp_path):
+    tiny_hf.save(tmp_path / "base", tiny_hf.llama_config())
+    base = load_pretrained(tmp_path / "base")
+    adapter = lora.init(LORA, base.params, jax.random.key(0))
+    out = export_pretrained(tmp_path / "out", base.config, None, base=tmp_path / "base", adapter=adapter)
+    described = json.loads((out / peft.CONFIG).read_text())
+    for changed, message in (({"use_dora": True}, "use_dora is True"), ({"base_model_name_or_path": ""}, "does not say")):
+        (out / peft.CONFIG).write_text(json.dumps(described | changed))
+        with pytest.raises(UserError, match=message):
+            load_pretrained(out)
+    (out / peft.CONFIG).write_text(json.dumps(described))
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(out / peft.WEIGHTS)
+    name = next(name for name in tensors if "layers.1.self_attn.q_proj.lora_A" in name)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, out / peft.WEIGHTS)
+    with pytest.raises(UserError, match="must lie over all layers or none"):
+        load_pretrained(out)
+    save_file(tensors | {"base_model.model.elsewhere.lora_A.weight": tensors[name]}, out / peft.WEIGHTS)
+    with pytest.raises(UserError, match="fit no kernel of the decoder: base_model.model.elsewhere"):
+        load_pretrained(out)
+
+
+@pytest.fixture(scope="module")
+def stages(picture, tmp_path_factory):
+    """Workdirs of sft and scores with adapters over one random LLaVA."""
+    out = tmp_path_factory.mktemp("stages")
+    sft.run(settings(SFTConfig, "sft", init=str(picture / "base"), init_random=True, steps=1, **rows(picture)), out / "whole")
+    start = {"lora.rank": 4, "lora.alpha": 8.0} | rows(picture)
+    sft.run(settings(SFTConfig, "sft", init=str(out / "whole"), **start), out / "sft")
+    write_rows(out / "pairs.parquet", task_rows.probe_rows(0, task_rows.split_cells(0), "train", 16, task_rows.Noise()))
+    pairs = start | {"data.path": str(out / "pairs.parquet")}
+    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), **pairs), out / "scores")
+    return out
+
+
+def rows(picture) -> dict:
+    return {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.response_length": 24, "data.prompt_length": 40}
+
+
+@pytest.mark.parametrize("mesh", [{}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}])
+def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, mesh):
+    asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
+    done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **asked, **mesh), tmp_path / "ppo_lag")
+    assert done["grad_norm"] > 0 and done["critic_grad_norm"] > 0 and np.isfinite(done["lambda.final"])
+    whole, policy = load_pretrained(stages / "whole"), load_pretrained(tmp_path / "ppo_lag", keep_adapter=True)
+    jax.tree.map(np.testing.assert_array_equal, policy.params, whole.params)
+    before = load_pretrained(stages / "sft", keep_adapter=True).adapter
+    changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), policy.adapter, before)
+    assert all(flag == (not path.endswith("lora_scale")) for path, flag in rules.leaves(changed))
+
+
+def test_roles_on_another_backbone_and_other_ranks_are_refused(stages, picture, tmp_path):
+    plain = settings(SFTConfig, "sft", init=str(stages / "whole"), **rows(picture))
+    sft.run(plain, tmp_path / "plain")
+    asked = dict(scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
+    with pytest.raises(UserError, match="all roles are adapters over one backbone"):
+        ppo_lag.run(settings(PPOLagConfig, "ppo_lag", policy=str(tmp_path / "plain"), **asked), tmp_path / "ppo_lag")
+    with pytest.raises(UserError, match="has an adapter of rank 4: set config.lora.rank=4"):
+        other = {"lora.rank": 2} | rows(picture)
+        sft.run(settings(SFTConfig, "sft", init=str(stages / "sft"), **other), tmp_path / "other")
+
+
+def test_adapters_carry_the_optimizer_of_themselves_alone(stages):
+    """What is checkpointed: adapters and their moments, a small part of the backbone."""
+    from srlhfv_jax.training import optimizer, state
+
+    model = load_pretrained(stages / "sft", keep_adapter=True)
+    tree = {"adapter": model.adapter}
+    config = settings(SFTConfig, "sft", **{"lora.rank": 4}).optimizer
+    opt_state = jax.eval_shape(optimizer.make(config, tree, 2).init, tree)
+    trained = sum(leaf.size for path, leaf in rules.leaves(tree) if not path.endswith("lora_scale"))
+    assert sum(leaf.size for leaf in jax.tree.leaves(opt_state) if leaf.ndim) == 2 * trained
+    assert state.PURPOSES[-1] == "adapter"
