@@ -24,10 +24,10 @@ from ml_collections import ConfigDict
 from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
 
 from srlhfv_jax.batches import Images, PromptBatch
-from srlhfv_jax.config import PPOLagConfig, parse
+from srlhfv_jax.config import LoraConfig, PPOLagConfig, parse
 from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.models import heads, roles, vlm
+from srlhfv_jax.models import heads, lora, roles, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, memory, rules
 from srlhfv_jax.parallel.mesh import make_mesh
@@ -38,6 +38,7 @@ from srlhfv_jax.training import ppo, state as states
 PAD, EOS = 0, 2
 WARM_UP = 3  # iterations that are not timed: compiling, and memory grows to what a step needs
 PHASES = ("generate", "score", "update")
+LORA = LoraConfig(rank=16, alpha=32.0, targets=("text/layers/.*_proj",))
 
 
 def model_config(size: Size) -> VLMConfig:
@@ -79,6 +80,8 @@ def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
     """A backbone for every tree that the way of sharing asks for, all with one vision tower, and the heads that live on it."""
     places = roles.assign(sharing)
     names = list(dict.fromkeys(place.tree for place in places.values()))
+    if sharing == "adapters":
+        return _random_adapters(config, places, names, mesh)
     create = jax.jit(_random_tree, static_argnums=(0, 1))
     trees = {}
     for number, name in enumerate(names):
@@ -87,6 +90,21 @@ def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
     return Models(loaded, places, trained, frozen=trees, own_tower=frozenset())
+
+
+def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: list[str], mesh) -> Models:
+    """One backbone; an adapter for every tree but the reference, which is the backbone itself."""
+    base = rules.place(jax.jit(_random_tree, static_argnums=(0, 1))(config, (), jax.random.key(0), jax.random.key(0)), mesh)
+    trees = {}
+    for number, name in enumerate(names):
+        own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
+        key = jax.random.key(number)
+        adapter = {} if name == places["reference"].tree else lora.init(LORA, base["backbone"], key)
+        tree = {"adapter": adapter} | ({"heads": heads.init(config, own_heads, key)} if own_heads else {})
+        trees[name] = rules.place(tree, mesh)
+    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
+    return Models(loaded, places, trained, frozen=trees | {roles.BASE: base}, own_tower=frozenset())
 
 
 def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key) -> dict:
@@ -120,7 +138,8 @@ def iterate(
         marks.append(time.perf_counter())
         return result
 
-    rollout = finished(iteration.generate(state.params["policy"]["backbone"], prompts, states.key(seed, number, "rollout")))
+    policy = iteration.models.backbone(state.params["policy"])
+    rollout = finished(iteration.generate(policy, prompts, states.key(seed, number, "rollout")))
     experience, controller, metrics = finished(
         iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra)
     )
@@ -133,6 +152,7 @@ def iterate(
             metrics["lambda"],
             states.key(seed, number, "minibatches"),
             None,
+            iteration.models.base,
         )
     )
     state = states.TrainState(params, opt_state, state.step + 1, controller)
@@ -157,11 +177,11 @@ def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
     models = random_models(model_config(size), sharing, mesh)
-    params = sum(leaf.size for leaf in jax.tree.leaves(models.trained["policy"]))
+    params = sum(leaf.size for leaf in jax.tree.leaves(models.backbone(models.trained["policy"])))
     vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
     iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
     state, prompts = iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
-    hosts.say(f"{sharing}: {params / 1e6:.2f} M parameters in each of {len(models.trained | models.frozen)} trees; compiling ...")
+    hosts.say(f"{sharing}: {params / 1e6:.2f} M parameters in the policy; compiling ...")
 
     seconds = []
     for number in range(WARM_UP + iterations):
@@ -191,7 +211,7 @@ def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--sharing", choices=("shared", "separate"), default="shared")
+    parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     args = parser.parse_args()
     memory.keep_freed()

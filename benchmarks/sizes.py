@@ -75,15 +75,17 @@ def one_pass(size: Size) -> float:
 
 
 def jax_iteration(size: Size, sharing: str) -> dict[str, float]:
-    """Operations of our iteration by phase. A gradient costs two more passes, and none through the frozen tower."""
-    critics = {"shared": 1, "separate": 2}[sharing]  # and as many trees that score
+    """Operations of our iteration by phase. A gradient costs two more passes, over a frozen backbone one, and none through the
+    frozen tower. Values are computed in the update alone, and what an adapter adds is not counted."""
+    critics = {"shared": 1, "adapters": 1, "separate": 2}[sharing]  # and as many trees that score
+    gradient = 2 if sharing == "adapters" else 3
     inside = projector(size) + decoder(size, size.length, size.length, read=RESPONSE + 1)
     answers = logits(size, RESPONSE)
     prefill = vision(size, size.vision_layers - 1) + projector(size) + decoder(size, size.prompt, size.prompt, read=1)
     return {
         "generate": prefill + decoder(size, RESPONSE - 1, size.length) + answers,
-        "score": (1 + 2 * critics) * inside + answers,
-        "update": 3 * ((1 + critics) * inside + answers),
+        "score": (1 + critics) * inside + answers,
+        "update": gradient * ((1 + critics) * inside + answers),
     }
 
 

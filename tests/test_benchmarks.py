@@ -16,10 +16,11 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
 
 
-def test_an_iteration_is_timed_and_its_line_is_complete():
+@pytest.mark.parametrize("sharing", ["shared", "adapters"])
+def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
     # A process of its own: one device, as a user runs it, and its own peak memory.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", "--sharing=shared", "--iterations=1"]
+    command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
@@ -27,7 +28,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete():
     rates = ("samples_per_s", "peak_rss_gb", "forward_equivalents", "matmul_gflops")
     for name in (*seconds, *rates, "params", "gflops"):
         assert line[name] >= 0, name
-    assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", "shared")
+    assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", sharing)
 
 
 def test_a_forward_pass_is_the_arithmetic_of_its_matrices(scripts):

