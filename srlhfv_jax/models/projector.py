@@ -1,6 +1,7 @@
 """Image features into the decoder's stream: the connector, and the place of each feature among the tokens."""
 
 import einops
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -72,5 +73,27 @@ def place(x_BTD, projected_BND, is_image_BT, order_BM=None):
     nth_BT = jnp.clip(jnp.cumsum(is_image_BT, axis=1, dtype=jnp.int32) - 1, 0, places - 1)
     if order_BM is not None:
         nth_BT = jnp.take_along_axis(order_BM, nth_BT, axis=1) % projected_BND.shape[1]
-    placed_BTD = jnp.take_along_axis(projected_BND, nth_BT[:, :, None], axis=1)
-    return jnp.where(is_image_BT[:, :, None], placed_BTD, x_BTD)
+    return jnp.where(is_image_BT[:, :, None], _pick(projected_BND, nth_BT), x_BTD)
+
+
+@jax.custom_vjp
+def _pick(rows_BND, nth_BT):
+    """rows_BND[b, nth_BT[b, t]].
+
+    The derivative is written out as a product with 0 and 1: a sum into picked rows, as automatic differentiation has it, is a loop
+    over the rows on a CPU, and slow on a TPU as well.
+    """
+    return jnp.take_along_axis(rows_BND, nth_BT[:, :, None], axis=1)
+
+
+def _pick_forward(rows_BND, nth_BT):
+    return _pick(rows_BND, nth_BT), (nth_BT, jnp.arange(rows_BND.shape[1]))
+
+
+def _pick_backward(saved, d_BTD):
+    nth_BT, rows_N = saved
+    picked_BTN = (nth_BT[:, :, None] == rows_N[None, None]).astype(d_BTD.dtype)
+    return jnp.einsum("BTN,BTD->BND", picked_BTN, d_BTD, precision=jax.lax.Precision.HIGHEST), None
+
+
+_pick.defvjp(_pick_forward, _pick_backward)

@@ -194,7 +194,8 @@ class Iteration:
 
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
-    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer it imitates."""
+    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer it imitates. Frozen
+    backbones are kept in the dtype that is computed in."""
     places = roles.assign(settings.sharing)
     policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
     trained = setup.copy(trained)
@@ -203,6 +204,7 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
     if own_tower:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
+    frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
     return Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
 
 

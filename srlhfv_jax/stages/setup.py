@@ -57,7 +57,7 @@ def load(
 ) -> Pretrained:
     """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place."""
     if random_key is None:
-        how = dict(remat=model.remat, scan_unroll=_unroll(model), keep_adapter=keep_adapter)
+        how = dict(remat=model.remat, scan_unroll=unroll(model), keep_adapter=keep_adapter)
         loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, **how)
         return loaded._replace(config=_computed_in(loaded.config, model))
     shape = load_shape(path, model)
@@ -87,11 +87,11 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
 
 def load_shape(path: str, model: ModelConfig) -> Pretrained:
     """Config and processor of a checkpoint, without its weights."""
-    config, processor = load_config_and_processor(path, dtype=model.param_dtype, remat=model.remat, scan_unroll=_unroll(model))
+    config, processor = load_config_and_processor(path, dtype=model.param_dtype, remat=model.remat, scan_unroll=unroll(model))
     return Pretrained(_computed_in(config, model), {}, {}, processor, Path(path))
 
 
-def _unroll(model: ModelConfig) -> int:
+def unroll(model: ModelConfig) -> int:
     return model.scan_unroll or UNROLLED
 
 
@@ -153,6 +153,13 @@ def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
 def copy(tree: Any) -> Any:
     """A copy with buffers of its own: a donated tree must share none with a frozen one."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def frozen_in(dtype: str, tree: dict) -> dict:
+    """A tree whose backbone nobody trains, in the dtype of its activations: kernels are cast to it wherever they are used."""
+    if "backbone" not in tree:
+        return tree
+    return tree | {"backbone": jax.tree.map(lambda leaf: leaf.astype(dtype), tree["backbone"])}
 
 
 def vocabulary(model: Pretrained) -> Vocabulary:

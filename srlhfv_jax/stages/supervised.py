@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 
 from srlhfv_jax.config import ScoresConfig, SFTConfig
 from srlhfv_jax.data import loader
@@ -36,14 +37,7 @@ def train(
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     trainable = optimizers.trainable(settings.optimizer, tree)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state: states.TrainState, base, batch):
-        grads, metrics, _ = step.accumulate(
-            lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, settings.microbatches, trainable
-        )
-        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
-        return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
-
+    update = make_update(loss, optimizer, trainable, settings.microbatches)
     state = loop.run(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
@@ -56,6 +50,20 @@ def train(
         show=show,
     )
     return state.params
+
+
+def make_update(loss: Callable[[Any, Any], Loss], optimizer: optax.GradientTransformation, trainable: Any, microbatches: int):
+    """The jitted step (state, base, batch) -> state, metrics; the state is donated."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: states.TrainState, base, batch):
+        grads, metrics, _ = step.accumulate(
+            lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, microbatches, trainable
+        )
+        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
+        return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
+
+    return update
 
 
 def last_numbers(started: Started) -> dict[str, float]:

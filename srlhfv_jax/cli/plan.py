@@ -1,0 +1,47 @@
+"""`srlhfv plan`: what a run would need on a TPU slice, before the slice is paid for. No TPU needed, nothing is loaded.
+
+    srlhfv plan --config=configs/ppo_lag.py --topology=v5e:2x4 --config.policy=llava-hf/llava-1.5-7b-hf --config.sharing=adapters
+
+The config is that of `ppo_lag` or `sft`. The model is a folder, or a hub id whose shape is known (hf/published.py).
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config import PPOLagConfig, SFTConfig, parse
+from srlhfv_jax.errors import UserError
+
+
+def main(argv: list[str]) -> None:
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("topology", None, "slice, such as v5e:2x4, v5p:2x2x1 or v6e:1x1", flag_values=values)
+    absl_flags.DEFINE_string("workdir", "", "write the numbers to WORKDIR/result.json", flag_values=values)
+    found = flags.read_with_config("ppo_lag", values, argv, __doc__)
+    flags.required(values, "topology")
+    constrained = "sharing" in found
+    settings = parse(PPOLagConfig if constrained else SFTConfig, found)
+    named = settings.policy if constrained else settings.init
+    if not named:
+        raise UserError(f"config.{'policy' if constrained else 'init'} is empty: whose shape should be planned?")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform
+    from srlhfv_jax.parallel import topology
+    from srlhfv_jax.parallel.mesh import make_mesh
+    from srlhfv_jax.stages import plan
+    from srlhfv_jax.training.metrics import write_result
+
+    config = plan.shape(named, settings.model)
+    mesh, limit = make_mesh(settings.mesh, topology.devices(values.topology)), topology.limit_bytes(values.topology)
+    jax.set_mesh(mesh)
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    print(f"{named} on {values.topology}, mesh ({sizes})", flush=True)
+    plan_of = plan.ppo_lag if constrained else plan.supervised_step
+    state, compiled = plan_of(settings, config, mesh, limit)
+    numbers = plan.result(state, compiled, limit)
+    for line in plan.table(numbers, compiled):
+        print(line)
+    if values.workdir:
+        write_result(Path(values.workdir), numbers | {"topology": values.topology})
