@@ -96,7 +96,8 @@ def configs() -> dict[str, transformers.PretrainedConfig]:
 
 def reader(family: str) -> pictures.Reader:
     """How the family's own image processor reads pictures."""
-    words = SimpleNamespace(boi_token="<b>", eoi_token="<e>", image_token="<image>")
+    marks = {"boi_token": "<b>", "eoi_token": "<e>", "image_token": "<image>"}
+    words = SimpleNamespace(special_tokens_map=marks)
     if family.startswith("llava"):
         next_one = family == "llava_next"
         images = transformers.LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=PINPOINTS)

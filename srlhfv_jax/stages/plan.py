@@ -147,7 +147,9 @@ def table(numbers: Mapping[str, Any], compiled: list[Compiled]) -> Iterator[str]
     yield f"fits: {'yes' if numbers['fits'] else 'no'}, {max(numbers['hbm_free_fraction'], 0):.0%} of the memory free"
 
 
-USED = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+# What the compiler says of a program that does not fit: of all it needs, or of temporaries, which come on top of arguments.
+ALL = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 
 
 def _compile(name: str, function: Callable, beside: int, limit: int, *arguments: Any) -> tuple[Compiled, Any]:
@@ -158,12 +160,12 @@ def _compile(name: str, function: Callable, beside: int, limit: int, *arguments:
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = USED.search(str(error))
-        if used is None:
+        found = TEMPORARIES.search(str(error)) or ALL.search(str(error))
+        if found is None:
             raise UserError(f"the TPU compiler refuses {name}: {str(error).strip().splitlines()[0]}") from error
-        peak = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
+        said, size = int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)), sum(map(_bytes, arguments))
+        peak = said + size if found.re is TEMPORARIES else said
         spread = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_rows(x, arguments)), outputs)
-        size = sum(map(_bytes, arguments))
         return Compiled(name, time.monotonic() - began, peak, size, peak - size, beside, False), spread
     memory = done.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes

@@ -1,0 +1,97 @@
+"""`srlhfv plan`: the real compiler for TPUs, on shapes alone. No TPU, no weights."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config import PPOLagConfig, parse
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.published import published
+from srlhfv_jax.parallel import topology
+
+# A process of its own: the compiler for TPUs reads the environment once.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+SMALL = (
+    "--config.policy=HuggingFaceTB/SmolVLM-256M-Instruct",
+    "--config.data.prompt_length=1152",
+    "--config.data.response_length=64",
+)
+
+
+def plan(*arguments: str, config: str = "configs/ppo_lag.py") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "srlhfv_jax", "plan", f"--config={config}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+
+def test_adapters_of_256_million_parameters_fit_on_one_chip_and_on_four(tmp_path):
+    found = {}
+    for name in ("v5e:1x1", "v5e:2x2"):
+        asked = (f"--topology={name}", f"--workdir={tmp_path / name[-3:]}", *SMALL)
+        done = plan(*asked, "--config.sharing=adapters", "--config.lora.rank=8", "--config.data.batch_size=8")
+        assert done.returncode == 0, done.stderr
+        assert "fits: yes" in done.stdout
+        found[name] = json.loads((tmp_path / name[-3:] / "result.json").read_text())
+    one, four = found["v5e:1x1"], found["v5e:2x2"]
+    parameters = 256.5e6  # SmolVLM-256M
+    assert one["state_gb.base"] == pytest.approx(2 * parameters / 1e9, rel=0.03)  # bfloat16
+    assert four["state_gb.base"] < one["state_gb.base"] / 3  # what divides is split over four chips
+    assert one["state_gb.policy.optimizer"] == pytest.approx(2 * one["state_gb.policy"], rel=0.01)
+    assert one["fits"] and 0 < one["hbm_free_fraction"] < four["hbm_free_fraction"] < 1
+    assert one["hbm_limit_gb"] == pytest.approx(15.75 * 2**30 / 1e9)
+
+
+def test_what_does_not_fit_is_said():
+    done = plan(
+        "--topology=v5e:1x1",
+        "--config.init=Qwen/Qwen2-VL-2B-Instruct",
+        "--config.data.max_pixels=200704",
+        "--config.data.prompt_length=512",
+        "--config.data.batch_size=4",
+        config="configs/sft.py",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "DOES NOT FIT" in done.stdout and "fits: no" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--topology=v9:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf"), "--topology must be one of v5e:AxB"),
+        (("--topology=v5e:3x7", "--config.policy=llava-hf/llava-1.5-7b-hf"), "the compiler knows no slice v5e:3x7"),
+        (("--topology=v5e:2x2",), "config.policy is empty: whose shape should be planned?"),
+        (("--config.policy=llava-hf/llava-1.5-7b-hf",), "--topology is needed"),
+        (
+            ("--topology=v5e:2x2", "--config.policy=HuggingFaceTB/SmolVLM-256M-Instruct", "--config.data.prompt_length=512"),
+            "has no room for the 1088 features of 17 tiles",
+        ),
+    ],
+)
+def test_a_wrong_question_is_one_line_and_exit_code_2(arguments, message):
+    done = plan(*arguments)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_an_unknown_slice_is_refused_before_the_compiler_is_asked():
+    with pytest.raises(UserError, match="got 'tpu'"):
+        topology.devices("tpu")
+
+
+def test_state_of_shared_roles_is_what_the_rules_of_thumb_say():
+    """Bytes a parameter: trained 4 + 8 of Adam, frozen 2; two of each."""
+    import jax
+
+    from srlhfv_jax.parallel.mesh import make_mesh
+    from srlhfv_jax.stages import plan as planning
+
+    settings = parse(PPOLagConfig, flags.load("ppo_lag.py"))
+    mesh = make_mesh(dataclasses.replace(settings.mesh, fsdp=1))
+    config = published("HuggingFaceTB/SmolVLM-256M-Instruct")
+    models = planning._models(settings, dataclasses.replace(config, dtype="bfloat16"), mesh)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(models.trained["policy"]))
+    state = planning._bytes(models.trained) + planning._bytes(models.frozen)
+    assert state / parameters == pytest.approx(4 + 4 + 2 + 2, rel=0.001)
