@@ -58,7 +58,7 @@ def test_shared_roles_live_in_four_trees_and_separate_ones_in_six():
     assert [place.tree for place in separate.values()] == list(roles.ROLES)
     for places in (shared, separate):
         assert [places[role].head for role in roles.ROLES] == [None, None, "reward", "cost", "reward", "cost"]
-    with pytest.raises(UserError, match="'shared', 'separate', got 'mixed'"):
+    with pytest.raises(UserError, match="'shared', 'adapters', 'separate', got 'mixed'"):
         roles.assign("mixed")
 
 
