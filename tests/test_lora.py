@@ -13,6 +13,7 @@ import torch
 import transformers
 from test_stages import picture, settings
 
+from srlhfv_jax.cli.main import main
 from srlhfv_jax.config import LoraConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
@@ -183,6 +184,22 @@ def test_roles_on_another_backbone_and_other_ranks_are_refused(stages, picture, 
     with pytest.raises(UserError, match="has an adapter of rank 4: set config.lora.rank=4"):
         other = {"lora.rank": 2} | rows(picture)
         sft.run(settings(SFTConfig, "sft", init=str(stages / "sft"), **other), tmp_path / "other")
+
+
+def test_targets_that_could_not_be_exported_are_refused_before_training(stages, picture, tmp_path):
+    seeing = {"lora.rank": 2, "lora.targets": ("text/layers/.*_proj", "vision/layers/.*_proj")} | rows(picture)
+    with pytest.raises(UserError, match="reach outside the decoder"):
+        sft.run(settings(SFTConfig, "sft", init=str(stages / "whole"), **seeing), tmp_path / "sft")
+
+
+def test_an_adapter_is_merged_by_the_export_command(stages, tmp_path):
+    assert main(["export", f"--source={stages / 'sft'}", f"--target={tmp_path / 'merged'}"]) == 0
+    kept = load_pretrained(stages / "sft", keep_adapter=True)
+    expected = lora.merged(kept.params, kept.adapter)["text"]["layers"]["mlp"]["down_proj"]["kernel"][1]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    found = model.model.language_model.layers[1].mlp.down_proj.weight.detach().numpy()
+    np.testing.assert_allclose(found.T, expected, atol=1e-7)
+    assert not (tmp_path / "merged" / peft.CONFIG).exists()
 
 
 def test_adapters_carry_the_optimizer_of_themselves_alone(stages):

@@ -71,12 +71,17 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
     (its own, if it has one) and its backbone.
 
     Raises:
-        UserError: the checkpoint has an adapter of another rank.
+        UserError: targets that could not be exported, or a checkpoint with an adapter of another rank.
     """
     if settings.rank == 0:
         return {"backbone": model.params}, None
     if model.adapter is None:
-        return {"adapter": rules.place(lora.init(settings, model.params, key), mesh)}, model.params
+        fresh = lora.init(settings, model.params, key)
+        if fresh.keys() != {"text"}:
+            raise UserError(
+                f"config.lora.targets {settings.targets} reach outside the decoder: an adapter of PEFT is over text/ alone"
+            )
+        return {"adapter": rules.place(fresh, mesh)}, model.params
     rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
     if rank != settings.rank:
         raise UserError(
