@@ -58,6 +58,14 @@ def test_what_does_not_fit_is_said():
     assert "DOES NOT FIT" in done.stdout and "fits: no" in done.stdout
 
 
+def test_score_heads_are_planned_from_pairs():
+    """Two answers a row: twice the rows through the decoder."""
+    asked = ("--topology=v5e:1x1", f"--config.init={SMALL[0].partition('=')[2]}", "--config.data.prompt_length=1152")
+    done = plan(*asked, "--config.data.response_length=64", "--config.data.batch_size=2", config="configs/scores.py")
+    assert done.returncode == 0, done.stderr
+    assert "update" in done.stdout and "optimizer" in done.stdout and "fits: yes" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,7 +2,7 @@
 
     srlhfv plan --config=configs/ppo_lag.py --topology=v5e:2x4 --config.policy=llava-hf/llava-1.5-7b-hf --config.sharing=adapters
 
-The config is that of `ppo_lag` or `sft`. The model is a folder, or a hub id whose shape is known (hf/published.py).
+The config is that of `sft`, `scores`, `reward`, `cost` or `ppo_lag`. The model is a folder, or a hub id whose shape is known (hf/published.py).
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, SFTConfig, parse
+from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig, parse
 from srlhfv_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     found = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
     constrained = "sharing" in found
-    settings = parse(PPOLagConfig if constrained else SFTConfig, found)
+    settings = parse(PPOLagConfig if constrained else ScoresConfig if "heads" in found else SFTConfig, found)
     named = settings.policy if constrained else settings.init
     if not named:
         raise UserError(f"config.{'policy' if constrained else 'init'} is empty: whose shape should be planned?")

@@ -7,6 +7,7 @@ Nothing is loaded and nothing is run. The compiler is the real one: what it refu
 """
 
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -17,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srlhfv_jax.batches import Images, PromptBatch, SupervisedBatch
-from srlhfv_jax.config import ModelConfig, PPOLagConfig, SFTConfig
+from srlhfv_jax.batches import Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.config import ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.hf.published import CONFIGS, published
@@ -27,7 +28,7 @@ from srlhfv_jax.models import heads, lora, roles, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.stages import setup, sft, supervised
+from srlhfv_jax.stages import scores, setup, sft, supervised
 from srlhfv_jax.stages.ppo_lag import Iteration, Models
 from srlhfv_jax.training import optimizer as optimizers, ppo, state as states
 
@@ -86,32 +87,26 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     return state, compiled
 
 
-def supervised_step(settings: SFTConfig, config: VLMConfig, mesh: Mesh, limit: int) -> tuple[dict[str, int], list[Compiled]]:
-    """The same of supervised fine-tuning: its one function."""
+def supervised_step(
+    settings: SFTConfig | ScoresConfig, config: VLMConfig, mesh: Mesh, limit: int
+) -> tuple[dict[str, int], list[Compiled]]:
+    """The same of a supervised stage: its one function."""
     hosts.check_batch(settings.data.batch_size, mesh, "a batch of")
     backbone = _backbone(config, settings.model.param_dtype, mesh)
     tree, base = {"backbone": backbone}, None
     if settings.lora.rank:
-        tree, base = {"adapter": _adapter(settings.lora, backbone, mesh)}, _cast(backbone, config.dtype)
+        tree, base = {"adapter": _adapter(settings.lora, backbone, mesh)}, backbone
+    if isinstance(settings, ScoresConfig):
+        shapes = jax.eval_shape(lambda: heads.init(config, settings.heads, jax.random.key(0)))
+        tree |= {"heads": _placed(shapes, mesh)}
+        loss, batch = functools.partial(scores.loss, config, settings), _pairs(config, settings, mesh)
+    else:
+        loss, batch = functools.partial(sft.loss, config), _answers(config, settings, mesh)
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     opt_state = _optimizer_state(optimizer, tree, mesh)
-    state = {"policy": _bytes(tree), "policy.optimizer": _bytes(opt_state)} | ({} if base is None else {"base": _bytes(base)})
-    prompts = _prompts(config, settings, mesh)
-    R = settings.data.response_length
-    row = NamedSharding(mesh, PartitionSpec(prompts.tokens_BP.sharding.spec[0]))
-
-    def wider(x):
-        return jax.ShapeDtypeStruct((x.shape[0], x.shape[1] + R, *x.shape[2:]), x.dtype, sharding=row)
-
-    mask_BR = jax.ShapeDtypeStruct((settings.data.batch_size, R), bool, sharding=row)
-    batch = SupervisedBatch(*map(wider, prompts[:3]), mask_BR, prompts.images)
+    state = {"trained": _bytes(tree), "optimizer": _bytes(opt_state)} | ({} if base is None else {"base": _bytes(base)})
     whole = states.TrainState(tree, opt_state, _replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh), ())
-    update = supervised.make_update(
-        lambda tree, batch: sft.loss(config, tree, batch),
-        optimizer,
-        optimizers.trainable(settings.optimizer, tree),
-        settings.microbatches,
-    )
+    update = supervised.make_update(loss, optimizer, optimizers.trainable(settings.optimizer, tree), settings.microbatches)
     found, _ = _compile("update", update, 0, limit, whole, base, batch)
     return state, [found]
 
@@ -252,6 +247,26 @@ def _prompts(config: VLMConfig, settings: Any, mesh: Mesh) -> PromptBatch:
             )
         images = Images(array((N, vision.patch_values), jnp.float32), None, array((N, 2), jnp.int32), array((N,), jnp.int32))
     return PromptBatch(array((P,), jnp.int32), array((P, *axes), jnp.int32), array((P,), bool), images, array((), jnp.int32))
+
+
+def _answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
+    prompts, R = _prompts(config, settings, mesh), settings.data.response_length
+
+    def wider(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((x.shape[0], x.shape[1] + R, *x.shape[2:]), x.dtype, sharding=x.sharding)
+
+    mask_BR = jax.ShapeDtypeStruct((settings.data.batch_size, R), bool, sharding=hosts.row_sharding(mesh))
+    return SupervisedBatch(*map(wider, prompts[:3]), mask_BR, prompts.images)
+
+
+def _pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:
+    """The answers twice, and their labels."""
+    one, B = _answers(config, settings, mesh), settings.data.batch_size
+    row = hosts.row_sharding(mesh)
+    both = [jax.ShapeDtypeStruct((B, 2, *x.shape[1:]), x.dtype, sharding=row) for x in one[:4]]
+    side_B, weight_B = (jax.ShapeDtypeStruct((B,), dtype, sharding=row) for dtype in (jnp.int32, jnp.float32))
+    sign_BS = jax.ShapeDtypeStruct((B, 2), jnp.float32, sharding=row)
+    return PairBatch(*both, one.images, side_B, weight_B, side_B, weight_B, sign_BS)
 
 
 def _placed(shapes: Any, mesh: Mesh) -> Any:
