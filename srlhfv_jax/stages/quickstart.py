@@ -28,6 +28,8 @@ from srlhfv_jax.training.metrics import write_json, write_result
 def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[str, float]:
     """Run every stage that is not done yet; writes WORKDIR/result.json, samples.jsonl and score_distributions.json.
 
+    `seconds.total` leaves the fixed multipliers out: they are no part of a run.
+
     Args:
         sweep: also train `settings.sweep` fixed multipliers, to compare with (`fixed_lambda.*`).
     """
@@ -50,7 +52,8 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     judged = "evaluation_sweep" if sweep else "evaluation"
     result |= pipeline.step(judged, lambda folder: pipeline.evaluate(finalists, folder))
     result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
-    result |= {"seconds.total": sum(pipeline.seconds.values()), "seed": settings.seed}
+    total = sum(seconds for name, seconds in pipeline.seconds.items() if not name.startswith("fixed_lambda."))
+    result |= {"seconds.total": total, "seed": settings.seed}
     write_result(pipeline.workdir, result)
     return result
 
