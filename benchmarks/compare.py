@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3, help="timed ones of each side")
     parser.add_argument("--sides", default=",".join(SIDES), help="some of them, torch among them")
     args = parser.parse_args()
+    if "torch" not in args.sides.split(",") or not set(args.sides.split(",")) <= SIDES.keys():
+        parser.error(f"--sides must be torch and some of {', '.join(SIDES)}, got {args.sides}")
     results = {side: run(side, args.size, args.iterations) for side in args.sides.split(",")}
     print(json.dumps({"size": args.size} | ratios(results)), flush=True)
 

@@ -11,56 +11,13 @@
 # --dry-run prints the commands and runs none. A workload that was preempted is restarted by Kubernetes and goes on from its checkpoint.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-readonly ROOT
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-fail() {
-  echo "gke.sh: $1" >&2
-  exit 2
-}
-
-cluster="" zone="" project="" type="" name="" image="" slices=1 restarts=5 spot="" dry=""
-command=()
-
-parse() {
-  while (($#)); do
-    case $1 in
-      --cluster=*) cluster=${1#*=} ;;
-      --zone=*) zone=${1#*=} ;;
-      --project=*) project=${1#*=} ;;
-      --type=*) type=${1#*=} ;;
-      --name=*) name=${1#*=} ;;
-      --image=*) image=${1#*=} ;;
-      --slices=*) slices=${1#*=} ;;
-      --restarts=*) restarts=${1#*=} ;;
-      --spot) spot=yes ;;
-      --dry-run) dry=yes ;;
-      --)
-        shift
-        command=("$@")
-        return
-        ;;
-      *) fail "unknown option $1: see the head of this file" ;;
-    esac
-    shift
-  done
-}
-
-require() {
-  local option
-  for option in "$@"; do
-    [[ -n ${!option} ]] || fail "--$option=... is missing"
-  done
-}
-
-do_it() {
-  if [[ -n $dry ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+options=(cluster zone project type name image slices restarts)
+switches=(spot)
+actions=(cluster image run list stop delete)
+cluster="" zone="" project="" type="" name="" image="" slices=1 restarts=5 spot=""
 
 cluster() {
   require cluster zone project type
@@ -77,9 +34,8 @@ image() {
 
 run() {
   require cluster zone project type name image
-  ((${#command[@]})) || fail "give the command after --"
   local quoted
-  quoted=$(printf '%q ' "${command[@]}")
+  quoted=$(quoted_command)
   do_it xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--tpu-type=$type" "--num-slices=$slices" \
     "--workload=$name" "--docker-image=$image" "--max-restarts=$restarts" "--command=SRLHFV_DISTRIBUTED=1 $quoted"
 }
@@ -99,12 +55,4 @@ delete() {
   do_it xpk cluster delete "--cluster=$cluster" "--zone=$zone" "--project=$project"
 }
 
-action=${1-}
-case $action in
-  cluster | image | run | list | stop | delete)
-    shift
-    parse "$@"
-    "$action"
-    ;;
-  *) fail "expected cluster, image, run, list, stop or delete, got '$action': see the head of this file" ;;
-esac
+dispatch "$@"

@@ -14,59 +14,22 @@
 # --version=V     another runtime than the type's                --valid-for=6h   how long a request may wait
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-readonly ROOT
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
 readonly LOG=srlhfv-run.log # in the home of each worker
 readonly RUNS=/mnt/runs     # where the bucket is mounted
 readonly POLL_SECONDS=30
 
-fail() {
-  echo "tpu_vm.sh: $1" >&2
-  exit 2
-}
+options=(name zone type version project bucket valid-for)
+switches=(spot)
+actions=(create setup run logs status watch delete)
+name="" zone="" type="" version="" project="" bucket="" spot="" valid_for=6h
 
-name="" zone="" type="" version="" project="" bucket="" spot="" dry="" valid_for=6h
-command=()
-
-parse() {
-  while (($#)); do
-    case $1 in
-      --name=*) name=${1#*=} ;;
-      --zone=*) zone=${1#*=} ;;
-      --type=*) type=${1#*=} ;;
-      --version=*) version=${1#*=} ;;
-      --project=*) project=${1#*=} ;;
-      --bucket=*) bucket=${1#*=} ;;
-      --valid-for=*) valid_for=${1#*=} ;;
-      --spot) spot=yes ;;
-      --dry-run) dry=yes ;;
-      --)
-        shift
-        command=("$@")
-        return
-        ;;
-      *) fail "unknown option $1: see the head of this file" ;;
-    esac
-    shift
-  done
-}
-
-require() {
-  local option
-  for option in "$@"; do
-    [[ -n ${!option} ]] || fail "--$option=... is missing"
-  done
-}
-
-tpus() { # gcloud compute tpus ..., or in a dry run what it would be
+tpus() {
   local full=(gcloud compute tpus "$@" "--zone=$zone")
   [[ -z $project ]] || full+=("--project=$project")
-  if [[ -n $dry ]]; then
-    printf '%q ' "${full[@]}"
-    echo
-  else
-    "${full[@]}"
-  fi
+  do_it "${full[@]}"
 }
 
 on_all() { tpus tpu-vm ssh "$name" --worker=all "--command=$1"; }
@@ -89,7 +52,7 @@ create() {
   local wanted=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" "--valid-until-duration=$valid_for")
   [[ -z $spot ]] || wanted+=(--spot)
   tpus queued-resources create "$name" "${wanted[@]}"
-  [[ -z $dry ]] || return 0
+  [[ -z $dry_run ]] || return 0
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
@@ -104,7 +67,7 @@ setup() {
   require name zone
   local packed
   packed=$(mktemp --suffix=.tar.gz)
-  [[ -n $dry ]] || git -C "$ROOT" archive --format=tar.gz --output="$packed" HEAD
+  [[ -n $dry_run ]] || git -C "$ROOT" archive --format=tar.gz --output="$packed" HEAD
   tpus tpu-vm scp "$packed" "$name:srlhfv.tar.gz" --worker=all
   on_all 'rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && python3 -m venv ~/venv && ~/venv/bin/pip install -q -e "srlhfv[tpu]"'
   if [[ -n $bucket ]]; then
@@ -115,9 +78,8 @@ setup() {
 
 run() {
   require name zone
-  ((${#command[@]})) || fail "give the command after --, such as: -- srlhfv ppo_lag --workdir=$RUNS/first"
   local quoted
-  quoted=$(printf '%q ' "${command[@]}")
+  quoted=$(quoted_command)
   on_all "cd srlhfv && PATH=\$HOME/venv/bin:\$PATH SRLHFV_DISTRIBUTED=1 nohup bash -c '${quoted//\'/\'\\\'\'}; echo exit \$?' > ~/$LOG 2>&1 < /dev/null &"
 }
 
@@ -143,7 +105,7 @@ watch() {
     create
     setup
     run
-    [[ -z $dry ]] || return 0
+    [[ -z $dry_run ]] || return 0
     local last=""
     while [[ $(state) == ACTIVE && $last != exit* ]]; do
       sleep "$POLL_SECONDS"
@@ -159,12 +121,4 @@ watch() {
   done
 }
 
-action=${1-}
-case $action in
-  create | setup | run | logs | status | watch | delete)
-    shift
-    parse "$@"
-    "$action"
-    ;;
-  *) fail "expected create, setup, run, logs, status, watch or delete, got '$action': see the head of this file" ;;
-esac
+dispatch "$@"

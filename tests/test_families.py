@@ -5,7 +5,6 @@ read from disk to logits by the code that the stages run.
 """
 
 import importlib.util
-import io
 
 import jax
 import numpy as np
@@ -13,99 +12,14 @@ import pytest
 import tiny_hf
 import torch
 import transformers
-from PIL import Image
+from tiny_families import VARIANTS, R, batch, logits_of, theirs
 
-from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import loader
-from srlhfv_jax.data.rows import Example
 from srlhfv_jax.hf import export_pretrained, load_pretrained, names
 from srlhfv_jax.hf.leaves import leaf as leaf_at, stored_shape
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.models import heads, projector, vlm
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
-
-R = 32
-VARIANTS = {
-    "llava": tiny_hf.llava_config(),
-    "llava_next, llama": tiny_hf.llava_next_config(),
-    "llava_next, mistral": tiny_hf.llava_next_config("mistral"),
-    "qwen2_vl": tiny_hf.qwen2_vl_config(),
-    "qwen2_vl, tied": tiny_hf.qwen2_vl_config(tied=True),
-    "qwen2_5_vl": tiny_hf.qwen2_5_vl_config(),
-    "smolvlm": tiny_hf.smolvlm_config(),
-    "idefics3": tiny_hf.smolvlm_config(transformers.Idefics3Config),
-    "gemma3": tiny_hf.gemma3_config(),
-    "mistral": tiny_hf.mistral_config(),
-    "mistral with a window": tiny_hf.mistral_config(sliding_window=6),
-    "qwen2": tiny_hf.qwen2_config(),
-    "gemma3_text": tiny_hf.gemma3_text_config(),
-}
-SIZES = (((40, 17),), (), ((13, 33), (26, 21)))  # width and height of the pictures of each row
-QUESTIONS = ("w7 w9 w8", "w11 w12", "w20 <image> w21 w22 <image> w23")
-
-
-def picture(size: tuple[int, int]) -> Image.Image:
-    """A gradient with an edge: turned, mirrored or shifted it would be another picture."""
-    rng = np.random.default_rng(size)
-    smooth = np.linspace(0, 255, size[0] * size[1]).reshape(size[1], size[0], 1)
-    return Image.fromarray(((smooth + rng.uniform(0, 200, (size[1], size[0], 3))) % 256).astype(np.uint8))
-
-
-def examples(with_images: bool) -> list[Example]:
-    if not with_images:
-        return [Example((), question.replace("<image>", "w30"), ()) for question in QUESTIONS]
-    return [Example(tuple(map(png, sizes)), question, ()) for question, sizes in zip(QUESTIONS, SIZES)]
-
-
-def png(size: tuple[int, int]) -> bytes:
-    buffer = io.BytesIO()
-    picture(size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def settings(max_pixels: int = 0) -> DataConfig:
-    return DataConfig(
-        path="",
-        split="",
-        image_dir="",
-        prompt_length=80,
-        response_length=R,
-        batch_size=3,
-        workers=0,
-        max_pixels=max_pixels,
-        picture_buckets=1,
-    )
-
-
-def batch(pretrained):
-    """The prompts as the stages read them, a little longer than the longest."""
-    data = settings()
-    prepared = loader.fit("prompts", examples(pretrained.config.vision is not None), pretrained.processor, data)
-    assert len(prepared.rows) == 3
-    return next(iter(loader.all_batches(prepared, "prompts", None, data, batch_size=3)))[0]
-
-
-def theirs(config, pretrained, prompts) -> dict:
-    """Keyword arguments of the torch model."""
-    inputs = {"input_ids": torch.tensor(prompts.tokens_BP).long(), "attention_mask": torch.tensor(prompts.mask_BP).long()}
-    if pretrained.config.vision is None:
-        return inputs
-    images = [[picture(size) for size in sizes] for sizes in SIZES if sizes]
-    if config.model_type not in ("smolvlm", "idefics3"):
-        images = sum(images, [])
-    made = pretrained.processor.image_processor(images=images, return_tensors="pt")
-    inputs |= {"pixel_values": made["pixel_values"]}
-    if config.model_type == "llava_next":
-        inputs |= {"image_sizes": made["image_sizes"]}
-    if config.model_type in ("qwen2_vl", "qwen2_5_vl"):
-        kinds = torch.tensor(prompts.tokens_BP == tiny_hf.IMAGE_TOKEN).int()
-        inputs |= {"image_grid_thw": made["image_grid_thw"], "mm_token_type_ids": kinds}
-    if config.model_type in ("smolvlm", "idefics3"):
-        inputs |= {"pixel_attention_mask": made["pixel_attention_mask"]}
-    if config.model_type == "gemma3":
-        inputs |= {"token_type_ids": torch.tensor(prompts.tokens_BP == tiny_hf.IMAGE_TOKEN).int()}
-    return inputs
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -122,12 +36,7 @@ def family(request, tmp_path_factory):
 def test_logits_are_equal(family):
     config, model, pretrained, prompts, _ = family
 
-    @jax.jit
-    def ours(params):
-        features = None if prompts.images is None else vlm.encode_images(pretrained.config, params, prompts.images)
-        hidden = vlm.apply(pretrained.config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features)[0]
-        return vlm.logits(pretrained.config, params, hidden)
-
+    ours = logits_of(pretrained.config, prompts)
     positions = {} if prompts.positions_BP.ndim == 3 else {"position_ids": torch.tensor(prompts.positions_BP)}
     with torch.no_grad():
         expected = model(**theirs(config, pretrained, prompts), **positions).logits.numpy()

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 import tiny_hf
+import tiny_stages
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig, parse
+from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.stages import ppo_lag, scores, sft
@@ -30,13 +30,9 @@ SIZES = ((40, 17), (13, 33), (20, 20))  # width and height of the pictures
 
 
 def settings(kind, command: str, **changes):
-    """configs/<command>.py:tiny on one device, with changed keys."""
-    changes = {"mesh.fsdp": 1, "data.split": "", "data.prompt_length": 80} | changes
-    changes |= {"model.scan_unroll": 1}  # compiles one layer, whatever their number
-    config = flags.load(f"{command}.py:tiny")
-    with config.unlocked():
-        config.update_from_flattened_dict(changes | {"data.response_length": 6, "data.batch_size": 8})
-    return parse(kind, config)
+    """Short rows with room for pictures; one layer is compiled, whatever their number."""
+    lengths = {"data.split": "", "data.prompt_length": 80, "data.response_length": 6, "data.batch_size": 8}
+    return tiny_stages.settings(kind, command, **({"model.scan_unroll": 1} | lengths | changes))
 
 
 @pytest.fixture(scope="module")

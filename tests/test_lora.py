@@ -2,23 +2,25 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_families as families
+import tiny_families as families
 import tiny_hf
 import torch
 import transformers
-from test_stages import picture, settings
+from tiny_families import logits_of
+from tiny_stages import picture_task, settings
 
 from srlhfv_jax.cli.main import main
 from srlhfv_jax.config import LoraConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
-from srlhfv_jax.models import lora, vlm
+from srlhfv_jax.models import lora
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.stages import ppo_lag, scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
@@ -44,16 +46,6 @@ def family(request, tmp_path_factory):
     model = tiny_hf.save(folder, families.VARIANTS[request.param])
     pretrained = load_pretrained(folder)
     return families.VARIANTS[request.param], model, pretrained, families.batch(pretrained), folder
-
-
-def logits_of(config, prompts):
-    @jax.jit
-    def logits(params):
-        features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
-        hidden = vlm.apply(config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features)[0]
-        return vlm.logits(config, params, hidden)
-
-    return logits
 
 
 def test_fresh_changes_nothing_and_merged_equals_overlaid(family):
@@ -106,6 +98,7 @@ def test_peft_gives_the_same_logits_and_the_way_back_is_the_identity(family, tmp
     adapter = moved(lora.init(LORA, pretrained.params, jax.random.key(0)))
     out = export_pretrained(tmp_path / "out", pretrained.config, None, base=folder, adapter=adapter)
     assert not list(out.glob("model*.safetensors"))
+    assert (out / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     kind = transformers.AutoModelForImageTextToText if pretrained.config.vision else transformers.AutoModelForCausalLM
     theirs = PeftModel.from_pretrained(kind.from_pretrained(folder), out).eval()
     positions = {} if prompts.positions_BP.ndim == 3 else {"position_ids": torch.tensor(prompts.positions_BP)}
@@ -129,7 +122,12 @@ def test_adapters_that_are_not_plain_or_do_not_fit_are_refused(tmp_path):
     adapter = lora.init(LORA, base.params, jax.random.key(0))
     out = export_pretrained(tmp_path / "out", base.config, None, base=tmp_path / "base", adapter=adapter)
     described = json.loads((out / peft.CONFIG).read_text())
-    for changed, message in (({"use_dora": True}, "use_dora is True"), ({"base_model_name_or_path": ""}, "does not say")):
+    wrong = (
+        ({"use_dora": True}, "use_dora is True"),
+        ({"base_model_name_or_path": ""}, "does not say"),
+        ({"r": None}, "r must be a positive number, got None"),
+    )
+    for changed, message in wrong:
         (out / peft.CONFIG).write_text(json.dumps(described | changed))
         with pytest.raises(UserError, match=message):
             load_pretrained(out)
@@ -144,6 +142,11 @@ def test_adapters_that_are_not_plain_or_do_not_fit_are_refused(tmp_path):
     save_file(tensors | {"base_model.model.elsewhere.lora_A.weight": tensors[name]}, out / peft.WEIGHTS)
     with pytest.raises(UserError, match="fit no kernel of the decoder: base_model.model.elsewhere"):
         load_pretrained(out)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    return picture_task(tmp_path_factory.mktemp("picture"))
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +166,13 @@ def rows(picture) -> dict:
     return {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.response_length": 24, "data.prompt_length": 40}
 
 
-@pytest.mark.parametrize("mesh", [{}, {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}])
-def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, mesh):
+EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}
+
+
+@pytest.mark.parametrize("changes", [{}, EIGHT, {"model.dtype": "bfloat16"}], ids=["float32", "eight devices", "bfloat16"])
+def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, changes):
     asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
-    done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **asked, **mesh), tmp_path / "ppo_lag")
+    done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **(asked | changes)), tmp_path / "ppo_lag")
     assert done["grad_norm"] > 0 and done["critic_grad_norm"] > 0 and np.isfinite(done["lambda.final"])
     whole, policy = load_pretrained(stages / "whole"), load_pretrained(tmp_path / "ppo_lag", keep_adapter=True)
     jax.tree.map(np.testing.assert_array_equal, policy.params, whole.params)
@@ -192,6 +198,12 @@ def test_targets_that_could_not_be_exported_are_refused_before_training(stages, 
         sft.run(settings(SFTConfig, "sft", init=str(stages / "whole"), **seeing), tmp_path / "sft")
 
 
+def test_an_adapter_over_weights_that_are_not_kept_is_refused(picture, tmp_path):
+    asked = {"lora.rank": 2, "init": str(picture / "base"), "init_random": True} | rows(picture)
+    with pytest.raises(UserError, match="an adapter over weights that nobody has"):
+        sft.run(settings(SFTConfig, "sft", **asked), tmp_path / "sft")
+
+
 def test_an_adapter_is_merged_by_the_export_command(stages, tmp_path):
     assert main(["export", f"--source={stages / 'sft'}", f"--target={tmp_path / 'merged'}"]) == 0
     kept = load_pretrained(stages / "sft", keep_adapter=True)
@@ -204,7 +216,7 @@ def test_an_adapter_is_merged_by_the_export_command(stages, tmp_path):
 
 def test_adapters_carry_the_optimizer_of_themselves_alone(stages):
     """What is checkpointed: adapters and their moments, a small part of the backbone."""
-    from srlhfv_jax.training import optimizer, state
+    from srlhfv_jax.training import optimizer
 
     model = load_pretrained(stages / "sft", keep_adapter=True)
     tree = {"adapter": model.adapter}
@@ -212,4 +224,10 @@ def test_adapters_carry_the_optimizer_of_themselves_alone(stages):
     opt_state = jax.eval_shape(optimizer.make(config, tree, 2).init, tree)
     trained = sum(leaf.size for path, leaf in rules.leaves(tree) if not path.endswith("lora_scale"))
     assert sum(leaf.size for leaf in jax.tree.leaves(opt_state) if leaf.ndim) == 2 * trained
-    assert state.PURPOSES[-1] == "adapter"
+
+
+def test_an_adapter_without_its_weights_is_named(stages, tmp_path):
+    shutil.copytree(stages / "sft" / "export", tmp_path / "half")
+    (tmp_path / "half" / peft.WEIGHTS).unlink()
+    with pytest.raises(UserError, match="and no adapter_model.safetensors: copy the missing file"):
+        load_pretrained(tmp_path / "half")

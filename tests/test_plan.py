@@ -89,6 +89,12 @@ def test_an_unknown_slice_is_refused_before_the_compiler_is_asked():
         topology.devices("tpu")
 
 
+def test_without_its_compiler_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'srlhfv-jax\[plan\]'"):
+        topology.devices("v5e:2x4")
+
+
 def test_state_of_shared_roles_is_what_the_rules_of_thumb_say():
     """Bytes a parameter: trained 4 + 8 of Adam, frozen 2; two of each."""
     import jax

@@ -11,7 +11,7 @@ import pytest
 import smollm2
 import torch
 import transformers
-from test_stages import settings
+from tiny_stages import settings
 
 from srlhfv_jax.batches import PromptBatch
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig

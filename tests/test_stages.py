@@ -9,24 +9,14 @@ import sys
 import numpy as np
 import pytest
 import tiny_hf
+from tiny_stages import picture_task, settings
 
-from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig, parse
-from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
+from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.data.quickstart import processor as task_processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.stages import cost, ppo_lag, reward, scores, sft
-from srlhfv_jax.stages.quickstart import write_rows
-
-
-def settings(kind, command: str, **changes):
-    """configs/<command>.py:tiny on one device, with changed keys ("data.path" and so on)."""
-    changes = {"mesh.fsdp": 1} | changes
-    config = flags.load(f"{command}.py:tiny")
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    return parse(kind, config)
 
 
 def lines(workdir) -> list[dict]:
@@ -65,11 +55,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """A folder to start a small LLaVA from, and supervised rows of the embedded task."""
-    folder = tmp_path_factory.mktemp("picture")
-    task_processor.write_base(folder / "base", patch=16, vision_layers=1, vision_width=16, text_layers=2, text_width=16, heads=2)
-    write_rows(folder / "sft.parquet", task_rows.sft_rows(0, task_rows.split_cells(0), 48))
-    return folder
+    return picture_task(tmp_path_factory.mktemp("picture"))
 
 
 def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_path):

@@ -55,15 +55,15 @@ def _inspect(argv: list[str]) -> None:
     from srlhfv_jax.data import sources, summary
 
     data = DataConfig(
-        values.path,
-        values.split,
-        values.image_dir,
-        values.prompt_length,
-        values.response_length,
-        1,
-        values.workers,
-        values.max_pixels,
-        1,
+        path=values.path,
+        split=values.split,
+        image_dir=values.image_dir,
+        prompt_length=values.prompt_length,
+        response_length=values.response_length,
+        batch_size=1,
+        workers=values.workers,
+        max_pixels=values.max_pixels,
+        picture_buckets=1,
     )
     examples = sources.load_examples(data)
     numbers = summary.summarise(examples)

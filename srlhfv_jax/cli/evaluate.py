@@ -111,15 +111,15 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     jax.set_mesh(mesh)
     hosts.check_batch(values.batch_size, mesh, "--batch_size of")
     data = DataConfig(
-        values.data,
-        values.split,
-        values.image_dir,
-        values.prompt_length,
-        values.response_length,
-        values.batch_size,
-        1,
-        values.max_pixels,
-        1,
+        path=values.data,
+        split=values.split,
+        image_dir=values.image_dir,
+        prompt_length=values.prompt_length,
+        response_length=values.response_length,
+        batch_size=values.batch_size,
+        workers=1,
+        max_pixels=values.max_pixels,
+        picture_buckets=1,
     )
     model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
     for path in scorers:

@@ -2,7 +2,8 @@
 
     srlhfv plan --config=configs/ppo_lag.py --topology=v5e:2x4 --config.policy=llava-hf/llava-1.5-7b-hf --config.sharing=adapters
 
-The config is that of `sft`, `scores`, `reward`, `cost` or `ppo_lag`. The model is a folder, or a hub id whose shape is known (hf/published.py).
+The config is that of `sft`, `scores`, `reward`, `cost` or `ppo_lag`. The model is a folder, or a hub id whose shape is known
+(hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
 """
 
 from pathlib import Path

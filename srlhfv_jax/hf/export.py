@@ -56,17 +56,17 @@ def export_pretrained(
         UserError: `base` describes another model than `config`.
     """
     path_out, base = Path(path_out), checkpoint_folder(base)
-    stored = dtype or str(jax.tree.leaves(adapter if params is None else params)[0].dtype)
-    stored = jnp.dtype(choose(stored, "dtype", "float32", "bfloat16"))
     # Each process has a draft of its own: on a shared disk their process ids may be equal. Only the first one's gets weights.
     draft = path_out.with_name(f".{path_out.name}.draft-{hosts.process_index()}-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        _copy_base(draft, base, config, stored)
+        _copy_base(draft, base, config)
         if params is None:
             peft.write(draft, config, adapter, backbone_name(base))
         else:
+            stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
+            _write_dtype(draft, stored)
             _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
@@ -80,8 +80,8 @@ def export_pretrained(
     return path_out
 
 
-def _copy_base(draft: Path, base: Path, config: VLMConfig, dtype: np.dtype) -> None:
-    """Everything of the base that is not weights; the config with the dtype that is written."""
+def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
+    """Everything of the base that is not weights."""
     run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
     if read_config(base, **run) != config:
         raise UserError(
@@ -90,7 +90,11 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig, dtype: np.dtype) -> N
     for file in sorted(base.iterdir()):
         if file.is_file() and _goes_along(file.name):
             shutil.copyfile(file, draft / file.name)
-    described = json.loads((base / "config.json").read_text())
+
+
+def _write_dtype(draft: Path, dtype: np.dtype) -> None:
+    """The dtype of the written weights, into the config."""
+    described = json.loads((draft / "config.json").read_text())
     described.pop("torch_dtype", None)  # the older spelling of the same key
     _write_json(draft / "config.json", {**described, "dtype": str(dtype)})
 

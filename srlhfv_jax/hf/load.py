@@ -1,8 +1,8 @@
 """Checkpoint folder -> parameters, straight into their shards, with the config, the score heads and the processor beside them.
 
-A folder is a Hugging Face checkpoint (or the id of one on the hub), an export of ours, or the workdir of a stage (its `export/` is
-read then). Everything
-that is wrong with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a weight is read.
+A folder is a Hugging Face checkpoint (or the id of one on the hub), an export of ours, or the workdir of a stage (its `export/`
+is read then). Everything that is wrong with the tensors (unmapped, missing, wrongly shaped) is reported in one error before a
+weight is read.
 """
 
 import json

@@ -77,6 +77,11 @@ def read(folder: Path, config: VLMConfig, mesh: Mesh | None) -> dict[str, Any]:
     for key, plain in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False), ("rank_pattern", {})):
         if settings.get(key, plain) != plain:
             raise UserError(f"{folder / CONFIG}: {key} is {settings[key]!r}; only plain LoRA adapters ({key} {plain!r}) are read")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), (int, float)) or not settings[key] > 0:
+            raise UserError(f"{folder / CONFIG}: {key} must be a positive number, got {settings.get(key)!r}")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has {CONFIG} and no {WEIGHTS}: copy the missing file")
     tensors = weights.open_file(folder / WEIGHTS)
     adapter: dict[str, Any] = {}
     for leaf in names.table(config):

@@ -32,7 +32,13 @@ from srlhfv_jax.stages import scores, setup, sft, supervised
 from srlhfv_jax.stages.ppo_lag import Iteration, Models
 from srlhfv_jax.training import optimizer as optimizers, ppo, state as states
 
-TILES = {"llava": 1, "llava_next": 5, "smolvlm": 17, "idefics3": 17, "gemma3": 1}  # of a picture, unless told otherwise
+TILES = {
+    "llava": 1,
+    "llava_next": 5,
+    "smolvlm": 17,
+    "idefics3": 17,
+    "gemma3": 1,
+}  # of a picture: as many as the family cuts at most
 NATIVE_PIXELS = 1_003_520  # of a picture where its size is free, unless data.max_pixels limits it: 1,280 features of Qwen2-VL
 
 
@@ -82,7 +88,8 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     rollout = compile_one("generate", iteration.generate, {"policy": params["policy"]} | base, policy, prompts, key)
     trees = iteration.scorers(params)
     experience, controller, metrics = compile_one("score", iteration.score, trees, trees, rollout, images, controller)
-    arguments = (params, opt_state, experience, images, metrics["lambda"], key, None, models.base)
+    ptx = _answers(config, settings, mesh) if settings.ptx.coef > 0 else None
+    arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)
     compile_one("update", iteration.update, {"params": params, "opt_state": opt_state} | base, *arguments)
     return state, compiled
 
@@ -92,10 +99,10 @@ def supervised_step(
 ) -> tuple[dict[str, int], list[Compiled]]:
     """The same of a supervised stage: its one function."""
     hosts.check_batch(settings.data.batch_size, mesh, "a batch of")
-    backbone = _backbone(config, settings.model.param_dtype, mesh)
-    tree, base = {"backbone": backbone}, None
+    tree, base = {"backbone": _backbone(config, settings.model.param_dtype, mesh)}, None
     if settings.lora.rank:
-        tree, base = {"adapter": _adapter(settings.lora, backbone, mesh)}, backbone
+        base = _backbone(config, config.dtype, mesh)
+        tree = {"adapter": _adapter(settings.lora, base, mesh)}
     if isinstance(settings, ScoresConfig):
         shapes = jax.eval_shape(lambda: heads.init(config, settings.heads, jax.random.key(0)))
         tree |= {"heads": _placed(shapes, mesh)}

@@ -20,7 +20,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
 from srlhfv_jax.losses import lagrangian, masked
-from srlhfv_jax.models import lora, roles
+from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import generate as generation, score as scoring, selftest
@@ -262,7 +262,7 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
     start = policy.adapter
     if start is None:
         key = states.key(settings.seed, 0, "adapter")
-        start = rules.place(lora.init(settings.lora, policy.params, key), mesh)
+        start = setup.fresh_adapter(settings.lora, policy, mesh, key)
     return policy, {"policy": {"adapter": start}, "critic": scorer}, frozen
 
 

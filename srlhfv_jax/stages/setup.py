@@ -55,10 +55,19 @@ def start(settings: Any, workdir: Path) -> Started:
 def load(
     path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | None = None, keep_adapter: bool = False
 ) -> Pretrained:
-    """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place."""
+    """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place.
+
+    With `keep_adapter` an adapter stays apart, and the backbone, which nobody trains then, is in the dtype of activations.
+    """
     if random_key is None:
-        how = dict(remat=model.remat, scan_unroll=unroll(model), keep_adapter=keep_adapter)
-        loaded = load_pretrained(path, dtype=model.param_dtype, mesh=mesh, **how)
+        loaded = load_pretrained(
+            path,
+            dtype=model.dtype if keep_adapter else model.param_dtype,
+            mesh=mesh,
+            remat=model.remat,
+            scan_unroll=unroll(model),
+            keep_adapter=keep_adapter,
+        )
         return loaded._replace(config=_computed_in(loaded.config, model))
     shape = load_shape(path, model)
     create = functools.partial(vlm.init, shape.config)
@@ -71,23 +80,32 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
     (its own, if it has one) and its backbone.
 
     Raises:
-        UserError: targets that could not be exported, or a checkpoint with an adapter of another rank.
+        UserError: as `fresh_adapter`, or a checkpoint with an adapter of another rank.
     """
     if settings.rank == 0:
         return {"backbone": model.params}, None
     if model.adapter is None:
-        fresh = lora.init(settings, model.params, key)
-        if fresh.keys() != {"text"}:
-            raise UserError(
-                f"config.lora.targets {settings.targets} reach outside the decoder: an adapter of PEFT is over text/ alone"
-            )
-        return {"adapter": rules.place(fresh, mesh)}, model.params
+        return {"adapter": fresh_adapter(settings, model, mesh, key)}, model.params
     rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
     if rank != settings.rank:
         raise UserError(
             f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
         )
     return {"adapter": model.adapter}, model.params
+
+
+def fresh_adapter(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> dict:
+    """An adapter that changes nothing yet, over a checkpoint's backbone.
+
+    Raises:
+        UserError: nothing to target, or targets that could not be exported.
+    """
+    fresh = lora.init(settings, model.params, key)
+    if fresh.keys() != {"text"}:
+        raise UserError(
+            f"config.lora.targets {settings.targets} reach outside the decoder: an adapter of PEFT is over text/ alone"
+        )
+    return rules.place(fresh, mesh)
 
 
 def load_shape(path: str, model: ModelConfig) -> Pretrained:
@@ -162,7 +180,7 @@ def copy(tree: Any) -> Any:
 
 def frozen_in(dtype: str, tree: dict) -> dict:
     """A tree whose backbone nobody trains, in the dtype of its activations: kernels are cast to it wherever they are used."""
-    if "backbone" not in tree:
+    if "backbone" not in tree or jax.tree.leaves(tree["backbone"])[0].dtype == dtype:
         return tree
     return tree | {"backbone": jax.tree.map(lambda leaf: leaf.astype(dtype), tree["backbone"])}
 

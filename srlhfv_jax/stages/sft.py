@@ -5,6 +5,7 @@ from pathlib import Path
 
 from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.config import SFTConfig
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import masked, sft
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
@@ -19,6 +20,8 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
     adapted = settings.lora.rank > 0
+    if adapted and settings.init_random:
+        raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
     model = setup.load(settings.init, settings.model, started.mesh, random_key=key, keep_adapter=adapted)
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     setup.describe_parameters("policy", tree, started.mesh)
