@@ -70,7 +70,7 @@ def get_config(arg: str = "default") -> ConfigDict:
 
 
 def _model() -> dict:
-    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0)
+    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0, attention="auto")
 
 
 def _lora() -> dict:

@@ -17,6 +17,7 @@ def model(tiny: bool) -> dict:
         param_dtype="float32",
         remat="none" if tiny else "layer",
         scan_unroll=0 if tiny else 1,
+        attention="auto",
     )
 
 

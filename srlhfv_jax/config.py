@@ -36,6 +36,7 @@ class ModelConfig:
     param_dtype: str  # of fully trained parameters; float32 masters unless memory forbids
     remat: str  # "none" or "layer"
     scan_unroll: int  # layers per step of the layer scan; 0 = all of them
+    attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
 
 
 @dataclass(frozen=True)

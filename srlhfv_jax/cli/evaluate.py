@@ -121,7 +121,7 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
         max_pixels=values.max_pixels,
         picture_buckets=1,
     )
-    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
+    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1, attention="auto")
     for path in scorers:
         _check_heads(path, model)
     # one jitted function: policies of one architecture share its compilation

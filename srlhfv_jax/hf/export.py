@@ -4,6 +4,7 @@ The folder appears whole or not at all: it is written beside its place and renam
 are sharded over them are gathered leaf by leaf; the first process writes, the others keep nothing.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ def export_pretrained(
 def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
     """Everything of the base that is not weights."""
     run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
-    if read_config(base, **run) != config:
+    if dataclasses.replace(read_config(base, **run), attention=config.attention) != config:
         raise UserError(
             f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from"
         )

@@ -105,4 +105,5 @@ class VLMConfig:
     pinpoints: tuple[tuple[int, int], ...] = ()  # LLaVA-NeXT: the (height, width) that a picture may be cut into tiles at
     scan_unroll: int = 1  # layers per step of the layer scan; 0 = all of them
     remat: str = "none"  # "none" | "dots" | "layer": what the backward pass computes again, see models/stack.py
+    attention: str = "auto"  # "auto" | "xla" | "splash" | "cudnn" | "interpret", see models/kernels.py
     dtype: str = "float32"  # of activations; softmax, norms and log-probs are float32 always

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from srlhfv_jax.models import attention, stack
+from srlhfv_jax.models import attention, kernels, stack
 from srlhfv_jax.models.attention import KV, Rotation
 from srlhfv_jax.models.config import TextConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
@@ -20,7 +20,7 @@ class Sight(NamedTuple):
     """What a layer needs to know of positions: the angles, and who sees whom."""
 
     rotation: Rotation
-    bias: jax.Array | None
+    sees: jax.Array | kernels.Span | None
 
 
 class SelfAttention(nn.Module):
@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, bias, kv: KV | None, layer, slot, last: int):
+    def __call__(self, x_BTD, rotation: Rotation, sees, kv: KV | None, layer, slot, last: int):
         c = self.config
         B, T, D = x_BTD.shape
 
@@ -50,8 +50,7 @@ class SelfAttention(nn.Module):
             kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                 k_BKTh, v_BKTh = attention.read(kv, layer)
-        bias = None if bias is None else bias[..., -last:, :]
-        mixed_BTHh = attention.attend(q_BHTh, k_BKTh, v_BKTh, bias, c.query_scale).swapaxes(1, 2)
+        mixed_BTHh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
         return output(mixed_BTHh.reshape(B, last, c.heads * c.head_dim)), kv

@@ -8,18 +8,20 @@ with RMS norms, a gated MLP, and most layers seeing a window only. What lies beh
 tree under "unused" so that an export is complete, and never run.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import Images
-from srlhfv_jax.models import attention, stack
+from srlhfv_jax.models import attention, kernels, stack
 from srlhfv_jax.models.attention import Rotation
 from srlhfv_jax.models.config import RopeConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, RMSNorm
 
 ROTARY = RopeConfig(theta=10000.0)
+MOST_WINDOWS = 1 << 10  # along a side of a picture
 
 
 class Embeddings(nn.Module):
@@ -52,7 +54,7 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BNE, rotation: Rotation | None = None, bias=None):
+    def __call__(self, x_BNE, rotation: Rotation | None = None, sees=None):
         c = self.config
         B, N, E = x_BNE.shape
         gain = (2 * c.layers) ** -0.5
@@ -71,7 +73,7 @@ class Layer(nn.Module):
         else:
             names = ("q_proj", "k_proj", "v_proj")
             q, k, v = (heads(Dense(E, "out", True, self.dtype, name=name)(normed_BNE)) for name in names)
-        mixed_BNE = attention.attend(*(x.swapaxes(1, 2) for x in (q, k, v)), bias).swapaxes(1, 2).reshape(B, N, E)
+        mixed_BNE = kernels.attend(*(x.swapaxes(1, 2) for x in (q, k, v)), sees).swapaxes(1, 2).reshape(B, N, E)
         x_BNE = x_BNE + Dense(E, "in", True, self.dtype, gain, name="out_proj")(mixed_BNE)
         normed_BNE = norm(c.norm_eps, name="layer_norm2")(x_BNE)
         middle_BNF = ACTIVATIONS[c.activation](wide("fc1")(normed_BNE))
@@ -83,28 +85,26 @@ class Layer(nn.Module):
 def encode(config: VLMConfig, params, images: Images) -> Float[Array, "B N E"]:
     """Hidden states of every patch at the feature layer, those of all tiles of a row one after the other."""
     c, dtype = config.vision, jnp.dtype(config.dtype)
-    patches_BNC, rotation, picture = images.patches_BNC, None, None
+    patches_BNC, rotation = images.patches_BNC, None
     B = patches_BNC.shape[0]
     if c.image_size:  # every tile is a row of its own
         patches_BNC = patches_BNC.reshape(-1, c.tile_patches, c.patch_values)
     else:
         rotation = _rotation_by_place(c, images.grid_BN2)
-        picture = attention.bias(_together(images.picture_BN[:, :, None]))
-    window = picture + attention.bias(_together(images.grid_BN2 // c.window)) if c.window else None
+    x_BNE = Embeddings(c, dtype).apply({"params": params["embeddings"]}, patches_BNC)
+    kernel = kernels.choose(config.attention, config.dtype, c.width // c.heads)
+    whole, window = _sights(c, images, x_BNE.shape[:2], kernel)
     full_L = np.isin(np.arange(c.layers), c.full_layers)
     layer = Layer(c, dtype)
 
     def run(x_BNE, own, index):
-        sees = picture if window is None else jnp.where(jnp.asarray(full_L)[index], picture, window)
+        sees = whole
+        if window is not None:
+            full = jnp.asarray(full_L)[index]
+            sees = jax.tree.map(lambda far, near: jnp.where(full, far, near), whole, window)
         return layer.apply({"params": own}, x_BNE, rotation, sees)
 
-    x_BNE = stack.run(
-        run,
-        params["layers"],
-        Embeddings(c, dtype).apply({"params": params["embeddings"]}, patches_BNC),
-        unroll=config.scan_unroll,
-        remat=config.remat,
-    )
+    x_BNE = stack.run(run, params["layers"], x_BNE, unroll=config.scan_unroll, remat=config.remat)
     if c.kind == "siglip":
         x_BNE = LayerNorm(c.norm_eps).apply({"params": params["post_layernorm"]}, x_BNE)
     if c.kind == "clip" and not c.keep_class_token:
@@ -112,9 +112,19 @@ def encode(config: VLMConfig, params, images: Images) -> Float[Array, "B N E"]:
     return x_BNE.reshape(B, -1, c.width)
 
 
-def _together(place) -> Bool[Array, "B N N"]:
-    """Which patches are in the same place, by all numbers of it."""
-    return jnp.all(place[:, :, None] == place[:, None, :], axis=-1)
+def _sights(c: VisionConfig, images: Images, shape: tuple[int, int], kernel: str):
+    """Whom a patch sees: its whole picture, and, where there are windows, the patches of its window. None: all."""
+    if c.image_size:
+        return None if kernel == "xla" else kernels.together(kernel, jnp.zeros(shape, jnp.int32)), None
+    groups = [images.picture_BN]
+    if c.window:
+        row_BN, column_BN = jnp.moveaxis(images.grid_BN2 // c.window, 2, 0)
+        groups.append((images.picture_BN * MOST_WINDOWS + row_BN) * MOST_WINDOWS + column_BN)
+    if kernel == "xla":
+        sights = [attention.bias(group_BN[:, :, None] == group_BN[:, None, :]) for group_BN in groups]
+    else:
+        sights = [kernels.together(kernel, group_BN) for group_BN in groups]
+    return sights[0], sights[1] if c.window else None
 
 
 def _rotation_by_place(c: VisionConfig, grid_BN2) -> Rotation:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.batches import Features, Images
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import attention, language, stack, vision
+from srlhfv_jax.models import attention, kernels, language, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import Embedding, LayerNorm, RMSNorm
@@ -85,13 +85,17 @@ def apply(
     slot = None if cache is None else cache.index if T == 1 else 0
     seen_BT = mask_BT if cache is None else jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
     block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images else None
+    kernel = "xla" if T == 1 else kernels.choose(config.attention, config.dtype, text.head_dim)
 
     def sight(rope: RopeConfig, window: int) -> language.Sight:
+        angles = attention.rotation(rope, text.head_dim, positions_BT)
+        if kernel != "xla":
+            return language.Sight(angles, kernels.causal(kernel, mask_BT, window, block_BT))
         if cache is not None and T == 1:  # one token, which sees the whole cache, or the end of it
             visible_BTT = (seen_BT & (jnp.arange(seen_BT.shape[1])[None] > slot - window) if window else seen_BT)[:, None, :]
         else:
             visible_BTT = attention.causal(mask_BT, window, block_BT)
-        return language.Sight(attention.rotation(rope, text.head_dim, positions_BT), attention.bias(visible_BTT))
+        return language.Sight(angles, attention.bias(visible_BTT))
 
     everywhere = sight(text.rope, 0)
     locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None

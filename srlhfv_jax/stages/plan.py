@@ -58,7 +58,7 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
     """Of a published checkpoint, or of a folder."""
     if named in CONFIGS:
         config = published(named, remat=model.remat, scan_unroll=setup.unroll(model))
-        return dataclasses.replace(config, dtype=model.dtype)
+        return dataclasses.replace(config, dtype=model.dtype, attention=model.attention)
     return setup.load_shape(named, model).config
 
 

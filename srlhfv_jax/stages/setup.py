@@ -21,7 +21,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
-from srlhfv_jax.models import lora, vlm
+from srlhfv_jax.models import kernels, lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
@@ -44,6 +44,7 @@ def start(settings: Any, workdir: Path) -> Started:
     """Join the other processes, lay out the mesh, open the workdir."""
     hosts.initialize()
     mesh = make_mesh(settings.mesh)
+    kernels.check(settings.model.attention, mesh.devices.flat[0].platform)
     jax.set_mesh(mesh)
     hosts.say(describe(mesh))
     workdir = Path(workdir)
@@ -120,7 +121,8 @@ def unroll(model: ModelConfig) -> int:
 
 def _computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
     choose(model.dtype, "config.model.dtype", "float32", "bfloat16")
-    return dataclasses.replace(config, dtype=model.dtype)
+    choose(model.attention, "config.model.attention", *kernels.KERNELS)
+    return dataclasses.replace(config, dtype=model.dtype, attention=model.attention)
 
 
 def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
