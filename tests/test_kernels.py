@@ -102,5 +102,186 @@ def test_the_kernel_equals_xla_forward_and_backward(name, largest, monkeypatch):
     """In one block, and in several of which some are never read."""
     monkeypatch.setattr(kernels, "LARGEST", largest)
     mask_BT = padded(length=300 if largest == 128 else T)
-    check_equal(arguments := arrays(4, 2, length=mask_BT.shape[1]), mask_BT, *spans(mask_BT)[name], 5e-6, scale=0.31)
-    assert len(arguments) == 4
+    check_equal(arrays(4, 2, length=mask_BT.shape[1]), mask_BT, *spans(mask_BT)[name], 5e-6, scale=0.31)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 1)])
+def test_query_heads_share_keys_as_in_xla(heads, kv_heads):
+    mask_BT = padded()
+    check_equal(arrays(heads, kv_heads), mask_BT, *spans(mask_BT)["causal"], 5e-6)
+
+
+def test_bfloat16_is_as_near_to_float32_as_xla_is():
+    """Twice XLA's own error at most: the kernel keeps the weights in float32, where XLA rounds them."""
+    mask_BT = padded()
+    bias, span = spans(mask_BT)["both"]
+    halves = arrays(4, 2, dtype=jnp.bfloat16)
+    exact = both(*(x.astype(jnp.float32) for x in halves), bias, mask_BT)
+    for exact_of, ours, xla in zip(exact, both(*halves, span, mask_BT), both(*halves, bias, mask_BT)):
+        error, allowed = (np.max(np.abs(np.asarray(x, np.float32) - exact_of)) for x in (ours, xla))
+        assert 0 < error < 2 * allowed < 0.02 * np.max(np.abs(exact_of))
+
+
+def test_the_last_queries_alone_see_what_they_see_among_all():
+    mask_BT = padded()
+    for asked in (130, 40):  # by the kernel, and too few for it
+        q, k, v, weight = arrays(4, 2)
+        check_equal((q[:, :, -asked:], k, v, weight), mask_BT, *spans(mask_BT)["both"], 5e-6)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "rows"), [(4, 2, 4), (4, 1, 2), (3, 3, 3)])
+def test_eight_devices_equal_one(heads, kv_heads, rows, eight_devices):
+    """Also where the mesh divides neither the key-value heads, nor the query heads, nor the rows."""
+    mask_BT = padded(rows)
+    bias, span = spans(mask_BT)["both"]
+    with jax.set_mesh(eight_devices):
+        check_equal(arrays(heads, kv_heads, rows), mask_BT, bias, span, 5e-6)
+
+
+def test_more_tensor_shards_than_key_heads_repeat_them():
+    mask_BT = padded(2)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))):
+        check_equal(arrays(8, 2, 2), mask_BT, *spans(mask_BT)["causal"], 5e-6)
+
+
+def test_rows_of_nothing_but_padding_are_finite_and_move_nothing():
+    q, k, v, weight = arrays(4, 2)
+    mask_BT = padded().at[1].set(False)
+    _, d_q, d_k, d_v = both(q, k, v, weight, spans(mask_BT)["both"][1], mask_BT)
+    for gradient in (d_q, d_k, d_v):
+        assert not np.any(gradient[1]) and np.any(gradient[0])
+
+
+def model(name: str):
+    """(config, image batch): one like LLaVA; one whose layers differ in what they see, as Gemma 3's; one of Qwen2.5-VL's towers."""
+    if name == "llava":
+        return tiny.CONFIG, tiny.prompts(rows=4, length=16)
+    text = dataclasses.replace(tiny.CONFIG.text, layers=3, window=5, local_layers=(0, 2), sees_whole_images=True, query_scale=0.3)
+    gemma = dataclasses.replace(tiny.CONFIG, text=text, scan_unroll=1)
+    return gemma, tiny.prompts(rows=4, length=16)
+
+
+def logits_of(config, prompts, params, kernel: str):
+    run = dataclasses.replace(config, attention=kernel)
+    features = jax.lax.stop_gradient(vlm.encode_images(run, params, prompts.images))  # towers are frozen
+    hidden = vlm.apply(run, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, last=12)[0]
+    return jnp.where(prompts.mask_BP[:, -12:, None], vlm.logits(run, params, hidden), 0)
+
+
+@pytest.mark.parametrize("name", ("llava", "gemma"))
+def test_a_whole_model_gives_the_same_logits_and_gradients(name, eight_devices):
+    """Layers scanned, recomputed in the backward pass."""
+    config, prompts = model(name)
+    config = dataclasses.replace(config, scan_unroll=1, remat="layer")
+    params, found = tiny.backbone(config=config), {}
+
+    def loss(params, kernel: str):
+        logits = logits_of(config, prompts, params, kernel)
+        return jnp.mean(jax.nn.log_softmax(logits)[..., 5]), logits
+
+    with jax.set_mesh(eight_devices):
+        for kernel in ("xla", "interpret"):
+            (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, kernel)
+            found[kernel] = (logits, *jax.tree.leaves(gradient))
+    for ours, xla in zip(found["interpret"], found["xla"]):
+        np.testing.assert_allclose(ours, xla, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ("llava", "gemma"))
+def test_an_unrolled_model_gives_the_same_logits(name):
+    """Its last layer asks for the last positions alone."""
+    config, prompts = model(name)
+    config = dataclasses.replace(config, scan_unroll=1 << 30)
+    params = tiny.backbone(config=config)
+    ours, xla = (jax.jit(lambda p, k=k: logits_of(config, prompts, p, k))(params) for k in ("interpret", "xla"))
+    np.testing.assert_allclose(ours, xla, atol=2e-5, rtol=2e-4)
+
+
+def test_what_cudnn_is_asked_for_is_the_same_attention(monkeypatch):
+    """Layout, mask and even lengths, with XLA in cuDNN's place."""
+    original = jax.nn.dot_product_attention
+
+    def stand_in(*arrays, implementation, **how):
+        assert implementation == "cudnn" and all(x.shape[1] % 2 == 0 for x in arrays)
+        return original(*arrays, implementation="xla", **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    mask_BT = padded(length=151)
+    bias, span = spans(mask_BT)["both"]
+    span = dataclasses.replace(span, kernel="cudnn")
+    check_equal(arrays(4, 2, length=151), mask_BT, bias, span, 5e-6)
+    q, k, v, weight = arrays(4, 2, length=151)
+    check_equal((q[:, :, -131:], k, v, weight), mask_BT, bias, span, 5e-6)
+
+
+def test_prefill_by_the_kernel_and_decode_by_xla_fill_the_same_cache():
+    config, prompts = model("gemma")
+    params, found = tiny.backbone(config=config), {}
+    for kernel in ("xla", "interpret"):
+        run = dataclasses.replace(config, attention=kernel)
+        features = jax.jit(lambda images, run=run: vlm.encode_images(run, params, images))(prompts.images)
+        cache = vlm.init_cache(run, 4, 18, jnp.float32)
+        seen = (prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features)
+        _, cache = jax.jit(lambda *x, run=run: vlm.apply(run, params, *x))(*seen, cache)
+        step = (jnp.full((4, 1), 7), jnp.full((4, 1), 16), jnp.ones((4, 1), bool))
+        hidden, cache = jax.jit(lambda *x, run=run: vlm.apply(run, params, *x))(*step, None, cache)
+        found[kernel] = (hidden, *(jnp.where(cache.mask_BT[None, :, None, :, None], x, 0) for x in cache.kv))
+    for ours, xla in zip(found["interpret"], found["xla"]):
+        np.testing.assert_allclose(ours, xla, atol=2e-5, rtol=2e-4)
+
+
+def test_towers_that_see_pictures_and_windows_give_the_same_features():
+    tower = VisionConfig(0, 2, 12, 20, 3, 3, 1e-5, "silu", kind="qwen2_5", feature_layer=-1, merge=2, window=4, full_layers=(1,))
+    config = dataclasses.replace(tiny.CONFIG, vision=tower, scan_unroll=1)
+    params = vlm.init(config, jax.random.key(0))["vision"]
+    rng = np.random.default_rng(0)
+    grid_N2 = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), axis=-1).reshape(64, 2)
+    grid_BN2 = np.stack([grid_N2, np.concatenate([grid_N2[:32], grid_N2[:32]])]).astype(np.int32)
+    picture_BN = np.stack([np.ones(64), np.repeat([1, 2], 32)]).astype(np.int32)
+    picture_BN[1, 56:] = 0
+    images = Images(rng.normal(size=(2, 64, 12)).astype(np.float32), None, grid_BN2, picture_BN)
+    ours, xla = (
+        jax.jit(lambda images, run=dataclasses.replace(config, attention=kernel): vision.encode(run, params, images))(images)
+        for kernel in ("interpret", "xla")
+    )
+    real_BN1 = picture_BN[:, :, None] > 0
+    np.testing.assert_allclose(np.where(real_BN1, ours, 0), np.where(real_BN1, xla, 0), atol=2e-5, rtol=2e-4)
+
+
+def on(platform: str, kind: str):
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+    return AbstractMesh((1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3, abstract_device=device)
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "dtype", "head_dim", "kernel"),
+    [
+        ("tpu", "TPU v5 lite", "bfloat16", 128, "splash"),
+        ("tpu", "TPU v6 lite", "float32", 72, "splash"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "bfloat16", 128, "cudnn"),
+        ("gpu", "NVIDIA H100 80GB HBM3", "float32", 128, "xla"),
+        ("gpu", "NVIDIA A100-SXM4-40GB", "bfloat16", 256, "xla"),
+        ("gpu", "Tesla T4", "bfloat16", 128, "xla"),
+        ("cpu", "cpu", "bfloat16", 128, "xla"),
+    ],
+)
+def test_auto_asks_the_mesh_and_not_this_machine(platform, kind, dtype, head_dim, kernel):
+    with jax.sharding.use_abstract_mesh(on(platform, kind)):
+        assert kernels.choose("auto", dtype, head_dim) == kernel
+    assert kernels.choose("auto", dtype, head_dim) == "xla"  # no mesh
+
+
+def test_a_kernel_of_another_platform_is_one_clear_line():
+    with pytest.raises(UserError, match="'splash', a kernel for tpu, and the devices of the mesh are cpu: set it to 'auto'"):
+        kernels.choose("splash", "bfloat16", 128)
+    with pytest.raises(UserError, match="must be one of 'auto', 'xla', 'splash', 'interpret', 'cudnn', got 'flash'"):
+        kernels.check("flash", "tpu")
+    with jax.sharding.use_abstract_mesh(on("gpu", "NVIDIA H100")):
+        with pytest.raises(UserError, match="'cudnn', which needs config.model.dtype 'bfloat16', not 'float32'"):
+            kernels.choose("cudnn", "float32", 128)
+        with pytest.raises(UserError, match="a kernel for tpu, and the devices of the mesh are gpu"):
+            kernels.choose("splash", "bfloat16", 128)
+    span = kernels.causal("interpret", jnp.ones((1, 1 << 15), bool))
+    with pytest.raises(UserError, match="sequences of 32768 tokens are longer than fused attention takes"):
+        q, k, v, _ = arrays(1, 1, 1, 1 << 15)
+        kernels.attend(q, k, v, span)

@@ -86,9 +86,7 @@ def _cudnn_lacks(dtype: str, head_dim: int) -> str:
     return ""
 
 
-def causal(
-    kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None
-) -> Span:
+def causal(kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None) -> Span:
     """What `attention.causal` says of real queries. Pads see pads.
 
     Args:
