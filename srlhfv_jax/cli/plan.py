@@ -31,18 +31,16 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform
     from srlhfv_jax.parallel import topology
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan
+    from srlhfv_jax.stages import plan, plan_table
     from srlhfv_jax.training.metrics import write_result
 
-    config = plan.shape(named, settings.model)
-    mesh, limit = make_mesh(settings.mesh, topology.devices(values.topology)), topology.limit_bytes(values.topology)
-    jax.set_mesh(mesh)
+    config, device = plan.shape(named, settings.model), topology.device(values.topology)
+    mesh = make_mesh(settings.mesh, topology.devices(values.topology))
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     print(f"{named} on {values.topology}, mesh ({sizes})", flush=True)
-    plan_of = plan.ppo_lag if constrained else plan.supervised_step
-    state, compiled = plan_of(settings, config, mesh, limit)
-    numbers = plan.result(state, compiled, limit)
-    for line in plan.table(numbers, compiled):
+    planned = plan.of(settings, config, mesh, topology.limit_bytes(values.topology))
+    numbers = plan_table.result(planned, device, settings.data.batch_size)
+    for line in plan_table.table(numbers, planned, device):
         print(line)
     if values.workdir:
         write_result(Path(values.workdir), numbers | {"topology": values.topology})
