@@ -34,7 +34,7 @@ class ModelConfig:
 
     dtype: str  # of activations: "float32" or "bfloat16"
     param_dtype: str  # of fully trained parameters; float32 masters unless memory forbids
-    remat: str  # "none" or "layer"
+    remat: str  # "none", "dots" or "layer": what the backward pass computes again (models/stack.py)
     scan_unroll: int  # layers per step of the layer scan; 0 = all of them
 
 

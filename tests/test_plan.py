@@ -100,12 +100,12 @@ def test_state_of_shared_roles_is_what_the_rules_of_thumb_say():
     import jax
 
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan as planning
+    from srlhfv_jax.stages import plan_shapes
 
     settings = parse(PPOLagConfig, flags.load("ppo_lag.py"))
     mesh = make_mesh(dataclasses.replace(settings.mesh, fsdp=1))
     config = published("HuggingFaceTB/SmolVLM-256M-Instruct")
-    models = planning._models(settings, dataclasses.replace(config, dtype="bfloat16"), mesh)
+    models = plan_shapes.models(settings, dataclasses.replace(config, dtype="bfloat16"), mesh)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(models.trained["policy"]))
-    state = planning._bytes(models.trained) + planning._bytes(models.frozen)
+    state = plan_shapes.size(models.trained) + plan_shapes.size(models.frozen)
     assert state / parameters == pytest.approx(4 + 4 + 2 + 2, rel=0.001)

@@ -272,7 +272,7 @@ def _sent(kind: str, size: float, devices: int) -> float:
 
 def _group(one: Instruction, devices: int) -> int:
     """How many devices take part in one group of a collective; XLA writes groups in three ways."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", one.attributes)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", one.attributes)
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2]))
