@@ -21,7 +21,7 @@ def test_an_identical_answer_is_never_a_win_even_for_a_judge_that_always_takes_t
 
 def test_a_judge_that_always_takes_the_first_wins_nothing_on_average():
     rates = quadrants.win_rates(*quadrants.ask_both_orders(lambda row, first, second: 1, ["a", "b"], ["x", "y"]))
-    assert rates["win"] == rates["lose"] == rates["win_rate"] == 0.5
+    assert (rates["win"], rates["tie"], rates["lose"], rates["win_rate"]) == (0.0, 1.0, 0.0, 0.5)
 
 
 def test_swapping_the_policies_swaps_wins_and_losses():
@@ -33,14 +33,14 @@ def test_swapping_the_policies_swaps_wins_and_losses():
     assert ahead["swap_consistency"] == 1.0 and ahead["first_bias"] == 0.0
 
 
-def test_win_rate_is_the_mean_over_both_orders():
-    # rows: A wins twice; A wins once, tie once; tie once, loses once -> wins 3/6, ties 2/6, losses 1/6
+def test_only_a_win_in_both_orders_is_a_win():
+    # rows: A wins twice; A wins once, tie once; tie once, loses once -> one win, two ties
     rates = quadrants.win_rates(np.array([1, 1, 0]), np.array([-1, 0, 1]), np.zeros(3, bool), np.array([-2, 0, 5]))
-    assert rates["win"] == pytest.approx(3 / 6) and rates["tie"] == pytest.approx(2 / 6) and rates["lose"] == pytest.approx(1 / 6)
-    assert rates["win_rate"] == pytest.approx(3 / 6 + 1 / 6)
+    assert rates["win"] == pytest.approx(1 / 3) and rates["tie"] == pytest.approx(2 / 3) and rates["lose"] == 0.0
+    assert rates["win_rate"] == pytest.approx(1 / 3 + 1 / 3)
     assert rates["swap_consistency"] == pytest.approx(1 / 3)
-    # rows 0 and 1 are no longer than B's: wins 3 of 4 verdicts, one tie
-    assert rates["win_rate_not_longer"] == pytest.approx((3 + 0.5) / 4)
+    # rows 0 and 1 are no longer than B's: a win and a tie
+    assert rates["win_rate_not_longer"] == pytest.approx((1 + 0.5) / 2)
 
 
 def test_the_quadrants_sum_to_one_and_ties_are_their_own_row():
