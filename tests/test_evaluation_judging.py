@@ -136,7 +136,7 @@ def test_trouble_that_may_pass_is_tried_again_and_then_counted(tmp_path, trouble
     with serving(lambda number, body: trouble if number < 2 else Answered(reply(ONE))) as stub:
         judge = at(stub.url, tmp_path / "v.jsonl")
         assert judge(ALONE) == Verdict((Opinion(2.0, 2.0, False),)) and len(stub.seen) == 3
-        assert not judge.unjudged and judge._client.calls == {reason: 2, "ok": 1}
+        assert not judge.unjudged and judge.client.calls == {reason: 2, "ok": 1}
     with serving(lambda number, body: trouble) as stub:
         judge = at(stub.url, tmp_path / "w.jsonl")
         assert judge(ALONE) is None and judge.unjudged == {reason: 1} and len(stub.seen) == 3
@@ -145,7 +145,7 @@ def test_trouble_that_may_pass_is_tried_again_and_then_counted(tmp_path, trouble
 def test_a_reply_that_does_not_come_in_time_is_tried_again(tmp_path):
     with serving(lambda number, body: Answered(reply(ONE), delay_s=0.0 if number else 0.4)) as stub:
         judge = at(stub.url, tmp_path / "v.jsonl", timeout_s=0.1)
-        assert judge(ALONE) is not None and judge._client.calls["timeout"] == 1
+        assert judge(ALONE) is not None and judge.client.calls["timeout"] == 1
 
 
 def test_a_server_that_is_not_there_leaves_everything_unjudged(tmp_path):
@@ -320,8 +320,8 @@ def test_people_may_write_as_little_as_they_know(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "people.jsonl:2 is no verdict"),
-        ("[]", "people.jsonl:2 is no verdict .expected an object, got list"),
+        ("{", "people.jsonl:2 is not JSON"),
+        ("[]", "people.jsonl:2 is a JSON list: expected one object per line"),
         ('{"name": "a", "answers": ["x"]}', "opinions must be a list of one or two, got None"),
         ('{"name": "a", "answers": ["x"], "opinions": [{"harm": 1}]}', "an opinion has the keys helpful, cost, refusal"),
         ('{"name": "a", "answers": ["x"], "opinions": [{"cost": "1"}]}', "helpful and cost are numbers, got '1'"),

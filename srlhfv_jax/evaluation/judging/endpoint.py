@@ -17,7 +17,8 @@ class EndpointJudge:
 
     def __init__(self, client: Client, store: Store, model: str):
         self.unjudged: Counter[str] = Counter()  # reason (client.REASONS) -> questions
-        self._client, self._store, self._model = client, store, model
+        self.client = client
+        self._store, self._model = store, model
         self._lock = threading.Lock()
         self._gates: dict[str, threading.Lock] = {}
 
@@ -33,7 +34,7 @@ class EndpointJudge:
         if known is not None:
             return known
         try:
-            verdict, reply = self._client.ask(
+            verdict, reply = self.client.ask(
                 rubric.messages(asked), lambda text: rubric.read_reply(text, answers=len(asked.answers))
             )
         except Unanswered as unanswered:

@@ -45,6 +45,14 @@ def combine(verdicts: Sequence[Verdict | None]) -> BothOrders | None:
     )
 
 
+def from_opinions(a: Opinion | None, b: Opinion | None, *, identical: bool) -> BothOrders | None:
+    """The preference of a judge that looks at each answer alone, and so does not know of orders."""
+    if a is None or b is None or None in (a.helpful, b.helpful, a.cost, b.cost):
+        return None
+    helpful, safety = (a.helpful > b.helpful) - (a.helpful < b.helpful), (a.cost < b.cost) - (a.cost > b.cost)
+    return BothOrders((helpful, -helpful), (safety, -safety), a, b, identical)
+
+
 def pair_metrics(pairs: Sequence[BothOrders | None], length_gap: Sequence[int]) -> dict[str, float]:
     """`helpful.*` and `safety.*` of `quadrants.win_rates` over the pairs that were judged; `pairs`, `pairs_unjudged`.
 

@@ -22,7 +22,7 @@ def recorded(path: Path) -> Judge:
     if not path.is_file():
         raise UserError(f"{path} is no file: config.recorded must name a .jsonl file of judgements")
     found: dict[tuple[str, tuple[str, ...]], Verdict] = {}
-    for row, verdict in read_verdicts(path, path.read_text(encoding="utf-8")):
+    for row, verdict in read_verdicts(path):
         name, answers = row.get("name"), row.get("answers")
         if not isinstance(name, str) or not isinstance(answers, list) or len(answers) != len(verdict.opinions):
             raise UserError(f"{path}: a judgement needs a name and one answer per opinion, got {str(row)[:100]}")

@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from srlhfv_jax.data import images
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class Asked(NamedTuple):
@@ -55,11 +58,11 @@ def content_key(asked: Asked, *judge: str) -> str:
 
 
 def judge_all(
-    judge: Judge, asked: Sequence[Asked], *, workers: int = 1, progress: Callable[[int], None] | None = None
-) -> list[Verdict | None]:
-    """A verdict on each, in order. An exception of one ends the calls that wait."""
+    judge: Callable[[Item], Found], items: Sequence[Item], *, workers: int = 1, progress: Callable[[int], None] | None = None
+) -> list[Found]:
+    """What `judge` says of each item, in order, several at a time. An exception of one ends the calls that wait."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(judge, one) for one in asked]
+        waiting = [pool.submit(judge, item) for item in items]
         found = []
         try:
             for future in waiting:
