@@ -49,15 +49,14 @@ def devices(name: str) -> Sequence[jax.Device]:
     """The devices of a slice such as "v5e:2x4".
 
     Raises:
-        UserError: libtpu is not installed, or knows no such slice.
+        UserError: as `device`; libtpu is not installed, or knows no such slice.
     """
     from jax.experimental import topologies  # here: it looks for plugins
 
     for name_of, value in ENVIRONMENT.items():
         os.environ.setdefault(name_of, value)
-    kind, _, shape = name.partition(":")
-    if kind not in DEVICES or not shape:
-        raise UserError(f"--topology must be one of {', '.join(f'{kind}:AxB' for kind in DEVICES)} such as v5e:2x4, got {name!r}")
+    device(name)
+    shape = name.partition(":")[2]
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the compiler for TPUs is not installed: pip install 'srlhfv-jax[plan]' (no TPU is needed)")
     one_chip = shape.replace("x", "").strip("1") == ""
@@ -69,8 +68,15 @@ def devices(name: str) -> Sequence[jax.Device]:
 
 
 def device(name: str) -> Device:
-    """What one device of the slice has."""
-    return DEVICES[name.partition(":")[0]]
+    """What one device of the slice has.
+
+    Raises:
+        UserError: no such kind of slice, or none of its shapes.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in DEVICES or not shape:
+        raise UserError(f"--topology must be one of {', '.join(f'{kind}:AxB' for kind in DEVICES)} such as v5e:2x4, got {name!r}")
+    return DEVICES[kind]
 
 
 def limit_bytes(name: str) -> int:
