@@ -69,7 +69,7 @@ def test_score_heads_are_planned_from_pairs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology=v9:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf"), "--topology must be one of v5e:AxB"),
+        (("--topology=v9:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf"), "--topology must be one of v4:AxB"),
         (("--topology=v5e:3x7", "--config.policy=llava-hf/llava-1.5-7b-hf"), "the compiler knows no slice v5e:3x7"),
         (("--topology=v5e:2x2",), "config.policy is empty: whose shape should be planned?"),
         (("--config.policy=llava-hf/llava-1.5-7b-hf",), "--topology is needed"),
