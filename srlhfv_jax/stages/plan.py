@@ -11,8 +11,10 @@ arguments, `plan_table` the numbers and lines, `plan_search` tries settings.
 import dataclasses
 import functools
 import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -149,9 +151,20 @@ def _compile(name: str, function: Callable, beside: int, limit: int, loop: int, 
     outputs = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), outputs, done.output_shardings
     )
-    counted = work.count(done.as_text(), loop)
+    counted = work.count(_text(lowered, done), loop)
     sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return Compiled(name, seconds, peak, *sizes, beside, peak + beside <= limit, counted), outputs
+
+
+def _text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
+    """The optimized program. jaxlib 0.10.2 cannot read every program of a newer libtpu (async slices on v6e); the compiler then
+    writes it to a file, for which it compiles again."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        with tempfile.TemporaryDirectory() as folder:
+            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": "True"})
+            return next(Path(folder).glob("*.after_optimizations.txt")).read_text()
 
 
 def _rows(leaf: Any, arguments: Any) -> NamedSharding:
