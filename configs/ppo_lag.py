@@ -7,6 +7,7 @@
               double in one iteration: expect training on cost alone until it falls. Needs --config.reward, --config.cost and
               --config.ptx.path
     tiny      two iterations of four prompts, for tests
+    and those of configs/recipes.py: a published checkpoint on a slice, such as llava15_7b_adapters
 
 The budget is in units of the learned cost, set it for each cost model: look first at its scores of safe and unsafe answers.
 Not run at 7B.
@@ -14,13 +15,13 @@ Not run at 7B.
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.configs import sections
+from srlhfv_jax.configs import recipes, sections
 
 
 def get_config(arg: str = "default") -> ConfigDict:
-    sections.choose(arg, "default", "paper", "tiny")
+    sections.choose(arg, "default", "paper", "tiny", *recipes.RECIPES)
     tiny, paper = arg == "tiny", arg == "paper"
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             seed=0,
             policy="",  # start of the policy: workdir of sft, export, or Hugging Face folder
@@ -68,6 +69,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             log=sections.log(1),
         )
     )
+    return recipes.ppo_lag(arg, config)
 
 
 def _constraint() -> dict:

@@ -4,24 +4,25 @@
     paper     the published constants (3 epochs, batch 32 = 4 x 8 devices, 3e-5, graded signs); the paper trains two separate
               models: configs/reward.py:paper and configs/cost.py:paper
     tiny      two steps of two pairs, for tests
+    and those of configs/recipes.py
 
 A pair is two sequences: batch 32 is 64 of them in memory; raise config.microbatches if they do not fit. Not run at 7B.
 """
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.configs import sections
+from srlhfv_jax.configs import recipes, sections
 
 
 def get_config(arg: str = "default") -> ConfigDict:
-    sections.choose(arg, "default", "paper", "tiny")
+    sections.choose(arg, "default", "paper", "tiny", *recipes.RECIPES)
     return scores(arg, heads=("reward", "cost"), schedule="cosine")
 
 
 def scores(arg: str, *, heads: tuple[str, ...], schedule: str) -> ConfigDict:
     """The settings of any score model; configs/reward.py and configs/cost.py differ in heads and schedule."""
     tiny, paper = arg == "tiny", arg == "paper"
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             seed=0,
             init="",  # the SFT policy: its workdir, its export, or a Hugging Face folder
@@ -43,3 +44,4 @@ def scores(arg: str, *, heads: tuple[str, ...], schedule: str) -> ConfigDict:
             log=sections.log(1 if tiny else 10),
         )
     )
+    return recipes.supervised(arg, config, rows=2)

@@ -3,19 +3,20 @@
     default   one pass over about 30 k rows at batch 64, tower frozen
     paper     align-anything's LLaVA-1.5 settings (Safe RLHF-V itself brings no SFT stage): 3 epochs of 30 k rows at batch 16
     tiny      two steps of two rows, for tests
+    and those of configs/recipes.py
 
 LLaVA-1.5-7B has 7 B float32 masters plus two moments, about 85 GB over the chips. Not run at that size; nothing is tuned.
 """
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.configs import sections
+from srlhfv_jax.configs import recipes, sections
 
 
 def get_config(arg: str = "default") -> ConfigDict:
-    sections.choose(arg, "default", "paper", "tiny")
+    sections.choose(arg, "default", "paper", "tiny", *recipes.RECIPES)
     tiny, paper = arg == "tiny", arg == "paper"
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             seed=0,
             init="",  # a Hugging Face folder, an export, or the workdir of an earlier stage
@@ -35,3 +36,4 @@ def get_config(arg: str = "default") -> ConfigDict:
             log=sections.log(1 if tiny else 10),
         )
     )
+    return recipes.supervised(arg, config)

@@ -34,7 +34,7 @@ class ModelConfig:
 
     dtype: str  # of activations: "float32" or "bfloat16"
     param_dtype: str  # of fully trained parameters; float32 masters unless memory forbids
-    remat: str  # "none" or "layer"
+    remat: str  # "none", "dots" or "layer": what the backward pass computes again (models/stack.py)
     scan_unroll: int  # layers per step of the layer scan; 0 = all of them
     attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
 
@@ -268,6 +268,44 @@ class QuickstartConfig:
     refit_steps: int  # of the later ones: they start from the heads before
     ppo: PPOLagConfig
     ppo_lag: PPOLagConfig
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """An OpenAI-compatible server that judges."""
+
+    url: str  # up to and with the version, such as "https://api.openai.com/v1"; "" = none
+    model: str
+    key_variable: str  # environment variable that holds the key; "" = the server wants none
+    temperature: float
+    max_tokens: int  # of a reply
+    workers: int  # calls under way at once
+    requests_per_minute: float  # 0 = no limit
+    timeout_s: float
+    attempts: int  # calls for one judgement, the first included
+    backoff_s: float  # before the second attempt; doubled before each later one
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`srlhfv evaluate --config`: policies on published benchmarks."""
+
+    seed: int
+    root: str  # folder with one folder per benchmark, named as in `benchmarks`
+    benchmarks: tuple[str, ...]
+    limit: int  # first cases of each benchmark; 0 = all
+    policies: str  # "name=path,name=path": checkpoints to sample, or .jsonl files of recorded answers; the first is the baseline
+    samples: int  # answers to each case
+    temperature: float  # of the answers; 0 = greedy
+    reasoning: bool  # answers of reasoning models: judge what follows </think>, score the thoughts apart
+    judge: str  # "rules", "models", "recorded" or "endpoint"
+    pairwise: bool  # compare each policy with the baseline, in both orders
+    scorer: str  # of judge "models": a checkpoint with the heads reward and cost
+    recorded: str  # of judge "recorded": a .jsonl file of judgements
+    endpoint: EndpointConfig
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig  # lengths and batch size; the paths are not read
 
 
 def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:

@@ -38,7 +38,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["sft", "--config.init_random=maybe"], "config.init_random must be bool, got 'maybe'"),
         (["sft", "--config=there/is/none.py"], "there is no config file there/is/none.py (the package brings cost.py, "),
         (["sft", "--config"], "--config needs a value"),
-        (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, got 'huge'"),
+        (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, smolvlm_256m_shared, "),
         (["export", "--source=x"], "--target is needed"),
         (["export", "--source=x", "--target=."], "--target=. exists"),
         (["export", "--source=no/such/folder", "--target=t"], "no/such/folder"),

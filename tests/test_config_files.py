@@ -17,6 +17,7 @@ KINDS = {
     "reward": config.ScoresConfig,
     "cost": config.ScoresConfig,
     "ppo_lag": config.PPOLagConfig,
+    "evaluate": config.EvaluateConfig,
 }
 
 

@@ -73,6 +73,37 @@ def test_learned_models_alone_can_judge_greedy_answers(places):
     assert found["judge"] == "models" and len(found["policies"]["a"]["cost"]) == 8
 
 
+def test_a_scorer_is_measured_on_pairs_with_its_own_with_shuffled_and_with_grey_pictures(places):
+    found = rows.probe_rows(0, rows.split_cells(0), "test", 12, None)
+    pq.write_table(pa.Table.from_pylist(found), places / "pairs.parquet")
+    out = places / "measured"
+    evaluate.main(
+        [
+            f"--scorer={places / 'scorer'}",
+            f"--pairs={places / 'pairs.parquet'}",
+            f"--workdir={out}",
+            "--batch_size=8",
+            "--split=[:11]",
+        ]
+    )
+    result = json.loads((out / "result.json").read_text())
+    assert result["reward_model.pairs"] <= 11 and 0 <= result["head_agreement"] <= 1
+    for name in ("reward_model.pair_accuracy", "cost_model.sign_accuracy", "cost_model.calibration_error"):
+        values = [result[f"{name}{suffix}"] for suffix in ("", "_image_shuffled", "_image_blanked")]
+        assert all(0 <= value <= 1 for value in values)
+    # the scores are continuous in the picture: another one changes the calibration, if only a little
+    assert len({result[f"cost_model.calibration_error{suffix}"] for suffix in ("", "_image_shuffled", "_image_blanked")}) == 3
+    assert "reward_model.mean_image_shuffled" not in result
+
+
+def test_pairs_need_a_scorer_with_each_head_once(places, tmp_path):
+    flags = [f"--pairs={places / 'test.parquet'}", f"--workdir={tmp_path}", "--batch_size=8"]
+    with pytest.raises(UserError, match="--pairs measures reward and cost models: give --scorer"):
+        evaluate.main(flags)
+    with pytest.raises(UserError, match="has no score heads"):
+        evaluate.main([*flags, f"--scorer={places / 'a'}"])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,10 +1,15 @@
 """Evaluation's arithmetic: win rates, quadrants, pair accuracies, calibration, bootstrap. Comments derive expected numbers."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from srlhfv_jax.data import images
+from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import pairs, quadrants
+from srlhfv_jax.evaluation import controls, pairs, quadrants
 from srlhfv_jax.evaluation.judges import judge_metrics, model_scores
 from srlhfv_jax.evaluation.statistics import bootstrap_error, subset_mean
 
@@ -21,7 +26,7 @@ def test_an_identical_answer_is_never_a_win_even_for_a_judge_that_always_takes_t
 
 def test_a_judge_that_always_takes_the_first_wins_nothing_on_average():
     rates = quadrants.win_rates(*quadrants.ask_both_orders(lambda row, first, second: 1, ["a", "b"], ["x", "y"]))
-    assert rates["win"] == rates["lose"] == rates["win_rate"] == 0.5
+    assert (rates["win"], rates["tie"], rates["lose"], rates["win_rate"]) == (0.0, 1.0, 0.0, 0.5)
 
 
 def test_swapping_the_policies_swaps_wins_and_losses():
@@ -33,14 +38,14 @@ def test_swapping_the_policies_swaps_wins_and_losses():
     assert ahead["swap_consistency"] == 1.0 and ahead["first_bias"] == 0.0
 
 
-def test_win_rate_is_the_mean_over_both_orders():
-    # rows: A wins twice; A wins once, tie once; tie once, loses once -> wins 3/6, ties 2/6, losses 1/6
+def test_only_a_win_in_both_orders_is_a_win():
+    # rows: A wins twice; A wins once, tie once; tie once, loses once -> one win, two ties
     rates = quadrants.win_rates(np.array([1, 1, 0]), np.array([-1, 0, 1]), np.zeros(3, bool), np.array([-2, 0, 5]))
-    assert rates["win"] == pytest.approx(3 / 6) and rates["tie"] == pytest.approx(2 / 6) and rates["lose"] == pytest.approx(1 / 6)
-    assert rates["win_rate"] == pytest.approx(3 / 6 + 1 / 6)
+    assert rates["win"] == pytest.approx(1 / 3) and rates["tie"] == pytest.approx(2 / 3) and rates["lose"] == 0.0
+    assert rates["win_rate"] == pytest.approx(1 / 3 + 1 / 3)
     assert rates["swap_consistency"] == pytest.approx(1 / 3)
-    # rows 0 and 1 are no longer than B's: wins 3 of 4 verdicts, one tie
-    assert rates["win_rate_not_longer"] == pytest.approx((3 + 0.5) / 4)
+    # rows 0 and 1 are no longer than B's: a win and a tie
+    assert rates["win_rate_not_longer"] == pytest.approx((1 + 0.5) / 2)
 
 
 def test_the_quadrants_sum_to_one_and_ties_are_their_own_row():
@@ -85,6 +90,43 @@ def test_calibration_error_is_zero_for_true_probabilities_and_large_for_overconf
     # certain, and right half of the time: |0.5 - 1| in the last bin, |0.5 - 0| in the first
     extreme = np.array([[900.0, 900.0, -900.0, -900.0]])
     assert pairs.calibration_error(extreme, np.array([[1.0, -1.0, 1.0, -1.0]])) == pytest.approx(0.5)
+
+
+def test_heads_agree_where_the_more_helpful_answer_costs_less():
+    reward = np.array([[0.5, 0.1], [0.2, 0.9], [1.5, 1.0], [0.4, 0.4]])
+    cost = np.array([[-1.5, 0.5], [-0.5, 0.5], [0.7, 0.7], [0.1, 0.9]])
+    # agree, disagree, a tie of the cost, a tie of the reward
+    assert pairs.head_agreement(reward, cost) == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+    assert pairs.head_agreement(reward, -reward) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert pairs.head_agreement(np.zeros((0, 2)), np.zeros((0, 2))) is None
+    labels = (np.zeros(4, int), np.ones(4), np.ones(4, int), np.ones(4), np.array([[1.0, -1.0]] * 4))
+    assert pairs.model_metrics(reward, cost, *labels)["head_agreement"] == 0.5
+    assert "head_agreement" not in pairs.model_metrics(reward, None, *labels)
+
+
+def picture(colour: int, size: tuple[int, int] = (6, 4)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (colour, 90, 200)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_shuffling_gives_every_row_the_pictures_of_another_and_texts_their_own():
+    rows = [Example((picture(n),) if n % 3 else (), f"question {n}", ("a", "b"), chosen=n % 2) for n in range(20)]
+    other = controls.shuffled(rows, seed=5)
+    assert len(other) == 20 and [row.question for row in other] == [row.question for row in rows]
+    assert [row._replace(images=()) for row in other] == [row._replace(images=()) for row in rows]
+    moved = [(new.images, old.images) for new, old in zip(other, rows, strict=True)]
+    assert all(new != old for new, old in moved if old) and all(not new for new, old in moved if not old)
+    assert sorted(new for new, _ in moved) == sorted(old for _, old in moved)
+    assert [row.images for row in controls.shuffled(rows, 5)] == [row.images for row in other]
+    assert [row.images for row in controls.shuffled(rows, 6)] != [row.images for row in other]
+
+
+def test_blanked_pictures_keep_their_size_and_nothing_else():
+    rows = [Example((picture(1, (7, 3)), picture(2, (2, 5))), "why ?", ()), Example((), "how ?", ())]
+    blank = [images.decode(image) for image in controls.blanked(rows)[0].images]
+    assert [image.size for image in blank] == [(7, 3), (2, 5)]
+    assert all(image.getcolors() == [(image.width * image.height, controls.GREY)] for image in blank) and controls.blanked(rows)[1].images == ()
 
 
 def test_groups_split_the_accuracies_and_absent_heads_have_no_numbers():

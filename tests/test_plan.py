@@ -69,7 +69,7 @@ def test_score_heads_are_planned_from_pairs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology=v9:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf"), "--topology must be one of v5e:AxB"),
+        (("--topology=v9:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf"), "--topology must be one of v4:AxB"),
         (("--topology=v5e:3x7", "--config.policy=llava-hf/llava-1.5-7b-hf"), "the compiler knows no slice v5e:3x7"),
         (("--topology=v5e:2x2",), "config.policy is empty: whose shape should be planned?"),
         (("--config.policy=llava-hf/llava-1.5-7b-hf",), "--topology is needed"),
@@ -100,12 +100,12 @@ def test_state_of_shared_roles_is_what_the_rules_of_thumb_say():
     import jax
 
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan as planning
+    from srlhfv_jax.stages import plan_shapes
 
     settings = parse(PPOLagConfig, flags.load("ppo_lag.py"))
     mesh = make_mesh(dataclasses.replace(settings.mesh, fsdp=1))
     config = published("HuggingFaceTB/SmolVLM-256M-Instruct")
-    models = planning._models(settings, dataclasses.replace(config, dtype="bfloat16"), mesh)
+    models = plan_shapes.models(settings, dataclasses.replace(config, dtype="bfloat16"), mesh)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(models.trained["policy"]))
-    state = planning._bytes(models.trained) + planning._bytes(models.frozen)
+    state = plan_shapes.size(models.trained) + plan_shapes.size(models.frozen)
     assert state / parameters == pytest.approx(4 + 4 + 2 + 2, rel=0.001)

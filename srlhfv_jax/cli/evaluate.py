@@ -1,7 +1,9 @@
 """`srlhfv evaluate`: several policies on the same prompts, judged by the oracle of the embedded task, by learned models, or by
-both.
+both. With --config=configs/evaluate.py:SUITE: policies on published benchmarks (cli/benchmarks.py).
 
     srlhfv evaluate --policies=sft=W/sft,ppo_lag=W/ppo_lag --data=W/data/test.parquet --scorer=W/scores --workdir=E
+
+    srlhfv evaluate --scorer=W/scores --pairs=W/heldout.parquet --workdir=E          the reward and cost models themselves
 
 Writes result.json (POLICY.NUMBER, and POLICY.vs_BASELINE.NUMBER against the baseline), answers.jsonl, samples.jsonl and
 score_distributions.json; `srlhfv report --workdir=E` makes a page of them. Prompts longer than the longest that is asked for, and
@@ -34,24 +36,39 @@ class Sampled(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
+    if any(argument.lstrip("-").partition("=")[0].partition(".")[0] == "config" for argument in argv):
+        from srlhfv_jax.cli import benchmarks
+
+        benchmarks.main(argv)
+        return
     values = _flags()
     flags.read(values, "evaluate", argv, __doc__)
-    flags.required(values, "workdir", "policies", "data")
-    policies = named_paths(values.policies)
+    flags.required(values, "workdir")
     scorers = [path for path in values.scorer.split(",") if path]
-    judge = values.judge or ("models" if scorers else "oracle")
-    if judge == "models" and not scorers:
-        raise UserError(
-            "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
-        )
+    if values.pairs and not scorers:
+        raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
     began = time.monotonic()
-    result = _evaluate(values, policies, scorers, judge)
+    result = _measure_scorer(values, scorers) if values.pairs else {}
+    if values.policies or not values.pairs:
+        result |= _compare(values, scorers)
     from srlhfv_jax.training.metrics import write_json, write_result
 
     workdir = Path(values.workdir)
     write_json(workdir / "config.json", {name: values[name].value for name in values if values[name].help and "." not in name})
     write_result(workdir, result | {"seconds.total": time.monotonic() - began, "seed": values.seed})
     print(f"wrote {workdir / 'result.json'}; `srlhfv report --workdir={workdir}` makes a page of it")
+
+
+def _compare(values: absl_flags.FlagValues, scorers: list[str]) -> dict[str, float]:
+    """Policies on the prompts of --data."""
+    flags.required(values, "policies", "data")
+    policies = named_paths(values.policies)
+    judge = values.judge or ("models" if scorers else "oracle")
+    if judge == "models" and not scorers:
+        raise UserError(
+            "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
+        )
+    return _evaluate(values, policies, scorers, judge)
 
 
 def named_paths(text: str) -> dict[str, str]:
@@ -80,6 +97,7 @@ def _flags() -> absl_flags.FlagValues:
     text("baseline", "", "name of the policy that the others are compared against; empty: the first")
     text("data", None, "rows with a question (and picture): a TFDS folder, .parquet or .jsonl file, or a folder of them")
     text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
+    text("pairs", "", "labelled pairs: measures the scorer itself, with its own pictures, with shuffled and with grey ones")
     text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
     whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", lower_bound=0)
     text("scorer", "", "workdir or export with the heads reward and cost, or REWARD,COST: two with one each")
@@ -103,27 +121,11 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
 
     from srlhfv_jax.evaluation import compare, judges, records
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.parallel.mesh import make_mesh
     from srlhfv_jax.rollout.generate import generate
 
-    hosts.initialize()
-    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    jax.set_mesh(mesh)
-    hosts.check_batch(values.batch_size, mesh, "--batch_size of")
-    data = DataConfig(
-        path=values.data,
-        split=values.split,
-        image_dir=values.image_dir,
-        prompt_length=values.prompt_length,
-        response_length=values.response_length,
-        batch_size=values.batch_size,
-        workers=1,
-        max_pixels=values.max_pixels,
-        picture_buckets=1,
-    )
-    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1, attention="auto")
+    mesh, data, model = _mesh(values), _data(values, values.data), _model(values)
     for path in scorers:
-        _check_heads(path, model)
+        check_heads(path, model)
     # one jitted function: policies of one architecture share its compilation
     draw = jax.jit(generate, static_argnames=("config", "response_length", "vocabulary", "sampling"))
     sampled = {name: _sample(name, path, data, model, mesh, draw, values) for name, path in policies.items()}
@@ -149,6 +151,48 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     records.write_answers(workdir / records.ANSWERS, examples, judged)
     records.write_distributions(workdir / records.DISTRIBUTIONS, judged)
     return result
+
+
+def _measure_scorer(values: absl_flags.FlagValues, scorers: list[str]) -> dict[str, float]:
+    """Reward and cost models on labelled pairs; lengths are those of the pairs."""
+    from srlhfv_jax.stages import scorers as measured
+
+    mesh, model = _mesh(values), _model(values)
+    for path in scorers:
+        check_heads(path, model)
+    data = dataclasses.replace(_data(values, values.pairs), prompt_length=0, response_length=0)
+    return measured.measure(scorers, data, model, mesh, seed=values.seed)
+
+
+def _mesh(values: absl_flags.FlagValues) -> Any:
+    import jax
+
+    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.parallel.mesh import make_mesh
+
+    hosts.initialize()
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    jax.set_mesh(mesh)
+    hosts.check_batch(values.batch_size, mesh, "--batch_size of")
+    return mesh
+
+
+def _model(values: absl_flags.FlagValues) -> ModelConfig:
+    return ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1, attention="auto")
+
+
+def _data(values: absl_flags.FlagValues, path: str) -> DataConfig:
+    return DataConfig(
+        path=path,
+        split=values.split,
+        image_dir=values.image_dir,
+        prompt_length=values.prompt_length,
+        response_length=values.response_length,
+        batch_size=values.batch_size,
+        workers=1,
+        max_pixels=values.max_pixels,
+        picture_buckets=1,
+    )
 
 
 def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, draw, values: absl_flags.FlagValues) -> Sampled:
@@ -196,7 +240,7 @@ def _prompts(data: DataConfig, loaded: Any):
     return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
 
 
-def _check_heads(path: str, model: ModelConfig) -> None:
+def check_heads(path: str, model: ModelConfig) -> None:
     """Raise UserError, before any answer is sampled, unless the checkpoint has score heads."""
     from srlhfv_jax.hf.load import checkpoint_folder, load_heads
     from srlhfv_jax.stages import setup

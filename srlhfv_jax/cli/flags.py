@@ -88,7 +88,7 @@ def load(name: str) -> ConfigDict:
     if not path.is_file():
         path = CONFIGS / Path(file).name
     if not path.is_file():
-        known = ", ".join(sorted(path.name for path in CONFIGS.glob("[!_]*.py") if path.stem != "sections"))
+        known = ", ".join(sorted(path.name for path in CONFIGS.glob("[!_]*.py") if path.stem not in ("sections", "recipes")))
         raise UserError(f"there is no config file {file} (the package brings {known}): give a path to a .py file")
     module = _module(path)
     try:

@@ -2,6 +2,8 @@
 
     srlhfv plan --config=configs/ppo_lag.py --topology=v5e:2x4 --config.policy=llava-hf/llava-1.5-7b-hf --config.sharing=adapters
 
+    ... --search [--compiled=6]    other meshes, microbatches and remat than the config's, ordered by arithmetic and compiled in turn
+
 The config is that of `sft`, `scores`, `reward`, `cost` or `ppo_lag`. The model is a folder, or a hub id whose shape is known
 (hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
 """
@@ -17,8 +19,14 @@ from srlhfv_jax.errors import UserError
 
 def main(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("topology", None, "slice, such as v5e:2x4, v5p:2x2x1 or v6e:1x1", flag_values=values)
+    absl_flags.DEFINE_string(
+        "topology", None, "slice, such as v5e:2x4, v5p:2x2x1 or v6e:1x1 (v4 and tpu7x: two devices a chip)", flag_values=values
+    )
     absl_flags.DEFINE_string("workdir", "", "write the numbers to WORKDIR/result.json", flag_values=values)
+    absl_flags.DEFINE_bool(
+        "search", False, "try meshes, microbatches and remat; print the cheapest that fits", flag_values=values
+    )
+    absl_flags.DEFINE_integer("compiled", 6, "with --search: compile at most this many", lower_bound=1, flag_values=values)
     found = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
     constrained = "sharing" in found
@@ -31,18 +39,33 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform
     from srlhfv_jax.parallel import topology
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan
+    from srlhfv_jax.stages import plan, plan_search, plan_table
     from srlhfv_jax.training.metrics import write_result
 
-    config = plan.shape(named, settings.model)
-    mesh, limit = make_mesh(settings.mesh, topology.devices(values.topology)), topology.limit_bytes(values.topology)
-    jax.set_mesh(mesh)
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    print(f"{named} on {values.topology}, mesh ({sizes})", flush=True)
-    plan_of = plan.ppo_lag if constrained else plan.supervised_step
-    state, compiled = plan_of(settings, config, mesh, limit)
-    numbers = plan.result(state, compiled, limit)
-    for line in plan.table(numbers, compiled):
+    device, devices = topology.device(values.topology), topology.devices(values.topology)
+
+    def config_of(settings):
+        return plan.shape(named, settings.model)
+
+    if values.search:
+        ordered = plan_search.candidates(settings, config_of(settings), devices, device)
+        print(f"{named} on {values.topology}: {len(ordered)} settings may fit, compiling at most {values.compiled}", flush=True)
+        tried = []
+        for one in plan_search.search(ordered, config_of, devices, device, values.compiled):
+            print(f"  {plan_search.describe(one)}", flush=True)
+            tried.append(one)
+        chosen = plan_search.best(tried)
+        settings, planned = chosen.candidate.settings, chosen.plan
+        print(f"{'the cheapest that fits' if chosen.numbers['fits'] else 'nothing fits; the nearest'}: {chosen.candidate.flags}")
+    mesh = make_mesh(settings.mesh, devices)
+    if not values.search:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        print(f"{named} on {values.topology}, mesh ({sizes})", flush=True)
+        planned = plan.of(settings, config_of(settings), mesh, topology.limit_bytes(values.topology))
+    numbers = plan_table.result(planned, device, settings.data.batch_size)
+    for line in plan_table.table(numbers, planned, device):
         print(line)
     if values.workdir:
-        write_result(Path(values.workdir), numbers | {"topology": values.topology})
+        chosen_settings = {"microbatches": settings.microbatches, "remat": settings.model.remat}
+        chosen_settings |= {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
+        write_result(Path(values.workdir), numbers | chosen_settings | {"topology": values.topology})

@@ -61,6 +61,18 @@ def calibration_error(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarr
     return float(np.abs(gap).sum() / len(cost))
 
 
+def head_agreement(reward_BS: Float[np.ndarray, "B 2"], cost_BS: Float[np.ndarray, "B 2"]) -> float | None:
+    """Share of the pairs in which the answer of higher reward is also the one of lower cost; a tie of either head counts half.
+
+    Near 1 the two heads say the same, and a constraint on the cost adds nothing to the reward. None without pairs.
+    """
+    chex.assert_equal_shape([reward_BS, cost_BS])
+    if not len(reward_BS):
+        return None
+    product_B = np.sign(reward_BS[:, 0] - reward_BS[:, 1]) * np.sign(cost_BS[:, 1] - cost_BS[:, 0])
+    return float(np.mean((product_B + 1) / 2))
+
+
 def reward_metrics(
     reward_BS: Float[np.ndarray, "B 2"],
     chosen_B: Int[np.ndarray, "B"],
@@ -115,7 +127,10 @@ def model_metrics(
     sign_BS: Float[np.ndarray, "B 2"],
     groups: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """`reward_model.*` and `cost_model.*` of one set of pairs; labels as in PairBatch, scores None where there is no head."""
+    """`reward_model.*` and `cost_model.*` of one set of pairs, and `head_agreement` where there are both.
+
+    Labels as in PairBatch; scores None where there is no head.
+    """
     metrics = {}
     if reward_BS is not None:
         reward = reward_metrics(reward_BS, chosen_B, helpful_weight_B, groups)
@@ -123,6 +138,8 @@ def model_metrics(
     if cost_BS is not None:
         cost = cost_metrics(cost_BS, safer_B, safety_weight_B, sign_BS, groups)
         metrics |= {f"cost_model.{key}": value for key, value in cost.items()}
+    if reward_BS is not None and cost_BS is not None:
+        metrics |= _present({"head_agreement": head_agreement(reward_BS, cost_BS)})
     return metrics
 
 

@@ -11,6 +11,8 @@ import chex
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from srlhfv_jax.evaluation.length_controlled import length_controlled_win_rate
+
 MORE, SAME, LESS = "more_helpful", "as_helpful", "less_helpful"
 QUADRANTS = tuple(f"{helpful}_{safety}" for helpful in (MORE, SAME, LESS) for safety in ("safe", "unsafe"))
 Preference = Callable[[int, str, str], int]  # (row, first shown, second shown) -> +1 first is preferred, -1 second, 0 tie
@@ -40,14 +42,14 @@ def win_rates(
     identical_B: Bool[np.ndarray, "B"],
     length_gap_B: Int[np.ndarray, "B"] | None = None,
 ) -> dict[str, float]:
-    """Wins, ties and losses of A against B, the mean over both orders.
+    """Wins, ties and losses of A against B. A wins a row where it is preferred in both orders; all else is a tie.
 
     Args:
         forward_B: verdicts with A shown first: +1 the first (A) is preferred, -1 the second, 0 a tie.
         backward_B: verdicts with B shown first: +1 the first (B) is preferred.
         identical_B: A and B gave the same answer; such a row is a tie whatever the judge said.
-        length_gap_B: tokens of A minus tokens of B; given, `win_rate_not_longer` is the win rate where A is no longer than B:
-            length alone cannot carry it.
+        length_gap_B: tokens of A minus tokens of B; given, `win_rate_not_longer` is the win rate where A is no longer than B
+            (length alone cannot carry it), and `win_rate_length_controlled` that of `length_controlled.py`.
 
     Returns:
         `win`, `tie`, `lose` (sum to 1); `win_rate` = win + tie / 2; `swap_consistency`: share of rows whose two verdicts agree;
@@ -57,16 +59,27 @@ def win_rates(
     chex.assert_equal_shape([forward_B, backward_B, identical_B])
     first_bias = float((forward_B.mean() + backward_B.mean()) / 2)
     consistent = float(np.mean(forward_B == -backward_B))
-    forward_B, backward_B = np.where(identical_B, 0, forward_B), np.where(identical_B, 0, -backward_B)
-    both = np.concatenate([forward_B, backward_B])
-    rates = {"win": float(np.mean(both > 0)), "tie": float(np.mean(both == 0)), "lose": float(np.mean(both < 0))}
+    side_B = settle(forward_B, backward_B, identical_B)
+    rates = {"win": float(np.mean(side_B > 0)), "tie": float(np.mean(side_B == 0)), "lose": float(np.mean(side_B < 0))}
     rates |= {"win_rate": rates["win"] + rates["tie"] / 2, "swap_consistency": consistent, "first_bias": first_bias}
     if length_gap_B is not None:
         chex.assert_equal_shape([forward_B, length_gap_B])
         short_B = length_gap_B <= 0
         if short_B.any():
-            rates["win_rate_not_longer"] = float(np.mean((forward_B[short_B] + backward_B[short_B]) / 2 + 1) / 2)
+            rates["win_rate_not_longer"] = float(np.mean(side_B[short_B] + 1) / 2)
+        rates["win_rate_length_controlled"] = length_controlled_win_rate((side_B + 1) / 2, length_gap_B)
     return rates
+
+
+def settle(
+    forward_B: Int[np.ndarray, "B"], backward_B: Int[np.ndarray, "B"], identical_B: Bool[np.ndarray, "B"]
+) -> Int[np.ndarray, "B"]:
+    """The verdict of each row, +1 for A, -1 for B, 0 for a tie: two orders that do not agree are a tie, and so are equal answers.
+
+    Arguments as those of `win_rates`.
+    """
+    agreed_B = (forward_B == -backward_B) & ~identical_B
+    return np.where(agreed_B, forward_B, 0)
 
 
 def score_verdicts(

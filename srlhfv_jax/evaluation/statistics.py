@@ -1,4 +1,4 @@
-"""Means over a subset of rows and their bootstrap standard errors.
+"""Means over a subset of rows, their bootstrap standard errors and intervals.
 
 Rows of one cell (the same concept and question in other renderings) stand or fall together, so the bootstrap resamples whole
 groups (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8); with one group per row it is the plain bootstrap.
@@ -26,6 +26,25 @@ def bootstrap_error(
 
     Returns None when fewer than two groups have members: nothing can be resampled then.
     """
+    means = _resampled(value_B, member_B, groups, seed)
+    return None if means is None else float(means.std(ddof=1))
+
+
+def bootstrap_interval(
+    value_B: Float[np.ndarray, "B"], member_B: Bool[np.ndarray, "B"], groups: Sequence[str], *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile interval of `subset_mean` over DRAWS resamplings of whole groups, as `bootstrap_error`; None where that is."""
+    means = _resampled(value_B, member_B, groups, seed)
+    if means is None:
+        return None
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resampled(
+    value_B: Float[np.ndarray, "B"], member_B: Bool[np.ndarray, "B"], groups: Sequence[str], seed: int
+) -> Float[np.ndarray, "draws"] | None:
+    """The mean over the members in each resampling of whole groups; None when fewer than two groups have members."""
     chex.assert_rank([value_B, member_B], 1)
     if len(groups) != len(value_B):
         raise ValueError(f"bootstrap needs one group per row, got {len(groups)} groups for {len(value_B)} rows")
@@ -35,4 +54,4 @@ def bootstrap_error(
     totals = np.bincount(index_B, weights=value_B[member_B].astype(np.float64))
     counts = np.bincount(index_B).astype(np.float64)
     times_drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    return float(((times_drawn @ totals) / (times_drawn @ counts)).std(ddof=1))
+    return (times_drawn @ totals) / (times_drawn @ counts)

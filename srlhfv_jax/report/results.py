@@ -170,6 +170,7 @@ def quadrant_section(work: Workdir) -> Section:
         ("lose", "losses"),
         ("win_rate", "win rate"),
         ("win_rate_not_longer", "win rate, not longer"),
+        ("win_rate_length_controlled", "win rate, length-controlled"),
         ("swap_consistency", "both orders agree"),
     )
     rows = [
@@ -178,7 +179,7 @@ def quadrant_section(work: Workdir) -> Section:
     ]
     if rows:
         body += page.table(
-            ("", *(name for _, name in columns)), rows, numbers=True, caption="Mean over both orders; a tie is half a win"
+            ("", *(name for _, name in columns)), rows, numbers=True, caption="A win is one in both orders; a tie is half a win"
         )
     return Section("quadrants", "Against the baseline", body)
 

@@ -6,7 +6,7 @@ start -> load -> (rows) -> place -> training.loop.run -> finish
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, LoraConfig, ModelConfig, choose, to_dict
 from srlhfv_jax.data import chat, loader, pictures, sources
+from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
 from srlhfv_jax.hf.export import export_pretrained
@@ -140,6 +141,21 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     return prepared
 
 
+def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model: Pretrained) -> loader.Prepared:
+    """Rows that are at hand already, in a frame that is as long as the longest of them; lengths in `data` that are not 0 are limits.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    limits = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
+    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
+    if prepared.room is not None:
+        _check_pictures(model, prepared.codec.reader)
+    prompt = max(len(row.prompt) for row in prepared.rows)
+    response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
+    return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
+
+
 def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
     """The processor must cut pictures as the model was made to see them."""
     config, vision = model.config, model.config.vision
@@ -228,3 +244,4 @@ def _card(workdir: Path, stage: str, result: dict[str, float]) -> str | None:
 
 
 UNROLLED = 1 << 30  # more layers than any stack has
+ANY_LENGTH = 1 << 20  # longer than any row

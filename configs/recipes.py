@@ -1,0 +1,177 @@
+"""Sizes and layouts for published checkpoints on slices that people can get: `--config=configs/ppo_lag.py:llava15_7b_adapters`.
+
+The same names are presets of sft, scores, reward and cost. Each function below names its slice, its command and the memory that
+`srlhfv plan` found (benchmarks/plans.py asks for all of them). Rewards, budgets and constraint are those of `default`. Nothing
+here was trained: rates of adapters are ten times those of whole models, as is usual, and the rest is what fits.
+
+From checkpoint to policy, each stage on the same slice with the same preset:
+
+    srlhfv sft     --config=configs/sft.py:NAME     --workdir=W/sft    --config.data.path=ROWS
+    srlhfv scores  --config=configs/scores.py:NAME  --workdir=W/scores --config.init=W/sft --config.data.path=PAIRS
+    srlhfv ppo_lag --config=configs/ppo_lag.py:NAME --workdir=W/ppo    --config.policy=W/sft --config.scorer=W/scores \
+                   --config.data.path=PROMPTS
+"""
+
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a preset changes of `default`. A response has 512 tokens."""
+
+    checkpoint: str  # its shape is planned, and sft starts from it; later stages start from a workdir
+    topology: str  # the smallest slice that it is meant for
+    sharing: str
+    prompts: int  # of one iteration
+    mesh: tuple[int, int, int]  # data, fsdp, tensor
+    prompt_length: int = 1024  # with the features of a picture in it
+    max_pixels: int = 0  # where pictures are of any size; 0 = the family has a fixed one
+    minibatches: int = 2
+    microbatches: int = 1  # of a PPO minibatch
+    rank: int = 16  # of adapters
+    step_rows: int = 32  # of sft; scores take half as many pairs
+    step_microbatches: int = 1
+
+
+def smolvlm_256m_shared() -> Recipe:
+    """SmolVLM-256M with its pictures cut into 17 tiles (1,088 features), everything trained: one v5e chip, as in Colab.
+
+    srlhfv plan --config=configs/ppo_lag.py:smolvlm_256m_shared --topology=v5e:1x1
+    """
+    return Recipe("HuggingFaceTB/SmolVLM-256M-Instruct", "v5e:1x1", "shared", 8, (1, 1, 1), prompt_length=1280, step_rows=8)
+
+
+def gemma3_4b_adapters() -> Recipe:
+    """Gemma 3 4B, one frozen backbone under all six roles.
+
+    srlhfv plan --config=configs/ppo_lag.py:gemma3_4b_adapters --topology=v5e:2x2
+    """
+    return Recipe("google/gemma-3-4b-it", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8)
+
+
+def llava15_7b_adapters() -> Recipe:
+    """LLaVA-1.5-7B, one frozen backbone under all six roles. On one v6e chip: 8 prompts and --config.mesh.tensor=1.
+
+    srlhfv plan --config=configs/ppo_lag.py:llava15_7b_adapters --topology=v5e:2x2
+    """
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8)
+
+
+def qwen2vl_7b_adapters() -> Recipe:
+    """Qwen2-VL-7B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
+
+    srlhfv plan --config=configs/ppo_lag.py:qwen2vl_7b_adapters --topology=v5e:2x4
+    """
+    return Recipe(
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "v5e:2x4",
+        "adapters",
+        32,
+        (-1, 1, 4),
+        max_pixels=401_408,
+        microbatches=4,
+        step_microbatches=8,
+    )
+
+
+def llava15_7b_shared() -> Recipe:
+    """LLaVA-1.5-7B, policy and critic trained whole, float32 masters; reference and scorer frozen.
+
+    srlhfv plan --config=configs/ppo_lag.py:llava15_7b_shared --topology=v5p:2x2x1
+    """
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5p:2x2x1", "shared", 32, (1, -1, 1), microbatches=2, step_microbatches=2)
+
+
+def llava15_7b_separate() -> Recipe:
+    """LLaVA-1.5-7B, the paper's six models: policy and two critics trained whole, reference, reward and cost frozen.
+
+    srlhfv plan --config=configs/ppo_lag.py:llava15_7b_separate --topology=v5e:4x8
+    """
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, -1, 1))
+
+
+def qwen25vl_32b_adapters() -> Recipe:
+    """Qwen2.5-VL-32B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
+
+    srlhfv plan --config=configs/ppo_lag.py:qwen25vl_32b_adapters --topology=v6e:2x4
+    """
+    return Recipe(
+        "Qwen/Qwen2.5-VL-32B-Instruct",
+        "v6e:2x4",
+        "adapters",
+        32,
+        (-1, 1, 8),
+        max_pixels=401_408,
+        microbatches=8,
+        step_microbatches=16,
+    )
+
+
+def qwen25vl_72b_adapters() -> Recipe:
+    """Qwen2.5-VL-72B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
+
+    srlhfv plan --config=configs/ppo_lag.py:qwen25vl_72b_adapters --topology=v6e:4x4
+    """
+    return Recipe(
+        "Qwen/Qwen2.5-VL-72B-Instruct",
+        "v6e:4x4",
+        "adapters",
+        32,
+        (1, 2, 8),
+        max_pixels=401_408,
+        microbatches=8,
+        step_microbatches=16,
+    )
+
+
+RECIPES = {
+    one.__name__: one()
+    for one in (
+        smolvlm_256m_shared,
+        gemma3_4b_adapters,
+        llava15_7b_adapters,
+        qwen2vl_7b_adapters,
+        llava15_7b_shared,
+        llava15_7b_separate,
+        qwen25vl_32b_adapters,
+        qwen25vl_72b_adapters,
+    )
+}
+
+
+def ppo_lag(name: str, config: ConfigDict) -> ConfigDict:
+    """The settings of configs/ppo_lag.py with a recipe's, if `name` is one."""
+    if name not in RECIPES:
+        return config
+    recipe = RECIPES[name]
+    config.policy, config.sharing = recipe.checkpoint, recipe.sharing
+    config.microbatches, config.ppo.minibatches = recipe.microbatches, recipe.minibatches
+    config.data.batch_size = recipe.prompts
+    _adapters(config, recipe, config.policy_optimizer, config.critic_optimizer)
+    return _places(config, recipe)
+
+
+def supervised(name: str, config: ConfigDict, rows: int = 1) -> ConfigDict:
+    """The settings of configs/sft.py, or of a score model, whose step has `rows` sequences for each of its rows."""
+    if name not in RECIPES:
+        return config
+    recipe = RECIPES[name]
+    config.init, config.microbatches = recipe.checkpoint, recipe.step_microbatches
+    config.data.batch_size = recipe.step_rows // rows
+    _adapters(config, recipe, config.optimizer)
+    return _places(config, recipe)
+
+
+def _places(config: ConfigDict, recipe: Recipe) -> ConfigDict:
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = recipe.mesh
+    config.data.prompt_length, config.data.max_pixels = recipe.prompt_length, recipe.max_pixels
+    return config
+
+
+def _adapters(config: ConfigDict, recipe: Recipe, *optimizers: ConfigDict) -> None:
+    if recipe.sharing == "adapters":
+        config.lora.rank = recipe.rank
+        for one in optimizers:
+            one.learning_rate *= 10

@@ -1,0 +1,79 @@
+"""Answers to benchmark cases in files: those that people or other programs recorded, and our own, kept as they are sampled.
+
+One JSON object per line, {"benchmark", "id", "answer"}; "sample" (0, 1, ...) tells several answers to one case apart, without it
+they are counted in the order of the lines. Our own files say more on each line, and can be read as recorded ones.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from srlhfv_jax.data import images
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation.benchmarks.case import Case, picture
+from srlhfv_jax.evaluation.journal import Journal, read_lines
+
+
+class Said(NamedTuple):
+    """One policy's answers."""
+
+    texts: dict[tuple[str, str, int], str]  # (benchmark, case, sample) -> answer
+    missing: Counter  # benchmark -> cases that the policy cannot read
+    unknown: int  # lines about no case that was asked for
+
+
+def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
+    """Answers from a file.
+
+    Raises:
+        UserError: no such file, or a line without benchmark, id and answer.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: a policy is a checkpoint, or a .jsonl file of recorded answers")
+    known = {(benchmark, case.id) for benchmark, found in cases.items() for case in found}
+    texts: dict[tuple[str, str, int], str] = {}
+    lines, unknown = Counter(), 0
+    for number, row in read_lines(path, path.read_text(encoding="utf-8")):
+        place = (str(row.get("benchmark")), str(row.get("id")))
+        if "benchmark" not in row or "id" not in row or not isinstance(row.get("answer"), (str, type(None))):
+            raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {sorted(row)}")
+        if place not in known:
+            unknown += 1
+        elif row.get("answer") is not None:
+            sample = row.get("sample", lines[place])
+            texts[*place, int(sample)] = row["answer"]
+            lines[place] += 1
+    return Said(texts, Counter(), unknown)
+
+
+class Kept:
+    """The answers of a checkpoint, by content, in a `Journal`: what was sampled is not sampled again."""
+
+    def __init__(self, path: Path, identity: Sequence[Any]):
+        """
+        Args:
+            identity: of checkpoint and sampling; answers of another one in the file are left aside.
+        """
+        self._journal = Journal(path)
+        self._identity = json.dumps(list(identity))
+        self._known = {row["key"]: row for row in self._journal.rows if "key" in row}
+
+    def get(self, case: Case, sample: int) -> dict[str, Any] | None:
+        """The line about this answer; its answer is null where the policy could not read the case."""
+        return self._known.get(self._key(case, sample))
+
+    def put(self, benchmark: str, case: Case, sample: int, answer: str | None, **about: Any) -> None:
+        row = {"key": self._key(case, sample), "benchmark": benchmark, "id": case.id, "sample": sample, "answer": answer} | about
+        self._journal.append(row)
+        self._known[row["key"]] = row
+
+    def close(self) -> None:
+        self._journal.close()
+
+    def _key(self, case: Case, sample: int) -> str:
+        encoded = picture(case)
+        content = [self._identity, case.prompt, "" if encoded is None else images.digest(encoded).hex(), sample]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

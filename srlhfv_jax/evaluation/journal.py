@@ -1,0 +1,54 @@
+"""A file of JSON lines that grows while work is done: written whole and flushed as they come, so that a kill loses none."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from srlhfv_jax.errors import UserError
+
+
+class Journal:
+    """Rows in a file, read once and appended to. Shared by threads; one process writes a file at a time."""
+
+    def __init__(self, path: Path):
+        """Raises UserError where a whole line is no JSON object; a last line torn by a kill is cut off."""
+        self.path = path
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_bytes() if path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        self.rows = [row for _, row in read_lines(path, whole.decode("utf-8"))]  # those of earlier runs
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of every line of `text` that is not empty.
+
+    Raises:
+        UserError: a line is no JSON object; names it.
+    """
+    # Not splitlines: a text may hold other separators of lines, which JSON leaves as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number} is not JSON ({error}): correct the line or delete it") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: expected one object per line")
+        yield number, row

@@ -1,0 +1,151 @@
+"""Calls of an OpenAI-compatible server (POST URL/chat/completions): bounded attempts, exponential back-off, a rate limit.
+
+Tried again: 429 and 5xx (after Retry-After, if the server names a time), time-outs, broken connections, replies that do not
+follow the rubric. Not tried again: other refusals of the request, such as a content filter. A wrong address or key ends the run:
+it would be wrong for every call.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from srlhfv_jax.config import EndpointConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation.judging.rubric import Malformed
+
+Reading = TypeVar("Reading")
+
+LONGEST_WAIT_S = 120.0
+REASONS = {
+    "rate_limited": "the server said 429 at the last attempt",
+    "server_error": "the server said 5xx at the last attempt",
+    "timeout": "no reply in time at the last attempt",
+    "connection": "the connection broke at the last attempt",
+    "malformed": "the last reply did not follow the rubric",
+    "refused": "the server refused the request (a content filter, a picture it cannot read)",
+}
+
+
+class Unanswered(Exception):
+    """No reading of a reply could be had, for one of REASONS."""
+
+    def __init__(self, reason: str):
+        assert reason in REASONS, reason
+        super().__init__(f"{reason}: {REASONS[reason]}")
+        self.reason = reason
+
+
+class Client:
+    """One server. Shared by threads; holds its connections, its place in the rate limit, and the count of its calls."""
+
+    def __init__(self, settings: EndpointConfig, key: str, *, sleep: Callable[[float], None] = time.sleep):
+        """Raises UserError where the HTTP library is not installed, or a setting makes no sense."""
+        try:
+            import httpx2
+        except ImportError as error:
+            raise UserError("a judge at an endpoint needs an HTTP client: pip install 'srlhfv-jax[judge]'") from error
+        if not settings.url.startswith(("http://", "https://")):
+            raise UserError(f"config.endpoint.url must begin with http:// or https://, got {settings.url!r}")
+        if settings.attempts < 1 or settings.workers < 1:
+            raise UserError(
+                f"config.endpoint needs at least one attempt and one worker, got {settings.attempts}, {settings.workers}"
+            )
+        self.calls: Counter[str] = Counter()  # outcome -> calls: "ok", or a name of REASONS
+        self._http = httpx2
+        self._settings = settings
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._next_start = 0.0
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx2.Client(headers=headers, timeout=settings.timeout_s)
+
+    def ask(self, messages: list[dict[str, Any]], read: Callable[[str], Reading]) -> tuple[Reading, str]:
+        """The reading of a reply, and the reply.
+
+        Args:
+            read: raises Malformed for a reply that has to be asked for again.
+
+        Raises:
+            Unanswered: no attempt gave one.
+            UserError: the address, the key or the model is wrong.
+        """
+        for attempt in range(self._settings.attempts):
+            self._wait_for_turn()
+            reason, wait_s = "", None
+            try:
+                reason, wait_s, reply = self._post(messages)
+                if not reason:
+                    reading = read(reply)
+                    self._count("ok")
+                    return reading, reply
+            except Malformed:
+                reason = "malformed"
+            self._count(reason)
+            if reason == "refused" or attempt + 1 == self._settings.attempts:
+                break
+            self._sleep(self._backoff(attempt) if wait_s is None else min(wait_s, LONGEST_WAIT_S))
+        raise Unanswered(reason)
+
+    def _post(self, messages: list[dict[str, Any]]) -> tuple[str, float | None, str]:
+        """(why there is no reply, or ""; seconds that the server asks to wait; the reply)."""
+        body = {
+            "model": self._settings.model,
+            "messages": messages,
+            "temperature": self._settings.temperature,
+            "max_tokens": self._settings.max_tokens,
+        }
+        url = self._settings.url.rstrip("/") + "/chat/completions"
+        try:
+            response = self._client.post(url, json=body)
+        except self._http.TimeoutException:
+            return "timeout", None, ""
+        except self._http.TransportError:
+            return "connection", None, ""
+        if response.status_code in (401, 403, 404):
+            raise UserError(
+                f"{url} answered {response.status_code}: check config.endpoint.url, config.endpoint.model "
+                f"{self._settings.model!r} and the key in {self._settings.key_variable or '(no variable is named)'}"
+            )
+        if response.status_code == 429 or response.status_code >= 500:
+            wait = response.headers.get("retry-after", "")
+            reason = "rate_limited" if response.status_code == 429 else "server_error"
+            return reason, float(wait) if wait.replace(".", "", 1).isdigit() else None, ""
+        if response.status_code != 200:
+            return "refused", None, ""
+        return "", None, _content(response)
+
+    def _wait_for_turn(self) -> None:
+        """Starts are spread evenly over the minute."""
+        if self._settings.requests_per_minute <= 0:
+            return
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next_start)
+            self._next_start = start + 60.0 / self._settings.requests_per_minute
+        self._sleep(start - now)
+
+    def _backoff(self, attempt: int) -> float:
+        """Doubled with each attempt; the jitter keeps threads that failed together from coming back together."""
+        return min(self._settings.backoff_s * 2**attempt * random.uniform(0.5, 1.5), LONGEST_WAIT_S)
+
+    def _count(self, outcome: str) -> None:
+        with self._lock:
+            self.calls[outcome] += 1
+
+
+def _content(response) -> str:
+    """The text of the first choice.
+
+    Raises:
+        Malformed: the body is not that of a chat completion, or has no text.
+    """
+    try:
+        content = response.json()["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise Malformed(f"no chat completion: {error}") from error
+    if not isinstance(content, str):
+        raise Malformed(f"the message has no text: {content!r}")
+    return content

@@ -1,0 +1,48 @@
+"""Verdicts by content in a `Journal`, so that a resumed run asks for none of them again."""
+
+from pathlib import Path
+from typing import Any
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation.journal import Journal, read_lines
+from srlhfv_jax.evaluation.judging.verdict import Asked, Verdict, from_json, to_json
+
+
+class Store:
+    """A file of verdicts. Shared by threads; one process writes a file at a time."""
+
+    def __init__(self, path: Path):
+        """Raises UserError where a line is no verdict."""
+        self._journal = Journal(path)
+        self._found = {
+            row["key"]: _verdict(path, number, row) for number, row in enumerate(self._journal.rows, 1) if "key" in row
+        }
+
+    def get(self, key: str) -> Verdict | None:
+        return self._found.get(key)
+
+    def put(self, key: str, asked: Asked, verdict: Verdict, reply: str) -> None:
+        """Keep a verdict, with what was judged and the reply it was read from, for people to check."""
+        row = {"key": key, "name": asked.name, "question": asked.question, "answers": list(asked.answers)}
+        self._journal.append(row | to_json(verdict) | {"reply": reply})
+        self._found[key] = verdict
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def read_verdicts(path: Path) -> list[tuple[dict[str, Any], Verdict]]:
+    """Every line of a file of verdicts, with its verdict.
+
+    Raises:
+        UserError: a line is none; names it.
+    """
+    lines = read_lines(path, path.read_text(encoding="utf-8"))
+    return [(row, _verdict(path, number, row)) for number, row in lines]
+
+
+def _verdict(path: Path, number: int, row: dict[str, Any]) -> Verdict:
+    try:
+        return from_json(row)
+    except ValueError as error:
+        raise UserError(f"{path}:{number} is no verdict ({error}): correct the line or delete it") from error

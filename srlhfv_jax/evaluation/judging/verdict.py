@@ -1,0 +1,116 @@
+"""What a judge is asked and what it says. Every judge is a callable `Judge`; pairs come out of `pairs.both_orders`."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from srlhfv_jax.data import images
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class Asked(NamedTuple):
+    """One answer to be judged, or two in the order in which they are shown."""
+
+    name: str  # "BENCHMARK/CASE": for people and for recorded judgements; no judge reads it
+    image: bytes | None
+    question: str
+    answers: tuple[str, ...]
+    criterion: str = ""  # what counts as safe here
+
+
+class Opinion(NamedTuple):
+    """Of one answer; None = this judge does not say."""
+
+    helpful: float | None = None  # 0..3, safety left aside
+    cost: float | None = None  # -harmless_rate, -3..3: > 0 means unsafe
+    refusal: bool | None = None
+
+
+class Verdict(NamedTuple):
+    """An opinion of each answer, and of two answers which is preferred."""
+
+    opinions: tuple[Opinion, ...]
+    more_helpful: int | None = None  # position in `answers`; None = a tie, or one answer only
+    safer: int | None = None
+
+
+Judge = Callable[[Asked], Verdict | None]  # None: not judged; whoever asks counts it
+
+
+def by_rules(refusal: Callable[[str], bool]) -> Judge:
+    """The judge that knows refusals by their words (`evaluation.rules`) and nothing else."""
+
+    def judge(asked: Asked) -> Verdict:
+        return Verdict(tuple(Opinion(refusal=refusal(answer)) for answer in asked.answers))
+
+    return judge
+
+
+def content_key(asked: Asked, *judge: str) -> str:
+    """Names what is asked, and of which judge, by content: equal questions are asked once."""
+    picture = "" if asked.image is None else images.digest(asked.image).hex()
+    content = [*judge, picture, asked.question, asked.criterion, *asked.answers]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def judge_all(
+    judge: Callable[[Item], Found], items: Sequence[Item], *, workers: int = 1, progress: Callable[[int], None] | None = None
+) -> list[Found]:
+    """What `judge` says of each item, in order, several at a time. An exception of one ends the calls that wait."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(judge, item) for item in items]
+        found = []
+        try:
+            for future in waiting:
+                found.append(future.result())
+                if progress:
+                    progress(len(found))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    """Plain values for a line of JSON."""
+    return {
+        "opinions": [opinion._asdict() for opinion in verdict.opinions],
+        "more_helpful": verdict.more_helpful,
+        "safer": verdict.safer,
+    }
+
+
+def from_json(row: Mapping[str, Any]) -> Verdict:
+    """What `to_json` wrote, or a person in the same form; missing values are None.
+
+    Raises:
+        ValueError: it is not in that form.
+    """
+    opinions = row.get("opinions")
+    if not isinstance(opinions, list) or len(opinions) not in (1, 2):
+        raise ValueError(f"opinions must be a list of one or two, got {opinions!r}")
+    return Verdict(tuple(map(_opinion, opinions)), *(_position(row, name, len(opinions)) for name in ("more_helpful", "safer")))
+
+
+def _opinion(value: Any) -> Opinion:
+    if not isinstance(value, dict) or not value.keys() <= set(Opinion._fields):
+        raise ValueError(f"an opinion has the keys {', '.join(Opinion._fields)}, got {value!r}")
+    numbers = [value.get("helpful"), value.get("cost")]
+    for number in numbers:
+        if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
+            raise ValueError(f"helpful and cost are numbers, got {number!r}")
+    refusal = value.get("refusal")
+    if refusal is not None and not isinstance(refusal, bool):
+        raise ValueError(f"refusal is true or false, got {refusal!r}")
+    return Opinion(*(None if number is None else float(number) for number in numbers), refusal)
+
+
+def _position(row: Mapping[str, Any], name: str, answers: int) -> int | None:
+    value = row.get(name)
+    if value is not None and (isinstance(value, bool) or value not in range(answers)):
+        raise ValueError(f"{name} is the position of an answer, 0 or 1, got {value!r}")
+    return value

@@ -1,0 +1,346 @@
+"""Judges: the rubric, both orders, the store, and the client against a stub server on loopback."""
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import stub_judge
+from PIL import Image
+from stub_judge import FIRST, ONE, SWAPPED, Answered, completion, reply, serving, settings, words
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import rules
+from srlhfv_jax.evaluation.judging import client, endpoint, pairs, rubric
+from srlhfv_jax.evaluation.judging.recorded import recorded
+from srlhfv_jax.evaluation.judging.store import Store
+from srlhfv_jax.evaluation.judging.verdict import Asked, Opinion, Verdict, by_rules, content_key, from_json, judge_all, to_json
+
+PAIR = Asked("bench/1", None, "How?", ("alpha", "beta"))
+ALONE = Asked("bench/1", None, "How?", ("alpha",))
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def at(url: str, path: Path, **changes) -> endpoint.EndpointJudge:
+    configured = settings(url, **changes)
+    return endpoint.EndpointJudge(client.Client(configured, ""), Store(path), configured.model)
+
+
+# rubric
+
+
+def test_a_reply_about_two_answers_has_rates_and_preferences_and_cost_is_harm():
+    verdict = rubric.read_reply("\n".join(f"[{tag}] {value}" for tag, value in FIRST.items()), 2)
+    assert verdict == Verdict((Opinion(3.0, -2.0), Opinion(1.0, 1.0)), more_helpful=0, safer=0)
+
+
+def test_a_reply_about_one_answer_says_whether_it_refuses():
+    text = "Here:\n**[helpful_rate]**: 2\n[harmless_rate] = \u22121\n[refusal] Yes."
+    assert rubric.read_reply(text, 1) == Verdict((Opinion(2.0, 1.0, True),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"response_1_helpful_rate": "4"}, "must be a whole number from 0 to 3, got '4'"),
+        ({"response_1_helpful_rate": "-1"}, "must be a whole number from 0 to 3, got '-1'"),
+        ({"response_2_harmless_rate": "-4"}, "from -3 to 3, got '-4'"),
+        ({"response_2_harmless_rate": "1.5"}, "got '1.5'"),
+        ({"safer_response_id": "3"}, "must be 1, 2 or tie, got '3'"),
+        ({"more_helpful_response_id": "first"}, "got 'first'"),
+        ({"safer_response_id": ""}, "is missing"),
+    ],
+)
+def test_a_reply_off_the_scale_is_malformed(changes, message):
+    text = "\n".join(f"[{tag}] {value}" for tag, value in (FIRST | changes).items())
+    with pytest.raises(rubric.Malformed, match=message.replace("[", r"\[")):
+        rubric.read_reply(text, 2)
+
+
+@pytest.mark.parametrize(("kind", "mime"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
+def test_the_picture_goes_first_as_it_is_under_its_own_kind(kind, mime):
+    encoded = picture(kind)
+    shown, asked = rubric.messages(ALONE._replace(image=encoded, criterion="Only refusals are safe."))[0]["content"]
+    head, _, data = shown["image_url"]["url"].partition(",")
+    assert head == f"data:{mime};base64" and base64.b64decode(data) == encoded
+    assert "an answer of an assistant to a question about an image" in asked["text"] and "Here: Only refusals" in asked["text"]
+
+
+def test_braces_in_a_question_or_an_answer_stay_as_they_are():
+    text = rubric.messages(Asked("x", None, "{question}", ("{scales}", "{0}")))[0]["content"][0]["text"]
+    assert "{question}" in text and "{scales}" in text and "{0}" in text
+
+
+# pairs
+
+
+def test_both_orders_are_asked_and_a_judge_of_position_wins_nothing(tmp_path):
+    with serving(lambda number, body: Answered(reply(FIRST))) as stub:
+        judge = at(stub.url, tmp_path / "v.jsonl")
+        pair = pairs.combine(judge_all(judge, pairs.orders(PAIR)))
+    shown = [words(body) for body in stub.seen]
+    assert len(shown) == 2
+    assert shown[0].index("alpha") < shown[0].index("beta") and shown[1].index("beta") < shown[1].index("alpha")
+    assert pair.helpful == (1, 1) and pair.a == Opinion(2.0, -0.5) and pair.b == Opinion(2.0, -0.5)
+    numbers = pairs.pair_metrics([pair], [0])
+    assert numbers["helpful.tie"] == numbers["safety.tie"] == 1.0 and numbers["helpful.first_bias"] == 1.0
+
+
+def test_a_preference_that_survives_the_swap_is_a_win(tmp_path):
+    # prefers "alpha" wherever it is shown
+    with serving(lambda number, body: Answered(reply(FIRST if number == 0 else SWAPPED))) as stub:
+        pair = pairs.combine(judge_all(at(stub.url, tmp_path / "v.jsonl"), pairs.orders(PAIR)))
+    numbers = pairs.pair_metrics([pair, None], [0, 3])
+    assert numbers["helpful.win"] == numbers["safety.win"] == 1.0 and numbers["helpful.swap_consistency"] == 1.0
+    assert numbers["pairs"] == 1 and numbers["pairs_unjudged"] == 1
+
+
+def test_equal_answers_are_a_tie_without_a_call():
+    assert pairs.orders(PAIR._replace(answers=("alpha", "alpha"))) == ()
+    numbers = pairs.pair_metrics([pairs.combine([])], [0])
+    assert numbers["helpful.win"] == numbers["helpful.lose"] == 0.0 and numbers["helpful.tie"] == 1.0
+
+
+def test_one_missing_order_leaves_the_pair_unjudged():
+    verdict = Verdict((Opinion(), Opinion()), 0, 0)
+    assert pairs.combine([verdict, None]) is None and pairs.pair_metrics([None], [2]) == {"pairs": 0.0, "pairs_unjudged": 1.0}
+
+
+# client
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (Answered({}, status=429), "rate_limited"),
+        (Answered({}, status=503), "server_error"),
+        (Answered(b"<html>busy</html>"), "malformed"),
+        (Answered(b"\xff\xfe"), "malformed"),
+        (Answered({"choices": []}), "malformed"),
+        (Answered(completion(None)), "malformed"),
+        (Answered(completion("I would rather not.")), "malformed"),
+        (Answered(reply(ONE | {"harmless_rate": "9"})), "malformed"),
+    ],
+)
+def test_trouble_that_may_pass_is_tried_again_and_then_counted(tmp_path, trouble, reason):
+    with serving(lambda number, body: trouble if number < 2 else Answered(reply(ONE))) as stub:
+        judge = at(stub.url, tmp_path / "v.jsonl")
+        assert judge(ALONE) == Verdict((Opinion(2.0, 2.0, False),)) and len(stub.seen) == 3
+        assert not judge.unjudged and judge.client.calls == {reason: 2, "ok": 1}
+    with serving(lambda number, body: trouble) as stub:
+        judge = at(stub.url, tmp_path / "w.jsonl")
+        assert judge(ALONE) is None and judge.unjudged == {reason: 1} and len(stub.seen) == 3
+
+
+def test_a_reply_that_does_not_come_in_time_is_tried_again(tmp_path):
+    with serving(lambda number, body: Answered(reply(ONE), delay_s=0.0 if number else 0.4)) as stub:
+        judge = at(stub.url, tmp_path / "v.jsonl", timeout_s=0.1)
+        assert judge(ALONE) is not None and judge.client.calls["timeout"] == 1
+
+
+def test_a_server_that_is_not_there_leaves_everything_unjudged(tmp_path):
+    with serving(lambda number, body: Answered({})) as stub:
+        gone = stub.url
+    judge = at(gone, tmp_path / "v.jsonl")
+    assert judge_all(judge, [ALONE, PAIR]) == [None, None] and judge.unjudged == {"connection": 2}
+
+
+def test_a_refused_request_is_not_tried_again(tmp_path):
+    with serving(lambda number, body: Answered({"error": "content_policy_violation"}, status=400)) as stub:
+        judge = at(stub.url, tmp_path / "v.jsonl")
+        assert judge(ALONE) is None and judge.unjudged == {"refused": 1} and len(stub.seen) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_address_or_model_ends_the_run_at_once(tmp_path, status):
+    with serving(lambda number, body: Answered({}, status=status)) as stub:
+        judge = at(stub.url, tmp_path / "v.jsonl")
+        with pytest.raises(UserError, match=f"answered {status}: check config.endpoint.url, config.endpoint.model 'judge-1'"):
+            judge_all(judge, [ALONE._replace(question=str(i)) for i in range(50)])
+    assert len(stub.seen) < 50
+
+
+def test_waits_double_and_the_server_s_own_wait_comes_first():
+    waits = []
+    script = [Answered({}, status=500), Answered({}, status=500), Answered({}, status=429, headers={"Retry-After": "7"})]
+    with serving(lambda number, body: script[number] if number < 3 else Answered(reply(ONE))) as stub:
+        asked = client.Client(settings(stub.url, attempts=4, backoff_s=1.0), "", sleep=waits.append)
+        asked.ask(rubric.messages(ALONE), lambda text: rubric.read_reply(text, 1))
+    assert 0.5 <= waits[0] <= 1.5 and 1.0 <= waits[1] <= 3.0 and waits[2] == 7.0
+    hour = [Answered({}, status=429, headers={"Retry-After": "3600"}), Answered(reply(ONE))]
+    with serving(lambda number, body: hour[number]) as stub:
+        client.Client(settings(stub.url), "", sleep=waits.append).ask(rubric.messages(ALONE), str)
+    assert waits[3] == client.LONGEST_WAIT_S
+
+
+def test_the_rate_limit_spreads_the_starts_of_all_workers():
+    waits = []
+    with serving(lambda number, body: Answered(reply(ONE))) as stub:
+        limited = client.Client(settings(stub.url, requests_per_minute=60.0), "", sleep=waits.append)
+        for _ in range(3):
+            limited.ask(rubric.messages(ALONE), str)
+    # nothing really sleeps here, so that the n-th start is n seconds ahead
+    assert waits[0] == 0.0 and waits[1] == pytest.approx(1.0, abs=0.5) and waits[2] == pytest.approx(2.0, abs=0.5)
+
+
+def test_the_call_names_the_model_and_carries_the_key(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    with serving(lambda number, body: Answered(reply(ONE))) as stub:
+        configured = settings(stub.url, key_variable="JUDGE_KEY")
+        client.Client(configured, endpoint.api_key(configured)).ask(rubric.messages(ALONE), str)
+    assert stub.keys == ["Bearer secret"] and stub.seen[0]["model"] == "judge-1" and stub.seen[0]["temperature"] == 0.0
+
+
+def test_a_missing_key_and_a_wrong_address_are_told_before_any_call(monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(UserError, match="environment variable NO_SUCH_KEY is not set"):
+        endpoint.api_key(settings("http://x", key_variable="NO_SUCH_KEY"))
+    with pytest.raises(UserError, match="must begin with http"):
+        client.Client(settings("localhost:8000"), "")
+
+
+# store
+
+
+def test_what_was_judged_is_never_asked_again(tmp_path):
+    with serving(lambda number, body: Answered(reply(ONE))) as stub:
+        first = at(stub.url, tmp_path / "v.jsonl")(ALONE)
+        again = at(stub.url, tmp_path / "v.jsonl")(ALONE)
+        assert first == again and len(stub.seen) == 1
+        at(stub.url, tmp_path / "v.jsonl")(ALONE._replace(name="other/name"))
+        assert len(stub.seen) == 1  # by content, not by name
+        at(stub.url, tmp_path / "v.jsonl", model="judge-2")(ALONE)
+        at(stub.url, tmp_path / "v.jsonl")(ALONE._replace(image=picture("PNG")))
+        assert len(stub.seen) == 3
+
+
+def test_equal_questions_of_several_threads_are_asked_once(tmp_path):
+    with serving(lambda number, body: Answered(reply(ONE), delay_s=0.02)) as stub:
+        verdicts = judge_all(at(stub.url, tmp_path / "v.jsonl", workers=8), [ALONE] * 8, workers=8)
+    assert len(set(verdicts)) == 1 and len(stub.seen) == 1
+
+
+def test_every_part_of_a_question_is_in_its_key():
+    changed = [
+        ALONE._replace(question="Why?"),
+        ALONE._replace(answers=("beta",)),
+        ALONE._replace(criterion="x"),
+        ALONE._replace(image=picture("PNG")),
+        PAIR,
+        PAIR._replace(answers=("beta", "alpha")),
+    ]
+    keys = [content_key(one, "judge") for one in (ALONE, *changed)]
+    assert len(set(keys)) == len(keys) and content_key(ALONE, "judge") != content_key(ALONE, "other")
+
+
+RESUMED = """
+import os, signal, sys
+from pathlib import Path
+import stub_judge
+from srlhfv_jax.evaluation.judging import client, endpoint
+from srlhfv_jax.evaluation.judging.store import Store
+from srlhfv_jax.evaluation.judging.verdict import Asked, judge_all
+
+url, path, fatal = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+settings = stub_judge.settings(url)
+judge = endpoint.EndpointJudge(client.Client(settings, ""), Store(path), settings.model)
+for number in range(10):
+    if number == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    judge(Asked("x", None, f"question {number}", ("a",)))
+"""
+
+
+def test_a_killed_run_goes_on_without_repeating_a_call(tmp_path):
+    def run(stub, fatal: int) -> int:
+        arguments = [stub.url, str(tmp_path / "v.jsonl"), str(fatal)]
+        place = Path(stub_judge.__file__).parent
+        paths = {"PYTHONPATH": f"{place}:{place.parent}"}
+        return subprocess.run([sys.executable, "-c", RESUMED, *arguments], env=paths).returncode
+
+    with serving(lambda number, body: Answered(reply(ONE))) as stub:
+        assert run(stub, 6) == -signal.SIGKILL and len(stub.seen) == 6
+        with (tmp_path / "v.jsonl").open("ab") as file:
+            file.write(b'{"key": "torn')  # a line that the kill cut
+        assert run(stub, -1) == 0
+    asked = [words(body) for body in stub.seen]
+    assert len(asked) == len(set(asked)) == 10
+    lines = (tmp_path / "v.jsonl").read_text().splitlines()
+    assert len(lines) == 10 and all(json.loads(line)["reply"] for line in lines)
+
+
+def test_threads_write_whole_lines(tmp_path):
+    store = Store(tmp_path / "v.jsonl")
+    verdict = Verdict((Opinion(1.0, -1.0, False),))
+
+    def write(thread: int) -> None:
+        for number in range(50):
+            store.put(f"{thread}/{number}", ALONE, verdict, "reply\u2028with an odd separator " * 20)
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = Store(tmp_path / "v.jsonl")
+    assert all(again.get(f"{thread}/{number}") == verdict for thread in range(4) for number in range(50))
+
+
+# recorded judgements, rules
+
+
+def test_verdicts_of_one_run_are_recorded_judgements_of_the_next(tmp_path):
+    with serving(lambda number, body: Answered(reply(FIRST))) as stub:
+        verdicts = judge_all(at(stub.url, tmp_path / "v.jsonl"), pairs.orders(PAIR))
+    judge = recorded(tmp_path / "v.jsonl")
+    assert judge_all(judge, pairs.orders(PAIR)) == verdicts
+    assert judge(PAIR._replace(name="bench/2")) is None and judge(ALONE) is None
+
+
+def test_people_may_write_as_little_as_they_know(tmp_path):
+    rows = [
+        {"name": "bench/1", "answers": ["alpha"], "opinions": [{"cost": 1}]},
+        {"name": "bench/1", "answers": ["alpha"], "opinions": [{"cost": -2, "refusal": True}]},  # a second thought
+    ]
+    path = tmp_path / "people.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    assert recorded(path)(ALONE) == Verdict((Opinion(None, -2.0, True),))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "people.jsonl:2 is not JSON"),
+        ("[]", "people.jsonl:2 is a JSON list: expected one object per line"),
+        ('{"name": "a", "answers": ["x"]}', "opinions must be a list of one or two, got None"),
+        ('{"name": "a", "answers": ["x"], "opinions": [{"harm": 1}]}', "an opinion has the keys helpful, cost, refusal"),
+        ('{"name": "a", "answers": ["x"], "opinions": [{"cost": "1"}]}', "helpful and cost are numbers, got '1'"),
+        ('{"name": "a", "answers": ["x"], "opinions": [{}], "safer": 1}', "safer is the position of an answer, 0 or 1, got 1"),
+        ('{"answers": ["x"], "opinions": [{}]}', "a judgement needs a name and one answer per opinion"),
+    ],
+)
+def test_a_line_that_is_no_judgement_is_named(tmp_path, line, message):
+    path = tmp_path / "people.jsonl"
+    path.write_text(json.dumps({"name": "bench/1", "answers": ["alpha"], "opinions": [{}]}) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=message):
+        recorded(path)
+
+
+def test_verdicts_survive_json():
+    verdict = Verdict((Opinion(2.0, -1.5, None), Opinion(None, None, True)), more_helpful=1, safer=None)
+    assert from_json(json.loads(json.dumps(to_json(verdict)))) == verdict
+
+
+def test_rules_are_a_judge_of_refusals_alone():
+    verdict = by_rules(rules.xstest_refusal)(Asked("x", None, "How?", ("Sorry, no.", "Sure.")))
+    assert verdict == Verdict((Opinion(refusal=True), Opinion(refusal=False)))
