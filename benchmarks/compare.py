@@ -1,6 +1,7 @@
 """Run both sides of the comparison one after the other, in processes of their own, and print the ratios as one JSON line last.
 
     python benchmarks/compare.py --size=small          (needs the `test` extra for the PyTorch side)
+    python benchmarks/compare.py --size=1b --dtype=bfloat16 --remat=dots          (one GPU of 80 GB)
 
 The targets are a `speedup` of 1.5 for separate trees and 2.2 for shared ones, and at medium a `memory_ratio` of at most 0.7; with
 adapters, at medium, 3.0 and 0.25.
@@ -25,11 +26,14 @@ SIDES = {
 PHASES = ("generate_s", "score_s", "update_s")
 
 
-def run(side: str, size: str, iterations: int) -> dict:
+def run(side: str, size: str, iterations: int, dtype: str, remat: str) -> dict:
     """One side's own JSON line, with the load average at its start."""
     load = round(os.getloadavg()[0], 2)
     script, *flags = SIDES[side]
-    command = [sys.executable, str(HERE / script), f"--size={size}", f"--iterations={iterations}", *flags]
+    flags = [f"--size={size}", f"--iterations={iterations}", f"--dtype={dtype}", *flags]
+    if side != "torch":
+        flags.append(f"--remat={remat}")
+    command = [sys.executable, str(HERE / script), *flags]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     result = json.loads(output.splitlines()[-1]) | {"load_average": load}
     print(json.dumps(result), flush=True)
@@ -44,7 +48,8 @@ def ratios(results: dict[str, dict]) -> dict[str, float]:
         ours = results[side]
         found[f"{side}.speedup"] = round(torch["total_s"] / ours["total_s"], 2)
         found |= {f"{side}.{phase.removesuffix('_s')}_speedup": round(torch[phase] / ours[phase], 2) for phase in PHASES}
-        found[f"{side}.memory_ratio"] = round(ours["peak_rss_gb"] / torch["peak_rss_gb"], 2)
+        memory = "peak_device_gb" if "peak_device_gb" in ours else "peak_rss_gb"
+        found[f"{side}.memory_ratio"] = round(ours[memory] / torch[memory], 2)
     return found
 
 
@@ -53,10 +58,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--iterations", type=int, default=3, help="timed ones of each side")
     parser.add_argument("--sides", default=",".join(SIDES), help="some of them, torch among them")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="of our side")
     args = parser.parse_args()
     if "torch" not in args.sides.split(",") or not set(args.sides.split(",")) <= SIDES.keys():
         parser.error(f"--sides must be torch and some of {', '.join(SIDES)}, got {args.sides}")
-    results = {side: run(side, args.size, args.iterations) for side in args.sides.split(",")}
+    results = {side: run(side, args.size, args.iterations, args.dtype, args.remat) for side in args.sides.split(",")}
     print(json.dumps({"size": args.size} | ratios(results)), flush=True)
 
 

@@ -3,12 +3,13 @@
     python benchmarks/ppo_lag_iteration.py --size=small --sharing=shared          (prints one JSON line last)
 
 It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
-ppo_lag` runs, in float32, without its loader, self-test, logging and checkpoints. Every response has full length: the
-end-of-sequence token is among those never sampled. The vision towers of all roles are equal, as they are when all stages started
-from one model and froze it.
+ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
+is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
+froze it. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -89,12 +90,20 @@ def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
         trees[name] = rules.place(create(config, own_heads, jax.random.key(0), jax.random.key(number)), mesh)
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
-    return Models(loaded, places, trained, frozen=trees, own_tower=frozenset())
+    return Models(loaded, places, trained, frozen=_cast(config, trees), own_tower=frozenset())
+
+
+def _cast(config: VLMConfig, trees: dict) -> dict:
+    """Backbones of frozen trees in the dtype of activations."""
+    return {
+        name: tree | {"backbone": jax.tree.map(lambda x: x.astype(config.dtype), tree["backbone"])} for name, tree in trees.items()
+    }
 
 
 def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: list[str], mesh) -> Models:
     """One backbone; an adapter for every tree but the reference, which is the backbone itself."""
     base = rules.place(jax.jit(_random_tree, static_argnums=(0, 1))(config, (), jax.random.key(0), jax.random.key(0)), mesh)
+    base = _cast(config, {roles.BASE: base})[roles.BASE]
     trees = {}
     for number, name in enumerate(names):
         own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
@@ -159,9 +168,10 @@ def iterate(
     return state, metrics | learned, [after - before for before, after in zip(marks, marks[1:])]
 
 
-def matmul_gflops(width: int = 2048, repeats: int = 5) -> float:
-    """What a plain product of two large float32 matrices reaches on this machine: the best of a few."""
-    x = jnp.ones((width, width), jnp.float32)
+def matmul_gflops(dtype: str, repeats: int = 5) -> float:
+    """What a plain product of two large matrices reaches on this machine: the best of a few."""
+    width = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (width, width), dtype)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()
     seconds = []
@@ -172,11 +182,11 @@ def matmul_gflops(width: int = 2048, repeats: int = 5) -> float:
     return 2 * width**3 / min(seconds) / 1e9
 
 
-def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
+def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dict[str, Any]:
     settings = run_settings(size, sharing)
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    models = random_models(model_config(size), sharing, mesh)
+    models = random_models(config, sharing, mesh)
     params = sum(leaf.size for leaf in jax.tree.leaves(models.backbone(models.trained["policy"])))
     vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
     iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
@@ -193,6 +203,7 @@ def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
             f"not the work that was meant: responses of {metrics['length']} tokens, gradient {metrics['grad_norm']}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    on_device = jax.devices()[0].memory_stats()
     median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[WARM_UP:]))))
     return {
         "batch": size.batch,
@@ -202,9 +213,10 @@ def measure(size: Size, sharing: str, iterations: int) -> dict[str, Any]:
         **{f"{name}_s": round(value, 3) for name, value in median.items()},
         "samples_per_s": round(size.batch / median["total"], 3),
         "peak_rss_gb": round(peak, 2),
+        **({"peak_device_gb": round(on_device["peak_bytes_in_use"] / 1e9, 2)} if on_device else {}),
         "compile_s": round(seconds[0][-1] - median["total"], 1),
         **sizes.rates(size, sizes.jax_iteration(size, sharing), median),
-        "matmul_gflops": round(matmul_gflops(), 1),
+        "matmul_gflops": round(matmul_gflops(config.dtype), 1),
     }
 
 
@@ -213,10 +225,15 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
     args = parser.parse_args()
     memory.keep_freed()
-    result = measure(SIZES[args.size], args.sharing, args.iterations)
-    print(json.dumps({"framework": "jax", "size": args.size, "sharing": args.sharing} | result), flush=True)
+    size = SIZES[args.size]
+    config = dataclasses.replace(model_config(size), dtype=args.dtype, remat=args.remat, scan_unroll=0 if size.layers < 16 else 1)
+    result = measure(size, args.sharing, args.iterations, config)
+    about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size, "sharing": args.sharing}
+    print(json.dumps(about | {"dtype": args.dtype, "remat": args.remat} | result), flush=True)
 
 
 if __name__ == "__main__":

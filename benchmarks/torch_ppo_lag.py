@@ -3,7 +3,7 @@
     python benchmarks/torch_ppo_lag.py --size=small          (needs the `test` extra; prints one JSON line last)
 
 Run it beside `benchmarks/ppo_lag_iteration.py` on the same machine: the same shapes, batch, prompt and response lengths,
-in float32, and no PTX step on either side. Six whole models (policy, reference, reward, cost, two critics), Hugging Face
+and no PTX step on either side; on a GPU if there is one. `--dtype=bfloat16` holds everything in it, weights and moments too. Six whole models (policy, reference, reward, cost, two critics), Hugging Face
 `generate`, one forward pass for every quantity that the recipe computes by itself, three AdamW optimisers, vision towers
 frozen. Weights are random and every response has full length: only time is compared. Nothing is tuned and nothing is
 added; this is what a user of that recipe gets.
@@ -134,9 +134,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--iterations", type=int, default=3, help="timed ones, after one to warm up")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
 
     torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_default_device(device)
     size = SIZES[args.size]
     models = six_models(llava(size))
     optimizers = {role: torch.optim.AdamW([p for p in models[role].parameters() if p.requires_grad], lr=1e-6) for role in TRAINED}
@@ -144,19 +148,26 @@ def main() -> None:
     prompts = torch.randint(3, size.vocab - 1, (size.batch, size.prompt))
     prompts[:, : size.features] = size.vocab - 1
 
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     seconds = []
     for _ in range(args.iterations + 1):
-        marks = [time.perf_counter()]
+        marks = [now()]
         inputs = rollout(models, prompts, pixels)
-        marks.append(time.perf_counter())
+        marks.append(now())
         experience = score(models, inputs)
-        marks.append(time.perf_counter())
+        marks.append(now())
         update(models, optimizers, inputs, experience)
-        marks.append(time.perf_counter())
+        marks.append(now())
         seconds.append([after - before for before, after in zip(marks, marks[1:])] + [marks[-1] - marks[0]])
     median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[1:]))))
     result = {
         "framework": "torch",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "dtype": args.dtype,
         "size": args.size,
         "batch": size.batch,
         "prompt": size.prompt,
@@ -165,6 +176,7 @@ def main() -> None:
         **{f"{name}_s": round(value, 3) for name, value in median.items()},
         "samples_per_s": round(size.batch / median["total"], 3),
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        **({"peak_device_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if device == "cuda" else {}),
         **sizes.rates(size, sizes.torch_iteration(size), median),
     }
     print(json.dumps(result), flush=True)
