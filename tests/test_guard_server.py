@@ -163,6 +163,7 @@ def test_two_hundred_clients_at_once_each_get_their_own_answer_from_few_batches(
     assert sorted(item.prompt for item in model.seen) == sorted(prompts)
     assert max(map(len, model.batches)) == 8
     assert len(model.batches) <= 1 + 25  # the first may be a batch of one, all others are full but one
+    assert health.pop("batches") == {"moderate": len(model.batches)}
     assert health == {"status": "ok", "waiting": {"moderate": 0}, "held_bytes": 0, "answered": {"200": 200}}
 
 

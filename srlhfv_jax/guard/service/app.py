@@ -53,9 +53,17 @@ def make_app(moderate: Moderate, generate: Generate | None, limits: Limits) -> S
         return await service.answer(request, generation, answering)
 
     async def on_health(_: Request) -> Response:
-        waiting = {"moderate": judging.waiting} | ({"generate": answering.waiting} if answering else {})
+        batchers = {"moderate": judging} | ({"generate": answering} if answering else {})
         answered = {str(status): count for status, count in sorted(service.answered.items())}
-        return JSONResponse({"status": "ok", "waiting": waiting, "held_bytes": service.held, "answered": answered})
+        return JSONResponse(
+            {
+                "status": "ok",
+                "waiting": {name: batcher.waiting for name, batcher in batchers.items()},
+                "batches": {name: batcher.batches for name, batcher in batchers.items()},
+                "held_bytes": service.held,
+                "answered": answered,
+            }
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

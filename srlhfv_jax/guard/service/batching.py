@@ -34,6 +34,7 @@ class Batcher(Generic[Item, Answer]):
 
     def __init__(self, call: Callable[[Sequence[Item]], Sequence[Answer]], *, size: int, wait_s: float, room: int):
         self.room = room
+        self.batches = 0  # calls of the model so far
         self._call = call
         self._size = size
         self._wait_s = wait_s
@@ -86,6 +87,7 @@ class Batcher(Generic[Item, Answer]):
         while (batch := self._collect()) is not None:
             if batch:
                 began = time.monotonic()
+                self.batches += 1
                 self._answer(batch)
                 self._batch_s = time.monotonic() - began
 
