@@ -1,0 +1,1 @@
+"""Beaver-Guard-V: judges a question before it is answered and an answer before it is shown."""
