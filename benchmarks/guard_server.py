@@ -3,9 +3,10 @@
     python benchmarks/guard_server.py [--clients=200] [--batch=8] [--batch_ms=20] [--item_ms=0] [--picture=224]
 
 Each client keeps one connection and sends its next question, with a picture of its own, when it has the answer to the last. The
-server is a process of its own (extra `serve`). The model takes batch_ms + item_ms for each request of the batch, so `model_requests_per_s` is
-what full batches could reach: what is missing is the service, and the clients, which share the machine with it.
-With --queue smaller than --clients the queue overflows, and `refused` counts what was answered 503 (then tried again at once).
+server is a process of its own (extra `serve`). The model takes batch_ms + item_ms for each request of the batch, so
+`model_requests_per_s` is what full batches could reach: what is missing is the service, and the clients, which share the machine
+with it. With --queue smaller than --clients the queue overflows: `refused` counts the answers 503, after which a client waits as
+long as it was told.
 """
 
 import argparse
@@ -60,13 +61,13 @@ def question(number: int, side: int) -> bytes:
     return b"POST /moderate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bytes]:
-    """Status and body of the response. By hand: a client library costs more than the server."""
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bytes, int]:
+    """Status, body and Retry-After (s) of the response. By hand: a client library costs more than the server."""
     writer.write(request)
     await writer.drain()
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-    return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
+    length, retry_s = (int(head.partition(name)[2].split(b"\r\n", 1)[0] or 0) for name in (b"content-length:", b"retry-after:"))
+    return int(head.split(b" ", 2)[1]), await reader.readexactly(length), retry_s
 
 
 async def load(
@@ -80,12 +81,13 @@ async def load(
     async def client(request: bytes) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while (sent := time.perf_counter()) < begin + seconds:
-            status, _ = await exchange(reader, writer, request)
+            status, _, retry_s = await exchange(reader, writer, request)
             done = time.perf_counter()
             if begin <= done < begin + seconds:
                 statuses[status] += 1
                 if status == 200:
                     latencies.append(done - sent)
+            await asyncio.sleep(retry_s)
         writer.close()
 
     await asyncio.gather(*map(client, requests))

@@ -98,24 +98,28 @@ class _Service:
         self.held = 0  # bytes of all bodies at hand
         self.answered: Counter[int] = Counter()  # status -> requests
 
-    async def answer(self, request: Request, read: Callable[[bytes, Limits], Asked], batcher: Batcher[Asked, Answer]) -> Response:
+    async def answer(
+        self, request: Request, read: Callable[[bytearray, Limits], Asked], batcher: Batcher[Asked, Answer]
+    ) -> Response:
         """From the request to the response.
 
         Raises:
             Refused: any of the statuses above.
         """
-        body = bytearray()
+        body, read_bytes = bytearray(), 0
         try:
             async with _within(self.limits.body_s, 408, "the body did not come in time"):
                 await self._receive(request, body)
             async with _within(self.limits.answer_s, 504, "the model did not answer in time"):
                 loop = asyncio.get_running_loop()
-                asked = await loop.run_in_executor(self.readers, read, bytes(body), self.limits)
+                asked = await loop.run_in_executor(self.readers, read, body, self.limits)
+                read_bytes = len(body)
+                body.clear()  # what is left of it, in `asked`, is smaller
                 found = await _first(asyncio.wrap_future(batcher.submit(asked)), request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         finally:
-            self.held -= len(body)
+            self.held -= read_bytes + len(body)
         if isinstance(found, Unusable):
             raise Refused(422, str(found))
         self.answered[200] += 1

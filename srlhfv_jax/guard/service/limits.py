@@ -9,8 +9,8 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one server. Memory for requests stays under about twice `held_bytes` (a body, and the picture decoded from its
-    base64) plus `readers` decoded pictures of `image_pixels`.
+    """Bounds of one server. Requests hold at most `held_bytes`, and while a body is read also its text, its picture, and that
+    picture's pixels, in `readers` threads.
     """
 
     body_bytes: int = 16 * MIB  # of one request

@@ -38,7 +38,7 @@ class Refused(Exception):
         self.retry_after_s = retry_after_s
 
 
-def moderation(body: bytes, limits: Limits) -> Moderation:
+def moderation(body: bytes | bytearray, limits: Limits) -> Moderation:
     """Read the body of POST /moderate: {"prompt", and optionally "response", "image" (base64)}.
 
     Raises:
@@ -52,7 +52,7 @@ def moderation(body: bytes, limits: Limits) -> Moderation:
     )
 
 
-def generation(body: bytes, limits: Limits) -> Generation:
+def generation(body: bytes | bytearray, limits: Limits) -> Generation:
     """Read the body of POST /generate: {"prompt", and optionally "image" (base64), "rounds"}.
 
     Raises:
@@ -65,7 +65,7 @@ def generation(body: bytes, limits: Limits) -> Generation:
     return Generation(_text(fields, "prompt", limits), _image(fields, limits), rounds)
 
 
-def _object(body: bytes, known: tuple[str, ...]) -> dict[str, Any]:
+def _object(body: bytes | bytearray, known: tuple[str, ...]) -> dict[str, Any]:
     try:
         fields = json.loads(body)
     except UnicodeDecodeError as error:
