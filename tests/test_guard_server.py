@@ -24,10 +24,12 @@ from PIL import Image
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service import app as application
+from srlhfv_jax.guard.service import models
 from srlhfv_jax.guard.service import server as servers
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
+from srlhfv_jax.guard.verdict import Prompt, Verdict
 
 PATIENCE_S = 20.0  # of a test, for something that must happen
 
@@ -199,6 +201,57 @@ def test_a_model_that_fails_costs_its_batch_and_nothing_else():
         statuses = [served.moderate(**fields).status_code for fields in ({"prompt": "a"}, {"prompt": "few"})]
         assert statuses == [500, 500]
         assert served.moderate(prompt="a", response="four").json() == {"safe": 0.25}
+
+
+def verdict(unsafe: float) -> Verdict:
+    return Verdict(unsafe <= 0.5, "safe" if unsafe <= 0.5 else "severe", ("drugs",) if unsafe > 0.5 else (), {"unsafe": unsafe})
+
+
+def readable(asked: Sequence[tuple[Prompt, str | None]]) -> list[Unusable | None]:
+    return [Unusable("no_vision", "a picture") if prompt.images else None for prompt, _ in asked]
+
+
+def test_questions_and_answers_of_one_batch_are_each_judged_by_their_own_check():
+    def check_input(images, questions):
+        return [verdict(len(question) / 8) for question in questions]
+
+    def check_output(images, questions, answers):
+        return [verdict(1 / len(question + answer)) for question, answer in zip(questions, answers, strict=True)]
+
+    moderate = models.moderate_with(check_input, check_output, readable)
+    asked = [
+        Moderation("bad one", None, None),
+        Moderation("a", "b", b"png"),
+        Moderation("a", "bcd", None),
+        Moderation("fine", None, None),
+    ]
+    bad, unreadable, answer, fine = moderate(asked)
+    assert bad == {"safe": False, "severity": "severe", "categories": ["drugs"], "scores": {"unsafe": 0.875}}
+    assert isinstance(unreadable, Unusable)
+    assert answer == {"safe": True, "severity": "safe", "categories": [], "scores": {"unsafe": 0.25}}
+    assert fine["scores"] == {"unsafe": 0.5}
+
+
+def test_each_request_gets_the_rounds_it_asked_for_and_every_batch_draws_anew():
+    drawn = []
+
+    def generate(prompts, number):
+        drawn.append(number)
+        return [f"{prompt.question}{'!' * (number % models.DRAWS)}" for prompt in prompts]
+
+    def check(images, questions, answers):
+        return [verdict(1 / (1 + answer.count("!"))) for answer in answers]
+
+    with serving(Model(), models.generate_with(generate, None, check, readable, policy="regenerate"), rounds=5) as served:
+        replies = [served.http.post("/generate", json={"prompt": "Hm", "rounds": rounds}).json() for rounds in (0, 3)]
+        refused = served.http.post("/generate", json={"prompt": "a", "image": base64_of(picture())})
+    assert [(reply["answer"], reply["blocked"], reply["verdict"]["scores"]["unsafe"]) for reply in replies] == [
+        ("Hm", False, 1.0),
+        ("Hm!", False, 0.5),
+    ]
+    assert [one["number"] for one in replies[1]["rounds"]] == [0, 1]
+    assert (refused.status_code, refused.json()) == (422, {"error": "no_vision: a picture"})
+    assert drawn == [0, models.DRAWS, models.DRAWS + 1]
 
 
 # bad requests
