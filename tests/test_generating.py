@@ -1,12 +1,14 @@
 """Policies that answer prompts as they come: rounding up sizes and filling batches change no answer."""
 
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_hf
 from tiny_data import png
 
+from srlhfv_jax.cli import main
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.verdict import Prompt
@@ -60,3 +62,26 @@ def test_a_prompt_that_cannot_be_read_is_named_before_and_refused_after(greedy):
     assert [unusable and unusable.reason for unusable in found] == [None, "prompt_too_long", "special_token_in_text"]
     with pytest.raises(UserError, match="prompt 1 cannot be read by .*: prompt_too_long"):
         generating.answers(policy, prompts, 0)
+
+
+def test_the_command_answers_one_prompt_or_a_file_of_them_as_the_policy_does(greedy, tmp_path, capsys):
+    flags = [f"--policy={greedy.loaded.path}", "--temperature=0", "--response_length=5", "--prompt_length=60"]
+    (tmp_path / "0.png").write_bytes(PROMPTS[0].images[0])
+    assert main.main(["generate", *flags, "--prompt=w6 w7 w8", f"--image={tmp_path / '0.png'}"]) == 0
+    wanted = generating.answers(greedy, PROMPTS[:3], 0)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"answer": wanted[0]}
+    rows = [
+        {"question": "w6 w7 w8", "image": "0.png", "source": "a"},
+        {"question": " ".join(["w7"] * 61)},
+        {"question": "w9", "image": "none.png"},
+        {"question": "w10 w11"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "answers.jsonl"
+    assert main.main(["generate", *flags, "--batch_size=8", f"--data={tmp_path / 'rows.jsonl'}", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 rows used; missing_image 1" in said and "wrote 2 answers" in said and "prompt_too_long 1" in said
+    first, long, last = map(json.loads, out.read_text().splitlines())
+    assert first == {"question": "w6 w7 w8", "answer": wanted[0], "meta": {"source": "a"}}
+    assert long["dropped"].startswith("prompt_too_long: ") and "answer" not in long
+    assert last["answer"] == wanted[2]

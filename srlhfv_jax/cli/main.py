@@ -21,6 +21,7 @@ COMMANDS = {
     "cost": "a cost model of its own",
     "ppo_lag": "PPO-Lagrangian: more helpful, with the cost under a budget",
     "plan": "memory of a run on a TPU slice, before it is paid for",
+    "generate": "a policy's answer to one prompt, or to every row of a data set",
     "evaluate": "compare policies by oracle or by reward and cost models",
     "report": "one self-contained report.html of a workdir",
     "export": "rewrite a checkpoint as a Hugging Face folder (dtype, shard size)",
@@ -73,6 +74,8 @@ def _run(name: str, argv: list[str]) -> None:
             from srlhfv_jax.cli import ppo_lag as command
         case "plan":
             from srlhfv_jax.cli import plan as command
+        case "generate":
+            from srlhfv_jax.cli import generate as command
         case "evaluate":
             from srlhfv_jax.cli import evaluate as command
         case "report":
