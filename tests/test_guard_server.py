@@ -183,7 +183,7 @@ def test_the_model_is_asked_what_the_client_sent():
 
 def test_what_the_model_cannot_read_is_refused_by_name_and_spares_the_rest_of_its_batch():
     def moderate(items):
-        return [Unusable("prompt_too_long", "900 tokens") if item.prompt == "long" else {"safe": True} for item in items]
+        return [Refused(422, "prompt_too_long: 900 tokens") if item.prompt == "long" else {"safe": True} for item in items]
 
     with serving(moderate, batch=4, wait_s=0.2) as served:
         responses = at_once(served, [{"prompt": "short"}, {"prompt": "long"}, {"prompt": "brief"}])
@@ -227,9 +227,19 @@ def test_questions_and_answers_of_one_batch_are_each_judged_by_their_own_check()
     ]
     bad, unreadable, answer, fine = moderate(asked)
     assert bad == {"safe": False, "severity": "severe", "categories": ["drugs"], "scores": {"unsafe": 0.875}}
-    assert isinstance(unreadable, Unusable)
+    assert (unreadable.status, unreadable.message) == (422, "no_vision: a picture")
     assert answer == {"safe": True, "severity": "safe", "categories": [], "scores": {"unsafe": 0.25}}
     assert fine["scores"] == {"unsafe": 0.5}
+
+
+def test_a_guard_of_one_part_refuses_the_other():
+    def check_input(images, questions):
+        return [verdict(0.25)] * len(questions)
+
+    judged, refused = models.moderate_with(check_input, None, readable)([Moderation("a", None, None), Moderation("a", "b", None)])
+    assert judged["safe"] and "judges questions only" in refused.message
+    (refused,) = models.moderate_with(None, check_input, readable)([Moderation("a", None, None)])
+    assert "judges answers only" in refused.message
 
 
 def test_each_request_gets_the_rounds_it_asked_for_and_every_batch_draws_anew():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from srlhfv_jax.config import DataConfig, ModelConfig
-from srlhfv_jax.data import chat, collate, loader, tokens
+from srlhfv_jax.data import collate, loader
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
@@ -53,17 +53,8 @@ def load(path: str, data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mes
 
 def unreadable(policy: Policy, prompts: Sequence[Prompt]) -> list[Unusable | None]:
     """Why the policy cannot read each prompt; None of one it can."""
-    codec = chat.codec(policy.loaded.processor, policy.data.max_pixels)
-    longest = policy.data.prompt_length or setup.ANY_LENGTH
-    found: list[Unusable | None] = []
-    for row, example in enumerate(map(_example, prompts)):
-        try:
-            tokens.encode(codec, example, row, prompt_length=longest, response_length=0)
-        except Unusable as unusable:
-            found.append(unusable)
-        else:
-            found.append(None)
-    return found
+    data = policy.data
+    return setup.unreadable(list(map(_example, prompts)), policy.loaded, data.max_pixels, prompt_length=data.prompt_length)
 
 
 def answers(policy: Policy, prompts: Sequence[Prompt], draw: int) -> list[str]:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, LoraConfig, ModelConfig, choose, to_dict
-from srlhfv_jax.data import chat, loader, pictures, sources
+from srlhfv_jax.data import chat, loader, pictures, sources, tokens
+from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
@@ -152,6 +153,24 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     prompt = max(len(row.prompt) for row in prepared.rows)
     response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
+
+
+def unreadable(
+    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0
+) -> list[Unusable | None]:
+    """Why the model cannot read each example, whose pictures decode; None of one it can.
+
+    Args:
+        prompt_length: longest prompt in tokens; 0: any.
+    """
+    codec, found = chat.codec(model.processor, max_pixels), []
+    for row, example in enumerate(examples):
+        try:
+            tokens.encode(codec, example, row, prompt_length=prompt_length or ANY_LENGTH, response_length=ANY_LENGTH)
+            found.append(None)
+        except Unusable as unusable:
+            found.append(unusable)
+    return found
 
 
 def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:

@@ -21,13 +21,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused, generation, moderation
 
-# One answer for each request: what JSON can hold, or why the model cannot read the request.
-Answer = Mapping[str, Any] | Unusable
+Answer = Mapping[str, Any] | Refused  # to one request: what JSON can hold, or why there is none
 Moderate = Callable[[Sequence[Moderation]], Sequence[Answer]]
 Generate = Callable[[Sequence[Generation]], Sequence[Answer]]
 Asked = TypeVar("Asked", Moderation, Generation)
@@ -120,8 +118,8 @@ class _Service:
             return Response(status_code=400)  # nobody reads it
         finally:
             self.held -= read_bytes + len(body)
-        if isinstance(found, Unusable):
-            raise Refused(422, str(found))
+        if isinstance(found, Refused):
+            raise found
         self.answered[200] += 1
         return JSONResponse(found)
 

@@ -1,14 +1,14 @@
 """From a guard and a policy, as batched functions, to what the application calls; verdicts become what JSON can hold."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, guarded_generate
 from srlhfv_jax.guard.service.app import Answer, Moderate
 from srlhfv_jax.guard.service.app import Generate as AnswerAll
-from srlhfv_jax.guard.service.requests import Generation, Moderation
+from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
 from srlhfv_jax.guard.verdict import Guarded, Prompt, Verdict
 
 # Why a model cannot read (pictures, question, answer or None); None where it can.
@@ -17,22 +17,28 @@ DRAWS = 1 << 10  # more than the rounds of a request: keeps the draws of differe
 BATCHES = 1 << 20  # after so many the draws come again: together they stay below 2**31
 
 
-def moderate_with(check_input: CheckInput, check_output: CheckOutput, unreadable: Unreadable) -> Moderate:
-    """Judge questions by `check_input`, answers by `check_output`: a call of each for a batch that has both."""
+def moderate_with(check_input: CheckInput | None, check_output: CheckOutput | None, unreadable: Unreadable) -> Moderate:
+    """Judge questions by `check_input`, answers by `check_output`: a call of each for a batch that has both.
+
+    Without one of them its requests are refused.
+    """
 
     def moderate(asked: Sequence[Moderation]) -> list[Answer]:
         prompts = [_prompt(one) for one in asked]
-        found: list[Answer | None] = list(
-            unreadable([(prompt, one.response) for prompt, one in zip(prompts, asked, strict=True)])
-        )
+        found = _refused(unreadable([(prompt, one.response) for prompt, one in zip(prompts, asked, strict=True)]))
         questions = [row for row, one in enumerate(asked) if found[row] is None and one.response is None]
         answers = [row for row, one in enumerate(asked) if found[row] is None and one.response is not None]
-        if questions:
+        if check_input is None:
+            _put(found, questions, [Refused(422, "this guard judges answers only: give a response")] * len(questions))
+        elif questions:
             verdicts = check_input([prompts[row].images for row in questions], [prompts[row].question for row in questions])
-            _put(found, questions, verdicts)
-        if answers:
+            _put(found, questions, map(verdict_json, verdicts))
+        if check_output is None:
+            _put(found, answers, [Refused(422, "this guard judges questions only: leave out the response")] * len(answers))
+        elif answers:
             pictures, texts = [prompts[row].images for row in answers], [prompts[row].question for row in answers]
-            _put(found, answers, check_output(pictures, texts, [asked[row].response for row in answers]))
+            verdicts = check_output(pictures, texts, [asked[row].response for row in answers])
+            _put(found, answers, map(verdict_json, verdicts))
         return found
 
     return moderate
@@ -46,7 +52,7 @@ def generate_with(
 
     def answer(asked: Sequence[Generation]) -> list[Answer]:
         prompts, first = [_prompt(one) for one in asked], next(batches) % BATCHES * DRAWS
-        found: list[Answer | None] = list(unreadable([(prompt, None) for prompt in prompts]))
+        found = _refused(unreadable([(prompt, None) for prompt in prompts]))
         for rounds in sorted({one.rounds for one in asked}):
             rows = [row for row, one in enumerate(asked) if found[row] is None and one.rounds == rounds]
             guarded = guarded_generate(
@@ -89,6 +95,10 @@ def _prompt(asked: Moderation | Generation) -> Prompt:
     return Prompt(() if asked.image is None else (asked.image,), asked.prompt)
 
 
-def _put(found: list[Answer | None], rows: Sequence[int], verdicts: Sequence[Verdict]) -> None:
-    for row, verdict in zip(rows, verdicts, strict=True):
-        found[row] = verdict_json(verdict)
+def _refused(unreadable: Sequence[Unusable | None]) -> list[Answer | None]:
+    return [None if why is None else Refused(422, str(why)) for why in unreadable]
+
+
+def _put(found: list[Answer | None], rows: Sequence[int], answers: Iterable[Answer]) -> None:
+    for row, answer in zip(rows, answers, strict=True):
+        found[row] = answer
