@@ -37,6 +37,7 @@ setup(
         "pillow",
         "pyarrow",
         "safetensors",
+        "scikit-learn",
         "tensorboardX",
         "tensorflow-datasets",
         "transformers>=5.0",
