@@ -38,6 +38,7 @@ setup(
         "pillow",
         "pyarrow",
         "safetensors",
+        "scikit-learn",
         "tensorboardX",
         "tensorflow-datasets",
         "transformers>=5.0",

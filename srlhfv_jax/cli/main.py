@@ -19,6 +19,7 @@ COMMANDS = {
     "scores": "reward and cost heads on one backbone from dual preferences",
     "reward": "a reward model of its own",
     "cost": "a cost model of its own",
+    "guard": "a guard: severity and categories of harm, of questions and of answers",
     "ppo_lag": "PPO-Lagrangian: more helpful, with the cost under a budget",
     "plan": "memory of a run on a TPU slice, before it is paid for",
     "generate": "a policy's answer to one prompt, or to every row of a data set",
@@ -70,6 +71,8 @@ def _run(name: str, argv: list[str]) -> None:
             from srlhfv_jax.cli import reward as command
         case "cost":
             from srlhfv_jax.cli import cost as command
+        case "guard":
+            from srlhfv_jax.cli import guard as command
         case "ppo_lag":
             from srlhfv_jax.cli import ppo_lag as command
         case "plan":

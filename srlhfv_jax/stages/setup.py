@@ -134,7 +134,7 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     examples = sources.load_examples(data)
     prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
     if prepared.room is not None:
-        _check_pictures(model, prepared.codec.reader)
+        check_pictures(model, prepared.codec.reader)
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
@@ -149,7 +149,7 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     limits = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
     if prepared.room is not None:
-        _check_pictures(model, prepared.codec.reader)
+        check_pictures(model, prepared.codec.reader)
     prompt = max(len(row.prompt) for row in prepared.rows)
     response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
@@ -173,7 +173,7 @@ def unreadable(
     return found
 
 
-def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
+def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
     """The processor must cut pictures as the model was made to see them."""
     config, vision = model.config, model.config.vision
     for what, made, wanted in (
@@ -231,9 +231,16 @@ def vocabulary(model: Pretrained) -> Vocabulary:
 
 
 def finish(
-    started: Started, config: VLMConfig, tree: Any, *, base: str, about: dict[str, Any], result: dict[str, float]
+    started: Started,
+    config: VLMConfig,
+    tree: Any,
+    *,
+    base: str,
+    about: dict[str, Any],
+    result: dict[str, float],
+    guard: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Write WORKDIR/export and WORKDIR/result.json; returns the result."""
+    """Write WORKDIR/export and WORKDIR/result.json; returns the result. `guard` is what guard.json says of the tree's guard."""
     export_pretrained(
         started.workdir / EXPORT,
         config,
@@ -242,6 +249,8 @@ def finish(
         adapter=tree.get("adapter"),
         heads=tree.get("heads"),
         meta=about,
+        guard=tree.get("guard"),
+        guard_meta=guard,
         card=_card(started.workdir, about["stage"], result),
     )
     write_result(started.workdir, result)
