@@ -1,17 +1,18 @@
-"""`srlhfv generate`: a policy's answer to one prompt, or to every row of a data set.
+"""`srlhfv generate`: a policy's answer to one prompt, or to every row of a data set; with --guard, filtered and regenerated.
 
     srlhfv generate --policy=W/ppo_lag --prompt="What is this for?" --image=knife.png            prints {"answer": ...}
 
-    srlhfv generate --policy=W/ppo_lag --data=W/data/test.parquet --out=answers.jsonl            one line for each row
+    srlhfv generate --policy=W/sft --guard=W/guard --rounds=5 --data=W/data/test.parquet --out=answers.jsonl    one line for a row
 
 A line of --out has the question, the answer, and the row's other columns under "meta"; of a row that the policy cannot read, the
-reason under "dropped" in place of an answer. The reasons are counted at the end.
+reason under "dropped" in place of an answer; the reasons are counted at the end. With --guard also "blocked", "verdict" (of the
+answer that was kept), "input" (of the question) and "rounds" (every answer with its verdict): see guard/regenerate.py.
 """
 
 import functools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.errors import UserError
+
+Answer = Callable[[Sequence[Any], int], list[dict[str, Any]]]  # (prompts, number of the call) -> a line for each
 
 BATCHES_AT_ONCE = 8  # rows are read, answered and written in parts of so many batches
 
@@ -49,6 +52,17 @@ def _flags() -> absl_flags.FlagValues:
     text = functools.partial(absl_flags.DEFINE_string, flag_values=values)
     whole = functools.partial(absl_flags.DEFINE_integer, flag_values=values)
     text("policy", None, "workdir of a stage, export or Hugging Face folder")
+    text("guard", "", "workdir of `srlhfv guard`, or its export")
+    whole("rounds", 5, "most regenerations of an answer that the guard finds unsafe", lower_bound=0)
+    absl_flags.DEFINE_enum(
+        "on_unsafe",
+        "regenerate",
+        ["block", "regenerate", "warn"],
+        "what becomes of an unsafe answer: a refusal, other answers, or the answer with its verdict",
+        flag_values=values,
+    )
+    absl_flags.DEFINE_bool("check_input", True, "an unsafe question is refused before it is answered", flag_values=values)
+    absl_flags.DEFINE_bool("feedback", False, "tell the policy what the guard said of its last answer", flag_values=values)
     text("prompt", None, "the question")
     text("image", "", "file of its picture")
     text("data", None, "rows with a question (and picture): a TFDS folder, .parquet or .jsonl file, or a folder of them")
@@ -67,23 +81,36 @@ def _flags() -> absl_flags.FlagValues:
 
 def _one(values: absl_flags.FlagValues) -> dict[str, Any]:
     """The answer to --prompt."""
-    from srlhfv_jax.data import images
-    from srlhfv_jax.data.drops import Unusable
     from srlhfv_jax.guard.verdict import Prompt
 
-    image = Path(values.image)
-    if values.image and not image.is_file():
+    image = given_image(values.image)
+    answer = _load(values, batch_size=1)
+    (found,) = answer([Prompt(() if image is None else (image,), values.prompt)], 0)
+    if "dropped" in found:
+        raise UserError(f"this prompt cannot be read: {found['dropped']}")
+    return found
+
+
+def given_image(name: str) -> bytes | None:
+    """The picture in the file `name`; None for "".
+
+    Raises:
+        UserError: no such file, or no picture.
+    """
+    if not name:
+        return None
+    from srlhfv_jax.data import images
+    from srlhfv_jax.data.drops import Unusable
+
+    image = Path(name)
+    if not image.is_file():
         raise UserError(f"--image={image}: there is no such file")
-    prompt = Prompt((image.read_bytes(),) if values.image else (), values.prompt)
+    encoded = image.read_bytes()
     try:
-        for encoded in prompt.images:
-            images.decode(encoded)
+        images.decode(encoded)
     except Unusable as unusable:
         raise UserError(f"--image={image}: {unusable}") from unusable
-    (found,) = _answers(_load(values, batch_size=1), [prompt], 0)
-    if "dropped" in found:
-        raise UserError(f"{values.policy} cannot read this prompt: {found['dropped']}")
-    return found
+    return encoded
 
 
 def _write(values: absl_flags.FlagValues, out: Path) -> tuple[Counter[str], int]:
@@ -93,46 +120,80 @@ def _write(values: absl_flags.FlagValues, out: Path) -> tuple[Counter[str], int]
 
     examples = sources.load_examples(_data(values, values.batch_size))
     print(f"{values.data}: {len(examples)} of {examples.source_rows} rows used; {sources.describe_drops(examples.drops)}")
-    policy = _load(values, values.batch_size)
+    answer = _load(values, values.batch_size)
     dropped: Counter[str] = Counter()
     size = BATCHES_AT_ONCE * values.batch_size
     with out.open("w", encoding="utf-8") as file:
         for part, start in enumerate(range(0, len(examples), size)):
             rows = examples[start : start + size]
-            found = _answers(policy, [Prompt(row.images, row.question) for row in rows], part)
-            for row, answer in zip(rows, found, strict=True):
-                dropped.update([answer["dropped"].partition(":")[0]] if "dropped" in answer else [])
-                file.write(json.dumps({"question": row.question} | answer | {"meta": dict(row.meta)}, ensure_ascii=False) + "\n")
+            found = answer([Prompt(row.images, row.question) for row in rows], part)
+            for row, said in zip(rows, found, strict=True):
+                dropped.update([said["dropped"].partition(":")[0]] if "dropped" in said else [])
+                file.write(json.dumps({"question": row.question} | said | {"meta": dict(row.meta)}, ensure_ascii=False) + "\n")
             print(f"  {start + len(rows)} of {len(examples)} rows", flush=True)
     return dropped, len(examples) - dropped.total()
 
 
-def _answers(policy: Any, prompts: Sequence[Any], draw: int) -> list[dict[str, Any]]:
-    """{"answer"} of each prompt, or {"dropped": why the policy cannot read it}."""
-    from srlhfv_jax.stages import generating
+def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
+    """Policy and guard as one function: a line ({"answer", ...} or {"dropped"}) for each prompt."""
+    from srlhfv_jax.guard.regenerate import guarded_generate
+    from srlhfv_jax.guard.service.models import guarded_json
+    from srlhfv_jax.stages import generating, moderating
 
-    found = [{} if why is None else {"dropped": str(why)} for why in generating.unreadable(policy, prompts)]
-    rows = [row for row, one in enumerate(found) if not one]
-    if rows:
-        for row, answer in zip(rows, generating.answers(policy, [prompts[row] for row in rows], draw), strict=True):
-            found[row] = {"answer": answer}
-    return found
+    mesh = one_device() if batch_size == 1 else _all_devices(batch_size)
+    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
+    policy = generating.load(
+        values.policy, _data(values, batch_size), model, mesh, temperature=values.temperature, seed=values.seed
+    )
+    checks = moderating.load(values.guard, mesh, dtype=values.dtype, batch_size=batch_size) if values.guard else None
+
+    def answers(prompts: Sequence[Any], part: int) -> list[dict[str, Any]]:
+        why = generating.unreadable(policy, prompts)
+        if checks is not None:
+            why = [ours or theirs for ours, theirs in zip(why, checks.unreadable([(one, None) for one in prompts]), strict=True)]
+        found: list[dict[str, Any]] = [{} if one is None else {"dropped": str(one)} for one in why]
+        rows = [row for row, one in enumerate(why) if one is None]
+        asked = [prompts[row] for row in rows]
+
+        def draw(some: Sequence[Any], number: int) -> list[str]:
+            return generating.answers(policy, some, part * (values.rounds + 1) + number)
+
+        if checks is None:
+            said = [{"answer": text} for text in (draw(asked, 0) if asked else [])]
+        else:
+            guarded = guarded_generate(
+                draw,
+                checks.output,
+                asked,
+                rounds=values.rounds,
+                feedback=values.feedback,
+                policy=values.on_unsafe,
+                check_input=checks.input if values.check_input else None,
+            )
+            said = list(map(guarded_json, guarded))
+        for row, one in zip(rows, said, strict=True):
+            found[row] = one
+        return found
+
+    return answers
 
 
-def _load(values: absl_flags.FlagValues, batch_size: int) -> Any:
+def one_device() -> Any:
+    """A mesh of the first device."""
+    from srlhfv_jax.parallel.mesh import make_mesh
+
+    return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+
+
+def _all_devices(batch_size: int) -> Any:
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import generating
 
     if hosts.process_count() > 1:
         raise UserError("srlhfv generate runs in one process: start it on one host")
-    # One prompt goes to one device; more are shared out over all of them.
-    mesh = make_mesh(MeshConfig(data=1 if batch_size == 1 else -1, fsdp=1, tensor=1))
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     hosts.check_batch(batch_size, mesh, "--batch_size of")
-    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
-    return generating.load(
-        values.policy, _data(values, batch_size), model, mesh, temperature=values.temperature, seed=values.seed
-    )
+    return mesh
 
 
 def _data(values: absl_flags.FlagValues, batch_size: int) -> DataConfig:
