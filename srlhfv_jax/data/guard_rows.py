@@ -25,6 +25,9 @@ class Labels(NamedTuple):
     categories: tuple[str, ...] | None  # None = not labelled
 
 
+UNKNOWN = Labels((None,) * LEVELS, None)
+
+
 class Item(NamedTuple):
     """Where an item comes from."""
 
@@ -69,11 +72,10 @@ def expand(examples: Sequence[Example], categories: Sequence[str]) -> tuple[Guar
 
 def arrays(labels: Sequence[Labels], categories: Sequence[str]) -> tuple[Bool[np.ndarray, "B A"], ...]:
     """(exceeds_BJ, known_BJ, category_BA, known_BA) of items; what is not known is false."""
-    exceeds_BJ = np.array([[bool(value) for value in one.exceeds] for one in labels]).reshape(-1, LEVELS)
-    known_BJ = np.array([[value is not None for value in one.exceeds] for one in labels]).reshape(-1, LEVELS)
-    category_BA = np.array([[name in (one.categories or ()) for name in categories] for one in labels]).reshape(
-        -1, len(categories)
-    )
+    levels, names = (len(labels), LEVELS), (len(labels), len(categories))
+    exceeds_BJ = np.array([[bool(value) for value in one.exceeds] for one in labels], bool).reshape(levels)
+    known_BJ = np.array([[value is not None for value in one.exceeds] for one in labels], bool).reshape(levels)
+    category_BA = np.array([[name in (one.categories or ()) for name in categories] for one in labels], bool).reshape(names)
     known_B = np.array([one.categories is not None for one in labels], bool)
     return exceeds_BJ, known_BJ, category_BA, np.repeat(known_B[:, None], len(categories), axis=1)
 
@@ -104,7 +106,7 @@ def _question(example: Example, answers: Sequence[Labels | None]) -> Labels:
     if harmful is False:
         return Labels((False,) * LEVELS, ())
     if harmful is None:
-        return Labels((None,) * LEVELS, None)
+        return UNKNOWN
     bad = [one for one in known if one.exceeds[0]]
     above = tuple(True if any(one.exceeds[level] for one in bad) else None for level in range(1, LEVELS))
     if bad and all(None not in one.exceeds for one in bad):

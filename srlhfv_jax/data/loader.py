@@ -21,7 +21,7 @@ from srlhfv_jax.data import collate, images, pictures, tokens
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.guard_rows import Labels
+from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_drops
 from srlhfv_jax.data.tokens import Encoded
@@ -62,7 +62,7 @@ def fit(
     """Encode every row and check it for this use ("supervised", "pairs", "prompts" or "guard").
 
     Args:
-        labels, categories: of kind "guard": what is known of each example, and the taxonomy.
+        labels, categories: of kind "guard": what is known of each example (nothing where not given), and the taxonomy.
 
     Raises:
         UserError: no row is left, or the asked signs are labelled nowhere.
@@ -85,7 +85,19 @@ def fit(
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
     room = collate.room(described.reader, rows, data.picture_buckets)
-    return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, room, labels, categories)
+    return Prepared(
+        kind,
+        sign,
+        examples,
+        tuple(rows),
+        tuple(dropped),
+        drops,
+        described,
+        frame,
+        room,
+        labels or [UNKNOWN] * len(examples),
+        categories,
+    )
 
 
 class Batches:

@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import chat, loader
-from srlhfv_jax.data.guard_rows import LEVELS, Labels
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import model
@@ -101,8 +100,7 @@ class Guard:
         if not examples:
             return []
         data = _data(self.batch_size, self.max_pixels)
-        unknown = [Labels((None,) * LEVELS, None)] * len(examples)
-        rows = loader.fit("guard", examples, self.pretrained.processor, data, labels=unknown, categories=self.categories)
+        rows = loader.fit("guard", examples, self.pretrained.processor, data, categories=self.categories)
         if rows.dropped:
             drop = rows.dropped[0]
             raise UserError(f"the guard cannot read row {drop.row}: {drop.reason} ({drop.detail})")
