@@ -1,9 +1,10 @@
-"""Throughput and latency of the guard's HTTP service on loopback, with a model that only sleeps; one JSON line.
+"""Throughput and latency of the guard's HTTP service on loopback, with a model that only sleeps or a guard; one JSON line.
 
     python benchmarks/guard_server.py [--clients=200] [--batch=8] [--batch_ms=20] [--item_ms=0] [--picture=224]
+    python benchmarks/guard_server.py --guard=W/guard
 
 Each client keeps one connection and sends its next question, with a picture of its own, when it has the answer to the last. The
-server is a process of its own (extra `serve`). The model takes batch_ms + item_ms for each request of the batch, so
+server is a process of its own (extra `serve`). The sleeping model takes batch_ms + item_ms for each request of the batch, so
 `model_requests_per_s` is what full batches could reach: what is missing is the service, and the clients, which share the machine
 with it. With --queue smaller than --clients the queue overflows: `refused` counts the answers 503, after which a client waits as
 long as it was told.
@@ -38,11 +39,17 @@ def asleep(items: Sequence[Moderation], *, batch_s: float, item_s: float) -> lis
     return [{"safe": True, "severity": 0, "categories": [], "scores": [0.125] * 20} for _ in items]
 
 
-def serve(port: Connection, limits: Limits, batch_s: float, item_s: float) -> None:
+def serve(port: Connection, limits: Limits, guard: str, batch_s: float, item_s: float) -> None:
     """The server's process: tell the port, run until SIGTERM."""
+    judge = functools.partial(asleep, batch_s=batch_s, item_s=item_s)
+    if guard:
+        from srlhfv_jax.cli.generate import one_device
+        from srlhfv_jax.guard.service import models
+        from srlhfv_jax.stages import moderating
+
+        judge = models.moderate_with(*moderating.load(guard, one_device(), dtype="float32", batch_size=limits.batch))
     listening = server.listen("127.0.0.1", 0)
     port.send(listening.getsockname()[1])
-    judge = functools.partial(asleep, batch_s=batch_s, item_s=item_s)
     server.make_server(app.make_app(judge, None, limits), limits).run(sockets=[listening])
 
 
@@ -76,6 +83,7 @@ async def load(
     """(latencies of answers in seconds, responses by status, the server's own counts), of the `seconds` after `warm_s`."""
     latencies: list[float] = []
     statuses: Counter[int] = Counter()
+    await exchange(*await asyncio.open_connection("127.0.0.1", port), requests[0])  # a guard compiles
     begin = time.perf_counter() + warm_s
 
     async def client(request: bytes) -> None:
@@ -97,6 +105,7 @@ async def load(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--guard", default="", help="workdir of `srlhfv guard`; empty: a model that sleeps")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--batch_ms", type=float, default=20.0)
@@ -113,7 +122,7 @@ def main() -> None:
     line["load_average"] = round(os.getloadavg()[0], 2)
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=serve, args=(there, limits, batch_s, item_s))
+    process = spawn.Process(target=serve, args=(there, limits, args.guard, batch_s, item_s))
     process.start()
     try:
         latencies, statuses, health = asyncio.run(load(here.recv(), requests, args.seconds, warm_s=1.0))
@@ -124,7 +133,7 @@ def main() -> None:
     p50, p90, p99 = np.percentile(latencies, [50, 90, 99]) * 1e3
     line |= {
         "requests_per_s": round(len(latencies) / args.seconds, 1),
-        "model_requests_per_s": round(args.batch / asleep_s, 1) if asleep_s else None,
+        "model_requests_per_s": round(args.batch / asleep_s, 1) if asleep_s and not args.guard else None,
         "latency_ms.p50": round(float(p50), 1),
         "latency_ms.p90": round(float(p90), 1),
         "latency_ms.p99": round(float(p99), 1),
