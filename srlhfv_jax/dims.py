@@ -25,5 +25,7 @@ LETTERS = {
     "h": "width of one head",
     "V": "vocabulary",
     "L": "layers",
+    "A": "yes-or-no questions of a guard: harm categories, or severity thresholds",
+    "J": "severity thresholds: more than safe, than minor, than moderate",
     "W": "slots of the cost window of the multiplier",
 }

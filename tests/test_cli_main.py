@@ -43,6 +43,13 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["export", "--source=x", "--target=."], "--target=. exists"),
         (["export", "--source=no/such/folder", "--target=t"], "no/such/folder"),
         (["export", "--dtype=int8"], "value should be one of <float32|bfloat16>"),
+        (["generate", "--prompt=a"], "--policy is needed"),
+        (["generate", "--policy=p"], "needs either --prompt (and --image), or --data and --out"),
+        (["generate", "--policy=p", "--prompt=a", "--data=d"], "needs either --prompt (and --image), or --data and --out"),
+        (["generate", "--policy=p", "--data=d"], "--out is needed"),
+        (["generate", "--policy=p", "--data=d", "--out=."], "--out=. exists"),
+        (["generate", "--policy=p", "--prompt=a", "--image=no.png"], "--image=no.png: there is no such file"),
+        (["generate", "--policy=no/such/folder", "--prompt=a"], "no/such/folder"),
         (["quickstart", "--rounds=0", "--workdir=w"], "rounds"),
     ],
 )

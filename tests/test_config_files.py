@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from srlhfv_jax import config
 from srlhfv_jax.cli import flags
+from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
 
 KINDS = {
@@ -69,6 +70,13 @@ def test_every_mistake_in_a_config_is_named(changes, message):
 def test_every_config_file_is_complete_and_right_in_every_variant(name, arg):
     loaded = flags.load(f"configs/{name}.py{arg}")
     assert config.to_dict(config.parse(KINDS[name], loaded)) == loaded.to_dict()
+
+
+@pytest.mark.parametrize("arg", ["", ":default", ":pku_saferlhf", ":beavertails", ":tiny"])
+def test_the_guards_config_is_complete_in_every_variant(arg):
+    loaded = flags.load(f"configs/guard.py{arg}")
+    parsed = config.parse(config.GuardConfig, loaded)
+    assert config.to_dict(parsed) == loaded.to_dict() and taxonomies.categories(parsed.taxonomy)
 
 
 @pytest.mark.parametrize("arg", ["", ":default", ":short"])

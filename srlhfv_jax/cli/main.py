@@ -19,8 +19,12 @@ COMMANDS = {
     "scores": "reward and cost heads on one backbone from dual preferences",
     "reward": "a reward model of its own",
     "cost": "a cost model of its own",
+    "guard": "a guard: severity and categories of harm, of questions and of answers",
     "ppo_lag": "PPO-Lagrangian: more helpful, with the cost under a budget",
     "plan": "memory of a run on a TPU slice, before it is paid for",
+    "generate": "a policy's answer to one prompt, or to every row of a data set; under a guard if one is given",
+    "moderate": "what a guard says of a question, or of an answer to it",
+    "serve": "a guard, and a policy under it, as an HTTP service",
     "evaluate": "compare policies by oracle or by reward and cost models",
     "report": "one self-contained report.html of a workdir",
     "export": "rewrite a checkpoint as a Hugging Face folder (dtype, shard size)",
@@ -69,10 +73,18 @@ def _run(name: str, argv: list[str]) -> None:
             from srlhfv_jax.cli import reward as command
         case "cost":
             from srlhfv_jax.cli import cost as command
+        case "guard":
+            from srlhfv_jax.cli import guard as command
         case "ppo_lag":
             from srlhfv_jax.cli import ppo_lag as command
         case "plan":
             from srlhfv_jax.cli import plan as command
+        case "generate":
+            from srlhfv_jax.cli import generate as command
+        case "moderate":
+            from srlhfv_jax.cli import moderate as command
+        case "serve":
+            from srlhfv_jax.cli import serve as command
         case "evaluate":
             from srlhfv_jax.cli import evaluate as command
         case "report":

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from srlhfv_jax.batches import NO_FEATURE, Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.data import guard_rows
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.pictures import Layout, Reader, grid_places
 from srlhfv_jax.data.rows import Example
@@ -119,6 +120,19 @@ def pairs(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, si
         safety_weight_B=np.asarray([row.safer is not None and not row.safety_tie for row in examples], np.float32),
         sign_BS=np.asarray([signs(row, sign) for row in examples], np.float32).reshape(-1, 2),
     )
+
+
+def guard(
+    encoded: Sequence[Encoded],
+    images: Images | None,
+    frame: Frame,
+    *,
+    labels: Sequence[guard_rows.Labels],
+    categories: Sequence[str],
+) -> GuardBatch:
+    """A question with its answer, or without one."""
+    answers = [row.responses[0] if row.responses else np.zeros(0, np.int32) for row in encoded]
+    return GuardBatch(*sequences(encoded, answers, frame), images, *guard_rows.arrays(labels, categories))
 
 
 def prompts(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> PromptBatch:

@@ -56,7 +56,7 @@ def digest(encoded: bytes) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16).digest()
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to RGB, upright (EXIF), to the last byte.
 
     Raises:
@@ -71,8 +71,8 @@ def decode(encoded: bytes) -> Image.Image:
     except Exception as error:  # the header of a known format is damaged: codecs raise SyntaxError, struct.error, EOFError, ...
         raise Unusable("truncated_image", f"{type(error).__name__}: {error}") from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unusable("image_too_large", f"{width} x {height} pixels, at most {MAX_PIXELS} are decoded")
+    if width * height > max_pixels:
+        raise Unusable("image_too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
     try:
         image.load()
         # As transformers.image_utils.load_image does it, so that pictures look the same to both.

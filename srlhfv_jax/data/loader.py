@@ -15,20 +15,21 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float
 
-from srlhfv_jax.batches import PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import GuardBatch, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
 from srlhfv_jax.data import collate, images, pictures, tokens
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_drops
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import UserError
 
-Batch = SupervisedBatch | PairBatch | PromptBatch
+Batch = SupervisedBatch | PairBatch | PromptBatch | GuardBatch
 
-KINDS = ("supervised", "pairs", "prompts")
+KINDS = ("supervised", "pairs", "prompts", "guard")
 PICTURE_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
 
 
@@ -44,10 +45,24 @@ class Prepared(NamedTuple):
     codec: Codec
     frame: Frame
     room: collate.Room | None  # for pictures; None: no row has one, and batches carry none
+    labels: Sequence[Labels] = ()  # of guard rows: those of every example
+    categories: Sequence[str] = ()  # of guard rows: the taxonomy
 
 
-def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig, *, sign: str = "label") -> Prepared:
-    """Encode every row and check it for this use ("supervised", "pairs" or "prompts").
+def fit(
+    kind: str,
+    examples: Sequence[Example],
+    processor: Any,
+    data: DataConfig,
+    *,
+    sign: str = "label",
+    labels: Sequence[Labels] = (),
+    categories: Sequence[str] = (),
+) -> Prepared:
+    """Encode every row and check it for this use ("supervised", "pairs", "prompts" or "guard").
+
+    Args:
+        labels, categories: of kind "guard": what is known of each example (nothing where not given), and the taxonomy.
 
     Raises:
         UserError: no row is left, or the asked signs are labelled nowhere.
@@ -70,7 +85,19 @@ def fit(kind: str, examples: Sequence[Example], processor: Any, data: DataConfig
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
     room = collate.room(described.reader, rows, data.picture_buckets)
-    return Prepared(kind, sign, examples, tuple(rows), tuple(dropped), drops, described, frame, room)
+    return Prepared(
+        kind,
+        sign,
+        examples,
+        tuple(rows),
+        tuple(dropped),
+        drops,
+        described,
+        frame,
+        room,
+        labels or [UNKNOWN] * len(examples),
+        categories,
+    )
 
 
 class Batches:
@@ -180,6 +207,9 @@ class _Assemble:
             return collate.supervised(rows, images, prepared.frame)
         if prepared.kind == "pairs":
             return collate.pairs(rows, images, prepared.frame, sign=prepared.sign)
+        if prepared.kind == "guard":
+            labels = [prepared.labels[row.row] for row in rows]
+            return collate.guard(rows, images, prepared.frame, labels=labels, categories=prepared.categories)
         return collate.prompts(rows, images, prepared.frame)
 
     def _pictures(self, row: Encoded) -> list[Float[np.ndarray, "N C"]]:
@@ -205,6 +235,8 @@ def _encode(kind: str, sign: str, described: Codec, example: Example, index: int
     """One row, checked for its use; labels first: they need no tokenizer."""
     if kind == "prompts":
         example = example._replace(responses=(), unsafe=(), severity=())
+    elif kind == "guard":
+        pass  # any question, with an answer or without
     elif kind == "supervised":
         collate.supervised_side(example)
     elif len(example.responses) != 2:
@@ -241,5 +273,10 @@ def _silence(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
             helpful_weight_B=batch.helpful_weight_B * real_B,
             safety_weight_B=batch.safety_weight_B * real_B,
             sign_BS=batch.sign_BS * real_B[:, None],
+        )
+    if isinstance(batch, GuardBatch):  # its response mask says where to read: it stays
+        return batch._replace(
+            exceeds_known_BJ=batch.exceeds_known_BJ & real_B[:, None],
+            category_known_BA=batch.category_known_BA & real_B[:, None],
         )
     return batch

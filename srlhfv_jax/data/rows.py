@@ -1,14 +1,17 @@
 """From a raw row of any supported data set to the canonical `Example`. The ONLY file that knows column names.
 
-Four layouts are recognised by their columns:
+Five layouts are recognised by their columns:
 
     beavertails_v      saferlhf-v/BeaverTails-V: image, question, response_1/2, two preferences (ids "1"/"2"), safe flags
                        "yes"/"no", harmless_rate -3..3
     beavertails_v_qa   PKU-Alignment/BeaverTails-V: image, question, response, is_response_safe
     pku_saferlhf       PKU-Alignment/PKU-SafeRLHF: prompt, response_0/1, two preferences (ids 0/1), safe flags, severity
                        levels 0..3
+    beavertails        PKU-Alignment/BeaverTails: prompt, response, is_safe, category (a table of 14 flags); text-only
     plain              question (or prompt); optionally image or images, response or responses, and our own labels chosen,
                        safer (0/1), unsafe, severity (one per response)
+
+In every layout a column of our own, `harmful` (yes or no), may say whether answering the question would do harm.
 
 Anywhere an id may be "tie": labelled, and neither response is preferred. Rows with the same question and different images are
 different rows. Images are fetched through a function, so that this file needs neither folders nor codecs.
@@ -27,6 +30,7 @@ ReadImage = Callable[[Any], bytes | None]
 _DUAL = {"question", "response_1", "response_2"}
 _QA = {"question", "response", "is_response_safe"}
 _PKU = {"prompt", "response_0", "response_1"}
+_TEXT_QA = {"prompt", "response", "category", "is_safe"}
 _PLAIN_LABELS = ("chosen", "safer", "unsafe", "severity")
 
 
@@ -42,6 +46,8 @@ class Example(NamedTuple):
     safety_tie: bool = False
     unsafe: tuple[bool | None, ...] = ()  # one per response; None = not labelled
     severity: tuple[float | None, ...] = ()  # graded cost, > 0 unsafe: -harmless_rate, or the signed severity level
+    categories: tuple[tuple[str, ...] | None, ...] = ()  # harm categories, one tuple per response; None = not labelled
+    harmful: bool | None = None  # would answering the question do harm; None = not labelled
     meta: Mapping[str, str] = {}  # all other scalar columns, as text
 
 
@@ -58,6 +64,8 @@ def detect(columns: Iterable[str]) -> str:
         return "beavertails_v_qa"
     if _PKU <= names:
         return "pku_saferlhf"
+    if _TEXT_QA <= names:
+        return "beavertails"
     if names & {"question", "prompt"}:
         return "plain"
     raise UserError(
@@ -80,6 +88,7 @@ def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
     chosen, helpful_tie = _choice(row, "more_helpful_response_id", first=1)
     safer, safety_tie = _choice(row, "safer_response_id", first=1)
     rates = [_number(row, f"response_{k}_harmless_rate") for k in (1, 2)]
+    unsafe = (_not(_flag(row, "is_response_1_safe")), _not(_flag(row, "is_response_2_safe")))
     used = {"image", "question", "more_helpful_response_id", "safer_response_id"}
     used |= {f"{a}response_{k}{b}" for k in (1, 2) for a, b in (("", ""), ("is_", "_safe"), ("", "_harmless_rate"))}
     return Example(
@@ -90,19 +99,24 @@ def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
         safer=safer,
         helpful_tie=helpful_tie,
         safety_tie=safety_tie,
-        unsafe=(_not(_flag(row, "is_response_1_safe")), _not(_flag(row, "is_response_2_safe"))),
+        unsafe=unsafe,
         severity=tuple(None if rate is None else 0.0 - rate for rate in rates),
+        categories=tuple(_category(row, flag) for flag in unsafe),
+        harmful=_flag(row, "harmful"),
         meta=_meta(row, used),
     )
 
 
 def _beavertails_v_qa(row: Row, read_image: ReadImage) -> Example:
+    unsafe = _not(_flag(row, "is_response_safe"))
     return Example(
         images=_images(row, read_image, required=True),
         question=_text(row, "question"),
         responses=(_text(row, "response"),),
-        unsafe=(_not(_flag(row, "is_response_safe")),),
+        unsafe=(unsafe,),
         severity=(None,),
+        categories=(_category(row, unsafe),),
+        harmful=_flag(row, "harmful"),
         meta=_meta(row, {"image", "question", "response", "is_response_safe"}),
     )
 
@@ -125,7 +139,22 @@ def _pku_saferlhf(row: Row, read_image: ReadImage) -> Example:
         unsafe=unsafe,
         # Level 0 is "safe": as a graded cost it must be negative, or a safe response would get no sign gradient at all.
         severity=tuple(None if level is None else (level if level > 0 else -1.0) for level in levels),
+        categories=tuple(_flagged(row, f"response_{k}_harm_category") for k in (0, 1)),
+        harmful=_flag(row, "harmful"),
         meta=_meta(row, used),
+    )
+
+
+def _beavertails(row: Row, read_image: ReadImage) -> Example:
+    return Example(
+        images=_images(row, read_image, required=False),
+        question=_text(row, "prompt"),
+        responses=(_text(row, "response"),),
+        unsafe=(_not(_flag(row, "is_safe")),),
+        severity=(None,),
+        categories=(_flagged(row, "category"),),
+        harmful=_flag(row, "harmful"),
+        meta=_meta(row, {"image", "prompt", "response", "is_safe"}),
     )
 
 
@@ -153,6 +182,7 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
         safety_tie=safety_tie,
         unsafe=tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe),
         severity=tuple(_number({"severity": value}, "severity") for value in severity),
+        harmful=_flag(row, "harmful"),
         meta=_meta(row, {"image", "images", question, "response", "responses", *_PLAIN_LABELS}),
     )
 
@@ -161,6 +191,7 @@ _READERS = {
     "beavertails_v": _beavertails_v,
     "beavertails_v_qa": _beavertails_v_qa,
     "pku_saferlhf": _pku_saferlhf,
+    "beavertails": _beavertails,
     "plain": _plain,
 }
 LAYOUTS = tuple(_READERS)
@@ -240,6 +271,24 @@ def _flag(row: Row, name: str) -> bool | None:
     if flag is None:
         raise Unusable("bad_label", f"{name} must be yes or no, got {value!r}")
     return flag
+
+
+def _category(row: Row, unsafe: bool | None) -> tuple[str, ...] | None:
+    """Of an answer, where `category` is the row's: that of the harm it does, if it does any."""
+    name = row.get("category")
+    if unsafe is None or (unsafe and (_absent(name) or name == "none")):
+        return None
+    return (str(name),) if unsafe else ()
+
+
+def _flagged(row: Row, name: str) -> tuple[str, ...] | None:
+    """The names that are true in a table of flags."""
+    table = row.get(name)
+    if _absent(table):
+        return None
+    if not isinstance(table, Mapping):
+        raise Unusable("bad_label", f"{name} must be a table of flags, got {table!r}")
+    return tuple(key for key in table if _flag(table, key))
 
 
 def _not(flag: bool | None) -> bool | None:

@@ -6,6 +6,8 @@ from typing import Any
 from srlhfv_jax.hf import hub
 
 MEANING = {
+    "guard": "A guard: how severe the harm of a question, or of an answer to it, is, and of which kinds (srlhfv_jax.guard.Guard loads "
+    "it). Its thresholds were calibrated on rows like those it was trained on; elsewhere its rates of error are unknown.",
     "sft": "A supervised policy: it imitates the answers it was shown. It was not made safe.",
     "ppo_lag": "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was "
     "trained and validated on, nothing is known of its safety.",

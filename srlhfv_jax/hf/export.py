@@ -39,6 +39,8 @@ def export_pretrained(
     adapter: dict[str, Any] | None = None,
     heads: dict[str, dict[str, Any]] | None = None,
     meta: dict[str, Any] | None = None,
+    guard: dict[str, dict[str, Any]] | None = None,
+    guard_meta: dict[str, Any] | None = None,
     card: str | None = None,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
@@ -51,6 +53,8 @@ def export_pretrained(
         adapter: written as PEFT does; what it lies over stays where it is, and is named: the base, or what the base lies over.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
+        guard: the guard's heads (models/guard.py), written to guard_heads.safetensors.
+        guard_meta: what guard.json says of them: taxonomy, thresholds, ...
         card: the text of README.md; None: there is none.
         dtype: of the weights in the files, "float32" or "bfloat16"; None: as they are in memory.
     Raises:
@@ -71,6 +75,8 @@ def export_pretrained(
             _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
+        if guard:
+            _write_guard(draft, guard, guard_meta or {})
         if card is not None:
             (draft / "README.md").write_text(card)
         if hosts.process_index() == 0:
@@ -105,7 +111,7 @@ def _goes_along(name: str) -> bool:
     return (
         Path(name).suffix in (".json", ".jinja", ".txt", ".model")
         and not name.endswith(".index.json")
-        and name not in (weights.HEADS_META, peft.CONFIG)
+        and name not in (weights.HEADS_META, weights.GUARD_META, peft.CONFIG)
     )
 
 
@@ -164,6 +170,14 @@ def _write_heads(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
     shutil.copyfile(Path(__file__).with_name("torch_scores.py"), draft / weights.HEADS_LOADER)
     described = {"heads": sorted(heads), "pooling": "last_token", "after": "final_norm", "sign": SIGN}
     _write_json(draft / weights.HEADS_META, described | meta)
+
+
+def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, Any]) -> None:
+    tensors = {
+        f"{name}.{part}": hosts.to_host(leaf).astype(np.float32) for name, head in heads.items() for part, leaf in head.items()
+    }
+    save_file(tensors, draft / weights.GUARD_FILE, metadata=METADATA)
+    _write_json(draft / weights.GUARD_META, {"pooling": "last_token", "after": "final_norm"} | meta)
 
 
 def _replace(path_out: Path, draft: Path) -> None:

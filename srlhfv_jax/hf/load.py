@@ -19,7 +19,7 @@ from srlhfv_jax.data import pictures
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import hub, leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.models import lora, vlm
+from srlhfv_jax.models import guard, lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
 
@@ -139,6 +139,30 @@ def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, 
             raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
         heads[name] = {"kernel": jnp.asarray(weights.read(tensor, ()), jnp.float32)}
     return heads if mesh is None else rules.place(heads, mesh)
+
+
+def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict[str, dict[str, jax.Array]], dict[str, Any]]:
+    """The guard's heads beside the backbone, in float32, and what guard.json says of them.
+
+    Raises:
+        UserError: there are none, or heads of another shape.
+    """
+    path, meta = folder / weights.GUARD_FILE, folder / weights.GUARD_META
+    if not (path.is_file() and meta.is_file()):
+        raise UserError(f"{folder} has no guard ({weights.GUARD_FILE}, {weights.GUARD_META}): give what srlhfv guard made")
+    described = json.loads(meta.read_text())
+    count = len(described["categories"])
+    wanted = {"severity.kernel": (config.text.width,), "severity.bias": (guard.THRESHOLDS,)}
+    wanted |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
+    tensors = weights.open_file(path)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != wanted:
+        raise UserError(f"{path} holds {found}, the backbone and {weights.GUARD_META} need {wanted}")
+    heads: dict[str, dict[str, jax.Array]] = {"severity": {}, "categories": {}}
+    for name, tensor in tensors.items():
+        head, part = name.split(".")
+        heads[head][part] = jnp.asarray(weights.read(tensor, ()), jnp.float32)
+    return (heads if mesh is None else rules.place(heads, mesh)), described
 
 
 def load_processor(config: VLMConfig, folder: Path) -> Any:

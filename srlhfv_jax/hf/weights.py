@@ -16,6 +16,8 @@ from srlhfv_jax.errors import UserError
 INDEX = "model.safetensors.index.json"
 HEADS_FILE = "score_heads.safetensors"  # beside the backbone: one vector per head
 HEADS_META = "score_heads.json"
+GUARD_FILE = "guard_heads.safetensors"  # the guard's, with their biases
+GUARD_META = "guard.json"
 HEADS_LOADER = "score_heads.py"  # reads both with torch
 
 
@@ -58,7 +60,7 @@ def files(folder: Path) -> list[str]:
     """Names of the safetensors files that hold a checkpoint's weights and heads, whether they are there yet or not."""
     index = folder / INDEX
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    return [*shards, HEADS_FILE]
+    return [*shards, HEADS_FILE, GUARD_FILE]
 
 
 def _single_file(folder: Path) -> Path:

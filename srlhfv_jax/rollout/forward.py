@@ -69,6 +69,13 @@ def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[
     }
 
 
+def end_hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B D"]:
+    """The hidden state at the last real position: the last token of the response, or of the prompt where there is none."""
+    hidden_BR1D = _hidden(config, tree, sequences, features)
+    last_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
+    return jnp.take_along_axis(hidden_BR1D, last_B[:, None, None], axis=1)[:, 0]
+
+
 def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
     """Vision-tower features of a batch, or None for a text-only model."""
     return None if images is None else vlm.encode_images(config, tree["backbone"], images)

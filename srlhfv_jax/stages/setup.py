@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, LoraConfig, ModelConfig, choose, to_dict
-from srlhfv_jax.data import chat, loader, pictures, sources
+from srlhfv_jax.data import chat, loader, pictures, sources, tokens
+from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
@@ -135,7 +136,7 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     examples = sources.load_examples(data)
     prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
     if prepared.room is not None:
-        _check_pictures(model, prepared.codec.reader)
+        check_pictures(model, prepared.codec.reader)
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
@@ -150,13 +151,31 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     limits = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
     if prepared.room is not None:
-        _check_pictures(model, prepared.codec.reader)
+        check_pictures(model, prepared.codec.reader)
     prompt = max(len(row.prompt) for row in prepared.rows)
     response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
 
 
-def _check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
+def unreadable(
+    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0
+) -> list[Unusable | None]:
+    """Why the model cannot read each example, whose pictures decode; None of one it can.
+
+    Args:
+        prompt_length: longest prompt in tokens; 0: any.
+    """
+    codec, found = chat.codec(model.processor, max_pixels), []
+    for row, example in enumerate(examples):
+        try:
+            tokens.encode(codec, example, row, prompt_length=prompt_length or ANY_LENGTH, response_length=ANY_LENGTH)
+            found.append(None)
+        except Unusable as unusable:
+            found.append(unusable)
+    return found
+
+
+def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
     """The processor must cut pictures as the model was made to see them."""
     config, vision = model.config, model.config.vision
     for what, made, wanted in (
@@ -214,9 +233,16 @@ def vocabulary(model: Pretrained) -> Vocabulary:
 
 
 def finish(
-    started: Started, config: VLMConfig, tree: Any, *, base: str, about: dict[str, Any], result: dict[str, float]
+    started: Started,
+    config: VLMConfig,
+    tree: Any,
+    *,
+    base: str,
+    about: dict[str, Any],
+    result: dict[str, float],
+    guard: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Write WORKDIR/export and WORKDIR/result.json; returns the result."""
+    """Write WORKDIR/export and WORKDIR/result.json; returns the result. `guard` is what guard.json says of the tree's guard."""
     export_pretrained(
         started.workdir / EXPORT,
         config,
@@ -225,6 +251,8 @@ def finish(
         adapter=tree.get("adapter"),
         heads=tree.get("heads"),
         meta=about,
+        guard=tree.get("guard"),
+        guard_meta=guard,
         card=_card(started.workdir, about["stage"], result),
     )
     write_result(started.workdir, result)

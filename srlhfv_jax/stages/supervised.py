@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from srlhfv_jax.config import ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models import roles
@@ -20,7 +20,7 @@ from srlhfv_jax.training import loop, optimizer as optimizers, state as states, 
 
 def train(
     name: str,
-    settings: SFTConfig | ScoresConfig,
+    settings: SFTConfig | ScoresConfig | GuardConfig,
     started: Started,
     tree: dict,
     rows: loader.Prepared,

@@ -1,0 +1,130 @@
+"""How good a guard is on labelled rows: flags, levels, categories, calibration; and the threshold for a false-positive rate.
+
+"Positive" means unsafe. Numbers over rows without the label they need are absent. Standard ones are scikit-learn's.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn import metrics as sk
+
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation.rates import by_group
+
+SEVERITIES = ("safe", "minor", "moderate", "severe")
+CHANCE = 0.5  # a category is named where it is more likely than not; an unsafe row has the next level likewise
+BINS = 15
+
+
+def threshold(score_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], false_positive_rate: float) -> float:
+    """Of all t with share(score > t | safe) <= false_positive_rate, the one of the best F1 of "score > t"; of equals the highest.
+
+    Raises:
+        UserError: no safe or no unsafe row to set it by.
+    """
+    chex.assert_equal_shape([score_B, unsafe_B])
+    safe = np.sort(score_B[~unsafe_B])[::-1]
+    if not len(safe) or len(safe) == len(score_B):
+        raise UserError(f"calibration needs safe and unsafe rows, got {len(safe)} safe of {len(score_B)}")
+    if not 0 <= false_positive_rate < 1:
+        raise UserError(f"config.false_positive_rate must be at least 0 and below 1, got {false_positive_rate}")
+    lowest = safe[int(false_positive_rate * len(safe) + 1e-9)]  # so many safe rows, and no more, may lie above
+    candidates = np.unique(np.append(score_B[score_B > lowest], lowest))[::-1]
+    # Between neighbouring scores every t does the same on these rows: the middle is the least arbitrary.
+    above = np.array([np.min(score_B[score_B > t], initial=1.0) for t in candidates])
+    f1 = [sk.f1_score(unsafe_B, score_B > t, zero_division=0) for t in candidates]
+    best = int(np.argmax(f1))
+    return float((candidates[best] + above[best]) / 2)
+
+
+def flag_metrics(
+    score_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], threshold_B: Float[np.ndarray, "B"]
+) -> dict[str, float]:
+    """`accuracy`, `precision`, `recall`, `f1`, `false_positive_rate`, `auroc`, `auprc`, `calibration_error`, `rows`, `unsafe_share`."""
+    chex.assert_equal_shape([score_B, unsafe_B, threshold_B])
+    if not len(score_B):
+        return {}
+    said_B = score_B > threshold_B
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(unsafe_B, said_B, average="binary", zero_division=0)
+    numbers = {"accuracy": sk.accuracy_score(unsafe_B, said_B), "precision": precision, "recall": recall, "f1": f1}
+    numbers |= {"rows": len(score_B), "unsafe_share": unsafe_B.mean(), "calibration_error": calibration_error(score_B, unsafe_B)}
+    if not unsafe_B.all():
+        numbers["false_positive_rate"] = said_B[~unsafe_B].mean()
+    if unsafe_B.any() and not unsafe_B.all():
+        numbers["auroc"] = sk.roc_auc_score(unsafe_B, score_B)
+        numbers["auprc"] = sk.average_precision_score(unsafe_B, score_B)
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def calibration_error(probability_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], bins: int = BINS) -> float:
+    """ECE = sum_b n_b / n |share unsafe in b - mean probability in b| over equal bins (Guo et al., arXiv 1706.04599, eq. 3)."""
+    index_B = np.minimum((probability_B * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(index_B, weights=unsafe_B, minlength=bins) - np.bincount(index_B, weights=probability_B, minlength=bins)
+    return float(np.abs(gap).sum() / len(unsafe_B))
+
+
+def severity_metrics(level_B: np.ndarray, said_B: np.ndarray) -> dict[str, float]:
+    """`severity_accuracy`, `severity_error` (mean levels apart), and `confusion.TRUE.SAID` counts where there are any."""
+    chex.assert_equal_shape([level_B, said_B])
+    if not len(level_B):
+        return {}
+    counts = sk.confusion_matrix(level_B, said_B, labels=range(len(SEVERITIES)))
+    numbers = {
+        "severity_accuracy": float((level_B == said_B).mean()),
+        "severity_error": float(np.abs(level_B - said_B).mean()),
+    }
+    places = [(true, said) for true in range(len(SEVERITIES)) for said in range(len(SEVERITIES)) if counts[true, said]]
+    return numbers | {f"confusion.{SEVERITIES[true]}.{SEVERITIES[said]}": float(counts[true, said]) for true, said in places}
+
+
+def category_metrics(
+    probability_BA: Float[np.ndarray, "B A"], label_BA: Bool[np.ndarray, "B A"], said_unsafe_B: Bool[np.ndarray, "B"], names
+) -> dict[str, float]:
+    """`category_exact_match`, `category_f1_micro`, `category_f1_macro` (over categories that occur), `category_f1.NAME`.
+
+    A row that is called safe names no category.
+    """
+    chex.assert_equal_shape([probability_BA, label_BA])
+    if not len(label_BA):
+        return {}
+    said_BA = (probability_BA > CHANCE) & said_unsafe_B[:, None]
+    present = [place for place in range(len(names)) if label_BA[:, place].any()]
+    f1 = {place: float(sk.f1_score(label_BA[:, place], said_BA[:, place], zero_division=0)) for place in present}
+    numbers = {"category_exact_match": float((said_BA == label_BA).all(axis=1).mean())}
+    if present:
+        numbers["category_f1_micro"] = float(sk.f1_score(label_BA.ravel(), said_BA.ravel(), zero_division=0))
+        numbers["category_f1_macro"] = float(np.mean(list(f1.values())))
+    return numbers | {f"category_f1.{names[place]}": value for place, value in f1.items()}
+
+
+def metrics(
+    severity_BJ: Float[np.ndarray, "B J"],
+    category_BA: Float[np.ndarray, "B A"],
+    said_level_B: np.ndarray,
+    threshold_B: Float[np.ndarray, "B"],
+    labels: tuple[Bool[np.ndarray, "B A"], ...],
+    categories: Sequence[str],
+    groups: Sequence[str],
+) -> dict[str, float]:
+    """Everything above on one set of rows; `recall_by_severity.LEVEL` and `accuracy_by_group.GROUP` beside it.
+
+    Args:
+        severity_BJ, category_BA: probabilities.
+        said_level_B: index of the level that the guard names.
+        threshold_B: on P(unsafe), of each row.
+        labels: as `data.guard_rows.arrays` gives them.
+        groups: of each row, "" = none.
+    """
+    exceeds_BJ, known_BJ, label_BA, category_known_BA = labels
+    flagged_B, graded_B, named_B = known_BJ[:, 0], known_BJ.all(axis=1), category_known_BA.all(axis=1)
+    unsafe_B, said_B = exceeds_BJ[:, 0], severity_BJ[:, 0] > threshold_B
+    level_B = exceeds_BJ.sum(axis=1)
+    numbers = flag_metrics(severity_BJ[flagged_B, 0], unsafe_B[flagged_B], threshold_B[flagged_B])
+    numbers |= severity_metrics(level_B[graded_B], said_level_B[graded_B])
+    numbers |= category_metrics(category_BA[named_B], label_BA[named_B], said_B[named_B], categories)
+    right_B = (said_B == unsafe_B).astype(np.float64)
+    severities = [SEVERITIES[level] if graded and level else "" for level, graded in zip(level_B, graded_B)]
+    numbers |= by_group("recall_by_severity", right_B, flagged_B, severities)
+    return numbers | by_group("accuracy_by_group", right_B, flagged_B, groups)

@@ -1,0 +1,10 @@
+"""Beaver-Guard-V: judges a question before it is answered and an answer before it is shown.
+
+The paper (arXiv 2503.17682) describes what its guard does, not how it is made: heads, losses and thresholds are our own design.
+"""
+
+from srlhfv_jax.guard.guard import Guard
+from srlhfv_jax.guard.regenerate import guarded_generate
+from srlhfv_jax.guard.verdict import Guarded, Prompt, Round, Verdict
+
+__all__ = ["Guard", "Guarded", "Prompt", "Round", "Verdict", "guarded_generate"]

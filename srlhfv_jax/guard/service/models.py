@@ -1,0 +1,104 @@
+"""From a guard and a policy, as batched functions, to what the application calls; verdicts become what JSON can hold."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, guarded_generate
+from srlhfv_jax.guard.service.app import Answer, Moderate
+from srlhfv_jax.guard.service.app import Generate as AnswerAll
+from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
+from srlhfv_jax.guard.verdict import Guarded, Prompt, Verdict
+
+# Why a model cannot read (pictures, question, answer or None); None where it can.
+Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]
+DRAWS = 1 << 10  # more than the rounds of a request: keeps the draws of different batches apart
+BATCHES = 1 << 20  # after so many the draws come again: together they stay below 2**31
+
+
+def moderate_with(check_input: CheckInput | None, check_output: CheckOutput | None, unreadable: Unreadable) -> Moderate:
+    """Judge questions by `check_input`, answers by `check_output`: a call of each for a batch that has both.
+
+    Without one of them its requests are refused.
+    """
+
+    def moderate(asked: Sequence[Moderation]) -> list[Answer]:
+        prompts = [_prompt(one) for one in asked]
+        found = _refused(unreadable([(prompt, one.response) for prompt, one in zip(prompts, asked, strict=True)]))
+        questions = [row for row, one in enumerate(asked) if found[row] is None and one.response is None]
+        answers = [row for row, one in enumerate(asked) if found[row] is None and one.response is not None]
+        if check_input is None:
+            _put(found, questions, [Refused(422, "this guard judges answers only: give a response")] * len(questions))
+        elif questions:
+            verdicts = check_input([prompts[row].images for row in questions], [prompts[row].question for row in questions])
+            _put(found, questions, map(verdict_json, verdicts))
+        if check_output is None:
+            _put(found, answers, [Refused(422, "this guard judges questions only: leave out the response")] * len(answers))
+        elif answers:
+            pictures, texts = [prompts[row].images for row in answers], [prompts[row].question for row in answers]
+            verdicts = check_output(pictures, texts, [asked[row].response for row in answers])
+            _put(found, answers, map(verdict_json, verdicts))
+        return found
+
+    return moderate
+
+
+def generate_with(
+    generate: Generate, check_input: CheckInput | None, check_output: CheckOutput | None, unreadable: Unreadable, *, policy: str
+) -> AnswerAll:
+    """Answer under the guard (`regenerate.guarded_generate`, with its `policy`): one call for each number of rounds asked for."""
+    batches = itertools.count()
+
+    def answer(asked: Sequence[Generation]) -> list[Answer]:
+        prompts, first = [_prompt(one) for one in asked], next(batches) % BATCHES * DRAWS
+        found = _refused(unreadable([(prompt, None) for prompt in prompts]))
+        for rounds in sorted({one.rounds for one in asked}):
+            rows = [row for row, one in enumerate(asked) if found[row] is None and one.rounds == rounds]
+            guarded = guarded_generate(
+                lambda some, number: generate(some, first + number),
+                check_output,
+                [prompts[row] for row in rows],
+                rounds=rounds,
+                policy=policy,
+                check_input=check_input,
+            )
+            for row, one in zip(rows, guarded, strict=True):
+                found[row] = guarded_json(one)
+        return found
+
+    return answer
+
+
+def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
+    """{"safe", "severity", "categories", "scores"}."""
+    if verdict is None:
+        return None
+    return verdict._asdict() | {
+        "categories": list(verdict.categories),
+        "scores": {name: float(score) for name, score in verdict.scores.items()},
+    }
+
+
+def guarded_json(guarded: Guarded) -> dict[str, Any]:
+    """{"answer", "blocked", "verdict", "input", "rounds": [{"number", "answer", "verdict"}, ...]}."""
+    return {
+        "answer": guarded.answer,
+        "blocked": guarded.blocked,
+        "verdict": verdict_json(guarded.verdict),
+        "input": verdict_json(guarded.input),
+        "rounds": [one._asdict() | {"verdict": verdict_json(one.verdict)} for one in guarded.rounds],
+    }
+
+
+def _prompt(asked: Moderation | Generation) -> Prompt:
+    return Prompt(() if asked.image is None else (asked.image,), asked.prompt)
+
+
+def _refused(unreadable: Sequence[Unusable | None]) -> list[Answer | None]:
+    return [None if why is None else Refused(422, str(why)) for why in unreadable]
+
+
+def _put(found: list[Answer | None], rows: Sequence[int], answers: Iterable[Answer]) -> None:
+    for row, answer in zip(rows, answers, strict=True):
+        found[row] = answer

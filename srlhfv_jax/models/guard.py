@@ -1,0 +1,38 @@
+"""The guard's two heads on a backbone's hidden state at the last real position. Linear, in float32, with biases.
+
+    severity    one direction and three biases: logit of P(severity > k), k = safe, minor, moderate (losses/guard.py)
+    categories  a direction and a bias for each category of a taxonomy
+
+The severity's direction is a score as reward and cost are, so that all three may lie on one backbone; the biases make levels of it.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from srlhfv_jax.models.config import VLMConfig
+
+THRESHOLDS = 3
+Heads = dict[str, dict[str, Array]]
+
+
+def init(config: VLMConfig, categories: int, key: Array) -> Heads:
+    """Normal with standard deviation 1 / sqrt(D + 1), as score heads; biases 0."""
+    D = config.text.width
+    one, other = jax.random.split(key)
+    scale = (D + 1) ** -0.5
+    return {
+        "severity": {"kernel": jax.random.normal(one, (D,)) * scale, "bias": jnp.zeros(THRESHOLDS)},
+        "categories": {"kernel": jax.random.normal(other, (categories, D)) * scale, "bias": jnp.zeros(categories)},
+    }
+
+
+def logits(heads: Heads, hidden_BD: Float[Array, "B D"]) -> tuple[Float[Array, "B J"], Float[Array, "B A"]]:
+    """Of P(severity > k) and of each category."""
+    chex.assert_rank(hidden_BD, 2)
+    hidden_BD = hidden_BD.astype(jnp.float32)
+    severity, categories = heads["severity"], heads["categories"]
+    score_B = hidden_BD @ severity["kernel"].astype(jnp.float32)
+    severity_BJ = score_B[:, None] + severity["bias"][None]
+    return severity_BJ, hidden_BD @ categories["kernel"].astype(jnp.float32).T + categories["bias"][None]

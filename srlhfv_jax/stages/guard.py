@@ -1,0 +1,211 @@
+"""The guard: how severe the harm of a question, or of an answer to it, is, and of which kinds. Our own design (losses/guard.py).
+
+rows -> questions and answers (data/guard_rows.py) -> severity and category heads, trained with their backbone -> thresholds on
+P(unsafe) from held-out rows -> numbers on other held-out rows -> export
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import GuardBatch
+from srlhfv_jax.config import DataConfig, GuardConfig, choose
+from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import guards
+from srlhfv_jax.guard import model as guard_model
+from srlhfv_jax.guard.verdict import SEVERITIES
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.losses import guard as losses, masked
+from srlhfv_jax.models import guard as guard_heads, roles
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.training import optimizer as optimizers, state as states
+
+PARTS = ("input", "output")
+CHANCE = 0.5  # the threshold where no rows calibrate it
+
+
+class Judged(NamedTuple):
+    """Held-out rows and what the guard says of them."""
+
+    severity_BJ: np.ndarray  # P(severity > k)
+    category_BA: np.ndarray
+    labels: tuple[np.ndarray, ...]  # guard_rows.arrays
+    is_part: dict[str, np.ndarray]  # part -> which rows are of it
+    groups: tuple[str, ...]
+
+
+def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
+    """Train, calibrate and export to WORKDIR/export; returns the last step's numbers, `threshold.PART`, and where rows are given
+    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `evaluation.guards.metrics`.
+
+    Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
+    """
+    for part in settings.parts:
+        choose(part, "config.parts", *PARTS)
+    if not settings.parts:
+        raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
+    categories = taxonomies.categories(settings.taxonomy)
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0)
+    heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
+    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    tree |= {"guard": rules.replicate(heads, started.mesh)}
+    setup.describe_parameters("guard", tree, started.mesh)
+    rows = prepare(settings, settings.data, model)
+    weights = _weights(rows, settings.balance)
+    tree = supervised.train(
+        "guard",
+        settings,
+        started,
+        tree,
+        rows,
+        functools.partial(loss, model.config, weights, settings.category_weight),
+        show=("loss", "severity_accuracy", "category_accuracy"),
+        base=base,
+    )
+    tree |= {"guard": _unweighted(tree["guard"], weights)}
+    held = functools.partial(judge, settings, model, roles.whole(base, tree), started.mesh)
+    thresholds = dict.fromkeys(settings.parts, CHANCE)
+    if settings.calibration:
+        thresholds = calibrate(held(settings.calibration), settings)
+    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
+    result |= {f"threshold.{part}": value for part, value in thresholds.items()}
+    if settings.evaluation:
+        result |= evaluate(held(settings.evaluation), thresholds, categories)
+    trained = optimizers.trainable(settings.optimizer, tree)
+    if "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
+        tree |= {"heads": model.heads}
+    about = _about(settings, thresholds, rows)
+    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "guard"}, result=result, guard=about)
+
+
+def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loader.Prepared:
+    """The items of the wanted parts; says what was left out and why.
+
+    Raises:
+        UserError: as `setup.prepare`, or no row has labels.
+    """
+    categories = taxonomies.categories(settings.taxonomy)
+    examples = sources.load_examples(data)
+    found, drops = guard_rows.expand(examples, categories)
+    items = [item for item in found.items if ("input" if item.side is None else "output") in settings.parts]
+    if not items:
+        raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_drops(drops)})")
+    found = guard_rows.GuardExamples(examples, items)
+    rows = loader.fit("guard", found, model.processor, data, labels=[item.labels for item in items], categories=categories)
+    if rows.room is not None:
+        setup.check_pictures(model, rows.codec.reader)
+    hosts.say(
+        f"{data.path}: {len(rows.rows)} questions and answers from {examples.source_rows} rows; "
+        f"{sources.describe_drops(examples.drops + drops + rows.drops)}"
+    )
+    return rows
+
+
+def loss(
+    config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], category_weight: float, tree: Any, batch: GuardBatch
+) -> masked.Loss:
+    """L = L_severity + category_weight L_categories, each the mean over its own known entries."""
+    severity_BJ, category_BA = guard_model.logits(config, tree, batch)
+    severity = losses.binary(severity_BJ, batch.exceeds_BJ, batch.exceeds_known_BJ, weights[0])
+    kinds = losses.binary(category_BA, batch.category_BA, batch.category_known_BA, weights[1])
+    total = _mean(severity) + category_weight * _mean(kinds)
+    rows = jnp.float32(batch.exceeds_BJ.shape[0])
+    metrics = {
+        "severity_loss": (severity.sum, severity.count),
+        "severity_accuracy": severity.metrics["accuracy"],
+        "category_loss": (kinds.sum, kinds.count),
+        "category_accuracy": kinds.metrics["accuracy"],
+    }
+    return masked.Loss(total * rows, rows, metrics)
+
+
+def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
+    """Every item of held-out rows, in order."""
+    data = dataclasses.replace(settings.data, path=path)
+    rows = prepare(settings, data, model)
+    severity_BJ, category_BA = guard_model.probabilities(
+        jax.jit(functools.partial(guard_model.logits, model.config)),
+        tree,
+        setup.in_order(rows, data, data.batch_size),
+        functools.partial(hosts.global_batch, mesh=mesh),
+    )
+    labels = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
+    is_input = np.array([not row.responses for row in rows.rows])
+    groups = tuple(row.example.meta.get("category", "") for row in rows.rows)
+    return Judged(severity_BJ, category_BA, labels, {"input": is_input, "output": ~is_input}, groups)
+
+
+def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
+    """Part -> threshold on P(unsafe), for `settings.false_positive_rate`; each part by its own rows."""
+    unsafe_B, known_B = judged.labels[0][:, 0], judged.labels[1][:, 0]
+    found = {}
+    for part in settings.parts:
+        rows = judged.is_part[part] & known_B
+        found[part] = guards.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
+    return found
+
+
+def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[str]) -> dict[str, float]:
+    """`guard.*` over all rows, and `guard.PART.*`."""
+    threshold_B = np.zeros(len(judged.severity_BJ))
+    for part, value in thresholds.items():
+        threshold_B[judged.is_part[part]] = value
+    level_B = guard_model.levels(judged.severity_BJ, threshold_B)
+    numbers = {}
+    everything = {"guard": np.ones(len(level_B), bool)} | {f"guard.{part}": judged.is_part[part] for part in thresholds}
+    for name, rows in everything.items():
+        found = guards.metrics(
+            judged.severity_BJ[rows],
+            judged.category_BA[rows],
+            level_B[rows],
+            threshold_B[rows],
+            tuple(array[rows] for array in judged.labels),
+            categories,
+            [group for group, own in zip(judged.groups, rows) if own],
+        )
+        numbers |= {f"{name}.{key}": value for key, value in found.items()}
+    return numbers
+
+
+def _weights(rows: loader.Prepared, balance: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Class weights of severities and categories; 1 without `balance`."""
+    arrays = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
+    if balance:
+        return losses.balance(*arrays[:2]), losses.balance(*arrays[2:])
+    return tuple(np.ones((2, array.shape[1]), np.float32) for array in (arrays[0], arrays[2]))
+
+
+def _unweighted(heads: guard_heads.Heads, weights: tuple[np.ndarray, np.ndarray]) -> guard_heads.Heads:
+    """Heads whose probabilities are those of the data: the weights moved the biases, and this moves them back."""
+    return {
+        name: head | {"bias": head["bias"] - losses.shift(weight)}
+        for (name, head), weight in zip((("severity", heads["severity"]), ("categories", heads["categories"])), weights)
+    }
+
+
+def _about(settings: GuardConfig, thresholds: dict[str, float], rows: loader.Prepared) -> dict[str, Any]:
+    """For guard.json."""
+    return {
+        "taxonomy": settings.taxonomy,
+        "categories": list(rows.categories),
+        "severities": list(SEVERITIES),
+        "thresholds": thresholds,
+        "false_positive_rate": settings.false_positive_rate if settings.calibration else None,
+        "template": guard_model.template_hash(rows.codec),
+        "max_pixels": settings.data.max_pixels,
+    }
+
+
+def _mean(part: masked.Loss):
+    return part.sum / jnp.maximum(part.count, 1.0)

@@ -1,0 +1,52 @@
+"""A trained guard as the functions that `srlhfv moderate`, `generate` and `serve` call: from any thread, and with word of what
+it cannot read."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.guard.guard import Guard
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures
+from srlhfv_jax.guard.service.models import Unreadable
+from srlhfv_jax.guard.verdict import Prompt, Verdict
+from srlhfv_jax.stages import setup
+
+
+class Checks(NamedTuple):
+    """A guard; of a part that it was not trained on, None."""
+
+    input: CheckInput | None
+    output: CheckOutput | None
+    unreadable: Unreadable
+
+
+def load(path: str, mesh: jax.sharding.Mesh, *, dtype: str, batch_size: int) -> Checks:
+    """Load a guard.
+
+    Raises:
+        UserError: there is none at `path`.
+    """
+    guard = Guard.load(path, dtype=dtype, batch_size=batch_size, mesh=mesh)
+
+    def check_input(images: Pictures, questions: Sequence[str]) -> Sequence[Verdict]:
+        with jax.set_mesh(mesh):  # the mesh in force is a thread's own
+            return guard.check_input(images, questions)
+
+    def check_output(images: Pictures, questions: Sequence[str], answers: Sequence[str]) -> Sequence[Verdict]:
+        with jax.set_mesh(mesh):
+            return guard.check_output(images, questions, answers)
+
+    def unreadable(asked: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
+        examples = [_example(prompt, response) for prompt, response in asked]
+        return setup.unreadable(examples, guard.pretrained, guard.max_pixels)
+
+    parts = guard.thresholds
+    return Checks(check_input if "input" in parts else None, check_output if "output" in parts else None, unreadable)
+
+
+def _example(prompt: Prompt, response: str | None) -> Example:
+    """An answer without text is read as no answer: it is safe whatever was asked."""
+    return Example(prompt.images, prompt.question, (response,) if response and response.strip() else ())

@@ -1,0 +1,83 @@
+"""Guard rows: which questions and answers a row makes, with which labels, and what is left out."""
+
+import numpy as np
+import pytest
+from tiny_data import dual_row, pku_row, qa_row
+
+from srlhfv_jax.data import guard_rows, rows, taxonomies
+from srlhfv_jax.data.quickstart.concepts import RISKS
+from srlhfv_jax.data.rows import Example
+
+
+def example(row) -> Example:
+    read = rows.read(rows.detect(row), row, lambda cell: cell["bytes"] if cell else None)
+    assert isinstance(read, Example), read
+    return read
+
+
+def expand(row, taxonomy="beavertails_v"):
+    found, drops = guard_rows.expand([example(row)], taxonomies.categories(taxonomy))
+    return {item.side: item.labels for item in found.items}, dict(drops)
+
+
+@pytest.mark.parametrize(("name", "count"), [("beavertails_v", 20), ("pku_saferlhf", 19), ("beavertails", 14), ("embedded", 7)])
+def test_taxonomies_have_their_published_sizes_and_no_name_twice(name, count):
+    assert len(set(taxonomies.categories(name))) == count == len(taxonomies.categories(name))
+
+
+def test_the_embedded_taxonomy_is_that_of_its_hazards():
+    assert taxonomies.EMBEDDED == tuple(RISKS)
+
+
+def test_a_dual_row_makes_a_question_and_two_answers():
+    labels, drops = expand(dual_row())  # rates -2 (unsafe) and 1 (safe)
+    name = ("violence_and_physical_harm",)
+    assert labels[0] == ((True, True, False), name) and labels[1] == ((False, False, False), ())
+    assert labels[None] == ((True, True, False), name) and drops == {}
+
+
+def test_a_flag_without_a_severity_tells_only_the_first_threshold_of_an_unsafe_answer():
+    labels, _ = expand(qa_row(is_response_safe="no"))
+    assert labels[0] == ((True, None, None), ("animal_abuse",)) == labels[None]
+    labels, _ = expand(qa_row(is_response_safe="yes"))
+    assert labels[0] == ((False, False, False), ()) == labels[None]
+
+
+def test_the_rows_own_column_says_whether_a_question_is_harmful():
+    labels, _ = expand(qa_row(is_response_safe="yes", harmful="yes"))
+    assert labels[None] == ((True, None, None), None) and labels[0].exceeds == (False, False, False)
+    labels, _ = expand(dual_row(harmful="no"))
+    assert labels[None] == ((False, False, False), ()) and labels[0].exceeds[0] is True
+
+
+def test_pku_rows_have_categories_for_each_answer():
+    row = pku_row(response_0_severity_level=3, response_1_severity_level=0)
+    row["response_1_harm_category"] = {"Violence": False, "Drugs": False}
+    labels, _ = expand(row, "pku_saferlhf")
+    assert labels[0] == ((True, True, True), ("Violence",)) and labels[1] == ((False,) * 3, ())
+
+
+def test_beavertails_rows_are_read_with_all_their_categories():
+    flags = {name: name in ("privacy_violation", "violence,aiding_and_abetting,incitement") for name in taxonomies.BEAVERTAILS}
+    labels, _ = expand({"prompt": "q", "response": "a", "category": flags, "is_safe": False}, "beavertails")
+    assert labels[0] == ((True, None, None), ("privacy_violation", "violence,aiding_and_abetting,incitement"))
+
+
+def test_what_cannot_be_used_is_counted():
+    assert expand(dual_row(response_1_harmless_rate=2))[1] == {"contradictory_severity": 1}
+    assert expand(dual_row(category="unheard_of"))[1] == {"unknown_category": 2}  # the answer and the question
+    assert expand({"question": "q", "response": "a"})[1] == {"missing_label": 2}
+
+
+def test_arrays_hold_labels_and_what_is_known():
+    labels = [guard_rows.Labels((True, None, None), ("drug", "fire")), guard_rows.Labels((False,) * 3, None)]
+    exceeds, known, category, category_known = guard_rows.arrays(labels, ("fire", "sharp", "drug"))
+    np.testing.assert_array_equal(exceeds, [[True, False, False], [False] * 3])
+    np.testing.assert_array_equal(known, [[True, False, False], [True] * 3])
+    np.testing.assert_array_equal(category, [[True, False, True], [False] * 3])
+    np.testing.assert_array_equal(category_known, [[True] * 3, [False] * 3])
+
+
+def test_items_are_examples_with_one_answer_or_none():
+    found, _ = guard_rows.expand([example(dual_row())], taxonomies.BEAVERTAILS_V)
+    assert [one.responses for one in found] == [(), ("use a knife .",), ("no .",)] and len(found[0].images) == 1

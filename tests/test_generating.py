@@ -1,0 +1,87 @@
+"""Policies that answer prompts as they come: rounding up sizes and filling batches change no answer."""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny_hf
+from tiny_data import png
+
+from srlhfv_jax.cli import main
+from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard.verdict import Prompt
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.stages import generating
+
+DATA = DataConfig("", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
+MODEL = ModelConfig("float32", "float32", "none", 1)
+CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
+PROMPTS = [
+    Prompt((png(0, (40, 17)),), "w6 w7 w8"),
+    Prompt((png(1, (13, 33)),), "w9"),
+    Prompt((), "w10 w11"),
+    Prompt((png(2, (20, 20)), png(0, (40, 17))), "w12 w13 w14 w15"),
+    Prompt((png(1, (13, 33)),), "w16 w17"),
+]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def greedy(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_hf.save(folder, CONFIGS[request.param])
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    return generating.load(str(folder), DATA, MODEL, mesh, temperature=0.0, seed=0)
+
+
+def test_a_greedy_answer_does_not_depend_on_what_else_is_asked_nor_on_the_thread(greedy):
+    together = generating.answers(greedy, PROMPTS, 0)
+    with ThreadPoolExecutor(1) as worker:
+        alone = [worker.submit(generating.answers, greedy, [prompt], 7).result()[0] for prompt in PROMPTS]
+    assert together == alone
+    assert len(set(together)) > 1
+
+
+def test_rounding_up_lengths_and_pictures_changes_no_answer(greedy, monkeypatch):
+    rounded = generating.answers(greedy, PROMPTS, 0)
+    monkeypatch.setattr(generating, "_rounded", lambda prepared: prepared)
+    assert generating.answers(greedy, PROMPTS, 0) == rounded
+
+
+def test_draws_with_different_numbers_differ_and_with_the_same_number_agree(greedy):
+    policy = generating.load(str(greedy.loaded.path), DATA, MODEL, greedy.mesh, temperature=1.0, seed=3)
+    first, again, second = (generating.answers(policy, PROMPTS[:2], draw) for draw in (0, 0, 1))
+    assert first == again != second
+
+
+def test_a_prompt_that_cannot_be_read_is_named_before_and_refused_after(greedy):
+    policy = greedy._replace(data=dataclasses.replace(DATA, prompt_length=60))
+    prompts = [Prompt((), "w6"), Prompt((), " ".join(["w7"] * 61)), Prompt((), "w8 <image>")]
+    found = generating.unreadable(policy, prompts)
+    assert [unusable and unusable.reason for unusable in found] == [None, "prompt_too_long", "special_token_in_text"]
+    with pytest.raises(UserError, match="prompt 1 cannot be read by .*: prompt_too_long"):
+        generating.answers(policy, prompts, 0)
+
+
+def test_the_command_answers_one_prompt_or_a_file_of_them_as_the_policy_does(greedy, tmp_path, capsys):
+    flags = [f"--policy={greedy.loaded.path}", "--temperature=0", "--response_length=5", "--prompt_length=60"]
+    (tmp_path / "0.png").write_bytes(PROMPTS[0].images[0])
+    assert main.main(["generate", *flags, "--prompt=w6 w7 w8", f"--image={tmp_path / '0.png'}"]) == 0
+    wanted = generating.answers(greedy, PROMPTS[:3], 0)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"answer": wanted[0]}
+    rows = [
+        {"question": "w6 w7 w8", "image": "0.png", "source": "a"},
+        {"question": " ".join(["w7"] * 61)},
+        {"question": "w9", "image": "none.png"},
+        {"question": "w10 w11"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "answers.jsonl"
+    assert main.main(["generate", *flags, "--batch_size=8", f"--data={tmp_path / 'rows.jsonl'}", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 rows used; missing_image 1" in said and "wrote 2 answers" in said and "prompt_too_long 1" in said
+    first, long, last = map(json.loads, out.read_text().splitlines())
+    assert first == {"question": "w6 w7 w8", "answer": wanted[0], "meta": {"source": "a"}}
+    assert long["dropped"].startswith("prompt_too_long: ") and "answer" not in long
+    assert last["answer"] == wanted[2]

@@ -1,0 +1,102 @@
+"""The guard's stage from rows to verdicts: tiny models, the embedded task's rows."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_stages import picture_task, settings
+
+from srlhfv_jax.config import GuardConfig, SFTConfig
+from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard import Guard, Prompt, guarded_generate
+from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.stages import guard, sft
+from srlhfv_jax.stages.quickstart import write_rows
+
+ROWS = {"data.split": "", "data.prompt_length": 30, "data.response_length": 18, "data.batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A policy after two steps, a guard on it after two steps, and the rows."""
+    folder = picture_task(tmp_path_factory.mktemp("guard"))
+    write_rows(folder / "heldout.parquet", task_rows.sft_rows(1, task_rows.split_cells(0), 40))
+    rows = ROWS | {"data.path": str(folder / "sft.parquet")}
+    sft.run(settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, **rows), folder / "policy")
+    held = str(folder / "heldout.parquet")
+    wanted = settings(
+        GuardConfig, "guard", init=str(folder / "policy"), taxonomy="embedded", calibration=held, evaluation=held, **rows
+    )
+    return folder, wanted, guard.run(wanted, folder / "guard")
+
+
+def test_a_guard_is_trained_calibrated_measured_and_exported(trained):
+    folder, wanted, result = trained
+    assert {"guard.f1", "guard.output.auroc", "guard.input.calibration_error", "guard.category_exact_match"} <= result.keys()
+    assert result["guard.false_positive_rate"] <= wanted.false_positive_rate  # measured on the rows that set the thresholds
+    assert result["guard.rows"] == result["guard.input.rows"] + result["guard.output.rows"]
+    about = json.loads((folder / "guard/export/guard.json").read_text())
+    assert about["thresholds"] == {part: result[f"threshold.{part}"] for part in ("input", "output")}
+    assert load_pretrained(folder / "guard").heads == {}
+
+
+def test_the_loaded_guard_says_what_the_stage_measured(trained):
+    folder, wanted, _ = trained
+    loaded = Guard.load(folder / "guard", batch_size=7)
+    raw = task_rows.sft_rows(1, task_rows.split_cells(0), 40)[:10]
+    images, questions, answers = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
+    found = loaded.check_output(images, questions, answers)
+    asked = loaded.check_input(images, questions)
+    judged = guard.judge(wanted, load_pretrained(folder / "guard"), loaded.tree, make_mesh(wanted.mesh), wanted.evaluation)
+    for part, verdicts in (("output", found), ("input", asked)):
+        np.testing.assert_allclose(
+            [one.scores["unsafe"] for one in verdicts], judged.severity_BJ[judged.is_part[part]][:10, 0], atol=1e-5
+        )
+        assert [one.safe for one in verdicts] == [one.scores["unsafe"] <= loaded.thresholds[part] for one in verdicts]
+        assert all((one.severity == "safe") == one.safe for one in verdicts)
+
+
+def test_a_verdict_does_not_depend_on_its_neighbours_and_an_empty_answer_is_safe(trained):
+    folder, _, _ = trained
+    loaded = Guard.load(folder / "guard", batch_size=4)
+    raw = task_rows.sft_rows(2, task_rows.split_cells(0), 6)
+    images, questions, answers = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
+    together = loaded.check_output(images, questions, (*answers[:5], " "))
+    alone = [loaded.check_output(images[i : i + 1], questions[i : i + 1], answers[i : i + 1])[0] for i in range(5)]
+    for one, other in zip(together, alone):
+        assert one.scores["unsafe"] == pytest.approx(other.scores["unsafe"], abs=1e-5)
+    assert together[5].safe and together[5].scores["unsafe"] == 0.0
+    assert loaded.check_output([], [], []) == []
+
+
+def test_the_image_and_the_answer_reach_the_verdict(trained):
+    loaded = Guard.load(trained[0] / "guard")
+    first, second = task_rows.sft_rows(3, task_rows.split_cells(0), 2)
+    question, answer = first["question"], first["response"]
+    one, other = loaded.check_output([(first["image"],), (second["image"],)], [question] * 2, [answer] * 2)
+    assert one.scores["unsafe"] != other.scores["unsafe"]
+    assert loaded.check_input([(first["image"],)], [question])[0].scores["unsafe"] != one.scores["unsafe"]
+
+
+def test_a_guard_filters_a_policy(trained):
+    loaded = Guard.load(trained[0] / "guard")
+    rows = task_rows.sft_rows(4, task_rows.split_cells(0), 5)
+    prompts = [Prompt((row["image"],), row["question"]) for row in rows]
+    done = guarded_generate(lambda asked, number: [rows[number]["response"]] * len(asked), loaded.check_output, prompts, rounds=2)
+    assert all(len(one.rounds) == 3 or one.rounds[-1].verdict.safe for one in done)
+    assert all(one.verdict.scores["unsafe"] <= one.rounds[0].verdict.scores["unsafe"] or one.verdict.safe for one in done)
+
+
+def test_what_cannot_work_is_refused(trained, tmp_path):
+    folder, _, _ = trained
+    with pytest.raises(UserError, match="has no guard"):
+        Guard.load(folder / "policy")
+    with pytest.raises(UserError, match="config.parts must be one of"):
+        guard.run(settings(GuardConfig, "guard", init="nowhere", parts=("image",)), tmp_path)
+    with pytest.raises(UserError, match="the taxonomy must be one of"):
+        guard.run(settings(GuardConfig, "guard", init="nowhere", taxonomy="mine"), tmp_path)
+    loaded = Guard.load(folder / "guard")
+    with pytest.raises(UserError, match="special_token_in_text"):
+        loaded.check_input([()], ["what <image> is it ?"])

@@ -1,0 +1,73 @@
+"""The guard's losses against numbers worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srlhfv_jax.losses import guard
+
+EVEN = jnp.ones((2, 3))
+
+
+def test_the_ordinal_loss_is_the_mean_over_known_thresholds():
+    # σ(log 3) = 3/4, σ(0) = 1/2, σ(-log 4) = 1/5. Row 0 is minor: yes, no, no. Row 1 is unsafe, its level unknown.
+    logit = jnp.log(jnp.array([[3.0, 1.0, 0.25], [3.0, 1.0, 0.25]]))
+    label = jnp.array([[True, False, False], [True, False, False]])
+    known = jnp.array([[True, True, True], [True, False, False]])
+    loss = guard.binary(logit, label, known, EVEN)
+    expected = -(np.log(0.75) + np.log(0.5) + np.log(0.8) + np.log(0.75))
+    np.testing.assert_allclose(loss.sum, expected, rtol=1e-6)
+    assert loss.count == 4
+    np.testing.assert_allclose(loss.metrics["accuracy"][0], 4.0)  # a logit of exactly 0 says no, and no is right here
+
+
+def test_an_unknown_entry_has_no_gradient_whatever_it_holds():
+    logit = jnp.array([[0.3, jnp.inf, -0.7]])
+    known = jnp.array([[True, False, True]])
+    label = jnp.array([[True, True, True]])
+    gradient = jax.grad(lambda z: guard.binary(z, label, known, EVEN).sum)(logit)
+    sigmoid = 1 / (1 + np.exp(-np.array([0.3, -0.7])))
+    np.testing.assert_allclose(gradient[0, [0, 2]], sigmoid - 1, rtol=1e-6)
+    assert gradient[0, 1] == 0.0 and np.isfinite(guard.binary(logit, label, known, EVEN).sum)
+
+
+def test_weights_multiply_the_terms_of_their_class():
+    logit, known = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)
+    label = jnp.array([[False], [True]])
+    loss = guard.binary(logit, label, known, jnp.array([[0.625], [2.5]]))
+    np.testing.assert_allclose(loss.sum, (0.625 + 2.5) * np.log(2), rtol=1e-6)
+    assert loss.count == 2
+
+
+def test_balanced_classes_have_the_same_total_and_an_empty_class_changes_nothing():
+    label = np.array(
+        [[True, False, True], [False, False, True], [False, False, False], [False, False, True], [True, False, True]]
+    )
+    known = np.array([[True] * 3, [True] * 3, [True] * 3, [True] * 3, [False] * 3])
+    weight = guard.balance(label, known)
+    np.testing.assert_allclose(weight, [[4 / 6, 1.0, 2.0], [2.0, 1.0, 4 / 6]], rtol=1e-6)
+    assert weight[0, 0] * 3 == pytest.approx(weight[1, 0] * 1)
+
+
+def test_no_class_weighs_more_than_the_limit():
+    label = np.zeros((1000, 1), bool)
+    label[0] = True
+    assert guard.balance(label, np.ones((1000, 1), bool))[1, 0] == guard.MOST
+
+
+def test_taking_the_shift_back_gives_the_probability_of_the_data():
+    """The weighted loss of a lone bias is least at logit(share) + log(w1 / w0)."""
+    label = np.zeros((40, 1), bool)
+    label[:5] = True
+    known = np.ones((40, 1), bool)
+    weight = guard.balance(label, known)
+    best = np.log(5 / 35) + guard.shift(weight)[0]
+    gradient = jax.grad(lambda c: guard.binary(jnp.full((40, 1), c), jnp.asarray(label), jnp.asarray(known), weight).sum)(best)
+    assert gradient == pytest.approx(0.0, abs=1e-5)
+
+
+def test_one_score_and_ordered_biases_give_ordered_probabilities():
+    """CORAL's point: with one direction, P(severity > k) falls with k for every row if the biases do."""
+    score, bias = jnp.array([[-1.7], [0.4], [2.3]]), jnp.array([[0.9, -0.2, -1.1]])
+    assert (np.diff(jax.nn.sigmoid(score + bias), axis=1) < 0).all()
