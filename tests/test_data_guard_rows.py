@@ -5,7 +5,9 @@ import pytest
 from tiny_data import dual_row, pku_row, qa_row
 
 from srlhfv_jax.data import guard_rows, rows, taxonomies
+from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.data.quickstart.concepts import RISKS
+from srlhfv_jax.data.quickstart.oracle import judge
 from srlhfv_jax.data.rows import Example
 
 
@@ -81,3 +83,18 @@ def test_arrays_hold_labels_and_what_is_known():
 def test_items_are_examples_with_one_answer_or_none():
     found, _ = guard_rows.expand([example(dual_row())], taxonomies.BEAVERTAILS_V)
     assert [one.responses for one in found] == [(), ("use a knife .",), ("no .",)] and len(found[0].images) == 1
+
+
+def test_rows_of_the_embedded_task_carry_every_label():
+    cells = task_rows.split_cells(0)
+    raw = task_rows.guard_rows(0, cells, "test", 60)
+    read = [rows.read(rows.detect(row), row, lambda cell: cell) for row in raw]
+    found, drops = guard_rows.expand(read, taxonomies.EMBEDDED)
+    assert not drops and len(found) == 120
+    answers = {item.row: item.labels for item in found.items if item.side == 0}
+    for number, row in enumerate(raw):
+        verdict = judge(row["concept"], row["intent"], row["responses"][0])
+        assert answers[number].exceeds == (verdict.unsafe, verdict.unsafe, False)
+        assert answers[number].categories == ((row["category"],) if verdict.unsafe else ())
+    asked = [item.labels.exceeds[0] for item in found.items if item.side is None]
+    assert asked == [row["harmful"] == "yes" for row in raw]

@@ -1,18 +1,21 @@
 """The guard's stage from rows to verdicts: tiny models, the embedded task's rows."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from tiny_stages import picture_task, settings
 
-from srlhfv_jax.config import GuardConfig, SFTConfig
-from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.cli import main as cli_main
+from srlhfv_jax.data.quickstart import answers, rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import Guard, Prompt, guarded_generate
 from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.stages import guard, sft
+from srlhfv_jax.stages import guard, scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
 ROWS = {"data.split": "", "data.prompt_length": 30, "data.response_length": 18, "data.batch_size": 8}
@@ -46,8 +49,8 @@ def test_the_loaded_guard_says_what_the_stage_measured(trained):
     folder, wanted, _ = trained
     loaded = Guard.load(folder / "guard", batch_size=7)
     raw = task_rows.sft_rows(1, task_rows.split_cells(0), 40)[:10]
-    images, questions, answers = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
-    found = loaded.check_output(images, questions, answers)
+    images, questions, texts = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
+    found = loaded.check_output(images, questions, texts)
     asked = loaded.check_input(images, questions)
     judged = guard.judge(wanted, load_pretrained(folder / "guard"), loaded.tree, make_mesh(wanted.mesh), wanted.evaluation)
     for part, verdicts in (("output", found), ("input", asked)):
@@ -62,9 +65,9 @@ def test_a_verdict_does_not_depend_on_its_neighbours_and_an_empty_answer_is_safe
     folder, _, _ = trained
     loaded = Guard.load(folder / "guard", batch_size=4)
     raw = task_rows.sft_rows(2, task_rows.split_cells(0), 6)
-    images, questions, answers = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
-    together = loaded.check_output(images, questions, (*answers[:5], " "))
-    alone = [loaded.check_output(images[i : i + 1], questions[i : i + 1], answers[i : i + 1])[0] for i in range(5)]
+    images, questions, texts = zip(*[((row["image"],), row["question"], row["response"]) for row in raw])
+    together = loaded.check_output(images, questions, (*texts[:5], " "))
+    alone = [loaded.check_output(images[i : i + 1], questions[i : i + 1], texts[i : i + 1])[0] for i in range(5)]
     for one, other in zip(together, alone):
         assert one.scores["unsafe"] == pytest.approx(other.scores["unsafe"], abs=1e-5)
     assert together[5].safe and together[5].scores["unsafe"] == 0.0
@@ -87,6 +90,39 @@ def test_a_guard_filters_a_policy(trained):
     done = guarded_generate(lambda asked, number: [rows[number]["response"]] * len(asked), loaded.check_output, prompts, rounds=2)
     assert all(len(one.rounds) == 3 or one.rounds[-1].verdict.safe for one in done)
     assert all(one.verdict.scores["unsafe"] <= one.rounds[0].verdict.scores["unsafe"] or one.verdict.safe for one in done)
+
+
+def test_a_guard_on_a_frozen_backbone_is_a_third_head_beside_reward_and_cost(trained, tmp_path):
+    folder, wanted, _ = trained
+    pairs = [dual_answers(row) for row in task_rows.sft_rows(5, task_rows.split_cells(0), 8)]
+    write_rows(tmp_path / "pairs.parquet", pairs)
+    rows = ROWS | {"data.path": str(tmp_path / "pairs.parquet"), "data.batch_size": 4}
+    scores.run(settings(ScoresConfig, "scores", init=str(folder / "policy"), **rows), tmp_path / "scores")
+    optimizer = dataclasses.replace(wanted.optimizer, freeze=("backbone/",))
+    frozen = dataclasses.replace(wanted, init=str(tmp_path / "scores"), optimizer=optimizer, evaluation="")
+    guard.run(frozen, tmp_path / "guard")
+    before, after = load_pretrained(tmp_path / "scores"), load_pretrained(tmp_path / "guard")
+    assert sorted(after.heads) == ["cost", "reward"]
+    for (path, one), (_, other) in zip(rules.leaves((before.params, before.heads)), rules.leaves((after.params, after.heads))):
+        np.testing.assert_array_equal(one, other, err_msg=path)
+    cli_main.main(["export", f"--source={tmp_path / 'guard'}", f"--target={tmp_path / 'copy'}"])
+    copied, first = Guard.load(tmp_path / "copy"), Guard.load(tmp_path / "guard")
+    assert copied.thresholds == first.thresholds
+    assert copied.check_input([(pairs[0]["image"],)], [pairs[0]["question"]]) == first.check_input(
+        [(pairs[0]["image"],)], [pairs[0]["question"]]
+    )
+
+
+def dual_answers(row: dict) -> dict:
+    safe = row["is_response_safe"]
+    return {key: row[key] for key in ("question", "image", "category")} | {
+        "response_1": row["response"],
+        "response_2": answers.REFUSAL if row["response"] != answers.REFUSAL else answers.name_only("apple"),
+        "more_helpful_response_id": "1",
+        "safer_response_id": "2",
+        "is_response_1_safe": safe,
+        "is_response_2_safe": "yes",
+    }
 
 
 def test_what_cannot_work_is_refused(trained, tmp_path):

@@ -24,8 +24,12 @@ def main(argv: list[str]) -> None:
     if target.exists():
         raise UserError(f"--target={target} exists: give a folder that does not")
     from srlhfv_jax import hf
+    from srlhfv_jax.hf import load, weights
 
     model = hf.load_pretrained(source, dtype=values.dtype)
+    guard, about_guard = None, None
+    if (model.path / weights.GUARD_FILE).is_file():
+        guard, about_guard = load.load_guard(model.config, model.path, None)
     hf.export_pretrained(
         target,
         model.config,
@@ -33,6 +37,8 @@ def main(argv: list[str]) -> None:
         base=model.path,
         heads=model.heads or None,
         meta=_about(model.path),
+        guard=guard,
+        guard_meta=about_guard,
         card=_card(model.path),
         max_shard_bytes=int(values.shard_gb * 1e9),
     )

@@ -170,6 +170,7 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
     chosen, helpful_tie = _choice(row, "chosen", first=0)
     safer, safety_tie = _choice(row, "safer", first=0)
     unsafe, severity = ([None] * len(responses) if row.get(name) is None else list(row[name]) for name in ("unsafe", "severity"))
+    flags = tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe)
     if len(unsafe) != len(responses) or len(severity) != len(responses):
         raise Unusable("bad_label", f"{len(responses)} responses, {len(unsafe)} unsafe flags, {len(severity)} severities")
     return Example(
@@ -180,8 +181,9 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
         safer=safer,
         helpful_tie=helpful_tie,
         safety_tie=safety_tie,
-        unsafe=tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe),
+        unsafe=flags,
         severity=tuple(_number({"severity": value}, "severity") for value in severity),
+        categories=tuple(_category(row, flag) for flag in flags),
         harmful=_flag(row, "harmful"),
         meta=_meta(row, {"image", "images", question, "response", "responses", *_PLAIN_LABELS}),
     )

@@ -188,6 +188,20 @@ def sft_rows(seed: int, cells: Cells, count: int, mix: Mix = SFT_MIX) -> list[di
     return rows
 
 
+def guard_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = SFT_MIX) -> list[dict]:
+    """Questions of one part of the split with answers of every form, labelled by the oracle without noise: our plain layout, with
+    the graded cost and whether the question itself is harmful."""
+    rng = np.random.default_rng((seed, 6, Cells._fields.index(part)))
+    pictures = "test" if part == "unseen" else part
+    rows = []
+    for cell in draw_cells(rng, cells._asdict()[part], mix, count):
+        answer = sample_answer(rng, cell)
+        verdict = judge(*cell, answer)
+        labels = {"responses": [answer], "unsafe": [verdict.unsafe], "severity": [float(-harmless_rate(verdict))]}
+        rows.append(_question_row(rng, cell, pictures) | labels)
+    return rows
+
+
 def prompt_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = PROMPT_MIX) -> list[dict]:
     """Prompts of one part of the split: "train", "validation", "test" or "unseen", with pictures of that part.
 
