@@ -39,6 +39,11 @@ class ModelConfig:
     attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
 
 
+def inference(dtype: str) -> ModelConfig:
+    """A model that is run and never trained: parameters in the dtype of activations, nothing computed again."""
+    return ModelConfig(dtype=dtype, param_dtype=dtype, remat="none", scan_unroll=1, attention="auto")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW or Muon with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""

@@ -9,14 +9,14 @@ import tiny_hf
 from tiny_data import png
 
 from srlhfv_jax.cli import main
-from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
+from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.stages import generating
 
 DATA = DataConfig("", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
-MODEL = ModelConfig("float32", "float32", "none", 1)
+MODEL = inference("float32")
 CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
 PROMPTS = [
     Prompt((png(0, (40, 17)),), "w6 w7 w8"),

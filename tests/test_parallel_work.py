@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from test_plan import ENVIRONMENT
 
 from srlhfv_jax.config import MeshConfig
-from srlhfv_jax.parallel import work
+from srlhfv_jax.parallel import hlo, work
 from srlhfv_jax.parallel.mesh import make_mesh
 
 M, D, F = 24, 40, 56
@@ -138,6 +138,14 @@ def test_what_a_tpu_writes_differently_is_understood():
     assert found.unknown_kernels == 0
     # On-chip memory is free. Read: d once; written: the cut.
     assert found.traffic == 2 * 6 * 32 * 64 + 4 * 8 * 8
+
+
+def test_an_attribute_of_several_lines_belongs_to_its_instruction_and_hides_nothing_after_it():
+    metadata = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 512}"\n}}, backend_config='
+    found, main = hlo.parse(TPU_TEXT.replace('target="tpu_custom_call", backend_config=', f'target="tpu_custom_call", {metadata}'))
+    assert hlo.root(found[main]).name == "cut"
+    assert '"flops":"11"' in found[main]["kernel"].attributes
+    assert set(found) == set(hlo.parse(TPU_TEXT)[0])
 
 
 def test_a_kernel_that_declares_nothing_is_reported():

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
+from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
 from srlhfv_jax.errors import UserError
 
 ANY_LENGTH = 1 << 20
@@ -123,7 +123,7 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.rollout.generate import generate
 
-    mesh, data, model = _mesh(values), _data(values, values.data), _model(values)
+    mesh, data, model = _mesh(values), _data(values, values.data), inference(values.dtype)
     for path in scorers:
         check_heads(path, model)
     # one jitted function: policies of one architecture share its compilation
@@ -157,7 +157,7 @@ def _measure_scorer(values: absl_flags.FlagValues, scorers: list[str]) -> dict[s
     """Reward and cost models on labelled pairs; lengths are those of the pairs."""
     from srlhfv_jax.stages import scorers as measured
 
-    mesh, model = _mesh(values), _model(values)
+    mesh, model = _mesh(values), inference(values.dtype)
     for path in scorers:
         check_heads(path, model)
     data = dataclasses.replace(_data(values, values.pairs), prompt_length=0, response_length=0)
@@ -175,10 +175,6 @@ def _mesh(values: absl_flags.FlagValues) -> Any:
     jax.set_mesh(mesh)
     hosts.check_batch(values.batch_size, mesh, "--batch_size of")
     return mesh
-
-
-def _model(values: absl_flags.FlagValues) -> ModelConfig:
-    return ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1, attention="auto")
 
 
 def _data(values: absl_flags.FlagValues, path: str) -> DataConfig:

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
+from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.errors import UserError
 
 Answer = Callable[[Sequence[Any], int], list[dict[str, Any]]]  # (prompts, number of the call) -> a line for each
@@ -141,9 +141,13 @@ def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
     from srlhfv_jax.stages import generating, moderating
 
     mesh = one_device() if batch_size == 1 else _all_devices(batch_size)
-    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
     policy = generating.load(
-        values.policy, _data(values, batch_size), model, mesh, temperature=values.temperature, seed=values.seed
+        values.policy,
+        _data(values, batch_size),
+        inference(values.dtype),
+        mesh,
+        temperature=values.temperature,
+        seed=values.seed,
     )
     checks = moderating.load(values.guard, mesh, dtype=values.dtype, batch_size=batch_size) if values.guard else None
 

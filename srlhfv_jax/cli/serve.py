@@ -21,7 +21,7 @@ from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.cli.generate import one_device
-from srlhfv_jax.config import DataConfig, ModelConfig
+from srlhfv_jax.config import DataConfig, inference
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service.limits import MIB, Limits
 
@@ -62,8 +62,9 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
         max_pixels=values.max_pixels,
         picture_buckets=1,
     )
-    model = ModelConfig(dtype=values.dtype, param_dtype=values.dtype, remat="none", scan_unroll=1)
-    policy = generating.load(values.policy, data, model, mesh, temperature=values.temperature, seed=values.seed)
+    policy = generating.load(
+        values.policy, data, inference(values.dtype), mesh, temperature=values.temperature, seed=values.seed
+    )
 
     def unreadable(asked):
         theirs = generating.unreadable(policy, [prompt for prompt, _ in asked])

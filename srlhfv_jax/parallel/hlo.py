@@ -5,6 +5,7 @@ Text is read because nothing else says what the compiler left of shapes, memory 
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 BYTES = {"pred": 1, "bf16": 2, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}  # others say their bits: f32, s8, f8e4m3fn
@@ -72,18 +73,26 @@ def _item(dtype: str) -> float:
 def parse(text: str) -> tuple[dict[str, Computation], str]:
     """All computations by name, and the name of the main one."""
     computations: dict[str, Computation] = {}
-    main, current = "", None
-    for line in text.splitlines():
-        if line.startswith(" ") and current is not None:
-            one = _instruction(line)
-            if one is not None:
-                current[one.name] = one
-        elif header := HEADER.match(line):
+    main, current = "", {}
+    for line in _joined(text):
+        if header := HEADER.match(line):
             current = computations[header[2]] = {}
             main = header[2] if header[1] else main
-        else:
-            current = None
+        elif one := _instruction(line):
+            current[one.name] = one
     return computations, main
+
+
+def _joined(text: str) -> Iterator[str]:
+    """Lines, where an attribute that spans several (the metadata of a kernel) is one with its instruction."""
+    held = ""
+    for line in text.splitlines():
+        if ASSIGNMENT.match(line) or HEADER.match(line) or line in ("", "}"):
+            yield held
+            held = line
+        else:
+            held += line
+    yield held
 
 
 def _instruction(line: str) -> Instruction | None:
