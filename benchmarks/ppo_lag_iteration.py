@@ -30,7 +30,7 @@ from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import heads, lora, roles, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
-from srlhfv_jax.parallel import hosts, memory, rules
+from srlhfv_jax.parallel import cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.stages.ppo_lag import Iteration, Models
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
     args = parser.parse_args()
-    memory.keep_freed()
+    cpu.prepare()
     size = SIZES[args.size]
     config = dataclasses.replace(model_config(size), dtype=args.dtype, remat=args.remat, scan_unroll=0 if size.layers < 16 else 1)
     result = measure(size, args.sharing, args.iterations, config)

@@ -60,6 +60,13 @@ def test_what_a_held_out_cell_asks_is_taught_by_its_relatives(seed):
         assert any(c.intent == cell.intent and CONCEPTS[c.concept]._asdict()[column] == wanted for c in cells.train), cell
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_most_contextual_questions_about_a_thing_are_taught(seed):
+    cells = rows.split_cells(seed)
+    taught = collections.Counter(c.concept for c in cells.train if c.intent in CONTEXTUAL)
+    assert min(taught[name] for name, thing in CONCEPTS.items() if thing.seen) > len(CONTEXTUAL) / 2
+
+
 def test_no_held_out_cell_is_in_a_training_row(sft):
     train_rows = [*sft, *rows.prompt_rows(0, CELLS, "train", 500), *rows.probe_rows(0, CELLS, "train", 200, None)]
     train_cells = {Cell(row["concept"], row["intent"]) for row in train_rows}

@@ -12,13 +12,13 @@ from absl import flags as absl_flags
 from srlhfv_jax import config as settings_of
 from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.config import QuickstartConfig
-from srlhfv_jax.parallel import memory
+from srlhfv_jax.parallel import cpu
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
 
 def main(argv: list[str]) -> None:
-    memory.keep_freed()
+    cpu.prepare()
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "runs/quickstart", flags.WORKDIR, flag_values=values)
     absl_flags.DEFINE_integer("seed", None, "seed of everything; default: config.seed", lower_bound=0, flag_values=values)

@@ -32,6 +32,7 @@ TEST_PICTURES = 24  # per concept, of the validation and of the test split
 # Shares of held-out cells, within each (intent, harmful or not).
 TEST_SHARE = {"contextual": 0.20, "neutral": 0.15}
 VALIDATION_SHARE = 0.10
+MOST_HELD_OUT = 2  # of the contextual questions about one thing
 
 
 class Mix(NamedTuple):
@@ -123,10 +124,11 @@ def split_cells(seed: int) -> Cells:
     """Hold out whole cells for test and validation, the same share of every (intent, harmful or not).
 
     What a held-out cell asks can be known from others: of the things that share its hazard (contextual) or kind (neutral) at
-    least half keep their cell of this intent in training.
+    least half keep their cell of this intent in training, and most contextual questions about a thing stay there.
     """
     rng = np.random.default_rng((seed, 1))
     parts: dict[str, list[Cell]] = {"train": [], "validation": [], "test": []}
+    held_out = dict.fromkeys(CONCEPTS, 0)  # contextual questions about each thing
     for intent in INTENTS:
         contextual = intent in CONTEXTUAL
         test_share = TEST_SHARE["contextual" if contextual else "neutral"]
@@ -136,13 +138,15 @@ def split_cells(seed: int) -> Cells:
             may_leave = {name: family.count(name) // 2 for name in set(family)}
             wanted = {"test": round(test_share * len(things)), "validation": round(VALIDATION_SHARE * len(things))}
             for i in rng.permutation(len(things)):
-                part = next((name for name, left in wanted.items() if left > 0), "train")
-                if may_leave[family[i]] == 0:
+                name = things[i].name
+                part = next((part for part, left in wanted.items() if left > 0), "train")
+                if may_leave[family[i]] == 0 or held_out[name] == MOST_HELD_OUT:
                     part = "train"
                 if part != "train":
                     wanted[part] -= 1
                     may_leave[family[i]] -= 1
-                parts[part].append(Cell(things[i].name, intent))
+                    held_out[name] += contextual
+                parts[part].append(Cell(name, intent))
     unseen = tuple(Cell(c.name, intent) for c in CONCEPTS.values() if not c.seen for intent in INTENTS)
     return Cells(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]), unseen)
 
