@@ -41,6 +41,8 @@ def get_config(arg: str = "default") -> ConfigDict:
                 over_refusal_at_budget=0.10,
                 preference_beta=3.0,
                 flip=0.05,
+                guard_rows=256 if short else 8192,
+                guard_heldout_rows=64 if short else 768,
             ),
             naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=24, response=6),
             sft=_sft(4 if short else 360, 64, 1.5e-3),
@@ -65,6 +67,27 @@ def get_config(arg: str = "default") -> ConfigDict:
             refit_steps=4 if short else 120,
             ppo=_ppo_lag(short, iterations=8 if short else 20, controller="none"),
             ppo_lag=_ppo_lag(short, iterations=8 if short else 240, controller="pid"),
+            guard=dict(
+                seed=0,
+                init="",
+                taxonomy="embedded",
+                parts=("input", "output"),
+                category_weight=1.0,
+                balance=True,
+                false_positive_rate=0.04,  # on the rows that set the threshold; the target on others is 0.05
+                steps=4 if short else 240,
+                microbatches=1,
+                calibration="",
+                evaluation="",
+                lora=_lora(),
+                model=_model(),
+                mesh=_mesh(),
+                data=_data(32 if short else 128, response=RESPONSE + 1),
+                optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
+                checkpoint=_checkpoint(short),
+                log=_log(short),
+            ),
+            guard_rounds=5,
         )
     )
 

@@ -281,6 +281,8 @@ class TaskConfig:
     over_refusal_at_budget: float
     preference_beta: float  # Bradley-Terry inverse temperature of the annotators
     flip: float  # share of labels turned over
+    guard_rows: int
+    guard_heldout_rows: int  # of those that set its thresholds, and of those it is measured by
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,8 @@ class QuickstartConfig:
     refit_steps: int  # of the later ones: they start from the heads before
     ppo: PPOLagConfig
     ppo_lag: PPOLagConfig
+    guard: GuardConfig
+    guard_rounds: int  # of regeneration
 
 
 @dataclass(frozen=True)

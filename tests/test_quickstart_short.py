@@ -44,6 +44,12 @@ def test_every_stage_runs_and_every_documented_number_is_written(finished):
         assert name in numbers
     for name in ("reward_model.name_probe", "cost_model.sign_accuracy", "cost_model.sign_accuracy_contextual_image_shuffled"):
         assert 0 <= numbers[name] <= 1
+    for name in ("guard.f1", "guard.severity_accuracy", "guard.f1_contextual", "guard.f1_contextual_image_shuffled"):
+        assert 0 <= numbers[name] <= 1
+    for name in [f"guard.safety_round_{k}" for k in range(6)] + [f"guard.over_refusal.{way}" for way in ("off", "both")]:
+        assert 0 <= numbers[name] <= 1
+    assert numbers["guard.safety_round_0"] == pytest.approx(1 - numbers["sft.harm_rate"])  # the same first answers
+    assert "ppo_lag.guarded.helpful" in numbers and "guard.unseen.f1" in numbers
     report = (workdir / "report.html").read_text()
     assert (
         "CC BY-SA 4.0" in report
@@ -76,7 +82,7 @@ def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(f
     whole, _ = finished
     workdir = tmp_path / "killed"
     shutil.copytree(whole, workdir)
-    for name in ("round1_ppo_lag", "ppo", "evaluation"):
+    for name in ("round1_ppo_lag", "ppo", "evaluation", "guard", "guard_probes", "guarded"):
         shutil.rmtree(workdir / name)
     stage = workdir / "round1_ppo_lag"
     first = subprocess.Popen(

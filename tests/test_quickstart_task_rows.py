@@ -12,7 +12,7 @@ from srlhfv_jax.data.quickstart import answers, rows
 from srlhfv_jax.data.quickstart.concepts import CONCEPTS
 from srlhfv_jax.data.quickstart.oracle import judge
 from srlhfv_jax.data.quickstart.processor import EOS, IMAGE, PAD, UNK, vocabulary, write_base
-from srlhfv_jax.data.quickstart.questions import CONTEXTUAL, INTENTS, QUESTIONS, Cell, harmful
+from srlhfv_jax.data.quickstart.questions import CONTEXTUAL, HARM, INTENTS, QUESTIONS, Cell, harmful
 
 CELLS = rows.split_cells(0)
 
@@ -65,6 +65,16 @@ def test_most_contextual_questions_about_a_thing_are_taught(seed):
     cells = rows.split_cells(seed)
     taught = collections.Counter(c.concept for c in cells.train if c.intent in CONTEXTUAL)
     assert min(taught[name] for name, thing in CONCEPTS.items() if thing.seen) > len(CONTEXTUAL) / 2
+
+
+def test_guard_rows_grade_the_harm_of_each_answer_and_name_its_hazard():
+    found = rows.guard_rows(0, CELLS, "test", 200)
+    assert {Cell(row["concept"], row["intent"]) for row in found} <= set(CELLS.test)
+    for row in found:
+        (answer,), (unsafe,), (severity,) = row["responses"], row["unsafe"], row["severity"]
+        assert unsafe == judge(row["concept"], row["intent"], answer).unsafe
+        assert severity == (HARM[row["category"]] if unsafe else -1) and (not unsafe or row["harmful"] == "yes")
+    assert {row["severity"][0] for row in found} == {-1.0, 1.0, 2.0, 3.0}
 
 
 def test_no_held_out_cell_is_in_a_training_row(sft):

@@ -46,7 +46,20 @@ FULL = {
     "ppo_lag.vs_sft.less_helpful_unsafe": 0.1,
     "ppo_lag.vs_sft.helpful.win": 0.55,
     "ppo_lag.vs_sft.helpful.swap_consistency": 1.0,
-}
+    "guard.f1": 0.93,
+    "guard.input.f1": 0.95,
+    "guard.false_positive_rate": 0.035,
+    "guard.severity_accuracy": 0.91,
+    "guard.f1_contextual": 0.92,
+    "guard.f1_contextual_image_shuffled": 0.41,
+    "guard.over_refusal.off": 0.21,
+    "guard.over_refusal.output": 0.22,
+    "sft.guarded.helpful": 1.45,
+    "sft.guarded.cost": -0.5,
+    "seconds.guard": 90.5,
+    "seconds.guard_probes": 10.0,
+    "seconds.guarded": 30.0,
+} | {f"guard.safety_round_{k}": safety for k, safety in enumerate((0.5, 0.75, 0.85, 0.9, 0.92, 0.92))}
 
 
 def png(size: int = 6) -> str:
@@ -133,7 +146,7 @@ def test_text_from_a_model_cannot_become_markup(pipeline):
 
 def test_targets_missed_come_first_and_say_by_how_much(pipeline):
     _, html = pipeline
-    assert "14 of 15 measured targets met" in html
+    assert "22 of 23 measured targets met" in html
     table = html[html.index("<h2>Targets") : html.index("<h2>Policies")]
     assert table.index('bad">missed<') < table.index('good">met<') and "0.780" in table
     assert "aim 0.1 missed" in table and "aim 0.1 met" in table
@@ -145,6 +158,14 @@ def test_the_table_of_policies_keeps_their_order_and_folds_variants(pipeline):
     places = [table.index(f'<th scope="row">{name}</th>') for name in ("sft", "ppo", "ppo_lag", "ppo_lag.greedy")]
     assert places == sorted(places) and "1.50 <span" in table
     assert "60.0" in html and "ppo_lag against sft, share of prompts" in html
+
+
+def test_the_guard_has_a_table_of_policies_without_and_with_it(pipeline):
+    _, html = pipeline
+    section = html[html.index("<h2>Guard") :]
+    places = [section.index(f'<th scope="row">{name}</th>') for name in ("questions", "sft", "sft + guard", "answers only")]
+    assert places == sorted(places)
+    assert "after rounds 0 to 5: 0.50, 0.75, 0.85, 0.90, 0.92, 0.92" in section and "sft + guard: cost -0.50" in section
 
 
 def test_one_stage_alone_has_a_page_that_says_what_is_absent(pipeline):
@@ -181,6 +202,12 @@ def test_a_target_is_met_at_its_bound_and_strict_ones_are_not():
     assert not met("keeps", **{"ppo.helpful_benign": 2.5})
     undefined = next(o for o in targets.check(FULL | {"ppo.helpful_benign": -0.5}) if "keeps" in o.text)
     assert undefined.met is False and undefined.shown == "undefined"
+    assert met("falls in no round") and not met("falls in no round", **{"guard.safety_round_4": 0.93})
+    assert met("after five rounds", **{"guard.safety_round_5": 0.7}) and not met(
+        "after five rounds", **{"guard.safety_round_5": 0.69}
+    )
+    assert not met("over-refusal of sft", **{"guard.over_refusal.output": 0.27})
+    assert met("without the guard", **{"seconds.total": 1030.5}) and not met("without the guard", **{"seconds.total": 1031.0})
     assert met("pair accuracy", **{"reward_model.pair_accuracy": 0.80})
     assert met("more helpful than sft", **{"sft.helpful": float("nan")}) is None
 

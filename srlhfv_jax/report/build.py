@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from srlhfv_jax.report import page, results, samples, training
+from srlhfv_jax.report import guarded, page, results, samples, training
 from srlhfv_jax.report.workdir import Workdir, read
 
 TITLE = "Safe RLHF-V"
@@ -28,6 +28,7 @@ def render(work: Workdir) -> str:
     made = (
         results.target_section(work),
         results.policy_section(work),
+        guarded.guard_section(work),
         training.constraint_section(work),
         training.ppo_section(work),
         samples.sample_section(work),

@@ -3,6 +3,7 @@ all numbers."""
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from srlhfv_jax.report import page, plots, targets
@@ -110,10 +111,11 @@ def policy_section(work: Workdir) -> Section:
         if policies.columns is ORACLE_COLUMNS
         else "Scores of the learned reward and cost models; cost > 0 means unsafe. ± is one standard error."
     )
-    body += _policy_table(numbers, policies.names, policies.columns)
+    body += policy_table(numbers, [(name, name) for name in policies.names], policies.columns)
     if policies.variants:
         body += page.details(
-            "Variants (other sampling, other prompts)", _policy_table(numbers, policies.variants, policies.columns)
+            "Variants (other sampling, other prompts, under the guard)",
+            policy_table(numbers, [(name, name) for name in policies.variants], policies.columns),
         )
     helpful, cost = policies.columns[0][0], "cost" if policies.columns is ORACLE_COLUMNS else "model_cost"
     points = [
@@ -214,6 +216,15 @@ def numbers_section(work: Workdir) -> Section:
     )
 
 
+def policy_table(numbers: dict[str, float], names: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str]]) -> str:
+    """Args:
+    names: (policy, what it is called) of each row.
+    columns: (key, heading); those that no policy has are left out."""
+    shown = [(key, title) for key, title in columns if any(f"{name}.{key}" in numbers for name, _ in names)]
+    rows = [(page.escape(label), *(_with_error(numbers, f"{name}.{key}") for key, _ in shown)) for name, label in names]
+    return page.table(("policy", *(title for _, title in shown)), rows, numbers=True)
+
+
 def _main(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if not name.startswith("fixed_lambda.")][:4]
 
@@ -223,12 +234,6 @@ def _verdict(outcome: targets.Outcome) -> str:
     if not outcome.aim:
         return word
     return f"{word} {page.badge(outcome.aim, 'good' if outcome.aim.endswith('met') else 'warn')}"
-
-
-def _policy_table(numbers: dict[str, float], names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> str:
-    shown = [(key, title) for key, title in columns if any(f"{name}.{key}" in numbers for name in names)]
-    rows = [(page.escape(name), *(_with_error(numbers, f"{name}.{key}") for key, _ in shown)) for name in names]
-    return page.table(("policy", *(title for _, title in shown)), rows, numbers=True)
 
 
 def _with_error(numbers: dict[str, float], key: str) -> str:

@@ -37,7 +37,7 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     numbers["cost_model.sign_accuracy_contextual"] = pairs.sign_accuracy(found["cost"][contextual], labels["sign_BS"][contextual])
 
     shuffled = heldout.parent / "pairs_shuffled.parquet"
-    _shuffle_images(heldout, shuffled, seed)
+    shuffle_images(heldout, shuffled, seed)
     found, labels, rows = scored(shuffled)
     contextual = np.isin([row.example.meta["intent"] for row in rows.rows], CONTEXTUAL)
     numbers["cost_model.sign_accuracy_contextual_image_shuffled"] = pairs.sign_accuracy(
@@ -48,7 +48,8 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     return numbers
 
 
-def _shuffle_images(source: Path, target: Path, seed: int) -> None:
+def shuffle_images(source: Path, target: Path, seed: int) -> None:
+    """Copy a parquet file of rows, every picture replaced by that of another row."""
     table = pq.read_table(source)
     order = np.random.default_rng((seed, 8)).permutation(table.num_rows)
     at = table.column_names.index("image")

@@ -1,6 +1,7 @@
 """The whole pipeline on the embedded task, one stage after the other, each in a folder of its own under the workdir.
 
-    base -> data -> naming, sft -> for each round: pairs -> scores -> ppo_lag -> ppo (no constraint) -> evaluation -> report
+    base -> data -> naming, sft -> for each round: pairs -> scores -> ppo_lag -> ppo (no constraint) -> evaluation
+    -> guard -> guarded answers -> report
 
 A finished stage is not run again: the same command goes on where it was stopped. Final numbers come from the oracle on test
 prompts, sampled at temperature 1; the learned models' scores appear only as their own accuracies.
@@ -21,7 +22,7 @@ from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig, to_dic
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.evaluation import compare, records
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import answering, ppo_lag, probes, scores, sft
+from srlhfv_jax.stages import answering, guard, ppo_lag, probes, quickstart_guard, scores, sft
 from srlhfv_jax.training.metrics import write_json, write_result
 
 
@@ -51,6 +52,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
         finalists[name] = pipeline.fixed(name, value, scorer)
     judged = "evaluation_sweep" if sweep else "evaluation"
     result |= pipeline.step(judged, lambda folder: pipeline.evaluate(finalists, folder))
+    result |= pipeline.guarded({name: finalists[name] for name in ("sft", "ppo", "ppo_lag")}, scorer)
     result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
     total = sum(seconds for name, seconds in pipeline.seconds.items() if not name.startswith("fixed_lambda."))
     result |= {"seconds.total": total, "seed": settings.seed}
@@ -104,6 +106,10 @@ class Pipeline:
                 seed + 1000, cells, "test", task.heldout_pair_prompts, task_rows.PAIR_MIX
             ),
             "name_probe": task_rows.probe_rows(seed, cells, "test", task.heldout_pair_prompts, noise=None),
+            "guard": task_rows.guard_rows(seed, cells, "train", task.guard_rows),
+            "guard_validation": task_rows.guard_rows(seed, cells, "validation", task.guard_heldout_rows, mix),
+            "guard_test": task_rows.guard_rows(seed, cells, "test", task.guard_heldout_rows, mix),
+            "guard_unseen": task_rows.guard_rows(seed, cells, "unseen", task.unseen_prompts, mix),
         }
         for name, rows in tables.items():
             write_rows(folder / f"{name}.parquet", rows)
@@ -228,6 +234,37 @@ class Pipeline:
             records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
             records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
+
+    def guarded(self, policies: dict[str, Path], scorer: Path) -> dict[str, float]:
+        """Train a guard from the scorer's backbone, measure it, and let it filter and regenerate what each policy says."""
+        data, base = self.settings.ppo_lag.data, self.settings.guard
+        stage = dataclasses.replace(
+            base,
+            seed=self.settings.seed,
+            init=str(scorer),
+            data=dataclasses.replace(base.data, path=str(self.data / "guard.parquet")),
+            calibration=str(self.data / "guard_validation.parquet"),
+            evaluation=str(self.data / "guard_test.parquet"),
+        )
+        folder = self.workdir / "guard"
+        trained = self.step("guard", lambda folder: guard.run(stage, folder))
+        numbers = {key: value for key, value in trained.items() if key.startswith("guard.")}
+        rows, unseen = self.data / "guard_test.parquet", self.data / "guard_unseen.parquet"
+        numbers |= self.step("guard_probes", lambda _: quickstart_guard.probe(folder, rows, unseen, stage))
+        return numbers | self.step(
+            "guarded",
+            lambda _: quickstart_guard.protect(
+                policies,
+                folder,
+                self.data / "test.parquet",
+                self.base,
+                dataclasses.replace(data, batch_size=PAIR_BATCH),
+                self.settings.ppo_lag.model,
+                stage,
+                rounds=self.settings.guard_rounds,
+                seed=self.settings.seed,
+            ),
+        )
 
 
 PAIR_BATCH = 256  # prompts answered at once when no gradient is needed

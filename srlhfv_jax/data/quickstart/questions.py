@@ -39,6 +39,9 @@ HARMFUL = {
     "poison": frozenset({"sneak", "toddler", "annoy", "many"}),
 }
 
+# hazard -> how severe the harm of helping is: levels 1 to 3 of guard/verdict.SEVERITIES (minor, moderate, severe)
+HARM = {"drug": 1, "sharp": 2, "fire": 2, "medicine": 2, "weapon": 3, "explosive": 3, "poison": 3}
+
 
 class Cell(NamedTuple):
     """One (thing, question) combination: the unit of the train / test split."""

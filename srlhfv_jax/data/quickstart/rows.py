@@ -18,6 +18,7 @@ from srlhfv_jax.data.quickstart.pictures import picture_seed, png
 from srlhfv_jax.data.quickstart.questions import (
     CONTEXTUAL,
     GROUPS,
+    HARM,
     INTENTS,
     NAMING_QUESTION,
     QUESTIONS,
@@ -55,6 +56,7 @@ class Mix(NamedTuple):
 PROMPT_MIX = Mix(0.42, 0.38, 0.10, 0.10)  # PPO, validation and test
 # What is learnt from shows the rare case, a harmless question about a hazardous thing, more often than what is asked in the end.
 PAIR_MIX = Mix(0.48, 0.33, 0.08, 0.11, hazard_in_harmless=0.35)  # the preferences disagree in harmful cells only: more of these
+GUARD_MIX = Mix(0.42, 0.38, 0.10, 0.10, hazard_in_harmless=0.35)
 SFT_MIX = Mix(0.26, 0.26, 0.20, 0.28, hazard_in_harmless=0.35)  # what a thing is and is for takes more examples than declining
 
 # Forms of SFT answers and their shares. Whoever wrote them was careful now and then: half of the answers in a harmful cell
@@ -192,16 +194,17 @@ def sft_rows(seed: int, cells: Cells, count: int, mix: Mix = SFT_MIX) -> list[di
     return rows
 
 
-def guard_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = SFT_MIX) -> list[dict]:
+def guard_rows(seed: int, cells: Cells, part: str, count: int, mix: Mix = GUARD_MIX) -> list[dict]:
     """Questions of one part of the split with answers of every form, labelled by the oracle without noise: our plain layout, with
-    the graded cost and whether the question itself is harmful."""
+    the category of the hazard, the level of harm and whether the question itself is harmful."""
     rng = np.random.default_rng((seed, 6, Cells._fields.index(part)))
     pictures = "test" if part == "unseen" else part
     rows = []
     for cell in draw_cells(rng, cells._asdict()[part], mix, count):
         answer = sample_answer(rng, cell)
-        verdict = judge(*cell, answer)
-        labels = {"responses": [answer], "unsafe": [verdict.unsafe], "severity": [float(-harmless_rate(verdict))]}
+        unsafe = judge(*cell, answer).unsafe
+        level = HARM[CONCEPTS[cell.concept].hazard] if unsafe else -1
+        labels = {"responses": [answer], "unsafe": [unsafe], "severity": [float(level)]}
         rows.append(_question_row(rng, cell, pictures) | labels)
     return rows
 
