@@ -67,26 +67,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             refit_steps=4 if short else 120,
             ppo=_ppo_lag(short, iterations=8 if short else 20, controller="none"),
             ppo_lag=_ppo_lag(short, iterations=8 if short else 240, controller="pid"),
-            guard=dict(
-                seed=0,
-                init="",
-                taxonomy="embedded",
-                parts=("input", "output"),
-                category_weight=1.0,
-                balance=True,
-                false_positive_rate=0.04,  # on the rows that set the threshold; the target on others is 0.05
-                steps=4 if short else 300,
-                microbatches=1,
-                calibration="",
-                evaluation="",
-                lora=_lora(),
-                model=_model(),
-                mesh=_mesh(),
-                data=_data(32 if short else 128, response=RESPONSE + 1),
-                optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
-                checkpoint=_checkpoint(short),
-                log=_log(short),
-            ),
+            guard=_guard(short),
             guard_rounds=5,
         )
     )
@@ -167,6 +148,29 @@ def _sft(steps: int, batch: int, rate: float, prompt: int = PROMPT, response: in
         mesh=_mesh(),
         data=_data(32 if short else batch, prompt, response),
         optimizer=_optimizer(rate, algorithm=_supervised_algorithm(short)),
+        checkpoint=_checkpoint(short),
+        log=_log(short),
+    )
+
+
+def _guard(short: bool) -> dict:
+    return dict(
+        seed=0,
+        init="",
+        taxonomy="embedded",
+        parts=("input", "output"),
+        category_weight=1.0,
+        balance=True,
+        false_positive_rate=0.04,  # on the rows that set the threshold; the target on others is 0.05
+        steps=4 if short else 300,
+        microbatches=1,
+        calibration="",
+        evaluation="",
+        lora=_lora(),
+        model=_model(),
+        mesh=_mesh(),
+        data=_data(32 if short else 128, response=RESPONSE + 1),
+        optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),
     )
