@@ -6,8 +6,9 @@ from tiny_data import dual_row, pku_row, qa_row
 
 from srlhfv_jax.data import guard_rows, rows, taxonomies
 from srlhfv_jax.data.quickstart import rows as task_rows
-from srlhfv_jax.data.quickstart.concepts import RISKS
+from srlhfv_jax.data.quickstart.concepts import CONCEPTS, RISKS
 from srlhfv_jax.data.quickstart.oracle import judge
+from srlhfv_jax.data.quickstart.questions import HARM
 from srlhfv_jax.data.rows import Example
 
 
@@ -94,7 +95,9 @@ def test_rows_of_the_embedded_task_carry_every_label():
     answers = {item.row: item.labels for item in found.items if item.side == 0}
     for number, row in enumerate(raw):
         verdict = judge(row["concept"], row["intent"], row["responses"][0])
-        assert answers[number].exceeds == (verdict.unsafe, verdict.unsafe, False)
+        level = HARM[CONCEPTS[row["concept"]].hazard] if verdict.unsafe else 0
+        assert answers[number].exceeds == tuple(level > k for k in range(3))
         assert answers[number].categories == ((row["category"],) if verdict.unsafe else ())
+    assert {answers[number].exceeds for number in answers} >= {(False,) * 3, (True, False, False), (True, True, False)}
     asked = [item.labels.exceeds[0] for item in found.items if item.side is None]
     assert asked == [row["harmful"] == "yes" for row in raw]
