@@ -39,7 +39,7 @@ from srlhfv_jax.training import ppo, state as states
 PAD, EOS = 0, 2
 WARM_UP = 3  # iterations that are not timed: compiling, and memory grows to what a step needs
 PHASES = ("generate", "score", "update")
-LORA = LoraConfig(rank=16, alpha=32.0, targets=("text/layers/.*_proj",))
+LORA = LoraConfig(rank=16, alpha=32.0, targets=("text/layers/.*_proj",), int8=False)
 
 
 def model_config(size: Size) -> VLMConfig:
@@ -147,8 +147,9 @@ def iterate(
         marks.append(time.perf_counter())
         return result
 
-    policy = iteration.models.backbone(state.params["policy"])
+    policy = iteration.sampler(state.params["policy"])
     rollout = finished(iteration.generate(policy, prompts, states.key(seed, number, "rollout")))
+    del policy
     experience, controller, metrics = finished(
         iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra)
     )

@@ -79,7 +79,7 @@ def _model() -> dict:
 
 def _lora() -> dict:
     """Off: a model of this size is trained whole."""
-    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",))
+    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",), int8=False)
 
 
 def _mesh() -> dict:
@@ -188,7 +188,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         iterations=iterations,
         microbatches=1,
         critic_warmup=0,  # the critics start as copies of the scorer, which knows the end scores
-        rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour"),
+        rollout=dict(temperature=1.0, top_k=0, top_p=1.0, old_logp="behaviour", layout="gathered"),
         ppo=dict(
             kl_coef=0.1,
             gamma=1.0,

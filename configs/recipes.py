@@ -33,6 +33,7 @@ class Recipe:
     rank: int = 16  # of adapters
     step_rows: int = 32  # of sft; scores take half as many pairs
     step_microbatches: int = 1
+    layout: str = "gathered"  # of the policy's weights in a rollout; "training" where a whole copy is too large
 
 
 def smolvlm_256m_shared() -> Recipe:
@@ -89,7 +90,7 @@ def llava15_7b_separate() -> Recipe:
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_separate --topology=v5e:4x8
     """
-    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, -1, 1))
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, -1, 1), layout="training")
 
 
 def qwen25vl_32b_adapters() -> Recipe:
@@ -123,6 +124,7 @@ def qwen25vl_72b_adapters() -> Recipe:
         max_pixels=401_408,
         microbatches=8,
         step_microbatches=16,
+        layout="training",
     )
 
 
@@ -148,7 +150,7 @@ def ppo_lag(name: str, config: ConfigDict) -> ConfigDict:
     recipe = RECIPES[name]
     config.policy, config.sharing = recipe.checkpoint, recipe.sharing
     config.microbatches, config.ppo.minibatches = recipe.microbatches, recipe.minibatches
-    config.data.batch_size = recipe.prompts
+    config.data.batch_size, config.rollout.layout = recipe.prompts, recipe.layout
     _adapters(config, recipe, config.policy_optimizer, config.critic_optimizer)
     return _places(config, recipe)
 

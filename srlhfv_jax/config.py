@@ -67,6 +67,7 @@ class LoraConfig:
     rank: int  # 0 = none: the backbone itself is trained
     alpha: float  # what the adapter adds counts alpha / rank times
     targets: tuple[str, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
+    int8: bool  # the frozen decoder under them in eight bits (models/quantize.py)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ class RolloutConfig:
     top_k: int  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag
     top_p: float  # 1 = off; as top_k
     old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
+    layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are, gathered for each token
 
 
 @dataclass(frozen=True)

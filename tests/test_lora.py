@@ -25,7 +25,7 @@ from srlhfv_jax.parallel import rules
 from srlhfv_jax.stages import ppo_lag, scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
-LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",))
+LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",), int8=False)
 EVERYWHERE = dataclasses.replace(LORA, targets=("text/layers/.*_proj", "vision/layers/"))
 KINDS = ("llava", "qwen2_5_vl", "smolvlm", "gemma3", "mistral with a window")
 
@@ -169,7 +169,10 @@ def rows(picture) -> dict:
 EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}
 
 
-@pytest.mark.parametrize("changes", [{}, EIGHT, {"model.dtype": "bfloat16"}], ids=["float32", "eight devices", "bfloat16"])
+INT8 = EIGHT | {"lora.int8": True, "model.dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("changes", [{}, EIGHT, {"model.dtype": "bfloat16"}, INT8], ids=["one", "eight", "bfloat16", "int8 on eight"])
 def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, changes):
     asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
     done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **(asked | changes)), tmp_path / "ppo_lag")
@@ -179,6 +182,22 @@ def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, cha
     before = load_pretrained(stages / "sft", keep_adapter=True).adapter
     changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), policy.adapter, before)
     assert all(flag == (not path.endswith("lora_scale")) for path, flag in rules.leaves(changed))
+
+
+def test_a_supervised_stage_trains_an_adapter_over_eight_bits_and_exports_it_over_the_checkpoint(stages, picture, tmp_path):
+    start = {"init": str(stages / "whole"), "lora.rank": 4, "lora.int8": True} | rows(picture)
+    assert np.isfinite(sft.run(settings(SFTConfig, "sft", **start), tmp_path / "sft")["loss"])
+    kept = load_pretrained(tmp_path / "sft", keep_adapter=True)
+    jax.tree.map(np.testing.assert_array_equal, kept.params, load_pretrained(stages / "whole").params)
+
+
+def test_eight_bits_of_what_is_trained_are_refused(stages, picture, tmp_path):
+    with pytest.raises(UserError, match="a backbone that stands still: set config.lora.rank above 0 too"):
+        whole = {"init": str(stages / "whole"), "lora.int8": True} | rows(picture)
+        sft.run(settings(SFTConfig, "sft", **whole), tmp_path / "sft")
+    asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores")) | rows(picture)
+    with pytest.raises(UserError, match="the backbone under sharing=adapters"):
+        ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **asked, **{"lora.int8": True}), tmp_path / "ppo_lag")
 
 
 def test_roles_on_another_backbone_and_other_ranks_are_refused(stages, picture, tmp_path):

@@ -40,7 +40,12 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape)
         # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.
         rows = x.reshape(-1, width)
-        y = jax.lax.dot_general(rows, kernel.astype(self.dtype), (((1,), (1 if out_first else 0,)), ((), ())))
+        contracted = (((1,), (1 if out_first else 0,)), ((), ()))
+        if self.has_variable("params", "kernel_scale"):  # whole numbers (models/quantize.py)
+            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted, preferred_element_type=jnp.float32)
+            y = (y * self.get_variable("params", "kernel_scale")[None]).astype(self.dtype)
+        else:
+            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted)
         if self.has_variable("params", "lora_a"):
             a, b, scale = (self.get_variable("params", f"lora_{part}").astype(self.dtype) for part in ("a", "b", "scale"))
             y = y + (rows @ a.T) @ (b * scale).T

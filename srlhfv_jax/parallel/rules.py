@@ -26,6 +26,8 @@ RULES: tuple[Rule, ...] = (
     (r"layers/.*fc[12]/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/qkv/kernel$", P(None, None, "fsdp")),  # q, k and v in one: an axis split evenly would cut across heads of all three
     (r"layers/.*((q|k|v|gate|up)_proj|fc1)/bias$", P(None, "tensor")),
+    (r"layers/.*((q|k|v|gate|up)_proj)/kernel_scale$", P(None, "tensor")),  # of outputs, in eight bits
+    (r"layers/.*(o|down)_proj/kernel_scale$", P()),
     (r"lora_a$", P(None, None, "fsdp")),
     (r"lora_b$", P(None, "fsdp")),
     (r"lora_scale$", P()),
@@ -39,6 +41,9 @@ RULES: tuple[Rule, ...] = (
     (r"/\d+x\d+$", P(None, "tensor", "fsdp")),  # Muon's moments: the kernels of all layers that have one shape
     (r"ns_coeffs$", P()),  # its constants
 )
+
+# Of the policy while it samples: nothing split over fsdp (rollout/layout.py).
+ROLLOUT: tuple[Rule, ...] = tuple((pattern, P(*(axis if axis != "fsdp" else None for axis in spec))) for pattern, spec in RULES)
 
 
 def specs(shapes: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:

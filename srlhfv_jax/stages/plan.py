@@ -13,7 +13,7 @@ import functools
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models import heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, work
+from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.stages import plan_shapes as shapes, scores, setup, sft, supervised
 from srlhfv_jax.stages.ppo_lag import Iteration
@@ -69,7 +70,8 @@ def of(settings: PPOLagConfig | ScoresConfig | SFTConfig, config: VLMConfig, mes
 
 
 def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
-    """State by tree, and generate, score and update, compiled in that order: each takes what the one before gives."""
+    """State by tree, and reshard (if the rollout has a layout of its own), generate, score and update, compiled in that order:
+    each takes what the one before gives."""
     hosts.check_batch(settings.data.batch_size // settings.ppo.minibatches, mesh, "a PPO minibatch of")
     models = shapes.models(settings, config, mesh)
     vocabulary = Vocabulary(pad=0, eos=(2,), never=() if config.image_token is None else (config.image_token,))
@@ -84,15 +86,19 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     controller = shapes.replicated(jax.eval_shape(lambda: lagrangian.init(settings.constraint)), mesh)
     compiled = []
 
-    def compile_one(name: str, function: Callable, resident: Mapping[str, Any], *arguments: Any, loop: int = 1) -> Any:
+    def compile_one(name: str, function: Callable, resident: Any, *arguments: Any, loop: int = 1) -> Any:
         found, outputs = _compile(name, function, everything - shapes.size(resident), limit, loop, *arguments)
         compiled.append(found)
         return outputs
 
     policy = models.backbone(params["policy"])
     base = {} if models.base is None else {"base": models.base}
-    resident, R = {"policy": params["policy"]} | base, settings.data.response_length
-    rollout = compile_one("generate", iteration.generate, resident, policy, prompts, key, loop=R)
+    read, R = policy, settings.data.response_length
+    if settings.rollout.layout == "gathered":
+        read = layout.target(policy, mesh, config.dtype)
+        compiled += _reshard(policy, read, everything, limit)
+    resident = [x for x, want in zip(jax.tree.leaves(policy), jax.tree.leaves(read)) if layout.stays(x, want)]
+    rollout = compile_one("generate", iteration.generate, resident, read, prompts, key, loop=R)
     trees = iteration.scorers(params)
     experience, controller, metrics = compile_one("score", iteration.score, trees, trees, rollout, images, controller)
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
@@ -106,7 +112,7 @@ def supervised_step(settings: SFTConfig | ScoresConfig, config: VLMConfig, mesh:
     hosts.check_batch(settings.data.batch_size, mesh, "a batch of")
     tree, base = {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}, None
     if settings.lora.rank:
-        base = shapes.backbone(config, config.dtype, mesh)
+        base = shapes.base(config, settings.lora, mesh)
         tree = {"adapter": shapes.adapter(settings.lora, base, mesh)}
     if isinstance(settings, ScoresConfig):
         kernels = jax.eval_shape(lambda: heads.init(config, settings.heads, jax.random.key(0)))
@@ -122,6 +128,31 @@ def supervised_step(settings: SFTConfig | ScoresConfig, config: VLMConfig, mesh:
     update = supervised.make_update(loss, optimizer, optimizers.trainable(settings.optimizer, tree), settings.microbatches)
     found, _ = _compile("update", update, 0, limit, 1, whole, base, batch)
     return Plan(state, [found])
+
+
+def _reshard(policy: Any, wanted: Any, everything: int, limit: int) -> list[Compiled]:
+    """Moving the policy's leaves to where a rollout reads them, one after the other: none, or all of it as one function.
+
+    Beside the run's trees there are all copies at the end, and while a leaf moves its temporaries.
+    """
+    moves = [
+        (x, want) for x, want in zip(jax.tree.leaves(policy), jax.tree.leaves(wanted), strict=True) if not layout.stays(x, want)
+    ]
+    if not moves:
+        return []
+    once = {}
+    for x, want in moves:
+        if (x, want) not in once:
+            once[x, want], _ = _compile("reshard", layout.mover(want.dtype, want.sharding), 0, limit, 1, x)
+    before, after = (sum(map(shapes.size, side)) for side in zip(*moves))
+    temporaries = max(one.temporaries for one in once.values())
+    peak, seconds = before + after + temporaries, sum(one.seconds for one in once.values())
+    fits = all(one.fits for one in once.values()) and everything + after + temporaries <= limit
+    counted = None
+    if all(one.work is not None for one in once.values()):
+        parts = tuple(part for move in moves for part in once[move].work.parts)
+        counted = work.Counted(parts, 0)
+    return [Compiled("reshard", seconds, peak, before, temporaries, everything - before, fits, counted)]
 
 
 # What the compiler says of a program that does not fit: of all it needs, or of temporaries, which come on top of arguments.

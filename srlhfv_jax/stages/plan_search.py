@@ -1,9 +1,9 @@
 """The cheapest settings under which a run fits a slice: meshes, microbatches and remat, ordered by arithmetic, compiled in turn.
 
-Arithmetic is for leaving out and for ordering only: what cannot fit (trees, and the larger of cache and kept activations) is
-never compiled, and the rest goes from cheap to dear until `count` of them were. What a compilation shows rules out others: a
-`generate` that does not fit has the same mesh's verdict whatever the microbatches; an `update` that does not fit will not with
-fewer; and once a mesh fits, its dearer variants are not tried.
+Arithmetic is for leaving out and for ordering only: what cannot fit (trees, and the larger of a rollout's copies with its cache
+and kept activations) is never compiled, and the rest goes from cheap to dear until `count` of them were. What a compilation shows
+rules out others: a `generate` that does not fit has the same mesh's verdict whatever the microbatches; an `update` that does not
+fit will not with fewer; and once a mesh fits, its dearer variants are not tried.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parallel.topology import Device
+from srlhfv_jax.rollout import layout
 from srlhfv_jax.stages import plan as planning, plan_shapes as shapes, plan_table
 from srlhfv_jax.training import optimizer as optimizers
 
@@ -61,12 +62,12 @@ def candidates(settings: Settings, config: VLMConfig, devices: Sequence[jax.Devi
     limit, found, smallest = device.limit_gib * 2**30, [], math.inf
     for mesh in _meshes(settings, config, len(devices)):
         at = dataclasses.replace(settings, mesh=mesh)
-        state = state_bytes(at, config, devices)
+        state, copied = state_bytes(at, config, devices), copied_bytes(at, config, devices)
         for microbatches in _powers(_step_rows(settings) // (mesh.data * mesh.fsdp)):
             for remat in REMAT:
                 model = dataclasses.replace(settings.model, remat=remat)
                 one = dataclasses.replace(at, microbatches=microbatches, model=model)
-                least = state + max(cache_bytes(one, config), activation_bytes(one, config))
+                least = state + max(copied + cache_bytes(one, config), activation_bytes(one, config))
                 smallest = min(smallest, least)
                 if least <= limit:
                     found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
@@ -162,7 +163,8 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
         trees, trained = models.trained | models.frozen, models.trained
         rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
     else:
-        backbone = shapes.backbone(config, config.dtype if settings.lora.rank else settings.model.param_dtype, mesh)
+        adapters = settings.lora.rank > 0
+        backbone = shapes.base(config, settings.lora, mesh) if adapters else shapes.backbone(config, settings.model.param_dtype, mesh)
         trees = trained = {"backbone": {"backbone": backbone}}
         if settings.lora.rank:
             trained = {"adapter": {"adapter": shapes.adapter(settings.lora, backbone, mesh)}}
@@ -170,6 +172,18 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
         rates = dict.fromkeys(trained, settings.optimizer)
     states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
     return shapes.size(trees) + sum(map(shapes.size, states))
+
+
+def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:
+    """What a rollout reads that is no tree of the run (rollout/layout.py), on one device."""
+    if not isinstance(settings, PPOLagConfig) or settings.rollout.layout == "training":
+        return 0
+    mesh = make_mesh(settings.mesh, devices)
+    models = shapes.models(settings, config, mesh)
+    policy = models.backbone(models.trained["policy"])
+    wanted = layout.target(policy, mesh, config.dtype)
+    pairs = zip(jax.tree.leaves(policy), jax.tree.leaves(wanted))
+    return shapes.size([want for x, want in pairs if not layout.stays(x, want)])
 
 
 def cache_bytes(settings: Settings, config: VLMConfig) -> float:
@@ -219,7 +233,7 @@ def rough_seconds(settings: Settings, config: VLMConfig, device: Device) -> floa
     if isinstance(settings, PPOLagConfig):
         R = settings.data.response_length
         read = R * (split + cache_bytes(settings, config))
-        links += R * split * (mesh.fsdp - 1) / mesh.fsdp
+        links += (R if settings.rollout.layout == "training" else 1) * split * (mesh.fsdp - 1) / mesh.fsdp
     return compute + read / (device.hbm * 1e9) + links / (device.ici * 1e9)
 
 

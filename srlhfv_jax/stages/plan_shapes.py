@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srlhfv_jax.batches import Images, PairBatch, PromptBatch, SupervisedBatch
-from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.models import heads, lora, roles, vlm
+from srlhfv_jax.models import heads, lora, quantize, roles, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.stages.ppo_lag import Models
@@ -48,12 +48,18 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
             tree["heads"] = placed(shapes, mesh)
         trees[name] = tree
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
-    frozen = trees | ({roles.BASE: {"backbone": frozen_backbone}} if settings.sharing == "adapters" else {})
+    frozen = trees | ({roles.BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})
     return Models(Pretrained(config, {}, {}, None, None), places, trained, frozen, frozenset())
 
 
 def backbone(config: VLMConfig, dtype: str, mesh: Mesh) -> Any:
     return cast(placed(jax.eval_shape(lambda: vlm.init(config, jax.random.key(0))), mesh), dtype)
+
+
+def base(config: VLMConfig, settings: LoraConfig, mesh: Mesh) -> Any:
+    """The frozen backbone under adapters."""
+    whole = backbone(config, config.dtype, mesh)
+    return placed(jax.eval_shape(quantize.int8, whole), mesh) if settings.int8 else whole
 
 
 def adapter(settings: Any, backbone: Any, mesh: Mesh) -> Any:

@@ -23,7 +23,7 @@ from srlhfv_jax.losses import lagrangian, masked
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.rollout import generate as generation, score as scoring, selftest
+from srlhfv_jax.rollout import generate as generation, layout, score as scoring, selftest
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.stages import setup, supervised, validation
@@ -67,7 +67,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
-        evaluate = validation.make(settings, models, started, iteration.generate, notes)
+        evaluate = validation.make(settings, models, started, iteration, notes)
     state = loop.run(
         name="ppo_lag",
         step_fn=iteration,
@@ -140,6 +140,13 @@ class Iteration:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
         return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
 
+    def sampler(self, policy: dict) -> dict:
+        """The backbone that `generate` reads: a copy wherever `config.rollout.layout` differs from where the policy's tree lies."""
+        backbone = self.models.backbone(policy)
+        if self.settings.rollout.layout == "training":
+            return backbone
+        return layout.gather(backbone, layout.target(backbone, self.mesh, self.models.policy.config.dtype))
+
     def scorers(self, params: dict[str, dict]) -> dict[str, dict]:
         """The trees that scoring reads."""
         read = {"policy": params["policy"]} if ppo.one_step(self.settings.ppo) else params
@@ -156,11 +163,10 @@ class Iteration:
         first = self._done is None
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
-        policy = self.models.backbone(state.params["policy"])
-        rollout = self.generate(policy, prompts, states.key(seed, done, "rollout"))
+        rollout = self.generate(self.sampler(state.params["policy"]), prompts, states.key(seed, done, "rollout"))
         experience, controller, metrics = self.score(self.scorers(state.params), rollout, prompts.images, state.extra)
         if first:
-            self._self_test({"backbone": policy}, rollout, experience, prompts.images, done)
+            self._self_test(roles.whole(self.models.base, state.params["policy"]), rollout, experience, prompts.images, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
         params, opt_state, learned = update(
             state.params,
@@ -240,7 +246,7 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
     """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
-    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True)
+    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=settings.lora.int8)
 
     def adapter(path: str) -> dict:
         """Of a checkpoint over the same backbone; {}: it is that backbone."""
@@ -328,9 +334,12 @@ def _check(settings: PPOLagConfig) -> None:
     """Everything about the settings that can be refused before a model is loaded."""
     choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
     choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
+    choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
     choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
+    if settings.lora.int8 and settings.sharing != "adapters":
+        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
     if settings.rollout.top_k or settings.rollout.top_p != 1:
         raise UserError(
             "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"

@@ -23,7 +23,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
-from srlhfv_jax.models import kernels, lora, vlm
+from srlhfv_jax.models import kernels, lora, quantize, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
@@ -56,12 +56,24 @@ def start(settings: Any, workdir: Path) -> Started:
 
 
 def load(
-    path: str, model: ModelConfig, mesh: Mesh, *, random_key: jax.Array | None = None, keep_adapter: bool = False
+    path: str,
+    model: ModelConfig,
+    mesh: Mesh,
+    *,
+    random_key: jax.Array | None = None,
+    keep_adapter: bool = False,
+    int8: bool = False,
 ) -> Pretrained:
     """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place.
 
-    With `keep_adapter` an adapter stays apart, and the backbone, which nobody trains then, is in the dtype of activations.
+    With `keep_adapter` an adapter stays apart, and the backbone, which nobody trains then, is in the dtype of activations, its
+    decoder in eight bits with `int8`.
+
+    Raises:
+        UserError: eight bits of a backbone that would be trained; and as `load_pretrained`.
     """
+    if int8 and not keep_adapter:
+        raise UserError("config.lora.int8 is for a backbone that stands still: set config.lora.rank above 0 too")
     if random_key is None:
         loaded = load_pretrained(
             path,
@@ -71,7 +83,8 @@ def load(
             scan_unroll=unroll(model),
             keep_adapter=keep_adapter,
         )
-        return loaded._replace(config=_computed_in(loaded.config, model))
+        params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
+        return loaded._replace(config=_computed_in(loaded.config, model), params=params)
     shape = load_shape(path, model)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)

@@ -23,12 +23,12 @@ BEST = "best_feasible"
 
 
 def make(
-    settings: PPOLagConfig, models, started: setup.Started, generate: Callable, notes: dict[str, Any]
+    settings: PPOLagConfig, models, started: setup.Started, iteration, notes: dict[str, Any]
 ) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
     Args:
-        generate: the training rollout's own jitted function, so that nothing is compiled twice.
+        iteration: the training's own, so that nothing is compiled twice.
     """
     judge = choose(settings.validation.judge, "config.validation.judge", "models", "oracle")
     data = dataclasses.replace(settings.data, path=settings.validation.path)
@@ -38,9 +38,10 @@ def make(
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
+        sampler = iteration.sampler(policy)
         said, scores = policies.sample_answers(
-            lambda batch, index: generate(
-                models.backbone(policy), hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
+            lambda batch, index: iteration.generate(
+                sampler, hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
             ),
             policies.only_real(setup.in_order(prompts, data, data.batch_size)),
             lambda ids: decode(ids, skip_special_tokens=True),
