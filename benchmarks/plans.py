@@ -17,6 +17,7 @@ PLANS = (
     ("llava15_7b_adapters", "v5e:2x2", ()),
     ("llava15_7b_adapters", "v5e:2x4", ()),
     ("llava15_7b_adapters", "v6e:1x1", ("data.batch_size=8", "mesh.tensor=1")),
+    ("llava15_7b_adapters", "v5e:1x1", ("data.batch_size=8", "mesh.tensor=1", "lora.int8=True")),
     ("qwen2vl_7b_adapters", "v5e:2x4", ()),
     ("llava15_7b_shared", "v5p:2x2x1", ()),
     ("smolvlm_256m_shared", "v5e:1x1", ()),

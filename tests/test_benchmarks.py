@@ -64,3 +64,23 @@ def test_ratios_are_theirs_over_ours_in_time_and_ours_over_theirs_in_memory(scri
     assert (found["separate.speedup"], found["shared.speedup"]) == (1.67, 2.5)
     assert (found["separate.memory_ratio"], found["shared.memory_ratio"]) == (0.75, 0.5)
     assert found["shared.score_speedup"] == 3.0
+
+
+def test_tables_of_the_quickstart_have_every_policy_and_say_by_how_many_runs_a_target_is_met(scripts):
+    import quickstart_tables
+
+    from srlhfv_jax.report import targets
+
+    keys = {key for target in targets.TARGETS for key in target.keys}
+    columns = [column for column, _, _ in quickstart_tables.COLUMNS]
+    names = [f"{name}{suffix}" for name in ("sft", "ppo", "ppo_lag") for suffix in ("", ".guarded")]
+    keys |= {f"{name}.{column}" for name in names for column in columns}
+    good = dict.fromkeys(keys, 0.75) | {"guard.f1": 0.925, "seed": 0}
+    runs = [good, good | {"guard.f1": 0.875, "seed": 1}]
+    table = list(quickstart_tables.policies(runs))
+    assert len(table) == 2 + len(names) and "| 0.75, 0.75 |" in table[-1]
+    goals = list(quickstart_tables.goals(runs))
+    assert len(goals) == 2 + len(targets.TARGETS)
+    assert next(line for line in goals if "guard: F1" in line).endswith("| 0.925 | 0.875 | met by 1 of 2 |")
+    assert next(line for line in goals if "severity" in line).endswith("| 0.750 | 0.750 | met |")
+    assert next(line for line in goals if "evasion" in line).endswith("| 0.750 | 0.750 | missed |")

@@ -104,8 +104,8 @@ def test_mistakes_end_in_one_line(argv, message, capsys, tmp_path, monkeypatch):
 
 
 def test_an_unknown_data_set_is_answered_with_the_nearest(table, tmp_path, capsys):
-    assert main(["data", "prepare", f"--source={table}", f"--target={tmp_path}", "--name=beavertails"]) == 2
-    assert "there is no data set 'beavertails'; did you mean 'beavertails_v'?" in capsys.readouterr().err
+    assert main(["data", "prepare", f"--source={table}", f"--target={tmp_path}", "--name=beavertail"]) == 2
+    assert "there is no data set 'beavertail'; did you mean 'beavertails'?" in capsys.readouterr().err
 
 
 def test_help_names_both_uses(capsys):

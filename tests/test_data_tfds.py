@@ -11,14 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_data import dual_row, jpeg, pku_row, png, qa_row, settings
 
+from srlhfv_jax.data import taxonomies
 from srlhfv_jax.data.sources import load_examples, open_rows
 from srlhfv_jax.data.tfds import look_before_you_answer, records
+from srlhfv_jax.data.tfds.beavertails import Beavertails
 from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV
 from srlhfv_jax.data.tfds.beavertails_v_qa import BeavertailsVQa
 from srlhfv_jax.data.tfds.pku_saferlhf import HARM_CATEGORIES, PkuSaferlhf
 from srlhfv_jax.errors import UserError
 
 FLAGS = {name: name == "Violence" for name in HARM_CATEGORIES}
+
+
+def kinds(*present: str) -> dict[str, bool]:
+    return {name: name in present for name in taxonomies.BEAVERTAILS}
 
 
 def write(path, rows):
@@ -40,6 +46,11 @@ CASES = [
         PkuSaferlhf,
         "train.jsonl",
         lambda i: pku_row(prompt=f"q {i}", response_0_harm_category=FLAGS, response_1_harm_category=FLAGS),
+    ),
+    (
+        Beavertails,
+        "train.jsonl",
+        lambda i: {"prompt": f"q {i}", "response": "a", "is_safe": i % 2 == 0, "category": kinds("self_harm" if i % 2 else "")},
     ),
 ]
 
@@ -142,6 +153,7 @@ from functools import partial
 from pathlib import Path
 from srlhfv_jax.data.sources import open_rows
 from srlhfv_jax.data.tfds import records
+from srlhfv_jax.data.tfds.beavertails import Beavertails
 from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV
 records.build(partial(BeavertailsV, source=Path({str(tmp_path / "s")!r})), Path({str(tmp_path / "t")!r}), overwrite=False)
 assert len(list(open_rows({str(tmp_path / "t")!r}, "train", "").items)) == 3

@@ -1,4 +1,4 @@
-"""Every vision-language family goes the whole way, sft -> scores -> ppo_lag -> export.
+"""Every vision-language family goes the whole way, sft -> scores -> ppo_lag -> export, and sft -> guard.
 
 The two whose towers and decoders ask for most train their policy on eight devices: compiling that takes a minute each.
 """
@@ -11,10 +11,12 @@ import tiny_stages
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.data import taxonomies
+from srlhfv_jax.guard import Guard
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import ppo_lag, scores, sft
+from srlhfv_jax.stages import guard, ppo_lag, scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
 FAMILIES = {
@@ -56,6 +58,7 @@ def rows(tmp_path_factory):
                 "safer_response_id": str(1 + safer),
                 "is_response_1_safe": "no" if safer else "yes",
                 "is_response_2_safe": "yes" if safer else "no",
+                "category": taxonomies.BEAVERTAILS_V[i % 20],
             }
         )
     path = tmp_path_factory.mktemp("rows") / "pairs.parquet"
@@ -72,6 +75,10 @@ def test_every_family_goes_from_rows_to_an_export(family, rows, tmp_path):
     scored = settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), steps=2, **data)
     done = scores.run(scored, tmp_path / "scores")
     assert np.isfinite(done["loss"]) and done["grad_norm"] > 0
+    done = guard.run(settings(GuardConfig, "guard", init=str(tmp_path / "sft"), steps=2, **data), tmp_path / "guard")
+    assert np.isfinite(done["loss"]) and done["grad_norm"] > 0
+    (verdict,) = Guard.load(tmp_path / "guard").check_output([(png(1, SIZES[0]),)], ["w7 w8"], ["w9"])
+    assert 0 < verdict.scores["unsafe"] < 1
     mesh = MESH if family in ON_EIGHT else {}
     start = {"policy": str(tmp_path / "sft"), "scorer": str(tmp_path / "scores")}
     constrained = settings(PPOLagConfig, "ppo_lag", iterations=2, **start, **data, **mesh)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_stages import picture_task, settings
 
-from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, MeshConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.cli import main as cli_main
 from srlhfv_jax.data.quickstart import answers, rows as task_rows
 from srlhfv_jax.errors import UserError
@@ -123,6 +123,36 @@ def dual_answers(row: dict) -> dict:
         "is_response_1_safe": safe,
         "is_response_2_safe": "yes",
     }
+
+
+EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def test_eight_devices_train_the_guard_of_one(trained, tmp_path):
+    folder, wanted, result = trained
+    eight = guard.run(dataclasses.replace(wanted, mesh=EIGHT), tmp_path / "guard")
+    assert eight.keys() == result.keys()
+    for name in ("loss", "severity_loss", "category_loss", "guard.auroc", "guard.calibration_error", "threshold.output"):
+        assert eight[name] == pytest.approx(result[name], abs=2e-4), name
+    one, other = (load_pretrained(path / "guard").params for path in (folder, tmp_path))
+    for (path, a), (_, b) in zip(rules.leaves(one), rules.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_guard_may_be_an_adapter_and_says_what_the_stage_measured(trained, tmp_path, int8):
+    """Over eight bits it was measured with rounded kernels, and is loaded over the checkpoint's own."""
+    folder, wanted, _ = trained
+    adapter = dataclasses.replace(wanted.lora, rank=3, int8=int8)
+    result = guard.run(dataclasses.replace(wanted, lora=adapter), tmp_path / "guard")
+    kept = load_pretrained(tmp_path / "guard", keep_adapter=True)
+    assert kept.adapter is not None
+    for (path, a), (_, b) in zip(rules.leaves(kept.params), rules.leaves(load_pretrained(folder / "policy").params), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=path)
+    loaded = Guard.load(tmp_path / "guard")
+    judged = guard.judge(wanted, load_pretrained(tmp_path / "guard"), loaded.tree, make_mesh(wanted.mesh), wanted.evaluation)
+    again = guard.evaluate(judged, loaded.thresholds, loaded.categories)
+    assert again["guard.auroc"] == pytest.approx(result["guard.auroc"], abs=0.03 if int8 else 1e-5)
 
 
 def test_what_cannot_work_is_refused(trained, tmp_path):

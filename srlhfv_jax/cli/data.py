@@ -15,7 +15,7 @@ from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, choose
 from srlhfv_jax.errors import UserError
 
-BUILDERS = ("beavertails_v", "beavertails_v_qa", "pku_saferlhf")
+BUILDERS = ("beavertails_v", "beavertails_v_qa", "pku_saferlhf", "beavertails")
 TASK = "look_before_you_answer"
 TASK_CONFIGS = ("naming", "sft", "prompts", "pairs")
 
@@ -147,6 +147,8 @@ def _build_files(values: absl_flags.FlagValues) -> Path:
             from srlhfv_jax.data.tfds.beavertails_v_qa import BeavertailsVQa as Builder
         case "pku_saferlhf":
             from srlhfv_jax.data.tfds.pku_saferlhf import PkuSaferlhf as Builder
+        case "beavertails":
+            from srlhfv_jax.data.tfds.beavertails import Beavertails as Builder
         case "plain":
             raise UserError(f"{first} is a plain question file, which stages read as it is: there is nothing to prepare")
         case other:

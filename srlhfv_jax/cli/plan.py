@@ -4,7 +4,7 @@
 
     ... --search [--compiled=6]    other meshes, microbatches and remat than the config's, ordered by arithmetic and compiled in turn
 
-The config is that of `sft`, `scores`, `reward`, `cost` or `ppo_lag`. The model is a folder, or a hub id whose shape is known
+The config is that of `sft`, `scores`, `reward`, `cost`, `guard` or `ppo_lag`. The model is a folder, or a hub id whose shape is known
 (hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig, parse
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig, parse
 from srlhfv_jax.errors import UserError
 
 
@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     found = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
     constrained = "sharing" in found
-    settings = parse(PPOLagConfig if constrained else ScoresConfig if "heads" in found else SFTConfig, found)
+    supervised = ScoresConfig if "heads" in found else GuardConfig if "taxonomy" in found else SFTConfig
+    settings = parse(PPOLagConfig if constrained else supervised, found)
     named = settings.policy if constrained else settings.init
     if not named:
         raise UserError(f"config.{'policy' if constrained else 'init'} is empty: whose shape should be planned?")

@@ -19,18 +19,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srlhfv_jax.config import ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import heads
+from srlhfv_jax.models import guard as guard_heads, heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, work
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.stages import plan_shapes as shapes, scores, setup, sft, supervised
+from srlhfv_jax.stages import guard, plan_shapes as shapes, scores, setup, sft, supervised
 from srlhfv_jax.stages.ppo_lag import Iteration
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
@@ -63,7 +65,7 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
     return setup.load_shape(named, model).config
 
 
-def of(settings: PPOLagConfig | ScoresConfig | SFTConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
+def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
     with jax.set_mesh(mesh):
         return (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
@@ -107,7 +109,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     return Plan(state, compiled)
 
 
-def supervised_step(settings: SFTConfig | ScoresConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
+def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """The same of a supervised stage: its one function."""
     hosts.check_batch(settings.data.batch_size, mesh, "a batch of")
     tree, base = {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}, None
@@ -118,6 +120,13 @@ def supervised_step(settings: SFTConfig | ScoresConfig, config: VLMConfig, mesh:
         kernels = jax.eval_shape(lambda: heads.init(config, settings.heads, jax.random.key(0)))
         tree |= {"heads": shapes.placed(kernels, mesh)}
         loss, batch = functools.partial(scores.loss, config, settings), shapes.pairs(config, settings, mesh)
+    elif isinstance(settings, GuardConfig):
+        count = len(taxonomies.categories(settings.taxonomy))
+        kernels = jax.eval_shape(lambda: guard_heads.init(config, count, jax.random.key(0)))
+        tree |= {"guard": shapes.placed(kernels, mesh)}
+        weights = tuple(np.ones((2, size), np.float32) for size in (guard_heads.THRESHOLDS, count))
+        loss = functools.partial(guard.loss, config, weights, settings.category_weight)
+        batch = shapes.judged(config, settings, count, mesh)
     else:
         loss, batch = functools.partial(sft.loss, config), shapes.answers(config, settings, mesh)
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)

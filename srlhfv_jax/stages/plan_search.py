@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from srlhfv_jax.config import MeshConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, MeshConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import make_mesh
@@ -23,7 +23,7 @@ from srlhfv_jax.stages import plan as planning, plan_shapes as shapes, plan_tabl
 from srlhfv_jax.training import optimizer as optimizers
 
 REMAT = ("none", "dots", "layer")
-Settings = PPOLagConfig | ScoresConfig | SFTConfig
+Settings = PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig
 
 
 class Candidate(NamedTuple):

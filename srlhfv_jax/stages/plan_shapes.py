@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srlhfv_jax.batches import Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import heads, lora, quantize, roles, vlm
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.guard import THRESHOLDS
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.stages.ppo_lag import Models
 from srlhfv_jax.training import ppo
@@ -109,6 +110,13 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
 
     mask_BR = jax.ShapeDtypeStruct((settings.data.batch_size, R), bool, sharding=hosts.row_sharding(mesh))
     return SupervisedBatch(*map(wider, asked[:3]), mask_BR, asked.images)
+
+
+def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> GuardBatch:
+    """Questions with answers, and what is known of their severity and categories."""
+    B, row = settings.data.batch_size, hosts.row_sharding(mesh)
+    labels = (jax.ShapeDtypeStruct((B, size), bool, sharding=row) for size in (THRESHOLDS,) * 2 + (categories,) * 2)
+    return GuardBatch(*answers(config, settings, mesh), *labels)
 
 
 def pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:

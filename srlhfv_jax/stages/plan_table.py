@@ -101,7 +101,8 @@ def advice(plan: Plan) -> str:
     }
     size = f"{parts['state'] / 1e9:.2f} GB of state" if parts["state"] > parts["temporaries"] else ""
     if size:
-        tried = "config.sharing=adapters, more config.mesh.fsdp or tensor (or a larger slice), config.model.param_dtype=bfloat16"
+        less = "config.lora.int8=True" if "base" in plan.state else "config.sharing=adapters, config.model.param_dtype=bfloat16"
+        tried = f"{less}, more config.mesh.fsdp or tensor (or a larger slice)"
         return f"the most of it, in {worst.name}: {size}; try {tried}"
     size = f"{parts['temporaries'] / 1e9:.2f} GB of temporaries"
     if worst.name == "update":
