@@ -96,7 +96,8 @@ def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
 def _cast(config: VLMConfig, trees: dict) -> dict:
     """Backbones of frozen trees in the dtype of activations."""
     return {
-        name: tree | {"backbone": jax.tree.map(lambda x: x.astype(config.dtype), tree["backbone"])} for name, tree in trees.items()
+        name: tree | {"backbone": jax.tree.map(lambda x: x.astype(config.dtype), tree["backbone"])}
+        for name, tree in trees.items()
     }
 
 

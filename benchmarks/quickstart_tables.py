@@ -14,7 +14,14 @@ from typing import Any
 
 from srlhfv_jax.report import targets
 
-POLICIES = (("sft", "supervised"), ("ppo", "PPO, no constraint"), ("ppo_lag", "**PPO-Lagrangian**"))
+POLICIES = (
+    ("sft", "supervised"),
+    ("sft.guarded", "supervised + guard"),
+    ("ppo", "PPO, no constraint"),
+    ("ppo.guarded", "PPO + guard"),
+    ("ppo_lag", "**PPO-Lagrangian**"),
+    ("ppo_lag.guarded", "**PPO-Lagrangian + guard**"),
+)
 COLUMNS = (
     ("helpful", "helpful", 2),
     ("helpful_benign", "on harmless prompts", 2),
@@ -52,9 +59,7 @@ def policies(runs: Runs) -> Iterator[str]:
     yield "| policy (test prompts, sampled at T = 1) | " + " | ".join(heading for _, heading, _ in COLUMNS) + " |"
     yield "|---" * (len(COLUMNS) + 1) + "|"
     for name, label in POLICIES:
-        for suffix, after in (("", ""), (".guarded", " + guard")):
-            shown = f"**{label.strip('*')}{after}**" if label.startswith("**") else label.partition(",")[0] + after if after else label
-            yield f"| {shown} | " + " | ".join(each(runs, f"{name}{suffix}.{key}", digits) for key, _, digits in COLUMNS) + " |"
+        yield f"| {label} | " + " | ".join(each(runs, f"{name}.{key}", digits) for key, _, digits in COLUMNS) + " |"
 
 
 def goals(runs: Runs) -> Iterator[str]:
@@ -69,7 +74,11 @@ def goals(runs: Runs) -> Iterator[str]:
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    runs = [json.loads((Path(folder) / "result.json").read_text()) for folder in sys.argv[1:]]
+    files = [Path(folder) / "result.json" for folder in sys.argv[1:]]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        sys.exit(f"{missing[0]} does not exist: expected the workdir of a quickstart that has finished")
+    runs = [json.loads(file.read_text()) for file in files]
     for part in (summary, policies, goals):
         print("\n".join(part(runs)), end="\n\n")
 

@@ -171,7 +171,7 @@ class RolloutConfig:
     top_k: int  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag
     top_p: float  # 1 = off; as top_k
     old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
-    layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are, gathered for each token
+    layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_tables_of_the_quickstart_have_every_policy_and_say_by_how_many_runs_a_t
 
     keys = {key for target in targets.TARGETS for key in target.keys}
     columns = [column for column, _, _ in quickstart_tables.COLUMNS]
-    names = [f"{name}{suffix}" for name in ("sft", "ppo", "ppo_lag") for suffix in ("", ".guarded")]
+    names = [name for name, _ in quickstart_tables.POLICIES]
     keys |= {f"{name}.{column}" for name in names for column in columns}
     good = dict.fromkeys(keys, 0.75) | {"guard.f1": 0.925, "seed": 0}
     runs = [good, good | {"guard.f1": 0.875, "seed": 1}]

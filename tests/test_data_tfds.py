@@ -17,14 +17,15 @@ from srlhfv_jax.data.tfds import look_before_you_answer, records
 from srlhfv_jax.data.tfds.beavertails import Beavertails
 from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV
 from srlhfv_jax.data.tfds.beavertails_v_qa import BeavertailsVQa
-from srlhfv_jax.data.tfds.pku_saferlhf import HARM_CATEGORIES, PkuSaferlhf
+from srlhfv_jax.data.tfds.pku_saferlhf import PkuSaferlhf
 from srlhfv_jax.errors import UserError
 
-FLAGS = {name: name == "Violence" for name in HARM_CATEGORIES}
+
+def flags(names: tuple[str, ...], *present: str) -> dict[str, bool]:
+    return {name: name in present for name in names}
 
 
-def kinds(*present: str) -> dict[str, bool]:
-    return {name: name in present for name in taxonomies.BEAVERTAILS}
+VIOLENT = flags(taxonomies.PKU_SAFERLHF, "Violence")
 
 
 def write(path, rows):
@@ -45,12 +46,17 @@ CASES = [
     (
         PkuSaferlhf,
         "train.jsonl",
-        lambda i: pku_row(prompt=f"q {i}", response_0_harm_category=FLAGS, response_1_harm_category=FLAGS),
+        lambda i: pku_row(prompt=f"q {i}", response_0_harm_category=VIOLENT, response_1_harm_category=VIOLENT),
     ),
     (
         Beavertails,
         "train.jsonl",
-        lambda i: {"prompt": f"q {i}", "response": "a", "is_safe": i % 2 == 0, "category": kinds("self_harm" if i % 2 else "")},
+        lambda i: {
+            "prompt": f"q {i}",
+            "response": "a",
+            "is_safe": i % 2 == 0,
+            "category": flags(taxonomies.BEAVERTAILS, *["self_harm"] * (i % 2)),
+        },
     ),
 ]
 
@@ -153,7 +159,6 @@ from functools import partial
 from pathlib import Path
 from srlhfv_jax.data.sources import open_rows
 from srlhfv_jax.data.tfds import records
-from srlhfv_jax.data.tfds.beavertails import Beavertails
 from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV
 records.build(partial(BeavertailsV, source=Path({str(tmp_path / "s")!r})), Path({str(tmp_path / "t")!r}), overwrite=False)
 assert len(list(open_rows({str(tmp_path / "t")!r}, "train", "").items)) == 3

@@ -172,7 +172,9 @@ EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}
 INT8 = EIGHT | {"lora.int8": True, "model.dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("changes", [{}, EIGHT, {"model.dtype": "bfloat16"}, INT8], ids=["one", "eight", "bfloat16", "int8 on eight"])
+@pytest.mark.parametrize(
+    "changes", [{}, EIGHT, {"model.dtype": "bfloat16"}, INT8], ids=["one", "eight", "bfloat16", "int8 on eight"]
+)
 def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, changes):
     asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
     done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **(asked | changes)), tmp_path / "ppo_lag")
@@ -185,8 +187,10 @@ def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, cha
 
 
 def test_a_supervised_stage_trains_an_adapter_over_eight_bits_and_exports_it_over_the_checkpoint(stages, picture, tmp_path):
-    start = {"init": str(stages / "whole"), "lora.rank": 4, "lora.int8": True} | rows(picture)
-    assert np.isfinite(sft.run(settings(SFTConfig, "sft", **start), tmp_path / "sft")["loss"])
+    start = {"init": str(stages / "whole"), "lora.rank": 4, "lora.alpha": 8.0} | rows(picture)
+    eight = sft.run(settings(SFTConfig, "sft", **start, **{"lora.int8": True}), tmp_path / "sft")["loss"]
+    plain = sft.run(settings(SFTConfig, "sft", **start), tmp_path / "plain")["loss"]
+    assert eight != plain and eight == pytest.approx(plain, rel=0.01)  # rounded kernels were read
     kept = load_pretrained(tmp_path / "sft", keep_adapter=True)
     jax.tree.map(np.testing.assert_array_equal, kept.params, load_pretrained(stages / "whole").params)
 

@@ -4,8 +4,8 @@
 
     ... --search [--compiled=6]    other meshes, microbatches and remat than the config's, ordered by arithmetic and compiled in turn
 
-The config is that of `sft`, `scores`, `reward`, `cost`, `guard` or `ppo_lag`. The model is a folder, or a hub id whose shape is known
-(hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
+The config is that of `sft`, `scores`, `reward`, `cost`, `guard` or `ppo_lag`. The model is a folder, or a hub id whose shape is
+known (hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
 """
 
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
         print(f"{named} on {values.topology}, mesh ({sizes})", flush=True)
         planned = plan.of(settings, config_of(settings), mesh, topology.limit_bytes(values.topology))
     numbers = plan_table.result(planned, device, settings.data.batch_size)
-    for line in plan_table.table(numbers, planned, device):
+    for line in plan_table.table(numbers, planned, device, settings.lora.int8):
         print(line)
     if values.workdir:
         chosen_settings = {"microbatches": settings.microbatches, "remat": settings.model.remat}

@@ -4,7 +4,7 @@
 
 A dense layer multiplies by the whole numbers, which bfloat16 holds exactly, and scales what comes out (models/layers.py). Nothing
 trains them: an adapter lies over such a backbone as over any other. Symmetric, by the largest absolute weight of each output
-(the vector-wise scheme of Dettmers et al., arXiv 2208.07339, of weights alone). Embeddings, head and vision tower stay as they are.
+(the vector-wise scheme of Dettmers et al., arXiv 2208.07339, of weights alone). Embeddings, head and vision tower stay the same.
 """
 
 import functools

@@ -26,7 +26,7 @@ RULES: tuple[Rule, ...] = (
     (r"layers/.*fc[12]/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/qkv/kernel$", P(None, None, "fsdp")),  # q, k and v in one: an axis split evenly would cut across heads of all three
     (r"layers/.*((q|k|v|gate|up)_proj|fc1)/bias$", P(None, "tensor")),
-    (r"layers/.*((q|k|v|gate|up)_proj)/kernel_scale$", P(None, "tensor")),  # of outputs, in eight bits
+    (r"layers/.*(q|k|v|gate|up)_proj/kernel_scale$", P(None, "tensor")),  # of outputs (models/quantize.py)
     (r"layers/.*(o|down)_proj/kernel_scale$", P()),
     (r"lora_a$", P(None, None, "fsdp")),
     (r"lora_b$", P(None, "fsdp")),

@@ -56,9 +56,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     categories = taxonomies.categories(settings.taxonomy)
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
-    model = setup.load(
-        settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8
-    )
+    model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8)
     heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}

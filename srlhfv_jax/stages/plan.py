@@ -13,7 +13,7 @@ import functools
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,24 +88,24 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     controller = shapes.replicated(jax.eval_shape(lambda: lagrangian.init(settings.constraint)), mesh)
     compiled = []
 
-    def compile_one(name: str, function: Callable, resident: Any, *arguments: Any, loop: int = 1) -> Any:
-        found, outputs = _compile(name, function, everything - shapes.size(resident), limit, loop, *arguments)
+    def compile_one(name: str, function: Callable, resident: int, *arguments: Any, loop: int = 1) -> Any:
+        """`resident`: bytes of the arguments that are trees of the run."""
+        found, outputs = _compile(name, function, everything - resident, limit, loop, *arguments)
         compiled.append(found)
         return outputs
 
     policy = models.backbone(params["policy"])
-    base = {} if models.base is None else {"base": models.base}
-    read, R = policy, settings.data.response_length
-    if settings.rollout.layout == "gathered":
-        read = layout.target(policy, mesh, config.dtype)
-        compiled += _reshard(policy, read, everything, limit)
-    resident = [x for x, want in zip(jax.tree.leaves(policy), jax.tree.leaves(read)) if layout.stays(x, want)]
-    rollout = compile_one("generate", iteration.generate, resident, read, prompts, key, loop=R)
+    moves, R = layout.moves(policy, iteration.layout), settings.data.response_length
+    if moves:
+        compiled.append(_reshard(moves, everything, limit))
+    resident = shapes.size(policy) - shapes.size([x for x, _ in moves])
+    rollout = compile_one("generate", iteration.generate, resident, iteration.layout, prompts, key, loop=R)
     trees = iteration.scorers(params)
-    experience, controller, metrics = compile_one("score", iteration.score, trees, trees, rollout, images, controller)
+    found = compile_one("score", iteration.score, shapes.size(trees), trees, rollout, images, controller)
+    experience, controller, metrics = found
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)
-    compile_one("update", iteration.update, {"params": params, "opt_state": opt_state} | base, *arguments)
+    compile_one("update", iteration.update, shapes.size((params, opt_state, models.base)), *arguments)
     return Plan(state, compiled)
 
 
@@ -139,20 +139,14 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
     return Plan(state, [found])
 
 
-def _reshard(policy: Any, wanted: Any, everything: int, limit: int) -> list[Compiled]:
-    """Moving the policy's leaves to where a rollout reads them, one after the other: none, or all of it as one function.
+def _reshard(moves: Sequence[tuple[Any, Any]], everything: int, limit: int) -> Compiled:
+    """Moving the policy's leaves to where a rollout reads them, one after the other, as if it were one function.
 
     Beside the run's trees there are all copies at the end, and while a leaf moves its temporaries.
     """
-    moves = [
-        (x, want) for x, want in zip(jax.tree.leaves(policy), jax.tree.leaves(wanted), strict=True) if not layout.stays(x, want)
-    ]
-    if not moves:
-        return []
     once = {}
-    for x, want in moves:
-        if (x, want) not in once:
-            once[x, want], _ = _compile("reshard", layout.mover(want.dtype, want.sharding), 0, limit, 1, x)
+    for x, want in dict.fromkeys(moves):
+        once[x, want], _ = _compile("reshard", layout.mover(want.dtype, want.sharding), 0, limit, 1, x)
     before, after = (sum(map(shapes.size, side)) for side in zip(*moves))
     temporaries = max(one.temporaries for one in once.values())
     peak, seconds = before + after + temporaries, sum(one.seconds for one in once.values())
@@ -161,7 +155,7 @@ def _reshard(policy: Any, wanted: Any, everything: int, limit: int) -> list[Comp
     if all(one.work is not None for one in once.values()):
         parts = tuple(part for move in moves for part in once[move].work.parts)
         counted = work.Counted(parts, 0)
-    return [Compiled("reshard", seconds, peak, before, temporaries, everything - before, fits, counted)]
+    return Compiled("reshard", seconds, peak, before, temporaries, everything - before, fits, counted)
 
 
 # What the compiler says of a program that does not fit: of all it needs, or of temporaries, which come on top of arguments.

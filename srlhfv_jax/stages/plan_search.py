@@ -163,12 +163,11 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
         trees, trained = models.trained | models.frozen, models.trained
         rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
     else:
-        adapters = settings.lora.rank > 0
-        backbone = shapes.base(config, settings.lora, mesh) if adapters else shapes.backbone(config, settings.model.param_dtype, mesh)
-        trees = trained = {"backbone": {"backbone": backbone}}
+        trees = trained = {"backbone": {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}}
         if settings.lora.rank:
-            trained = {"adapter": {"adapter": shapes.adapter(settings.lora, backbone, mesh)}}
-            trees = trees | trained
+            base = shapes.base(config, settings.lora, mesh)
+            trained = {"adapter": {"adapter": shapes.adapter(settings.lora, base, mesh)}}
+            trees = trained | {"base": {"backbone": base}}
         rates = dict.fromkeys(trained, settings.optimizer)
     states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
     return shapes.size(trees) + sum(map(shapes.size, states))
@@ -176,14 +175,13 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
 
 def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:
     """What a rollout reads that is no tree of the run (rollout/layout.py), on one device."""
-    if not isinstance(settings, PPOLagConfig) or settings.rollout.layout == "training":
+    if not isinstance(settings, PPOLagConfig):
         return 0
     mesh = make_mesh(settings.mesh, devices)
     models = shapes.models(settings, config, mesh)
     policy = models.backbone(models.trained["policy"])
-    wanted = layout.target(policy, mesh, config.dtype)
-    pairs = zip(jax.tree.leaves(policy), jax.tree.leaves(wanted))
-    return shapes.size([want for x, want in pairs if not layout.stays(x, want)])
+    wanted = layout.target(policy, mesh, config.dtype, settings.rollout.layout)
+    return shapes.size([want for _, want in layout.moves(policy, wanted)])
 
 
 def cache_bytes(settings: Settings, config: VLMConfig) -> float:

@@ -51,8 +51,8 @@ def estimate(one: Compiled, device: Device) -> float:
     return one.work.seconds(device.tflops * 1e12, device.hbm * 1e9, device.ici * 1e9)
 
 
-def table(numbers: Mapping[str, Any], plan: Plan, device: Device) -> Iterator[str]:
-    """The same for people."""
+def table(numbers: Mapping[str, Any], plan: Plan, device: Device, int8: bool) -> Iterator[str]:
+    """The same for people; `int8` as for `advice`."""
     limit = numbers["hbm_limit_gb"]
     half = "" if device.per_chip == 1 else f" ({device.per_chip} devices are one chip)"
     yield f"state on each device{half}"
@@ -70,7 +70,7 @@ def table(numbers: Mapping[str, Any], plan: Plan, device: Device) -> Iterator[st
     yield from _work(plan, device)
     yield f"fits: {'yes' if numbers['fits'] else 'no'}, {max(numbers['hbm_free_fraction'], 0):.0%} of the memory free"
     if numbers["hbm_free_fraction"] < ENOUGH:
-        yield advice(plan)
+        yield advice(plan, int8)
 
 
 def _work(plan: Plan, device: Device) -> Iterator[str]:
@@ -92,8 +92,8 @@ def _work(plan: Plan, device: Device) -> Iterator[str]:
     )
 
 
-def advice(plan: Plan) -> str:
-    """The setting that would change most of what does not fit, or hardly."""
+def advice(plan: Plan, int8: bool) -> str:
+    """The setting that would change most of what does not fit, or hardly. `int8`: the frozen backbone has eight bits already."""
     worst = max(plan.compiled, key=used)
     parts = {
         "state": sum(plan.state.values()),
@@ -101,8 +101,11 @@ def advice(plan: Plan) -> str:
     }
     size = f"{parts['state'] / 1e9:.2f} GB of state" if parts["state"] > parts["temporaries"] else ""
     if size:
-        less = "config.lora.int8=True" if "base" in plan.state else "config.sharing=adapters, config.model.param_dtype=bfloat16"
-        tried = f"{less}, more config.mesh.fsdp or tensor (or a larger slice)"
+        tried = "more config.mesh.fsdp or tensor (or a larger slice)"
+        if "base" not in plan.state:
+            tried = f"config.sharing=adapters, config.model.param_dtype=bfloat16, {tried}"
+        elif not int8:
+            tried = f"config.lora.int8=True, {tried}"
         return f"the most of it, in {worst.name}: {size}; try {tried}"
     size = f"{parts['temporaries'] / 1e9:.2f} GB of temporaries"
     if worst.name == "update":

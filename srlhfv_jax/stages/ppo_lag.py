@@ -67,7 +67,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
-        evaluate = validation.make(settings, models, started, iteration, notes)
+        evaluate = validation.make(settings, iteration, started, notes)
     state = loop.run(
         name="ppo_lag",
         step_fn=iteration,
@@ -119,6 +119,8 @@ class Iteration:
             {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()},
         )
         self.vocabulary = vocabulary
+        backbone = models.backbone(models.trained["policy"])
+        self.layout = layout.target(backbone, mesh, models.policy.config.dtype, settings.rollout.layout)
         self.generate = jax.jit(
             functools.partial(
                 generation.generate,
@@ -141,11 +143,8 @@ class Iteration:
         return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
 
     def sampler(self, policy: dict) -> dict:
-        """The backbone that `generate` reads: a copy wherever `config.rollout.layout` differs from where the policy's tree lies."""
-        backbone = self.models.backbone(policy)
-        if self.settings.rollout.layout == "training":
-            return backbone
-        return layout.gather(backbone, layout.target(backbone, self.mesh, self.models.policy.config.dtype))
+        """The backbone that `generate` reads: copies of what lies otherwise than `config.rollout.layout` says."""
+        return layout.gather(self.models.backbone(policy), self.layout)
 
     def scorers(self, params: dict[str, dict]) -> dict[str, dict]:
         """The trees that scoring reads."""

@@ -39,9 +39,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     choose(settings.sign, "config.sign", "label", "graded")
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
-    model = setup.load(
-        settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8
-    )
+    model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8)
     fresh = heads.init(model.config, settings.heads, states.key(settings.seed, 0, "heads"))
     kept = {name: model.heads[name] for name in settings.heads if name in model.heads}
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))

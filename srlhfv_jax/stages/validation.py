@@ -22,14 +22,13 @@ from srlhfv_jax.training import state as states
 BEST = "best_feasible"
 
 
-def make(
-    settings: PPOLagConfig, models, started: setup.Started, iteration, notes: dict[str, Any]
-) -> Callable[[Any, int], dict]:
+def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[str, Any]) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
     Args:
-        iteration: the training's own, so that nothing is compiled twice.
+        iteration: the training's own (stages/ppo_lag.py), so that nothing is compiled twice.
     """
+    models = iteration.models
     judge = choose(settings.validation.judge, "config.validation.judge", "models", "oracle")
     data = dataclasses.replace(settings.data, path=settings.validation.path)
     prompts = setup.prepare("prompts", data, models.policy)

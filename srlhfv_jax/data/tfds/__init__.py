@@ -1,8 +1,9 @@
 """TFDS builders that write ArrayRecord without TensorFlow, and read again by `data/sources.py` row by row.
 
-    beavertails_v, beavertails_v_qa, pku_saferlhf    from files the user downloaded (TFDS calls it the manual folder)
-    look_before_you_answer                           the embedded task, generated
-    records                                          what they share: columns -> features, files -> splits, rows -> records
+    beavertails_v, beavertails_v_qa, beavertails, pku_saferlhf    from files the user downloaded (TFDS calls it the manual folder)
+    local_files                                                   what these four share
+    look_before_you_answer                                        the embedded task, generated
+    records                                                       of all: columns -> features, files -> splits, rows -> records
 
 Importing `tensorflow_datasets` does not import TensorFlow, and nothing called here does.
 """

@@ -50,7 +50,7 @@ class LookBeforeYouAnswer(tfds.core.GeneratorBasedBuilder):
     """Splits and rows as they are given."""
 
     name = "look_before_you_answer"
-    code_path = None  # as in beavertails_v.py
+    code_path = None  # as in local_files.py
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in COLUMNS]
 
