@@ -30,6 +30,15 @@ def get_config(arg: str = "default") -> ConfigDict:
             microbatches=1,
             calibration="",  # held-out rows that set the thresholds
             evaluation="",  # other held-out rows
+            pairs=dict(
+                path="",  # dual preferences: reward and cost heads beside the guard's, on one backbone
+                batch_size=2 if tiny else 32,
+                coef=1.0,
+                sign="label",
+                sign_weight=1.0,
+                score_l2=1e-3,
+                evaluation="",  # held-out pairs
+            ),
             lora=sections.lora(),
             model=sections.model(tiny),
             mesh=sections.mesh(),

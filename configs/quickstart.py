@@ -166,6 +166,7 @@ def _guard(short: bool) -> dict:
         microbatches=1,
         calibration="",
         evaluation="",
+        pairs=dict(path="", batch_size=64, coef=1.0, sign="label", sign_weight=1.0, score_l2=1e-3, evaluation=""),
         lora=_lora(),
         model=_model(),
         mesh=_mesh(),

@@ -91,7 +91,7 @@ def llava15_7b_separate() -> Recipe:
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_separate --topology=v5e:4x8
     """
-    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, -1, 1), layout="training")
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, 8, 4))
 
 
 def qwen25vl_32b_adapters() -> Recipe:
@@ -121,11 +121,10 @@ def qwen25vl_72b_adapters() -> Recipe:
         "v6e:4x4",
         "adapters",
         32,
-        (1, 2, 8),
+        (1, 1, 16),
         max_pixels=401_408,
         microbatches=8,
         step_microbatches=16,
-        layout="training",
     )
 
 
@@ -163,6 +162,8 @@ def supervised(name: str, config: ConfigDict, rows: int = 1) -> ConfigDict:
     recipe = RECIPES[name]
     config.init, config.microbatches = recipe.checkpoint, recipe.step_microbatches
     config.data.batch_size = recipe.step_rows // rows
+    if "pairs" in config:
+        config.pairs.batch_size = recipe.step_rows // 2
     _adapters(config, recipe, config.optimizer)
     return _places(config, recipe)
 

@@ -142,6 +142,19 @@ class ScoresConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """Reward and cost heads trained beside a guard, on its backbone."""
+
+    path: str  # dual preferences, read with the settings of `data`; "" = no such heads
+    batch_size: int  # pairs of a step
+    coef: float  # of their loss beside the guard's
+    sign: str  # as in ScoresConfig, like all that follows
+    sign_weight: float
+    score_l2: float
+    evaluation: str
+
+
+@dataclass(frozen=True)
 class GuardConfig:
     """`srlhfv guard`: severity and harm categories of questions and of answers."""
 
@@ -156,6 +169,7 @@ class GuardConfig:
     microbatches: int
     calibration: str  # path of held-out rows that set the thresholds, read with the settings of `data`; "" = 0.5
     evaluation: str  # path of other held-out rows; "" = none
+    pairs: PairsConfig
     lora: LoraConfig
     model: ModelConfig
     mesh: MeshConfig

@@ -107,6 +107,13 @@ def test_what_does_not_fit_is_dropped_and_never_cut(changes, lengths, reason):
     assert caught.value.reason == reason
 
 
+def test_a_special_token_read_literally_is_other_tokens_between_those_of_the_text():
+    codec = chat.codec(processor())
+    plain, spelled = tokens.response_ids(codec, "a cat dog"), tokens.response_ids(codec, "a cat </s> dog", literal=True)
+    assert codec.eos_id not in spelled[:-1] and len(spelled) > len(plain)
+    assert [spelled[0], spelled[1], spelled[-2], spelled[-1]] == plain.tolist()
+
+
 def test_what_just_fits_is_kept():
     codec = chat.codec(processor())
     row = tokens.encode(codec, pair(), 0, prompt_length=9 + FEATURES, response_length=4)

@@ -111,7 +111,9 @@ def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_t
 
 def test_serve_moderates_and_generates_until_sigterm(made):
     command = [sys.executable, "-m", "srlhfv_jax", "serve", f"--guard={made.guard}", f"--policy={made.policy}", "--port=0"]
-    process = subprocess.Popen([*command, *GREEDY, "--on_unsafe=warn"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *GREEDY, "--on_unsafe=warn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith("listening at http://127.0.0.1:")
@@ -125,7 +127,9 @@ def test_serve_moderates_and_generates_until_sigterm(made):
             assert (refused.status_code, "special_token_in_text" in refused.json()["error"]) == (422, True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
+        assert "serve: warmed up in" in process.stderr.read()
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stderr.close()

@@ -1,8 +1,11 @@
 """The guard's stage from rows to verdicts: tiny models, the embedded task's rows."""
 
 import dataclasses
+import functools
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_stages import picture_task, settings
@@ -14,9 +17,11 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import Guard, Prompt, guarded_generate
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import rules
+from srlhfv_jax.models import guard as guard_heads
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.stages import guard, scores, sft
+from srlhfv_jax.stages import guard, scores, setup, sft
 from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.training import loop, state as states
 
 ROWS = {"data.split": "", "data.prompt_length": 30, "data.response_length": 18, "data.batch_size": 8}
 
@@ -74,6 +79,15 @@ def test_a_verdict_does_not_depend_on_its_neighbours_and_an_empty_answer_is_safe
     assert loaded.check_output([], [], []) == []
 
 
+def test_special_tokens_that_a_policy_spelled_are_text_to_the_guard(trained):
+    """They fail no batch, and hide nothing that comes after them."""
+    loaded = Guard.load(trained[0] / "guard")
+    row = task_rows.sft_rows(3, task_rows.split_cells(0), 1)[0]
+    spelled = [f"{row['response']} </s>", f"{row['response']} <image>", f"{row['response']} </s> {row['response']}"]
+    found = loaded.check_output([(row["image"],)] * 3, [row["question"]] * 3, spelled)
+    assert found[2].scores["unsafe"] != found[0].scores["unsafe"]
+
+
 def test_the_image_and_the_answer_reach_the_verdict(trained):
     loaded = Guard.load(trained[0] / "guard")
     first, second = task_rows.sft_rows(3, task_rows.split_cells(0), 2)
@@ -111,6 +125,78 @@ def test_a_guard_on_a_frozen_backbone_is_a_third_head_beside_reward_and_cost(tra
     assert copied.check_input([(pairs[0]["image"],)], [pairs[0]["question"]]) == first.check_input(
         [(pairs[0]["image"],)], [pairs[0]["question"]]
     )
+
+
+@pytest.fixture(scope="module")
+def joint(trained, tmp_path_factory):
+    """The guard's settings with reward and cost heads beside it, four steps, and a finished run."""
+    folder, wanted, _ = trained
+    at = tmp_path_factory.mktemp("joint")
+    pairs = [dual_answers(row) for row in task_rows.sft_rows(5, task_rows.split_cells(0), 12)]
+    write_rows(at / "pairs.parquet", pairs)
+    beside = dataclasses.replace(
+        wanted.pairs, path=str(at / "pairs.parquet"), batch_size=4, coef=0.7, evaluation=str(at / "pairs.parquet")
+    )
+    settings = dataclasses.replace(wanted, pairs=beside, steps=4, evaluation="")
+    return settings, at / "guard", guard.run(settings, at / "guard")
+
+
+def test_one_run_trains_three_heads_and_its_export_is_a_guard_and_a_scorer(joint):
+    wanted, workdir, result = joint
+    assert {
+        "severity_loss",
+        "reward_loss",
+        "cost_loss",
+        "reward_model.pair_accuracy",
+        "cost_model.sign_accuracy",
+    } <= result.keys()
+    fresh = load_pretrained(wanted.init)
+    start = scores.start_heads(fresh, guard.SCORES, make_mesh(wanted.mesh), states.key(wanted.seed, 0, "heads"))
+    found = load_pretrained(workdir).heads
+    for name in guard.SCORES:
+        assert not np.allclose(found[name]["kernel"], start[name]["kernel"], atol=1e-7), name
+    assert set(Guard.load(workdir).thresholds) == {"input", "output"}
+
+
+def test_the_joint_gradient_is_the_sum_of_the_two(joint):
+    """A guard's batch and pairs of other sizes; the pairs' part weighs pairs.coef."""
+    wanted, workdir, _ = joint
+    model = load_pretrained(wanted.init)
+    rows, data = guard.prepare(wanted, wanted.data, model), guard.pair_data(wanted)
+    judged = next(setup.batches(rows, wanted.data, 3))
+    scored = next(setup.batches(setup.prepare("pairs", data, model), data, 3))
+    tree = {"backbone": model.params, "heads": scores.start_heads(model, guard.SCORES, make_mesh(wanted.mesh), jax.random.key(1))}
+    tree |= {"guard": guard_heads.init(model.config, len(rows.categories), jax.random.key(2))}
+    weights = guard._weights(rows, balance=True)
+
+    def gradient(loss, settings, batch, scale=1.0):
+        def mean(tree):
+            found = loss(model.config, *settings, tree, batch)
+            return scale * found.sum / found.count
+
+        return jax.jit(jax.grad(mean))(tree)
+
+    together = gradient(guard.joint_loss, (weights, wanted), (judged, scored))
+    apart = jax.tree.map(
+        jnp.add,
+        gradient(guard.loss, (weights, wanted), judged),
+        gradient(scores.loss, (wanted.pairs,), scored, scale=0.7),
+    )
+    for (path, one), (_, other) in zip(rules.leaves(together), rules.leaves(apart), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-4, err_msg=path)
+
+
+def test_a_guard_stopped_and_started_again_is_the_guard_of_an_unbroken_run(joint, tmp_path, monkeypatch):
+    """Both streams go on where they stood: the same metrics and the same bytes of the export."""
+    wanted, whole, result = joint
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "run", functools.partial(loop.run, stop=lambda step: step == 2))
+        with pytest.raises(loop.Preempted):
+            guard.run(wanted, tmp_path)
+    assert not (tmp_path / "export").exists()
+    assert guard.run(wanted, tmp_path) == result
+    for file in ("metrics.jsonl", "export/guard_heads.safetensors", "export/score_heads.safetensors", "export/guard.json"):
+        assert (tmp_path / file).read_bytes() == (whole / file).read_bytes(), file
 
 
 def dual_answers(row: dict) -> dict:

@@ -9,15 +9,19 @@
 /moderate judges the response, or without one the question: {"safe", "severity", "categories", "scores"}. /generate filters and
 regenerates: {"answer", "blocked", "verdict", "input", "rounds"}. A refusal is {"error": one line}; its statuses are in
 guard/service/app.py. There is no access control: listen where only those who may ask can come. SIGTERM stops new requests,
-answers those under way, and ends with exit code 143. A new length of prompts or size of pictures compiles once, while its
-requests wait.
+answers those under way, and ends with exit code 143. Before it listens it compiles what short questions need, with a picture and
+without (--nowarm_up: it does not); another length of prompts or size of pictures compiles once, while its requests wait.
 """
 
 import dataclasses
 import functools
+import io
+import sys
+import time
 from typing import Any
 
 from absl import flags as absl_flags
+from PIL import Image
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.cli.generate import one_device
@@ -41,7 +45,12 @@ def main(argv: list[str]) -> None:
     listening = server.listen(values.host, values.port)  # a taken port is known before minutes of loading
     checks = moderating.load(values.guard, mesh, dtype=values.dtype, batch_size=limits.batch)
     generate = _generate(values, limits, mesh, checks) if values.policy else None
-    built = app.make_app(models.moderate_with(*checks), generate, limits)
+    moderate = models.moderate_with(*checks)
+    if values.warm_up:
+        began = time.monotonic()
+        models.warm_up(moderate, generate, _picture())
+        print(f"serve: warmed up in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    built = app.make_app(moderate, generate, limits)
     print(f"listening at http://{values.host}:{listening.getsockname()[1]}", flush=True)
     server.make_server(built, limits).run(sockets=[listening])
 
@@ -62,9 +71,7 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
         max_pixels=values.max_pixels,
         picture_buckets=1,
     )
-    policy = generating.load(
-        values.policy, data, inference(values.dtype), mesh, temperature=values.temperature, seed=values.seed
-    )
+    policy = generating.load(values.policy, data, inference(values.dtype), mesh, temperature=values.temperature, seed=values.seed)
 
     def unreadable(asked):
         theirs = generating.unreadable(policy, [prompt for prompt, _ in asked])
@@ -72,6 +79,13 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
 
     answers = functools.partial(generating.answers, policy)
     return models.generate_with(answers, checks.input, checks.output, unreadable, policy=values.on_unsafe)
+
+
+def _picture() -> bytes:
+    """A grey square."""
+    out = io.BytesIO()
+    Image.new("RGB", (224, 224), "grey").save(out, format="PNG")
+    return out.getvalue()
 
 
 def _limits(values: absl_flags.FlagValues) -> Limits:
@@ -115,4 +129,5 @@ def _flags() -> absl_flags.FlagValues:
     whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit", lower_bound=0)
     whole("seed", 0, "of the sampling")
     choice("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
+    absl_flags.DEFINE_boolean("warm_up", True, "compile before listening", flag_values=values)
     return values

@@ -126,6 +126,24 @@ class Batches:
         self._iterator.set_state(state)
 
 
+class Together:
+    """Several streams as one with one position: a batch of each, in order; None of a stream that is None."""
+
+    def __init__(self, **streams: Batches | None):
+        self._streams = streams
+
+    def __next__(self) -> tuple[Batch | None, ...]:
+        return tuple(None if stream is None else next(stream) for stream in self._streams.values())
+
+    def get_state(self) -> dict[str, Any]:
+        return {name: stream.get_state() for name, stream in self._streams.items() if stream is not None}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for name, stream in self._streams.items():
+            if stream is not None:
+                stream.set_state(state[name])
+
+
 def batches(
     examples: Sequence[Example] | Prepared,
     kind: str,
@@ -245,7 +263,14 @@ def _encode(kind: str, sign: str, described: Codec, example: Example, index: int
         raise Unusable(
             "missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else "")
         )
-    return tokens.encode(described, example, index, prompt_length=data.prompt_length, response_length=data.response_length)
+    return tokens.encode(
+        described,
+        example,
+        index,
+        prompt_length=data.prompt_length,
+        response_length=data.response_length,
+        literal=kind == "guard",  # it reads answers and writes none
+    )
 
 
 def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any, data: DataConfig, sign: str) -> Prepared:

@@ -32,8 +32,13 @@ class Encoded(NamedTuple):
     layouts: tuple[Layout, ...]  # of its images
 
 
-def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, response_length: int) -> Encoded:
+def encode(
+    codec: Codec, example: Example, row: int, *, prompt_length: int, response_length: int, literal: bool = False
+) -> Encoded:
     """Token ids of one row.
+
+    Args:
+        literal: as in `response_ids`.
 
     Raises:
         Unusable: with the reason why this row cannot be used with this model and these lengths.
@@ -46,7 +51,7 @@ def encode(codec: Codec, example: Example, row: int, *, prompt_length: int, resp
         raise Unusable("empty_question", f"no tokens in {example.question[:60]!r}")
     if len(prompt) > prompt_length:
         raise Unusable("prompt_too_long", f"{len(prompt)} tokens, prompt_length is {prompt_length}")
-    responses = tuple(response_ids(codec, text) for text in example.responses)
+    responses = tuple(response_ids(codec, text, literal) for text in example.responses)
     for ids in responses:
         if len(ids) > response_length:
             raise Unusable("response_too_long", f"{len(ids)} tokens with the end token, response_length is {response_length}")
@@ -90,9 +95,17 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     return ids
 
 
-def response_ids(codec: Codec, text: str) -> Ids:
-    """Ids of a response and its end-of-sequence token."""
-    ids = codec.tokenizer(text, add_special_tokens=False)["input_ids"]
+def response_ids(codec: Codec, text: str, literal: bool = False) -> Ids:
+    """Ids of a response and its end-of-sequence token.
+
+    Args:
+        literal: "</s>" in the text is four characters that a policy spelled. Otherwise it is a special token that a data set left
+            in a response, and nothing to learn from.
+
+    Raises:
+        Unusable: no tokens, or a special one.
+    """
+    ids = codec.tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
     if not ids:
         raise Unusable("empty_response", f"no tokens in {text[:60]!r}")
     if codec.eos_id in ids or (codec.image_token_id is not None and codec.image_token_id in ids):

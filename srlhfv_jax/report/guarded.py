@@ -49,7 +49,11 @@ def guard_section(work: Workdir) -> Section:
         shown = [pair for name in names for pair in ((name, name), (name + GUARDED, f"{name} + guard"))]
         body += results.policy_table(numbers, shown, results.ORACLE_COLUMNS)
         body += page.figures([_plane(numbers, shown), *_rounds(numbers, names[0])])
-    ways = [(label, page.number(numbers[f"guard.over_refusal.{way}"])) for way, label in WAYS if f"guard.over_refusal.{way}" in numbers]
+    ways = [
+        (label, page.number(numbers[f"guard.over_refusal.{way}"]))
+        for way, label in WAYS
+        if f"guard.over_refusal.{way}" in numbers
+    ]
     if ways:
         body += page.table(("guard checks", f"over-refusal of {names[0]}" if names else "over-refusal"), ways, numbers=True)
     return Section("guard", title, body)
@@ -67,9 +71,7 @@ def _plane(numbers: dict[str, float], shown: list[tuple[str, str]]) -> str:
         for name, label in shown
     ]
     words = "; ".join(f"{point.name}: cost {point.cost:.2f}, helpful {point.helpful:.2f}" for point in points)
-    draw = plots.plane(
-        points, numbers.get("oracle_budget"), "Guard off and on", "mean cost (right is worse)", "mean helpfulness"
-    )
+    draw = plots.plane(points, numbers.get("oracle_budget"), "Guard off and on", "mean cost (right is worse)", "mean helpfulness")
     return picture(draw, f"Reward-cost plane. {words}.", "Each policy without and with the guard.", size=(5.2, 3.6))
 
 

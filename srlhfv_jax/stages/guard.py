@@ -2,6 +2,8 @@
 
 rows -> questions and answers (data/guard_rows.py) -> severity and category heads, trained with their backbone -> thresholds on
 P(unsafe) from held-out rows -> numbers on other held-out rows -> export
+
+With `config.pairs.path`, reward and cost heads are trained beside it on the same backbone: the export is a guard and a scorer.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srlhfv_jax.batches import GuardBatch
+from srlhfv_jax.batches import GuardBatch, PairBatch
 from srlhfv_jax.config import DataConfig, GuardConfig, choose
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.errors import UserError
@@ -26,10 +28,11 @@ from srlhfv_jax.losses import guard as losses, masked
 from srlhfv_jax.models import guard as guard_heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.stages import scores, setup, supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 PARTS = ("input", "output")
+SCORES = ("reward", "cost")
 CHANCE = 0.5  # the threshold where no rows calibrate it
 
 
@@ -45,7 +48,8 @@ class Judged(NamedTuple):
 
 def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     """Train, calibrate and export to WORKDIR/export; returns the last step's numbers, `threshold.PART`, and where rows are given
-    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `evaluation.guards.metrics`.
+    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `evaluation.guards.metrics`, and for held-out pairs
+    those of `stages.scores`.
 
     Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
     """
@@ -53,24 +57,33 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         choose(part, "config.parts", *PARTS)
     if not settings.parts:
         raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
-    categories = taxonomies.categories(settings.taxonomy)
+    categories, joint = taxonomies.categories(settings.taxonomy), bool(settings.pairs.path)
+    choose(settings.pairs.sign, "config.pairs.sign", "label", "graded")
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    if joint:
+        hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
     model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8)
     heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}
+    if joint:
+        tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("guard", tree, started.mesh)
     rows = prepare(settings, settings.data, model)
     weights = _weights(rows, settings.balance)
+    batches = setup.batches(rows, settings.data, settings.seed)
+    if joint:
+        pairs = setup.prepare("pairs", pair_data(settings), model, sign=settings.pairs.sign)
+        batches = loader.Together(guard=batches, pairs=setup.batches(pairs, pair_data(settings), settings.seed + 1))
     tree = supervised.train(
         "guard",
         settings,
         started,
         tree,
-        rows,
-        functools.partial(loss, model.config, weights, settings.category_weight),
-        show=("loss", "severity_accuracy", "category_accuracy"),
+        batches,
+        functools.partial(joint_loss if joint else loss, model.config, weights, settings),
+        show=("loss", "severity_accuracy", "category_accuracy") + (("reward_accuracy", "cost_sign_accuracy") if joint else ()),
         base=base,
     )
     tree |= {"guard": _unweighted(tree["guard"], weights)}
@@ -82,8 +95,12 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     result |= {f"threshold.{part}": value for part, value in thresholds.items()}
     if settings.evaluation:
         result |= evaluate(held(settings.evaluation), thresholds, categories)
+    if joint and settings.pairs.evaluation:
+        data = dataclasses.replace(pair_data(settings), path=settings.pairs.evaluation)
+        pairs = setup.prepare("pairs", data, model, sign=settings.pairs.sign)
+        result |= scores.evaluate(model.config, roles.whole(base, tree), pairs, data, started.mesh)
     trained = optimizers.trainable(settings.optimizer, tree)
-    if "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
+    if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
         tree |= {"heads": model.heads}
     about = _about(settings, thresholds, rows)
     return setup.finish(started, model.config, tree, base=model.path, about={"stage": "guard"}, result=result, guard=about)
@@ -112,14 +129,19 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     return rows
 
 
+def pair_data(settings: GuardConfig) -> DataConfig:
+    """Where the pairs of reward and cost heads come from."""
+    return dataclasses.replace(settings.data, path=settings.pairs.path, batch_size=settings.pairs.batch_size)
+
+
 def loss(
-    config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], category_weight: float, tree: Any, batch: GuardBatch
+    config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], settings: GuardConfig, tree: Any, batch: GuardBatch
 ) -> masked.Loss:
     """L = L_severity + category_weight L_categories, each the mean over its own known entries."""
     severity_BJ, category_BA = guard_model.logits(config, tree, batch)
     severity = losses.binary(severity_BJ, batch.exceeds_BJ, batch.exceeds_known_BJ, weights[0])
     kinds = losses.binary(category_BA, batch.category_BA, batch.category_known_BA, weights[1])
-    total = _mean(severity) + category_weight * _mean(kinds)
+    total = _mean(severity) + settings.category_weight * _mean(kinds)
     rows = jnp.float32(batch.exceeds_BJ.shape[0])
     metrics = {
         "severity_loss": (severity.sum, severity.count),
@@ -128,6 +150,20 @@ def loss(
         "category_accuracy": kinds.metrics["accuracy"],
     }
     return masked.Loss(total * rows, rows, metrics)
+
+
+def joint_loss(
+    config: VLMConfig,
+    weights: tuple[np.ndarray, np.ndarray],
+    settings: GuardConfig,
+    tree: Any,
+    batch: tuple[GuardBatch, PairBatch],
+) -> masked.Loss:
+    """L = L_guard + pairs.coef (L_RM + L_CM): three heads on one backbone, each with rows of its own."""
+    judged = loss(config, weights, settings, tree, batch[0])
+    scored = scores.loss(config, settings.pairs, tree, batch[1])
+    total = judged.sum + settings.pairs.coef * _mean(scored) * judged.count
+    return masked.Loss(total, judged.count, judged.metrics | scored.metrics)
 
 
 def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:

@@ -125,8 +125,12 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
         kernels = jax.eval_shape(lambda: guard_heads.init(config, count, jax.random.key(0)))
         tree |= {"guard": shapes.placed(kernels, mesh)}
         weights = tuple(np.ones((2, size), np.float32) for size in (guard_heads.THRESHOLDS, count))
-        loss = functools.partial(guard.loss, config, weights, settings.category_weight)
-        batch = shapes.judged(config, settings, count, mesh)
+        loss, batch = functools.partial(guard.loss, config, weights, settings), shapes.judged(config, settings, count, mesh)
+        if settings.pairs.path:
+            kernels = jax.eval_shape(lambda: heads.init(config, guard.SCORES, jax.random.key(0)))
+            tree |= {"heads": shapes.placed(kernels, mesh)}
+            pairs = shapes.pairs(config, dataclasses.replace(settings, data=guard.pair_data(settings)), mesh)
+            loss, batch = functools.partial(guard.joint_loss, config, weights, settings), (batch, pairs)
     else:
         loss, batch = functools.partial(sft.loss, config), shapes.answers(config, settings, mesh)
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)

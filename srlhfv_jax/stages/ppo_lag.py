@@ -303,30 +303,13 @@ def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experien
     return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)
 
 
-class _Both:
-    """Prompts, and supervised rows for PTX, as one iterator with one position."""
-
-    def __init__(self, prompts: loader.Batches, ptx: loader.Batches | None) -> None:
-        self._prompts, self._ptx = prompts, ptx
-
-    def __next__(self) -> tuple[PromptBatch, Any]:
-        return next(self._prompts), None if self._ptx is None else next(self._ptx)
-
-    def get_state(self) -> dict:
-        return {"prompts": self._prompts.get_state()} | ({} if self._ptx is None else {"ptx": self._ptx.get_state()})
-
-    def set_state(self, state: dict) -> None:
-        self._prompts.set_state(state["prompts"])
-        if self._ptx is not None:
-            self._ptx.set_state(state["ptx"])
-
-
-def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -> _Both:
+def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -> loader.Together:
+    """Prompts, and supervised rows for PTX."""
     ptx = None
     if settings.ptx.coef > 0:
         data = dataclasses.replace(settings.data, path=settings.ptx.path)
         ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1)
-    return _Both(setup.batches(prompts, settings.data, settings.seed), ptx)
+    return loader.Together(prompts=setup.batches(prompts, settings.data, settings.seed), ptx=ptx)
 
 
 def _check(settings: PPOLagConfig) -> None:

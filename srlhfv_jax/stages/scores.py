@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from srlhfv_jax.batches import PairBatch
-from srlhfv_jax.config import DataConfig, ScoresConfig, choose
+from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig, choose
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pairs
+from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import cost, masked, reward
 from srlhfv_jax.models import heads, roles
 from srlhfv_jax.models.config import VLMConfig
@@ -40,10 +41,8 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8)
-    fresh = heads.init(model.config, settings.heads, states.key(settings.seed, 0, "heads"))
-    kept = {name: model.heads[name] for name in settings.heads if name in model.heads}
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
-    tree |= {"heads": rules.replicate(fresh | kept, started.mesh)}
+    tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("scorer", tree, started.mesh)
     rows = setup.prepare("pairs", settings.data, model, sign=settings.sign)
     tree = supervised.train(
@@ -51,7 +50,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         settings,
         started,
         tree,
-        rows,
+        setup.batches(rows, settings.data, settings.seed),
         functools.partial(loss, model.config, settings),
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
@@ -71,7 +70,13 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     )
 
 
-def loss(config: VLMConfig, settings: ScoresConfig, tree, batch: PairBatch) -> masked.Loss:
+def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array) -> dict:
+    """The score heads of a checkpoint, fresh ones where it has none."""
+    kept = {name: model.heads[name] for name in names if name in model.heads}
+    return rules.replicate(heads.init(model.config, names, key) | kept, mesh)
+
+
+def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: PairBatch) -> masked.Loss:
     """The joint loss; each head's mean over its own labelled rows, so that unlabelled rows dilute neither."""
     scored_BS = _scores(config, tree, batch)
     total, metrics = jnp.float32(0), {}

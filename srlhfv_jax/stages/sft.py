@@ -28,7 +28,14 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     setup.describe_parameters("policy", tree, started.mesh)
     rows = setup.prepare("supervised", settings.data, model)
     tree = supervised.train(
-        "sft", settings, started, tree, rows, functools.partial(loss, model.config), show=("loss", "entropy"), base=base
+        "sft",
+        settings,
+        started,
+        tree,
+        setup.batches(rows, settings.data, settings.seed),
+        functools.partial(loss, model.config),
+        show=("loss", "entropy"),
+        base=base,
     )
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
     return setup.finish(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)

@@ -9,11 +9,9 @@ import jax
 import optax
 
 from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.data import loader
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import setup
 from srlhfv_jax.stages.setup import Started
 from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
 
@@ -23,13 +21,13 @@ def train(
     settings: SFTConfig | ScoresConfig | GuardConfig,
     started: Started,
     tree: dict,
-    rows: loader.Prepared,
+    batches: loop.Batches,
     loss: Callable[[Any, Any], Loss],
     *,
     show: tuple[str, ...],
     base: dict | None = None,
 ) -> dict:
-    """Minimise `loss(tree, batch)` over shuffled epochs of `rows` for `settings.steps` steps; returns the trained tree.
+    """Minimise `loss(tree, batch)` over `batches` for `settings.steps` steps; returns the trained tree.
 
     Args:
         base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
@@ -42,7 +40,7 @@ def train(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
         state=states.create(tree, optimizer, started.mesh),
-        batches=setup.batches(rows, settings.data, settings.seed),
+        batches=batches,
         total_steps=settings.steps,
         manager=started.manager,
         writer=started.writer,

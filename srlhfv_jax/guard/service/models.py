@@ -14,6 +14,7 @@ from srlhfv_jax.guard.verdict import Guarded, Prompt, Verdict
 # Why a model cannot read (pictures, question, answer or None); None where it can.
 Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]
 DRAWS = 1 << 10  # more than the rounds of a request: keeps the draws of different batches apart
+WORD = "hello"
 BATCHES = 1 << 20  # after so many the draws come again: together they stay below 2**31
 
 
@@ -68,6 +69,16 @@ def generate_with(
         return found
 
     return answer
+
+
+def warm_up(moderate: Moderate, generate: AnswerAll | None, image: bytes) -> None:
+    """Have what first requests need compiled before they come: a short question, an answer to it and one to be made, each with
+    `image` and without. Other lengths and sizes of pictures compile when they come."""
+    for picture in (None, image):
+        moderate([Moderation(WORD, None, picture)])
+        moderate([Moderation(WORD, WORD, picture)])
+        if generate is not None:
+            generate([Generation(WORD, picture, rounds=0)])
 
 
 def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
