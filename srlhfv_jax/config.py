@@ -186,6 +186,7 @@ class RolloutConfig:
     top_p: float  # 1 = off; as top_k
     old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
     layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
+    offload: str  # to the host's memory, "none"; "optimizer": its states, but for the update; "idle": also trees nothing reads
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The policy's weights in a rollout: whole over fsdp, the same numbers, and no weight gathered for each token."""
+"""The policy's weights in a rollout: whole over fsdp, the same numbers, no weight gathered for each token; and what waits meanwhile."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.stages import plan, plan_shapes, ppo_lag, scores
+from srlhfv_jax.training import loop
 
 R = 5
 LORA = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=False)
@@ -125,41 +126,90 @@ def where(folder) -> dict:
     return {"data.path": str(folder / "pku.jsonl"), "data.split": "", "data.response_length": 6}
 
 
-def constrained(folder, kind: str) -> PPOLagConfig:
-    changes = {"mesh.fsdp": 4, "mesh.tensor": 2, "data.batch_size": 8, "rollout.layout": kind}
+def constrained(folder, kind: str, offload: str = "none") -> PPOLagConfig:
+    changes = {"mesh.fsdp": 4, "mesh.tensor": 2, "data.batch_size": 8, "rollout.layout": kind, "rollout.offload": offload}
     changes |= {"validation.path": str(folder / "pku.jsonl")}
     paths = {"policy": str(folder / "llama"), "scorer": str(folder / "scores")}
     return settings(PPOLagConfig, "ppo_lag", **paths, **where(folder), **changes)
 
 
-def test_a_run_has_the_same_numbers_in_either_layout(text, tmp_path):
-    logs = []
-    for kind in ("gathered", "training"):
-        ppo_lag.run(constrained(text, kind), tmp_path / kind)
-        lines = map(json.loads, (tmp_path / kind / "metrics.jsonl").read_text().splitlines())
-        logs.append([{name: value for name, value in line.items() if "second" not in name} for line in lines])
-    assert len(logs[0]) >= 2 and any("validation.cost" in line for line in logs[0])
-    for one, other in zip(*logs, strict=True):
+@pytest.fixture(scope="module")
+def gathered(text, tmp_path_factory):
+    return logged(constrained(text, "gathered"), tmp_path_factory.mktemp("gathered"))
+
+
+def logged(wanted: PPOLagConfig, workdir) -> list[dict]:
+    ppo_lag.run(wanted, workdir)
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+def test_a_run_has_the_same_numbers_in_either_layout(text, gathered, tmp_path):
+    assert len(gathered) >= 2 and any("validation.cost" in line for line in gathered)
+    same_numbers(logged(constrained(text, "training"), tmp_path), gathered)
+
+
+def same_numbers(log: list[dict], expected: list[dict]) -> None:
+    for one, other in zip(log, expected, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
 
 
+def test_a_run_whose_idle_trees_wait_on_the_host_has_the_same_numbers_stopped_and_started_again(
+    text, gathered, tmp_path, monkeypatch
+):
+    wanted = constrained(text, "gathered", offload="idle")
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "run", functools.partial(loop.run, stop=lambda step: step == 1))
+        with pytest.raises(loop.Preempted):
+            ppo_lag.run(wanted, tmp_path)
+    same_numbers(logged(wanted, tmp_path), gathered)
+
+
+@pytest.mark.parametrize(
+    "kind, waiting", [("none", set()), ("optimizer", {"opt_state"}), ("idle", {"opt_state", "critic", "scorer", "reference"})]
+)
+def test_what_waits_in_the_hosts_memory(text, mesh, kind, waiting):
+    wanted = constrained(text, "gathered", offload=kind)
+    with jax.set_mesh(mesh):
+        models = ppo_lag.load_models(wanted, mesh)
+        iteration = ppo_lag.Iteration(wanted, models, mesh, VOCABULARY)
+        state = iteration.initial_state()
+    trees = state.params | models.frozen | {"opt_state": state.opt_state}
+    assert {name for name, tree in trees.items() if "pinned_host" in memories(tree)} == waiting
+    assert all(len(memories(tree)) == 1 for tree in trees.values())
+    assert memories(iteration.awake((trees, state))) == {"device"}
+
+
+def memories(tree) -> set[str]:
+    return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)}
+
+
 def test_a_plan_counts_the_copy_while_the_rollout_reads_it(text, mesh):
     """Compiled for CPUs here: four of fsdp hold the policy once as shards, and once more in whole while it samples."""
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    found = {kind: plan.of(constrained(text, kind), config, mesh, 1 << 40) for kind in ("gathered", "training")}
-    names = {kind: [one.name for one in planned.compiled] for kind, planned in found.items()}
-    assert names == {"gathered": ["reshard", "generate", "score", "update"], "training": ["generate", "score", "update"]}
-    assert found["gathered"].state == found["training"].state
-    reshard, generated = found["gathered"].compiled[:2]
-    assert reshard.beside + reshard.arguments == sum(found["gathered"].state.values())
+    kinds = (("gathered", "none"), ("training", "none"), ("gathered", "idle"))
+    found = [plan.of(constrained(text, *kind), config, mesh, 1 << 40) for kind in kinds]
+    names = [[one.name for one in planned.compiled] for planned in found]
+    functions = ["generate", "score", "update"]
+    assert names == [["reshard", *functions], functions, ["load", "reshard", *functions]]
+    assert found[0].state == found[1].state == found[2].state
+    state, (reshard, generated, scored, updated) = found[0].state, found[0].compiled
+    assert reshard.beside + reshard.arguments == sum(state.values())
     split = plan_shapes.backbone(config, "float32", mesh)
     split |= {"vision": {name: part for name, part in split["vision"].items() if name != "unused"}}  # jit takes no such argument
     whole = layout.target(split, mesh, "bfloat16")
     more = plan_shapes.size(whole) - plan_shapes.size(split)
-    assert more > 0 and generated.arguments == found["training"].compiled[0].arguments + more
+    assert more > 0 and generated.arguments == found[1].compiled[0].arguments + more
     kernels = [leaf for path, leaf in rules.leaves(whole) if path.endswith("_proj/kernel")]
     assert reshard.work.collectives()["all-gather"].sent >= 3 / 4 * plan_shapes.size(
         kernels
     )  # of four parts, three are elsewhere
+    load, resharding, generating, scoring, updating = found[2].compiled
+    assert load.peak == sum(state[name] for name in ("policy", "critic", "reference", "scorer"))
+    assert resharding.beside + resharding.arguments == state["policy"] and resharding.arguments == reshard.arguments
+    assert generated.beside - generating.beside == sum(state.values()) - state["policy"]
+    assert scored.beside - scoring.beside == state["policy.optimizer"] + state["critic.optimizer"]
+    assert updated.beside - updating.beside == state["reference"] + state["scorer"]
+    assert [one.peak for one in (generated, scored, updated)] == [one.peak for one in (generating, scoring, updating)]

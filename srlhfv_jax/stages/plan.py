@@ -27,7 +27,7 @@ from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import guard as guard_heads, heads
+from srlhfv_jax.models import guard as guard_heads, heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, work
 from srlhfv_jax.rollout import layout
@@ -73,7 +73,8 @@ def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: 
 
 def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """State by tree, and reshard (if the rollout has a layout of its own), generate, score and update, compiled in that order:
-    each takes what the one before gives."""
+    each takes what the one before gives. What rests on the host counts where it is an argument, and in `load`: every tree but the
+    optimizers' is on the devices once, before it goes to rest."""
     hosts.check_batch(settings.data.batch_size // settings.ppo.minibatches, mesh, "a PPO minibatch of")
     models = shapes.models(settings, config, mesh)
     vocabulary = Vocabulary(pad=0, eos=(2,), never=() if config.image_token is None else (config.image_token,))
@@ -82,30 +83,34 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     opt_state = {name: shapes.optimizer_state(iteration.optimizers[name], tree, mesh) for name, tree in params.items()}
     state = {name: shapes.size(tree) for name, tree in (params | models.frozen).items()}
     state |= {f"{name}.optimizer": shapes.size(tree) for name, tree in opt_state.items()}
-    everything = sum(state.values())
+    resting = iteration.resting | ({f"{name}.optimizer" for name in opt_state} if settings.rollout.offload != "none" else set())
+    staying = sum(size for name, size in state.items() if name not in resting)
     prompts = shapes.prompts(config, settings, mesh)
     key, images = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh), prompts.images
     controller = shapes.replicated(jax.eval_shape(lambda: lagrangian.init(settings.constraint)), mesh)
-    compiled = []
+    compiled = [_load(shapes.size(params | models.frozen), limit)] if iteration.resting else []
 
     def compile_one(name: str, function: Callable, resident: int, *arguments: Any, loop: int = 1) -> Any:
-        """`resident`: bytes of the arguments that are trees of the run."""
-        found, outputs = _compile(name, function, everything - resident, limit, loop, *arguments)
+        """`resident`: bytes of the arguments that are trees of the run and do not rest."""
+        found, outputs = _compile(name, function, staying - resident, limit, loop, *arguments)
         compiled.append(found)
         return outputs
 
     policy = models.backbone(params["policy"])
     moves, R = layout.moves(policy, iteration.layout), settings.data.response_length
     if moves:
-        compiled.append(_reshard(moves, everything, limit))
+        compiled.append(_reshard(moves, staying, limit))
     resident = shapes.size(policy) - shapes.size([x for x, _ in moves])
     rollout = compile_one("generate", iteration.generate, resident, iteration.layout, prompts, key, loop=R)
     trees = iteration.scorers(params)
-    found = compile_one("score", iteration.score, shapes.size(trees), trees, rollout, images, controller)
+    resident = sum(shapes.size(tree) for name, tree in trees.items() if name not in resting)
+    found = compile_one("score", iteration.score, resident, trees, rollout, images, controller)
     experience, controller, metrics = found
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)
-    compile_one("update", iteration.update, shapes.size((params, opt_state, models.base)), *arguments)
+    read = {**params, **{f"{name}.optimizer": tree for name, tree in opt_state.items()}, roles.BASE: models.base}
+    resident = sum(shapes.size(tree) for name, tree in read.items() if name not in resting)
+    compile_one("update", iteration.update, resident, *arguments)
     return Plan(state, compiled)
 
 
@@ -141,6 +146,11 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
     update = supervised.make_update(loss, optimizer, optimizers.trainable(settings.optimizer, tree), settings.microbatches)
     found, _ = _compile("update", update, 0, limit, 1, whole, base, batch)
     return Plan(state, [found])
+
+
+def _load(trees: int, limit: int) -> Compiled:
+    """All trees at once, which is how they are loaded and compared."""
+    return Compiled("load", 0.0, trees, trees, 0, 0, trees <= limit, work.Counted((), 0))
 
 
 def _reshard(moves: Sequence[tuple[Any, Any]], everything: int, limit: int) -> Compiled:

@@ -19,7 +19,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parallel.topology import Device
 from srlhfv_jax.rollout import layout
-from srlhfv_jax.stages import plan as planning, plan_shapes as shapes, plan_table
+from srlhfv_jax.stages import plan as planning, plan_shapes as shapes, plan_table, ppo_lag
 from srlhfv_jax.training import optimizer as optimizers
 
 REMAT = ("none", "dots", "layer")
@@ -62,12 +62,13 @@ def candidates(settings: Settings, config: VLMConfig, devices: Sequence[jax.Devi
     limit, found, smallest = device.limit_gib * 2**30, [], math.inf
     for mesh in _meshes(settings, config, len(devices)):
         at = dataclasses.replace(settings, mesh=mesh)
-        state, copied = state_bytes(at, config, devices), copied_bytes(at, config, devices)
+        sampling, updating = state_bytes(at, config, devices)
+        sampling += copied_bytes(at, config, devices)
         for microbatches in _powers(_step_rows(settings) // (mesh.data * mesh.fsdp)):
             for remat in REMAT:
                 model = dataclasses.replace(settings.model, remat=remat)
                 one = dataclasses.replace(at, microbatches=microbatches, model=model)
-                least = state + max(copied + cache_bytes(one, config), activation_bytes(one, config))
+                least = max(sampling + cache_bytes(one, config), updating + activation_bytes(one, config))
                 smallest = min(smallest, least)
                 if least <= limit:
                     found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
@@ -155,13 +156,14 @@ def _step_rows(settings: Settings) -> int:
     return settings.data.batch_size // minibatches
 
 
-def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:
-    """Trees and optimizer states of the whole run on one device, exactly."""
-    mesh = make_mesh(settings.mesh, devices)
+def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> tuple[int, int]:
+    """Trees and optimizer states on one device while a rollout samples, and while the update runs. Exact."""
+    mesh, resting, offload = make_mesh(settings.mesh, devices), frozenset(), "none"
     if isinstance(settings, PPOLagConfig):
         models = shapes.models(settings, config, mesh)
         trees, trained = models.trained | models.frozen, models.trained
         rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
+        resting, offload = ppo_lag.resting(settings, models), settings.rollout.offload
     else:
         trees = trained = {"backbone": {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}}
         if settings.lora.rank:
@@ -170,7 +172,8 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
             trees = trained | {"base": {"backbone": base}}
         rates = dict.fromkeys(trained, settings.optimizer)
     states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
-    return shapes.size(trees) + sum(map(shapes.size, states))
+    moments, staying = sum(map(shapes.size, states)), {name: tree for name, tree in trees.items() if name not in resting}
+    return shapes.size(staying) + (moments if offload == "none" else 0), shapes.size(staying | trained) + moments
 
 
 def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:

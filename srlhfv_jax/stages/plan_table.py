@@ -103,7 +103,7 @@ def advice(plan: Plan, int8: bool) -> str:
     if size:
         tried = "more config.mesh.fsdp or tensor (or a larger slice)"
         if "base" not in plan.state:
-            tried = f"config.sharing=adapters, config.model.param_dtype=bfloat16, {tried}"
+            tried = f"config.sharing=adapters, config.rollout.offload=idle, config.model.param_dtype=bfloat16, {tried}"
         elif not int8:
             tried = f"config.lora.int8=True, {tried}"
         return f"the most of it, in {worst.name}: {size}; try {tried}"

@@ -22,7 +22,7 @@ from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, loa
 from srlhfv_jax.losses import lagrangian, masked
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.rollout import generate as generation, layout, score as scoring, selftest
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
@@ -136,6 +136,7 @@ class Iteration:
         self.warm_up = jax.jit(
             functools.partial(_update, models.policy.config, update._replace(train_policy=False)), donate_argnums=(0, 1)
         )
+        self.resting = resting(settings, models)
         self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
 
     def updates(self) -> int:
@@ -153,9 +154,23 @@ class Iteration:
 
     def initial_state(self) -> states.TrainState:
         trees = self.models.trained
-        opt_state = {name: states.init_optimizer(self.optimizers[name], tree, self.mesh) for name, tree in trees.items()}
+        opt_state = {
+            name: states.init_optimizer(self.optimizers[name], self.awake(tree), self.mesh) for name, tree in trees.items()
+        }
         controller = rules.replicate(lagrangian.init(self.settings.constraint), self.mesh)
-        return states.TrainState(trees, opt_state, rules.replicate(jnp.int32(0), self.mesh), controller)
+        return self._at_rest(states.TrainState(trees, opt_state, rules.replicate(jnp.int32(0), self.mesh), controller))
+
+    def awake(self, trees: Any, after: Any = ()) -> Any:
+        """Trees for a function to read, on the devices; where some rest in between, only when `after`, what the function before
+        gives, is there: until then that function's own trees fill the memory."""
+        if self.settings.rollout.offload == "none":
+            return trees
+        jax.block_until_ready(after)
+        return offload.to_device(trees)
+
+    def _at_rest(self, state: states.TrainState) -> states.TrainState:
+        opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
+        return state._replace(params=rest(state.params, self.resting), opt_state=opt_state)
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
         prompts, ptx = hosts.global_batch(batch, self.mesh)
@@ -163,13 +178,14 @@ class Iteration:
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
         rollout = self.generate(self.sampler(state.params["policy"]), prompts, states.key(seed, done, "rollout"))
-        experience, controller, metrics = self.score(self.scorers(state.params), rollout, prompts.images, state.extra)
+        scorers = self.awake(self.scorers(state.params), rollout)
+        experience, controller, metrics = self.score(scorers, rollout, prompts.images, state.extra)
+        del scorers
         if first:
             self._self_test(roles.whole(self.models.base, state.params["policy"]), rollout, experience, prompts.images, done)
         update = self.warm_up if done < self.settings.critic_warmup else self.update
         params, opt_state, learned = update(
-            state.params,
-            state.opt_state,
+            *self.awake((state.params, state.opt_state), experience),
             experience,
             prompts.images,
             metrics["lambda"],
@@ -177,7 +193,7 @@ class Iteration:
             ptx,
             self.models.base,
         )
-        return states.TrainState(params, opt_state, state.step + 1, controller), metrics | learned
+        return self._at_rest(states.TrainState(params, opt_state, state.step + 1, controller)), metrics | learned
 
     def _self_test(self, policy, rollout: Rollout, experience: Experience, images: Images | None, done: int) -> None:
         config, settings = self.models.policy.config, self.settings
@@ -210,7 +226,21 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     if own_tower:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
     frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
-    return Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
+    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
+    names = resting(settings, models)
+    return models._replace(trained=rest(trained, names), frozen=rest(frozen, names))
+
+
+def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
+    """The trees that lie in the host's memory while nothing reads them: with "idle" all that a rollout has no use for."""
+    if settings.rollout.offload != "idle":
+        return frozenset()
+    return frozenset(models.trained | models.frozen) - {"policy", roles.BASE}
+
+
+def rest(trees: dict[str, dict], names: frozenset[str]) -> dict[str, dict]:
+    """The trees with those of `names` in the host's memory."""
+    return {name: offload.to_host(tree) if name in names else tree for name, tree in trees.items()}
 
 
 def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
@@ -317,6 +347,7 @@ def _check(settings: PPOLagConfig) -> None:
     choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
     choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
     choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
+    choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
     choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")

@@ -33,7 +33,7 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
     data = dataclasses.replace(settings.data, path=settings.validation.path)
     prompts = setup.prepare("prompts", data, models.policy)
     decode = prompts.codec.tokenizer.decode
-    score = _scorer(models) if judge == "models" else None
+    score = _scorer(iteration) if judge == "models" else None
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
@@ -74,8 +74,9 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
 
 
-def _scorer(models) -> Callable:
+def _scorer(iteration) -> Callable:
     """Reward and cost of a rollout by the run's own frozen models."""
+    models = iteration.models
     trees = {models.places[role].tree for role in ("reward", "cost")}
 
     @jax.jit
@@ -87,4 +88,5 @@ def _scorer(models) -> Callable:
             found |= forward.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
-    return lambda batch, rollout: hosts.to_host(ends(models.frozen, rollout, batch.images))
+    read = {name: tree for name, tree in models.frozen.items() if name in trees | {roles.BASE}}
+    return lambda batch, rollout: hosts.to_host(ends(iteration.awake(read, rollout), rollout, batch.images))
