@@ -25,13 +25,14 @@ from ml_collections import ConfigDict
 from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
 
 from srlhfv_jax.batches import Images, PromptBatch
-from srlhfv_jax.config import LoraConfig, PPOLagConfig, parse
+from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import heads, lora, roles, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.parsing import parse
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.stages.ppo_lag import Iteration, Models
 from srlhfv_jax.training import ppo, state as states

@@ -91,7 +91,7 @@ def llava15_7b_separate() -> Recipe:
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_separate --topology=v5e:4x8
     """
-    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, 8, 4))
+    return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, 8, 4), microbatches=2)
 
 
 def qwen25vl_32b_adapters() -> Recipe:

@@ -1,22 +1,15 @@
 """Run settings: ml_collections files on the outside, frozen dataclasses inside.
 
-A config file (configs/*.py) writes every field; `parse` turns its ConfigDict into one of the dataclasses below and refuses
+A config file (configs/*.py) writes every field; `parsing.parse` turns its ConfigDict into one of the dataclasses below and refuses
 unknown, missing and wrongly typed keys, naming the nearest key. The dataclasses have no defaults: the value that holds is in the
 file.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from ml_collections import ConfigDict
+from typing import Any
 
 from srlhfv_jax.errors import UserError
-
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -358,22 +351,6 @@ class EvaluateConfig:
     data: DataConfig  # lengths and batch size; the paths are not read
 
 
-def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:
-    """Read `config` as the dataclass `kind`.
-
-    Raises:
-        UserError: an unknown, missing or wrongly typed key, with its full path.
-    """
-    hints = typing.get_type_hints(kind)
-    for key in config.keys():
-        if key not in hints:
-            raise UserError(f"unknown config key {path}.{key}; {_nearest(key, hints)}")
-    missing = [key for key in hints if key not in config]
-    if missing:
-        raise UserError(f"config key {path}.{missing[0]} is missing ({hints[missing[0]]}): add it to the config file")
-    return kind(**{key: _value(hint, config[key], f"{path}.{key}") for key, hint in hints.items()})
-
-
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json."""
     return dataclasses.asdict(settings)
@@ -383,29 +360,4 @@ def choose(value: str, path: str, *allowed: str) -> str:
     """Check a string setting against its allowed values; returns it, or raises UserError naming them."""
     if value not in allowed:
         raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
-
-
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}?" if close else "no keys are known here"
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, ConfigDict):
-            raise UserError(f"{path} must be a section of settings, got {value!r}")
-        return parse(hint, value, path)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        element = typing.get_args(hint)[0]
-        if not isinstance(value, (tuple, list)):
-            raise UserError(f"{path} must be a tuple of {element.__name__}, got {value!r}")
-        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
-    if origin in (typing.Union, types.UnionType):
-        raise TypeError(f"{path}: a setting has one type, {hint} has several")
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise UserError(f"{path} must be {hint.__name__}, got {value!r} ({type(value).__name__})")
     return value

@@ -11,6 +11,7 @@ from srlhfv_jax import config
 from srlhfv_jax.cli import flags
 from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
 
 KINDS = {
     "sft": config.SFTConfig,
@@ -39,7 +40,7 @@ def outer(**changes) -> ConfigDict:
 
 
 def test_a_config_becomes_frozen_dataclasses():
-    parsed = config.parse(Outer, outer(inner={"rate": 2, "names": []}))
+    parsed = parse(Outer, outer(inner={"rate": 2, "names": []}))
     assert parsed == Outer(3, Inner(2.0, ())) and isinstance(parsed.inner.rate, float)
     with pytest.raises(dataclasses.FrozenInstanceError):
         parsed.steps = 4
@@ -61,7 +62,7 @@ def test_a_config_becomes_frozen_dataclasses():
 )
 def test_every_mistake_in_a_config_is_named(changes, message):
     with pytest.raises(UserError) as error:
-        config.parse(Outer, outer(**changes))
+        parse(Outer, outer(**changes))
     assert message in str(error.value)
 
 
@@ -69,25 +70,25 @@ def test_every_mistake_in_a_config_is_named(changes, message):
 @pytest.mark.parametrize("arg", ["", ":default", ":paper", ":tiny"])
 def test_every_config_file_is_complete_and_right_in_every_variant(name, arg):
     loaded = flags.load(f"configs/{name}.py{arg}")
-    assert config.to_dict(config.parse(KINDS[name], loaded)) == loaded.to_dict()
+    assert config.to_dict(parse(KINDS[name], loaded)) == loaded.to_dict()
 
 
 @pytest.mark.parametrize("arg", ["", ":default", ":pku_saferlhf", ":beavertails", ":tiny"])
 def test_the_guards_config_is_complete_in_every_variant(arg):
     loaded = flags.load(f"configs/guard.py{arg}")
-    parsed = config.parse(config.GuardConfig, loaded)
+    parsed = parse(config.GuardConfig, loaded)
     assert config.to_dict(parsed) == loaded.to_dict() and taxonomies.categories(parsed.taxonomy)
 
 
 @pytest.mark.parametrize("arg", ["", ":default", ":short"])
 def test_the_quickstart_config_is_complete(arg):
     loaded = flags.load(f"quickstart.py{arg}")
-    assert config.to_dict(config.parse(config.QuickstartConfig, loaded)) == loaded.to_dict()
+    assert config.to_dict(parse(config.QuickstartConfig, loaded)) == loaded.to_dict()
 
 
 def test_the_paper_preset_has_the_published_constants():
     """Safe RLHF-V, configs/train/text_image_to_text/safe_rlhf_v.yaml and cm.yaml."""
-    paper = config.parse(config.PPOLagConfig, flags.load("ppo_lag.py:paper"))
+    paper = parse(config.PPOLagConfig, flags.load("ppo_lag.py:paper"))
     c = paper.constraint
     assert (c.controller, c.kind, c.budget, c.init, c.max) == ("log", "mean", -0.5, 10, 20)
     assert (c.learning_rate, c.window, c.delay) == (0.1, 128, 1)
@@ -96,7 +97,7 @@ def test_the_paper_preset_has_the_published_constants():
     assert (p.reduction, p.whiten, paper.ptx.coef, paper.sharing) == ("sequence", "none", 16.0, "separate")
     assert paper.policy_optimizer.learning_rate == paper.critic_optimizer.learning_rate == 5e-7
     assert (paper.policy_optimizer.schedule, paper.critic_optimizer.schedule) == ("cosine", "constant")
-    cost = config.parse(config.ScoresConfig, flags.load("cost.py:paper"))
+    cost = parse(config.ScoresConfig, flags.load("cost.py:paper"))
     assert (cost.sign, cost.sign_weight, cost.score_l2, cost.optimizer.learning_rate) == ("graded", 1.0, 1e-3, 3e-5)
 
 

@@ -20,7 +20,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.parallel.mesh import describe, make_mesh, row_shards
+from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh, row_shards
 from srlhfv_jax.training import optimizer, state
 
 MODEL = VLMConfig(
@@ -48,6 +48,13 @@ def test_minus_one_takes_the_devices_that_are_left(sizes, shape):
     mesh = make_mesh(MeshConfig(*sizes))
     assert tuple(mesh.shape.values()) == shape and set(mesh.axis_types) == {AxisType.Auto}
     assert f"on {mesh.size} of 8 cpu devices" in describe(mesh)
+
+
+def test_a_tensor_axis_that_does_not_divide_the_heads_is_refused_with_those_that_do():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
+    check_heads(32, mesh)
+    with pytest.raises(UserError, match=r"config.mesh.tensor 8 does not divide the 28 query heads .* one of 1, 2, 4$"):
+        check_heads(28, mesh)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, parse
+from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
 from srlhfv_jax.parallel import topology
+from srlhfv_jax.parsing import parse
 
 # A process of its own: the compiler for TPUs reads the environment once.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

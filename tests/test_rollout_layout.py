@@ -94,6 +94,18 @@ def test_no_weight_is_gathered_for_a_token_and_the_tokens_are_the_same():
     np.testing.assert_allclose(before.logp_BR, after.logp_BR, atol=1e-5)
 
 
+def test_key_value_heads_that_tensor_does_not_divide_are_on_every_device_that_asks_them():
+    """Two of them on four devices: the cache has each twice, and nothing of its size goes over a link for a token."""
+    one, four = (make_mesh(MeshConfig(data=1, fsdp=1, tensor=size)) for size in (1, 4))
+    assert (CONFIG.text.heads, CONFIG.text.kv_heads) == (4, 2)
+    alone, _ = compiled(one, rules.place(policy(), one))
+    split, text = compiled(four, rules.place(policy(), four))
+    np.testing.assert_array_equal(alone.tokens_BT, split.tokens_BT)
+    np.testing.assert_allclose(alone.logp_BR, split.logp_BR, atol=1e-5)
+    keys = alone.tokens_BT.size * CONFIG.text.head_dim  # of one head in the cache
+    assert max(gathered_in_the_loop(text), default=0) < keys
+
+
 def test_casting_once_gives_the_numbers_of_casting_at_every_use(one_device):
     """bfloat16 over float32 weights, and over weights that were cast before: not one bit differs."""
     split = rules.place(policy(), one_device)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import parse
 from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
+from srlhfv_jax.parsing import parse
 from srlhfv_jax.stages.quickstart import write_rows
 
 

@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.cli.evaluate import check_heads, named_paths
-from srlhfv_jax.config import EvaluateConfig, choose, parse
+from srlhfv_jax.config import EvaluateConfig, choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import benchmark_answers, benchmark_numbers, rules
 from srlhfv_jax.evaluation.benchmark_numbers import Answered
@@ -31,6 +31,7 @@ from srlhfv_jax.evaluation.judging.endpoint import EndpointJudge, api_key
 from srlhfv_jax.evaluation.judging.recorded import recorded
 from srlhfv_jax.evaluation.judging.store import Store
 from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Opinion, judge_all
+from srlhfv_jax.parsing import parse
 
 TABLE, JUDGED, VERDICTS, ANSWERS = "benchmarks.md", "judged.jsonl", "verdicts.jsonl", "answers"
 

@@ -15,8 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import srlhfv_jax.configs
-from srlhfv_jax import config as settings_of
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
 
 Settings = TypeVar("Settings")
 
@@ -30,7 +30,7 @@ def stage(command: str, kind: type[Settings], argv: list[str], doc: str) -> tupl
     flags.DEFINE_string("workdir", None, WORKDIR, flag_values=values)
     found = read_with_config(command, values, argv, doc)
     required(values, "workdir")
-    return settings_of.parse(kind, found), Path(values.workdir)
+    return parse(kind, found), Path(values.workdir)
 
 
 def read_with_config(command: str, values: flags.FlagValues, argv: list[str], doc: str) -> ConfigDict:

@@ -13,8 +13,9 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig, parse
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
 
 
 def main(argv: list[str]) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from srlhfv_jax import config as settings_of
 from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.config import QuickstartConfig
 from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parsing import parse
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     for name in ("seed", "rounds"):
         if values[name].value is not None:
             found[name] = values[name].value
-    settings, workdir = settings_of.parse(QuickstartConfig, found), Path(values.workdir)
+    settings, workdir = parse(QuickstartConfig, found), Path(values.workdir)
     stage.check_unchanged(settings, workdir)
     _cache_compilations(workdir)
     from srlhfv_jax.report import targets

@@ -22,6 +22,7 @@ from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.models import guard, lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel.mesh import check_heads
 
 
 class Pretrained(NamedTuple):
@@ -59,6 +60,8 @@ def load_pretrained(
     folder = checkpoint_folder(path)
     described = _described(folder)
     config = read_config(described, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    if mesh is not None:
+        check_heads(config.text.heads, mesh)
     param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
     base, adapter = backbone_name(path), None
     under = checkpoint_folder(base)

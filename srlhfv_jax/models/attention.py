@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.models.config import RopeConfig
@@ -109,6 +110,26 @@ _mix.defvjp(_mix_forward, _mix_backward)
 def _matmul(a, b, axis_a: int, axis_b: int, dtype):
     """Sum over one axis of each, batched over the first two of both."""
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
+
+
+def copies(heads: int, kv_heads: int) -> int:
+    """How often each key-value head must be there so that the mesh's tensor axis divides them all.
+
+    1 without a mesh, where it divides them anyway, and where it does not even divide the query heads.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or heads % mesh.shape["tensor"]:
+        return 1
+    return math.lcm(kv_heads, mesh.shape["tensor"]) // kv_heads
+
+
+def copied(x_BKTh, times: int):
+    """Each head `times` times, a head on each device. Left to itself, the partitioner cuts heads in two, and puts the halves of the
+    whole cache together again for every token."""
+    if times == 1:
+        return x_BKTh
+    free = PartitionSpec.UNCONSTRAINED
+    return jax.lax.with_sharding_constraint(jnp.repeat(x_BKTh, times, axis=1), PartitionSpec(free, "tensor", free, free))
 
 
 def write(kv: KV, k_BKTh, v_BKTh, layer, slot) -> KV:

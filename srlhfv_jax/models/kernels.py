@@ -145,8 +145,7 @@ def _by_device(kernel, q_BHTh, k_BKTh, v_BKTh, *positions_BT):
             rows += (axis,)
     heads = "tensor" if H % mesh.shape["tensor"] == 0 else None
     if heads:
-        copies = math.lcm(K, mesh.shape["tensor"]) // K
-        k_BKTh, v_BKTh = (jnp.repeat(x, copies, axis=1) for x in (k_BKTh, v_BKTh))
+        k_BKTh, v_BKTh = (attention.copied(x, attention.copies(H, K)) for x in (k_BKTh, v_BKTh))
     by_head, by_row = P(rows, heads), P(rows)
     specs = (by_head,) * 3 + (by_row,) * len(positions_BT)
     # Replication is not tracked through a Pallas call.

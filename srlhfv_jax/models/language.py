@@ -47,6 +47,8 @@ class SelfAttention(nn.Module):
         k_BKTh = attention.rotate(k_BTKh, rotation).swapaxes(1, 2)
         v_BKTh = project("v_proj", c.kv_heads, x_BTD).swapaxes(1, 2)
         if kv is not None:
+            times = attention.copies(c.heads, c.kv_heads)
+            k_BKTh, v_BKTh = attention.copied(k_BKTh, times), attention.copied(v_BKTh, times)
             kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                 k_BKTh, v_BKTh = attention.read(kv, layer)

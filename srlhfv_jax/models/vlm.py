@@ -107,7 +107,8 @@ def apply(
 def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     """An empty cache for `length` tokens a row."""
     text = config.text
-    stored_LBKTh = jnp.zeros((text.layers, batch, text.kv_heads, length, text.head_dim), dtype)
+    kept = text.kv_heads * attention.copies(text.heads, text.kv_heads)
+    stored_LBKTh = jnp.zeros((text.layers, batch, kept, length, text.head_dim), dtype)
     stored = stack.split(stored_LBKTh, config.scan_unroll)
     return Cache(KV(stored, stored), jnp.zeros((batch, length), bool), jnp.int32(0))
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from srlhfv_jax.config import MeshConfig
@@ -29,12 +30,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh {_text(sizes)} needs {used} devices, there are {len(devices)}: "
             f"change config.mesh (one size may be -1: whatever devices are left)"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices)[:used])
+    slices = {device.slice_index for device in devices if hasattr(device, "slice_index")}
+    if len(slices) > 1:
+        raise UserError(f"there are {len(slices)} TPU slices: a run is on one; start it on the hosts of one slice")
+    # An axis may be a part of a dimension of the torus: fsdp=32 on 16 x 16 chips, which `jax.make_mesh` refuses.
+    grid = mesh_utils.create_device_mesh(sizes, list(devices)[:used], allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def row_shards(mesh: Mesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def check_heads(heads: int, mesh: Mesh) -> None:
+    """Raise UserError unless the tensor axis divides a model's query heads."""
+    if heads % mesh.shape["tensor"]:
+        sizes = [size for size in range(1, mesh.size + 1) if heads % size == 0 and mesh.size % size == 0]
+        raise UserError(
+            f"config.mesh.tensor {mesh.shape['tensor']} does not divide the {heads} query heads of the model: "
+            f"on {mesh.size} devices take one of {', '.join(map(str, sizes))}"
+        )
 
 
 def describe(mesh: Mesh) -> str:

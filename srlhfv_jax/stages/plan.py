@@ -30,6 +30,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models import guard as guard_heads, heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, work
+from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.stages import guard, plan_shapes as shapes, scores, setup, sft, supervised
@@ -67,6 +68,7 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
 
 def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
+    check_heads(config.text.heads, mesh)
     with jax.set_mesh(mesh):
         return (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
 

@@ -192,7 +192,7 @@ def cache_bytes(settings: Settings, config: VLMConfig) -> float:
     if not isinstance(settings, PPOLagConfig):
         return 0
     text, mesh, data = config.text, settings.mesh, settings.data
-    heads = text.kv_heads / mesh.tensor if text.kv_heads % mesh.tensor == 0 else text.kv_heads
+    heads = math.lcm(text.kv_heads, mesh.tensor) / mesh.tensor
     rows = data.batch_size / (mesh.data * mesh.fsdp)
     return 2 * text.layers * rows * heads * (data.prompt_length + data.response_length) * text.head_dim * _item(config)
 

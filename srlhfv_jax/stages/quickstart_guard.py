@@ -3,7 +3,6 @@
     answers of the policy -> guard -> unsafe ones sampled again, for some rounds -> the oracle's verdict on what is shown
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -26,7 +26,7 @@ from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretr
 from srlhfv_jax.models import kernels, lora, quantize, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.parallel.mesh import describe, make_mesh
+from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training.metrics import Writer, write_json, write_result
 
@@ -86,6 +86,7 @@ def load(
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
         return loaded._replace(config=_computed_in(loaded.config, model), params=params)
     shape = load_shape(path, model)
+    check_heads(shape.config.text.heads, mesh)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
     return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))
