@@ -54,7 +54,7 @@ def gemma3_4b_adapters() -> Recipe:
 
 def llava15_7b_adapters() -> Recipe:
     """LLaVA-1.5-7B, one frozen backbone under all six roles. On one v6e chip: 8 prompts and --config.mesh.tensor=1; on one v5e
-    chip --config.lora.int8=True as well.
+    chip --config.lora.int8=True as well (7 prompts leave a tenth of its memory free).
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_adapters --topology=v5e:2x2
     """
