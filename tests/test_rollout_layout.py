@@ -13,7 +13,7 @@ from tiny_stages import settings
 from tiny_vlm import CONFIG, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.config import LoraConfig, MeshConfig, PPOLagConfig, ScoresConfig
-from srlhfv_jax.models import lora
+from srlhfv_jax.models import attention, lora
 from srlhfv_jax.parallel import hlo, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout import layout
@@ -102,6 +102,14 @@ def test_key_value_heads_that_tensor_does_not_divide_are_on_every_device_that_as
     split, text = compiled(four, rules.place(policy(), four))
     np.testing.assert_array_equal(alone.tokens_BT, split.tokens_BT)
     np.testing.assert_allclose(alone.logp_BR, split.logp_BR, atol=1e-5)
+    with jax.set_mesh(four):
+        assert [attention.copies(heads, kv_heads) for heads, kv_heads in ((4, 2), (8, 4), (4, 1), (12, 6), (6, 2))] == [
+            2,
+            1,
+            4,
+            2,
+            1,
+        ]
     keys = alone.tokens_BT.size * CONFIG.text.head_dim  # of one head in the cache
     assert max(gathered_in_the_loop(text), default=0) < keys
 
@@ -224,4 +232,5 @@ def test_a_plan_counts_the_copy_while_the_rollout_reads_it(text, mesh):
     assert generated.beside - generating.beside == sum(state.values()) - state["policy"]
     assert scored.beside - scoring.beside == state["policy.optimizer"] + state["critic.optimizer"]
     assert updated.beside - updating.beside == state["reference"] + state["scorer"]
+    assert [one.kv_copies for one in found] == [1, 1, 1]
     assert [one.peak for one in (generated, scored, updated)] == [one.peak for one in (generating, scoring, updating)]

@@ -27,7 +27,7 @@ from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import guard as guard_heads, heads, roles
+from srlhfv_jax.models import attention, guard as guard_heads, heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, work
 from srlhfv_jax.parallel.mesh import check_heads
@@ -56,6 +56,7 @@ class Plan(NamedTuple):
 
     state: dict[str, int]
     compiled: list[Compiled]
+    kv_copies: int = 1  # devices that hold each key-value head in a rollout, because tensor does not divide them
 
 
 def shape(named: str, model: ModelConfig) -> VLMConfig:
@@ -70,7 +71,8 @@ def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: 
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
     check_heads(config.text.heads, mesh)
     with jax.set_mesh(mesh):
-        return (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
+        found = (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
+        return found._replace(kv_copies=attention.copies(config.text.heads, config.text.kv_heads))
 
 
 def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:

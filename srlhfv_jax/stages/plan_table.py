@@ -68,6 +68,8 @@ def table(numbers: Mapping[str, Any], plan: Plan, device: Device, int8: bool) ->
         verdict = "" if one.fits else f"   DOES NOT FIT: {size - limit:.2f} GB too many"
         yield f"  {one.name:<22}{size:>8.2f} GB   ({parts}; compiled in {one.seconds:.0f} s){verdict}"
     yield from _work(plan, device)
+    if plan.kv_copies > 1:
+        yield f"config.mesh.tensor does not divide the key-value heads: each is on {plan.kv_copies} devices, with its part of the cache"
     yield f"fits: {'yes' if numbers['fits'] else 'no'}, {max(numbers['hbm_free_fraction'], 0):.0%} of the memory free"
     if numbers["hbm_free_fraction"] < ENOUGH:
         yield advice(plan, int8)
