@@ -99,12 +99,12 @@ def test_an_adapter_over_eight_bits_has_the_gradient_of_one_over_the_rounded_ker
 def test_split_over_eight_devices_it_gives_the_same(dtype):
     mesh, config = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), dataclasses.replace(CONFIG, dtype=dtype)
     eight = quantize.int8(backbone())
-    expected = logits(eight, config)
+    expected = jax.jit(logits, static_argnums=1)(eight, config)
     placed = rules.place(eight, mesh)
     assert placed["text"]["layers"]["mlp"]["up_proj"]["kernel_scale"].sharding.spec == jax.sharding.PartitionSpec(None, "tensor")
     with jax.set_mesh(mesh):
         found = jax.jit(logits, static_argnums=1)(placed, config)
-    np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == "float32" else 0.1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == "float32" else 0.02)  # a step of bfloat16 there
 
 
 def test_released_kernels_are_gone_and_the_rest_is_not():

@@ -179,6 +179,7 @@ def test_two_processes_train_and_export_what_one_does(text, tmp_path):
         ({"policy_optimizer.freeze": ()}, "freeze must hold 'vision/'"),
         ({"scorer": ""}, "config.scorer is empty"),
         ({"ppo.reduction": "mean"}, "config.ppo.reduction must be one of"),
+        ({"rollout.offload": "disk"}, "config.rollout.offload must be one of"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_model_is_loaded(changes, message, tmp_path):
