@@ -1,6 +1,7 @@
 """Fused attention is attention: the TPU kernel in Pallas's interpreter against XLA, for every mask, on one device and on eight."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -197,21 +198,42 @@ def test_an_unrolled_model_gives_the_same_logits(name):
     np.testing.assert_allclose(ours, xla, atol=2e-5, rtol=2e-4)
 
 
-def test_what_cudnn_is_asked_for_is_the_same_attention(monkeypatch):
-    """Layout, mask and even lengths, with XLA in cuDNN's place."""
-    original = jax.nn.dot_product_attention
+@pytest.mark.parametrize("name", ("causal", "window", "both", "groups"))
+def test_what_cudnn_is_asked_for_is_the_same_attention(name, monkeypatch):
+    """Layout, mask and even lengths, with XLA in cuDNN's place; the diagonal is named wherever nobody looks past it."""
+    original, asked = jax.nn.dot_product_attention, []
 
-    def stand_in(*arrays, implementation, **how):
+    def stand_in(*arrays, implementation, is_causal, **how):
         assert implementation == "cudnn" and all(x.shape[1] % 2 == 0 for x in arrays)
-        return original(*arrays, implementation="xla", **how)
+        asked.append(is_causal)
+        return original(*arrays, implementation="xla", is_causal=is_causal, **how)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     mask_BT = padded(length=151)
-    bias, span = spans(mask_BT)["both"]
+    bias, span = spans(mask_BT)[name]
     span = dataclasses.replace(span, kernel="cudnn")
     check_equal(arrays(4, 2, length=151), mask_BT, bias, span, 5e-6)
+    assert set(asked) == {name in ("causal", "window")}
     q, k, v, weight = arrays(4, 2, length=151)
+    asked.clear()
     check_equal((q[:, :, -131:], k, v, weight), mask_BT, bias, span, 5e-6)
+    assert set(asked) == {False}
+
+
+@pytest.mark.parametrize("unroll", (1, 0))
+def test_no_attention_is_computed_twice_where_products_are_kept(unroll, eight_devices):
+    """Calls of the kernel in a gradient: forward, and backward for the queries and for the keys; with `layer` forward again."""
+    config, prompts = model("llava")
+    params, found = tiny.backbone(config=config), {}
+
+    def loss(params, run):
+        return jnp.sum(logits_of(run, prompts, params, "interpret"))
+
+    with jax.set_mesh(eight_devices):
+        for remat in ("none", "dots", "layer"):
+            run = dataclasses.replace(config, scan_unroll=unroll, remat=remat)
+            found[remat] = str(jax.make_jaxpr(jax.grad(functools.partial(loss, run=run)))(params)).count("pallas_call[")
+    assert found["none"] == found["dots"] < found["layer"]
 
 
 def test_prefill_by_the_kernel_and_decode_by_xla_fill_the_same_cache():

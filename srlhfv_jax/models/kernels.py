@@ -41,6 +41,7 @@ class Span:
     last_BT: Int[Array, "B T"]
     group_BT: Int[Array, "B T"]  # 0 or more
     kernel: str = field(metadata={"static": True})  # "splash", "interpret" or "cudnn"
+    causal: bool = field(metadata={"static": True})  # nobody sees a later key
 
 
 def choose(wanted: str, dtype: str, head_dim: int) -> str:
@@ -100,13 +101,13 @@ def causal(kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: 
         end_BT = jax.lax.cummin(jnp.where(changes_BT[:, 1:], here_BT, mask_BT.shape[1]), axis=1, reverse=True)
         first_BT = jnp.where(block_BT > 0, jnp.minimum(first_BT, start_BT), first_BT)
         last_BT = jnp.where(block_BT > 0, end_BT, last_BT)
-    return Span(first_BT, last_BT, mask_BT.astype(jnp.int32), kernel)
+    return Span(first_BT, last_BT, mask_BT.astype(jnp.int32), kernel, causal=block_BT is None)
 
 
 def together(kernel: str, group_BT: Int[Array, "B T"]) -> Span:
     """Everybody sees their whole group."""
     first_BT = jnp.zeros_like(group_BT)
-    return Span(first_BT, first_BT + group_BT.shape[1] - 1, group_BT, kernel)
+    return Span(first_BT, first_BT + group_BT.shape[1] - 1, group_BT, kernel, causal=False)
 
 
 def visible(span: Span) -> Bool[Array, "B T T"]:
@@ -124,7 +125,10 @@ def attend(q_BHTh, k_BKTh, v_BKTh, sees: Span | Array | None, scale: float | Non
         return attention.attend(q_BHTh, k_BKTh, v_BKTh, None if sees is None else sees[..., -asked:, :], scale)
     if keys >= LONGEST:
         raise UserError(f"sequences of {keys} tokens are longer than fused attention takes: set config.model.attention='xla'")
-    kernel = _cudnn if sees.kernel == "cudnn" else functools.partial(_splash, interpret=sees.kernel == "interpret")
+    if sees.kernel == "cudnn":
+        kernel = functools.partial(_cudnn, is_causal=sees.causal and asked == keys)
+    else:
+        kernel = functools.partial(_splash, interpret=sees.kernel == "interpret")
     q_BHTh = q_BHTh * (h**-0.5 if scale is None else scale)
     asking = (x[:, -asked:] for x in (sees.first_BT, sees.last_BT, sees.group_BT))
     return _by_device(kernel, q_BHTh, k_BKTh, v_BKTh, *asking, sees.group_BT)
@@ -224,14 +228,19 @@ def _blocks(length: int) -> tuple[int, int]:
     return -(-length // (count * LANES)) * LANES, count
 
 
-def _cudnn(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT):
-    """Flash attention of cuDNN. The mask is an array [B, 1, T, T] here, one for all heads."""
+def _cudnn(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT, *, is_causal: bool):
+    """Flash attention of cuDNN. The mask is an array [B, 1, T, T] here, one for all heads.
+
+    Args:
+        is_causal: the mask is false above the diagonal, and those blocks need not be read.
+    """
     asked, keys = q_BHTh.shape[2], k_BKTh.shape[2]
     even_q, even_k = asked + asked % 2, keys + keys % 2  # its backward pass with a mask takes no odd lengths
     q, k, v = (_pad(x, n, 2).swapaxes(1, 2) for x, n in ((q_BHTh, even_q), (k_BKTh, even_k), (v_BKTh, even_k)))
     first_BT, last_BT, asking_BT = (_pad(x, even_q, 1, mode="edge") for x in (first_BT, last_BT, asking_BT))
     seen_BTT = _visible(first_BT, last_BT, asking_BT, _pad(asked_BT, even_k, 1, constant_values=-1))
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=seen_BTT[:, None], scale=1.0, implementation="cudnn")
+    mask = seen_BTT[:, None]
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, scale=1.0, implementation="cudnn")
     return mixed.swapaxes(1, 2)[:, :, :asked]
 
 

@@ -2,8 +2,8 @@
 
 `unroll` trades compile time for the copies a scan makes of its slices; a whole stack unrolled may also be given as one tree per
 layer (`split`), and its layers know their own index, so that they may differ. `remat` says what the
-backward pass computes again instead of keeping: "none"; "dots", everything but matrix products, which on CPU costs nothing
-(less memory is touched) and halves the memory; "layer", everything, for about a third more work.
+backward pass computes again instead of keeping: "none"; "dots", everything but matrix products and fused attention, which on CPU
+costs nothing (less memory is touched) and halves the memory; "layer", everything, for about a third more work.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 Carry = TypeVar("Carry")
-KEPT = {"dots": jax.checkpoint_policies.dots_saveable, "layer": jax.checkpoint_policies.nothing_saveable}
+FUSED = ("pallas_call", "dot_product_attention_fwd_wrapper")  # forward passes of models/kernels.py, by their JAX primitives
+
+
+def _products(primitive, *inputs, **params):
+    return primitive.name in FUSED or jax.checkpoint_policies.dots_saveable(primitive, *inputs, **params)
+
+
+KEPT = {"dots": _products, "layer": jax.checkpoint_policies.nothing_saveable}
 
 
 def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unroll: int, remat: str) -> Carry:
