@@ -26,13 +26,16 @@ SIDES = {
 PHASES = ("generate_s", "score_s", "update_s")
 
 
-def run(side: str, size: str, iterations: int, dtype: str, remat: str) -> dict:
-    """One side's own JSON line, with the load average at its start."""
+def run(side: str, both: list[str], ours: list[str]) -> dict:
+    """One side's own JSON line, with the load average at its start.
+
+    Args:
+        both: flags of both frameworks' scripts.
+        ours: and of our script alone.
+    """
     load = round(os.getloadavg()[0], 2)
     script, *flags = SIDES[side]
-    flags = [f"--size={size}", f"--iterations={iterations}", f"--dtype={dtype}", *flags]
-    if side != "torch":
-        flags.append(f"--remat={remat}")
+    flags += both if side == "torch" else both + ours
     command = [sys.executable, str(HERE / script), *flags]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     result = json.loads(output.splitlines()[-1]) | {"load_average": load}
@@ -60,10 +63,13 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help="some of them, torch among them")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="of our side")
+    parser.add_argument("--scan_unroll", type=int, help="of our side")
     args = parser.parse_args()
     if "torch" not in args.sides.split(",") or not set(args.sides.split(",")) <= SIDES.keys():
         parser.error(f"--sides must be torch and some of {', '.join(SIDES)}, got {args.sides}")
-    results = {side: run(side, args.size, args.iterations, args.dtype, args.remat) for side in args.sides.split(",")}
+    both = [f"--size={args.size}", f"--iterations={args.iterations}", f"--dtype={args.dtype}"]
+    ours = [f"--remat={args.remat}"] + ([] if args.scan_unroll is None else [f"--scan_unroll={args.scan_unroll}"])
+    results = {side: run(side, both, ours) for side in args.sides.split(",")}
     print(json.dumps({"size": args.size} | ratios(results)), flush=True)
 
 

@@ -154,13 +154,13 @@ def ours(config, params, batch: PromptBatch):
     endless = Vocabulary(pad=0, eos=(VOCAB,), never=())
     greedy = Sampling(temperature=0.0)
 
-    def hidden(params):
+    def hidden(params, last=None):
         features = vlm.encode_images(config, params, batch.images)
-        return vlm.apply(config, params, batch.tokens_BP, batch.positions_BP, batch.mask_BP, features)[0]
+        return vlm.apply(config, params, batch.tokens_BP, batch.positions_BP, batch.mask_BP, features, last=last)[0]
 
     def loss(params):
         logp, _ = logprob.chosen_logp(
-            hidden(params)[:, -WORDS:-1],
+            hidden(params, last=WORDS)[:, :-1],
             vlm.unembedding(config, params),
             batch.tokens_BP[:, 1 - WORDS :],
             temperature=1.0,

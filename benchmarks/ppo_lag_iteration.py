@@ -185,15 +185,26 @@ def matmul_gflops(dtype: str, repeats: int = 5) -> float:
     return 2 * width**3 / min(seconds) / 1e9
 
 
-def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dict[str, Any]:
+def prepare(size: Size, sharing: str, config: VLMConfig) -> tuple[Iteration, states.TrainState, PromptBatch]:
+    """The iteration on random models, its first state and its prompts, on all devices."""
     settings = run_settings(size, sharing)
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
     models = random_models(config, sharing, mesh)
-    params = sum(leaf.size for leaf in jax.tree.leaves(models.backbone(models.trained["policy"])))
     vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
     iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
-    state, prompts = iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
+    return iteration, iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
+
+
+def parameters(iteration: Iteration) -> int:
+    """Of the policy, its backbone included."""
+    models = iteration.models
+    return sum(leaf.size for leaf in jax.tree.leaves(models.backbone(models.trained["policy"])))
+
+
+def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dict[str, Any]:
+    iteration, state, prompts = prepare(size, sharing, config)
+    params = parameters(iteration)
     hosts.say(f"{sharing}: {params / 1e6:.2f} M parameters in the policy; compiling ...")
 
     seconds = []
@@ -223,20 +234,29 @@ def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dic
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(what: str) -> argparse.Namespace:
+    """The flags, and `config`: the model they describe."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
+    parser.add_argument("--scan_unroll", type=int, help="layers in a step of the layer scan; 0: all of them, as below 16 layers")
     args = parser.parse_args()
+    if args.scan_unroll is None:
+        args.scan_unroll = 0 if SIZES[args.size].layers < 16 else 1
+    how = dict(dtype=args.dtype, remat=args.remat, scan_unroll=args.scan_unroll)
+    args.config = dataclasses.replace(model_config(SIZES[args.size]), **how)
+    args.about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size, "sharing": args.sharing} | how
+    return args
+
+
+def main() -> None:
     cpu.prepare()
-    size = SIZES[args.size]
-    config = dataclasses.replace(model_config(size), dtype=args.dtype, remat=args.remat, scan_unroll=0 if size.layers < 16 else 1)
-    result = measure(size, args.sharing, args.iterations, config)
-    about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size, "sharing": args.sharing}
-    print(json.dumps(about | {"dtype": args.dtype, "remat": args.remat} | result), flush=True)
+    args = arguments(__doc__.splitlines()[0])
+    result = measure(SIZES[args.size], args.sharing, args.iterations, args.config)
+    print(json.dumps(args.about | result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks run, do the work that they claim, and compare what they say they compare. No times are judged here."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -29,6 +30,35 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
     for name in (*seconds, *rates, "params", "gflops"):
         assert line[name] >= 0, name
     assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", sharing)
+
+
+def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, FOLDER / "update.py", "--size=test", "--iterations=1", "--remat=dots"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["update_s"] > 0 and line["update_gflops"] >= 0
+    assert (line["remat"], line["scan_unroll"], line["kernels_ms"]) == ("dots", 0, {})
+
+
+def test_kernels_are_added_up_by_kind(scripts, tmp_path):
+    import update
+
+    def event(name, start, duration, pid=7, tid=3):
+        return {"ph": "X", "pid": pid, "tid": tid, "ts": start, "dur": duration, "name": name}
+
+    events = [
+        {"ph": "M", "name": "process_name", "pid": 7, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "thread_name", "pid": 7, "tid": 3, "args": {"name": "Stream #20"}},
+        event("cudnn_sdpa_flash_gemm", 1000, 1500),
+        event("nvjet_sm90", 2750, 2000),
+        event("loop_fusion", 4000, 1250),  # beside the product for a while
+        event("host", 0, 9000, pid=8),
+    ]
+    with gzip.open(tmp_path / "a.trace.json.gz", "wt") as file:
+        json.dump({"traceEvents": events}, file)
+    assert update.kernels_ms(tmp_path) == {"attention": 1.5, "products": 2.0, "rest": 1.2, "gaps": 0.2}
 
 
 def test_a_forward_pass_is_the_arithmetic_of_its_matrices(scripts):
