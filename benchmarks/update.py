@@ -78,7 +78,7 @@ def main() -> None:
     args = whole.arguments(__doc__.splitlines()[0])
     size = SIZES[args.size]
     iteration, state, prompts = whole.prepare(size, args.sharing, args.config)
-    key = states.key(0, 0, "update")
+    key = states.key(0, 0, "minibatches")
     experience = made_up(iteration, state, prompts, key)
     params, opt_state, seconds = state.params, state.opt_state, []
 
