@@ -1,6 +1,8 @@
 """What every stage command does around its stage: settings that must match an earlier start, config.json, result.json."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,14 @@ def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Pa
     check_unchanged(settings, workdir)
     metrics.write_json(workdir / "config.json", to_dict(settings))
     began = time.monotonic()
-    result = stage(settings, workdir)
+    try:
+        result = stage(settings, workdir)
+    except Exception as error:
+        if (lost := hosts.lost(error)) is None:
+            raise
+        print(f"srlhfv: error: {lost}; the same command in all processes goes on from the last checkpoint", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)  # an orderly end would wait for the others
     metrics.write_result(workdir, {**result, "seconds": time.monotonic() - began})
 
 

@@ -1,6 +1,7 @@
 """Several processes (hosts of a TPU pod, or local ones in a test): start, batches from each one's rows, arrays back to NumPy."""
 
 import os
+import re
 import sys
 from typing import Any, TypeVar
 
@@ -8,11 +9,20 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel.mesh import ROWS, row_shards
 
 Tree = TypeVar("Tree")
+
+BARRIER_S = 300  # how long the first process at a barrier waits for the last
+HEARTBEAT_S = 60  # a process that says nothing for so long is lost
+LAST_LOOK_S = 20
+
+
+class Lost(RuntimeError):
+    """Other processes of this run are gone, or late. One line; nothing more can be computed or saved."""
 
 
 def initialize() -> None:
@@ -28,11 +38,11 @@ def initialize() -> None:
         numbers = [environment.get(name, "") for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")]
         if not all(number.isdigit() for number in numbers):
             raise UserError("JAX_COORDINATOR_ADDRESS is set: JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set too, to numbers")
-        jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"], num_processes=int(numbers[0]), process_id=int(numbers[1])
-        )
+        count, own = map(int, numbers)
+        address = environment["JAX_COORDINATOR_ADDRESS"]
+        jax.distributed.initialize(address, num_processes=count, process_id=own, heartbeat_timeout_seconds=HEARTBEAT_S)
     elif "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("SRLHFV_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S)
 
 
 def process_index() -> int:
@@ -49,10 +59,34 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def barrier(name: str, seconds: float = BARRIER_S) -> None:
+    """Wait until every process is here.
+
+    Raises:
+        Lost: some are not, after so many seconds; it names them.
+    """
+    try:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        late = sorted({int(number) for number in re.findall(r"task:(\d+)", str(error).partition("timed out task names")[2])})
+        who = f"process {', '.join(map(str, late))}" if late else "another process"
+        raise Lost(f"{who} of {jax.process_count()} did not come to {name!r} within {seconds:g} seconds") from error
+
+
+def lost(error: Exception) -> Lost | None:
+    """What the failure of a computation or a save that several processes share says of the others; None: it is another failure.
+
+    A process that is gone breaks its connections. Those that are left meet once more, to see who does not come.
+    """
+    if jax.process_count() == 1 or not isinstance(error, (Lost, jax.errors.JaxRuntimeError)):
+        return None
+    if isinstance(error, Lost):
+        return error
+    try:
+        barrier("the others after a failure", LAST_LOOK_S)
+    except Lost as found:
+        return found
+    return None
 
 
 def from_first(value: int) -> int:
