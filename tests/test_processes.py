@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import tiny_sharing as tiny
@@ -25,18 +24,20 @@ def alone(folder):
     return {way: tiny.run(folder, folder / "alone", way, 1, 1, 1) for way in tiny.WAYS if way != "idle"}
 
 
-def pair(command: list[str], devices: int, **how) -> list[subprocess.Popen]:
-    """Two processes of one run, each with some devices."""
+def pair(command: list[str], devices: int, cache: str = "") -> list[subprocess.Popen]:
+    """Two processes of one run, each with some devices; `cache`: a folder of compiled functions."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
     }
+    if cache:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     return [
-        subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True, **how)
+        subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
 
@@ -49,18 +50,67 @@ def same_numbers(log: list[dict], expected: list[dict]) -> None:
             assert one[name] == pytest.approx(other[name], rel=2e-4, abs=2e-5), name
 
 
-@pytest.mark.parametrize("mesh", [(1, 2, 1), (1, 2, 2), (2, 2, 2)], ids=["2", "4", "8"])
-@pytest.mark.parametrize("way", ["shared", "separate", "adapters"])
+MESHES = {"shared": [(1, 2, 1), (1, 2, 2), (2, 2, 2)], "separate": [(2, 2, 2)], "adapters": [(1, 2, 2), (2, 2, 2)]}
+
+
+@pytest.mark.parametrize(("way", "mesh"), [(way, mesh) for way, meshes in MESHES.items() for mesh in meshes])
 def test_more_devices_give_the_same_numbers(folder, alone, way, mesh, tmp_path):
     assert len(alone[way]) == 2 and alone[way][1]["policy_loss"] != 0
     same_numbers(tiny.run(folder, tmp_path, way, *mesh), alone[way])
 
 
 def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_path):
-    started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], devices=4)
+    started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], 4, str(tmp_path / "compiled"))
     for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
         assert code == 0, said[-2000:]
     for way in tiny.WAYS:
         log = map(json.loads, (tmp_path / way / "metrics.jsonl").read_text().splitlines())
         numbers = [{name: value for name, value in line.items() if "second" not in name} for line in log]
         same_numbers(numbers, alone["shared" if way == "idle" else way])
+
+
+def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):
+    work = tmp_path / "sft"
+    rows = tiny.where(folder) | {"init": str(folder / "llama"), "steps": 24, "checkpoint.every_steps": 4}
+    mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1}
+    options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
+    command = [sys.executable, "-m", "srlhfv_jax", "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"]
+
+    compiled = str(tmp_path / "compiled")
+    started = pair(command, 2, compiled)
+    deadline = time.monotonic() + 200
+    while not (work / "checkpoints" / "manifests" / "4.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGKILL)
+    said = started[0].communicate(timeout=100)[1]
+    started[1].communicate()
+    assert started[0].returncode == 1, said[-2000:]
+    assert "srlhfv: error: process 1 of 2 is gone" in said
+
+    again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2, compiled)]
+    assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
+    assert "resumed from the checkpoint of step" in again[0][0]
+    steps = [json.loads(line)["step"] for line in (work / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 25))
+
+
+WAIT = """
+import os, sys, time
+from srlhfv_jax.parallel import hosts
+hosts.initialize()
+hosts.process_count()  # both know of each other's devices
+if os.environ["JAX_PROCESS_ID"] == "0":
+    try:
+        hosts.barrier("the export", 3)
+    except hosts.Lost as lost:
+        print(lost, file=sys.stderr)
+else:
+    time.sleep(6)
+os._exit(0)
+"""
+
+
+def test_a_barrier_names_who_does_not_come():
+    started = pair([sys.executable, "-c", WAIT], devices=1)
+    said = [process.communicate(timeout=100)[1] for process in started][0]
+    assert "process 1 of 2 did not come to 'the export' within 3 seconds" in said

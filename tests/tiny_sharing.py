@@ -1,6 +1,6 @@
 """PPO-Lagrangian on a tiny text model in every way of sharing: as a library for tests, and as one of several processes.
 
-    python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR      FOLDER as `prepare` left it; OUT/<way>/metrics.jsonl
+python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR      FOLDER as `prepare` left it; OUT/<way>/metrics.jsonl
 """
 
 import json

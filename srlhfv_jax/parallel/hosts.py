@@ -18,7 +18,8 @@ Tree = TypeVar("Tree")
 
 BARRIER_S = 300  # how long the first process at a barrier waits for the last
 HEARTBEAT_S = 60  # a process that says nothing for so long is lost
-LAST_LOOK_S = 20
+LAST_LOOK_S = 10
+BROKEN = re.compile("[Cc]onnect|peer|[Ss]ocket|UNAVAILABLE|heartbeat")  # what transports say of a partner that is gone
 
 
 class Lost(RuntimeError):
@@ -66,11 +67,9 @@ def barrier(name: str, seconds: float = BARRIER_S) -> None:
         Lost: some are not, after so many seconds; it names them.
     """
     try:
-        multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(1000 * seconds))
+        _meet(name, seconds)
     except jax.errors.JaxRuntimeError as error:
-        late = sorted({int(number) for number in re.findall(r"task:(\d+)", str(error).partition("timed out task names")[2])})
-        who = f"process {', '.join(map(str, late))}" if late else "another process"
-        raise Lost(f"{who} of {jax.process_count()} did not come to {name!r} within {seconds:g} seconds") from error
+        raise Lost(f"{_missing(error)} did not come to {name!r} within {seconds:g} seconds") from error
 
 
 def lost(error: Exception) -> Lost | None:
@@ -78,15 +77,28 @@ def lost(error: Exception) -> Lost | None:
 
     A process that is gone breaks its connections. Those that are left meet once more, to see who does not come.
     """
-    if jax.process_count() == 1 or not isinstance(error, (Lost, jax.errors.JaxRuntimeError)):
-        return None
     if isinstance(error, Lost):
         return error
+    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError) or not BROKEN.search(str(error)):
+        return None
     try:
-        barrier("the others after a failure", LAST_LOOK_S)
-    except Lost as found:
-        return found
+        _meet("after a failure", LAST_LOOK_S)
+    except jax.errors.JaxRuntimeError as absence:
+        return Lost(f"{_missing(absence)} is gone ({str(error).splitlines()[0][:200]})")
     return None
+
+
+def _meet(name: str, seconds: float) -> None:
+    multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(1000 * seconds))
+
+
+def _missing(error: Exception) -> str:
+    """Who did not come, as the coordination service lists it; it lives in process 0."""
+    if "UNAVAILABLE" in str(error):
+        return f"process 0 of {jax.process_count()}, which leads,"
+    listed = str(error).partition("task names:")[2].partition("RPC:")[0]
+    late = sorted(map(int, re.findall(r"(\d+)\s*$", listed, re.MULTILINE)))
+    return f"process {', '.join(map(str, late))} of {jax.process_count()}" if late else "another process"
 
 
 def from_first(value: int) -> int:
