@@ -82,10 +82,11 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     while not (work / "checkpoints" / "manifests" / "4.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     started[1].send_signal(signal.SIGKILL)
-    said = started[0].communicate(timeout=100)[1]
+    said = started[0].communicate(timeout=200)[1]
     started[1].communicate()
-    assert started[0].returncode == 1, said[-2000:]
-    assert "srlhfv: error: process 1 of 2 is gone" in said
+    # A broken connection fails the step. Where no step runs, within a save, JAX's service ends the process after its heartbeats.
+    ours, jaxs = "srlhfv: error: process 1 of 2 is gone", "tasks are unhealthy (stopped sending heartbeats):\n1\n"
+    assert (started[0].returncode == 1 and ours in said) or (started[0].returncode == -signal.SIGABRT and jaxs in said), said[-2000:]
 
     again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2, compiled)]
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
