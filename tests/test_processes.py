@@ -1,6 +1,5 @@
 """One run on more devices, or on several processes, is the same run; and one whose partner dies says so, and goes on later."""
 
-import json
 import os
 import signal
 import socket
@@ -64,9 +63,7 @@ def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_
     for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
         assert code == 0, said[-2000:]
     for way in tiny.WAYS:
-        log = map(json.loads, (tmp_path / way / "metrics.jsonl").read_text().splitlines())
-        numbers = [{name: value for name, value in line.items() if "second" not in name} for line in log]
-        same_numbers(numbers, alone["shared" if way == "idle" else way])
+        same_numbers(tiny.numbers(tmp_path / way), alone["shared" if way == "idle" else way])
 
 
 def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):
@@ -86,13 +83,14 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     started[1].communicate()
     # A broken connection fails the step. Where no step runs, within a save, JAX's service ends the process after its heartbeats.
     ours, jaxs = "srlhfv: error: process 1 of 2 is gone", "tasks are unhealthy (stopped sending heartbeats):\n1\n"
-    assert (started[0].returncode == 1 and ours in said) or (started[0].returncode == -signal.SIGABRT and jaxs in said), said[-2000:]
+    assert (started[0].returncode == 1 and ours in said) or (started[0].returncode == -signal.SIGABRT and jaxs in said), said[
+        -2000:
+    ]
 
     again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2, compiled)]
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
     assert "resumed from the checkpoint of step" in again[0][0]
-    steps = [json.loads(line)["step"] for line in (work / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 25))
+    assert [line["step"] for line in tiny.numbers(work)] == list(range(1, 25))
 
 
 WAIT = """

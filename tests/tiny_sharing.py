@@ -45,14 +45,19 @@ def where(folder: Path) -> dict:
 
 
 def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int) -> list[dict]:
-    """The lines of the log, without their times."""
+    """Train; gives `numbers`."""
     adapted = way == "adapters"
     policy, scorer = (str(folder / name) for name in (("adapter", "adapter_scores") if adapted else ("llama", "scores")))
     roles = {"reward": scorer, "cost": scorer} if way == "separate" else {"scorer": scorer}
     mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
     changes = {"policy": policy, "iterations": 2, "validation.path": ""} | roles | mesh | where(folder) | WAYS[way]
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **changes), out / way)
-    log = map(json.loads, (out / way / "metrics.jsonl").read_text().splitlines())
+    return numbers(out / way)
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """The lines of the log, without their times."""
+    log = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if "second" not in name} for line in log]
 
 

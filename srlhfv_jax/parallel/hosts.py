@@ -79,7 +79,8 @@ def lost(error: Exception) -> Lost | None:
     """
     if isinstance(error, Lost):
         return error
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError) or not BROKEN.search(str(error)):
+    broken = isinstance(error, jax.errors.JaxRuntimeError) and BROKEN.search(str(error))
+    if not broken or jax.process_count() == 1:  # in this order: counting touches the devices
         return None
     try:
         _meet("after a failure", LAST_LOOK_S)
