@@ -118,7 +118,7 @@ def test_a_guard_on_a_frozen_backbone_is_a_third_head_beside_reward_and_cost(tra
     assert sorted(after.heads) == ["cost", "reward"]
     for (path, one), (_, other) in zip(rules.leaves((before.params, before.heads)), rules.leaves((after.params, after.heads))):
         np.testing.assert_array_equal(one, other, err_msg=path)
-    cli_main.main(["export", f"--source={tmp_path / 'guard'}", f"--target={tmp_path / 'copy'}"])
+    cli_main.main(["export", f"--workdir={tmp_path / 'guard'}", f"--out={tmp_path / 'copy'}"])
     copied, first = Guard.load(tmp_path / "copy"), Guard.load(tmp_path / "guard")
     assert copied.thresholds == first.thresholds
     assert copied.check_input([(pairs[0]["image"],)], [pairs[0]["question"]]) == first.check_input(

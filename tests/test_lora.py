@@ -228,7 +228,7 @@ def test_an_adapter_over_weights_that_are_not_kept_is_refused(picture, tmp_path)
 
 
 def test_an_adapter_is_merged_by_the_export_command(stages, tmp_path):
-    assert main(["export", f"--source={stages / 'sft'}", f"--target={tmp_path / 'merged'}"]) == 0
+    assert main(["export", f"--workdir={stages / 'sft'}", f"--out={tmp_path / 'merged'}"]) == 0
     kept = load_pretrained(stages / "sft", keep_adapter=True)
     expected = lora.merged(kept.params, kept.adapter)["text"]["layers"]["mlp"]["down_proj"]["kernel"][1]
     model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")

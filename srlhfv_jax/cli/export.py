@@ -1,6 +1,7 @@
-"""`srlhfv export`: read a checkpoint (a stage's workdir, an export, a Hugging Face folder) and write it as a Hugging Face folder.
+"""`srlhfv export --workdir=... --out=DIR`: write what a run trained as a Hugging Face folder.
 
-Stages export by themselves to WORKDIR/export; this is for another dtype, shard size or place.
+Stages export by themselves to WORKDIR/export; this is for another dtype, shard size or place, and merges an adapter into its
+backbone. --workdir may also be an export (such as WORKDIR/best_feasible) or a Hugging Face folder.
 """
 
 import json
@@ -14,24 +15,24 @@ from srlhfv_jax.errors import UserError
 
 def main(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string("source", None, "workdir of a stage, export, or Hugging Face folder", flag_values=values)
-    absl_flags.DEFINE_string("target", None, "folder to write, which must not exist yet", flag_values=values)
+    absl_flags.DEFINE_string("workdir", None, "workdir of a stage, an export, or a Hugging Face folder", flag_values=values)
+    absl_flags.DEFINE_string("out", None, "folder to write, which must not exist yet", flag_values=values)
     absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of the written tensors", flag_values=values)
     absl_flags.DEFINE_float("shard_gb", 5.0, "largest file, in GB", lower_bound=0.001, flag_values=values)
     flags.read(values, "export", argv, __doc__)
-    flags.required(values, "source", "target")
-    source, target = Path(values.source), Path(values.target)
-    if target.exists():
-        raise UserError(f"--target={target} exists: give a folder that does not")
+    flags.required(values, "workdir", "out")
+    out = Path(values.out)
+    if out.exists():
+        raise UserError(f"--out={out} exists: give a folder that does not")
     from srlhfv_jax import hf
     from srlhfv_jax.hf import load, weights
 
-    model = hf.load_pretrained(source, dtype=values.dtype)
+    model = hf.load_pretrained(Path(values.workdir), dtype=values.dtype)
     guard, about_guard = None, None
     if (model.path / weights.GUARD_FILE).is_file():
         guard, about_guard = load.load_guard(model.config, model.path, None)
     hf.export_pretrained(
-        target,
+        out,
         model.config,
         model.params,
         base=model.path,
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         card=_card(model.path),
         max_shard_bytes=int(values.shard_gb * 1e9),
     )
-    print(f"wrote {target}")
+    print(f"wrote {out}")
 
 
 def _about(folder: Path) -> dict:
