@@ -26,6 +26,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             category_weight=1.0,
             balance=True,
             false_positive_rate=0.05,
+            thresholds="each",
             steps=2 if tiny else 2000,
             microbatches=1,
             calibration="",  # held-out rows that set the thresholds

@@ -161,7 +161,8 @@ def _guard(short: bool) -> dict:
         parts=("input", "output"),
         category_weight=1.0,
         balance=True,
-        false_positive_rate=0.04,  # on the rows that set the threshold; the target on others is 0.05
+        false_positive_rate=0.03,  # on the rows that set the threshold; the target on others is 0.05
+        thresholds="one",
         steps=4 if short else 300,
         microbatches=1,
         calibration="",

@@ -158,6 +158,7 @@ class GuardConfig:
     category_weight: float  # of the category loss beside the severity loss
     balance: bool  # rare classes weigh more while training; probabilities are those of the data again afterwards
     false_positive_rate: float  # at most this share of safe calibration rows is called unsafe
+    thresholds: str  # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
     steps: int
     microbatches: int
     calibration: str  # path of held-out rows that set the thresholds, read with the settings of `data`; "" = 0.5

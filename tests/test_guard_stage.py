@@ -49,6 +49,24 @@ def test_a_guard_is_trained_calibrated_measured_and_exported(trained):
     assert load_pretrained(folder / "guard").heads == {}
 
 
+def test_one_threshold_for_all_parts_keeps_the_rate_over_all_rows_and_leaves_no_better_one(trained):
+    folder, wanted, _ = trained
+    loaded = load_pretrained(folder / "guard")
+    judged = guard.judge(wanted, loaded, Guard.load(folder / "guard").tree, make_mesh(wanted.mesh), wanted.evaluation)
+    wanted = dataclasses.replace(wanted, thresholds="one", false_positive_rate=0.3)
+    score_B, unsafe_B = judged.severity_BJ[:, 0], judged.labels[0][:, 0]
+
+    def rates(threshold: float) -> tuple[float, float]:
+        said_B = score_B > threshold
+        return said_B[~unsafe_B].mean(), 2 * (said_B & unsafe_B).sum() / (said_B.sum() + unsafe_B.sum())
+
+    found = guard.calibrate(judged, wanted)
+    assert found["input"] == found["output"] and judged.is_part["input"].any() and judged.is_part["output"].any()
+    alarms, f1 = rates(found["input"])
+    assert 0 < alarms <= 0.3 and f1 > 0
+    assert all(other <= f1 + 1e-12 for share, other in map(rates, score_B) if share <= 0.3)
+
+
 def test_the_loaded_guard_says_what_the_stage_measured(trained):
     folder, wanted, _ = trained
     loaded = Guard.load(folder / "guard", batch_size=7)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import tiny_sharing as tiny
+from tiny_stages import numbers, same_numbers
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +42,13 @@ def pair(command: list[str], devices: int, cache: str = "") -> list[subprocess.P
     ]
 
 
-def same_numbers(log: list[dict], expected: list[dict]) -> None:
-    """Within 2e-4: sums are taken in another order."""
-    for one, other in zip(log, expected, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert one[name] == pytest.approx(other[name], rel=2e-4, abs=2e-5), name
-
-
 MESHES = {"shared": [(1, 2, 1), (1, 2, 2), (2, 2, 2)], "separate": [(2, 2, 2)], "adapters": [(1, 2, 2), (2, 2, 2)]}
 
 
 @pytest.mark.parametrize(("way", "mesh"), [(way, mesh) for way, meshes in MESHES.items() for mesh in meshes])
 def test_more_devices_give_the_same_numbers(folder, alone, way, mesh, tmp_path):
     assert len(alone[way]) == 2 and alone[way][1]["policy_loss"] != 0
-    same_numbers(tiny.run(folder, tmp_path, way, *mesh), alone[way])
+    same_numbers(tiny.run(folder, tmp_path, way, *mesh), alone[way], 2e-4)
 
 
 def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_path):
@@ -63,7 +56,7 @@ def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_
     for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
         assert code == 0, said[-2000:]
     for way in tiny.WAYS:
-        same_numbers(tiny.numbers(tmp_path / way), alone["shared" if way == "idle" else way])
+        same_numbers(numbers(tmp_path / way), alone["shared" if way == "idle" else way], 2e-4)
 
 
 def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):
@@ -90,7 +83,7 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2, compiled)]
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
     assert "resumed from the checkpoint of step" in again[0][0]
-    assert [line["step"] for line in tiny.numbers(work)] == list(range(1, 25))
+    assert [line["step"] for line in numbers(work)] == list(range(1, 25))
 
 
 WAIT = """

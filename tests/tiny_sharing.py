@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import tiny_hf
-from tiny_stages import settings
+from tiny_stages import numbers, settings
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.parallel import hosts
@@ -45,7 +45,7 @@ def where(folder: Path) -> dict:
 
 
 def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int) -> list[dict]:
-    """Train; gives `numbers`."""
+    """Train; gives the numbers of its log."""
     adapted = way == "adapters"
     policy, scorer = (str(folder / name) for name in (("adapter", "adapter_scores") if adapted else ("llama", "scores")))
     roles = {"reward": scorer, "cost": scorer} if way == "separate" else {"scorer": scorer}
@@ -53,12 +53,6 @@ def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int) ->
     changes = {"policy": policy, "iterations": 2, "validation.path": ""} | roles | mesh | where(folder) | WAYS[way]
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **changes), out / way)
     return numbers(out / way)
-
-
-def numbers(workdir: Path) -> list[dict]:
-    """The lines of the log, without their times."""
-    log = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if "second" not in name} for line in log]
 
 
 if __name__ == "__main__":

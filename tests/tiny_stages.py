@@ -1,6 +1,9 @@
-"""Stages in tests: settings of the tiny presets with changed keys, and a small picture task."""
+"""Stages in tests: settings of the tiny presets with changed keys, a small picture task, and whether two runs wrote the same."""
 
+import json
 from pathlib import Path
+
+import pytest
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
@@ -22,3 +25,17 @@ def picture_task(folder: Path) -> Path:
     task_processor.write_base(folder / "base", patch=16, vision_layers=1, vision_width=16, text_layers=2, text_width=16, heads=2)
     write_rows(folder / "sft.parquet", task_rows.sft_rows(0, task_rows.split_cells(0), 48))
     return folder
+
+
+def numbers(workdir: Path) -> list[dict]:
+    """The lines of a run's log, without their times."""
+    log = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if "second" not in name} for line in log]
+
+
+def same_numbers(log: list[dict], expected: list[dict], within: float) -> None:
+    """Up to the order in which sums were taken."""
+    for one, other in zip(log, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=within, abs=within / 10), name

@@ -55,6 +55,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     """
     for part in settings.parts:
         choose(part, "config.parts", *PARTS)
+    choose(settings.thresholds, "config.thresholds", "each", "one")
     if not settings.parts:
         raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
     categories, joint = taxonomies.categories(settings.taxonomy), bool(settings.pairs.path)
@@ -183,13 +184,19 @@ def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.shardin
 
 
 def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
-    """Part -> threshold on P(unsafe), for `settings.false_positive_rate`; each part by its own rows."""
+    """Part -> threshold on P(unsafe), for `settings.false_positive_rate`.
+
+    With one for all parts that rate is of all their rows. At an equal probability the next false alarm buys equally many
+    detections in either part (Neyman and Pearson): no other split of the alarms detects more, if the probabilities are right.
+    """
     unsafe_B, known_B = judged.labels[0][:, 0], judged.labels[1][:, 0]
-    found = {}
-    for part in settings.parts:
-        rows = judged.is_part[part] & known_B
-        found[part] = guards.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
-    return found
+
+    def threshold(rows: np.ndarray) -> float:
+        return guards.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
+
+    if settings.thresholds == "one":
+        return dict.fromkeys(settings.parts, threshold(known_B))
+    return {part: threshold(judged.is_part[part] & known_B) for part in settings.parts}
 
 
 def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[str]) -> dict[str, float]:
