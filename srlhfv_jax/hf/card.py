@@ -5,14 +5,16 @@ from typing import Any
 
 from srlhfv_jax.hf import hub
 
+SIGNS = "cost > 0 means unsafe; a higher reward is more helpful."
 MEANING = {
     "guard": "A guard: how severe the harm of a question, or of an answer to it, is, and of which kinds (srlhfv_jax.guard.Guard loads "
     "it). Its thresholds were calibrated on rows like those it was trained on; elsewhere its rates of error are unknown.",
     "sft": "A supervised policy: it imitates the answers it was shown. It was not made safe.",
     "ppo_lag": "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was "
-    "trained and validated on, nothing is known of its safety.",
+    f"trained and validated on, nothing is known of its safety. In the numbers below, {SIGNS}",
 }
-SCORES = "A backbone with score heads (score_heads.py loads them). cost > 0 means unsafe; a higher reward is more helpful."
+SCORES = f"A backbone with score heads (score_heads.py loads them). {SIGNS}"
+USE = "research on alignment; before anybody else gets to see its answers, an evaluation of your own"
 LICENCES = (
     "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
 )
@@ -34,7 +36,8 @@ def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, f
         f"# {stage} of {base}",
         MEANING.get(stage, SCORES),
         f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"
-        f"- base model: {base}\n- data: {settings['data']['path']}\n- licence: {LICENCES}",
+        f"- base model: {base}\n- data: {settings['data']['path']}\n- licence: {LICENCES}\n"
+        f"- intended use: {USE}",
         f"## Numbers at the end\n\n| | |\n|---|---|\n{numbers}",
     ]
     if trace:
