@@ -7,7 +7,7 @@ from srlhfv_jax.hf.card import card
 SETTINGS = {"data": {"path": "rows.parquet"}, "seed": 3}
 
 
-def written(stage: str, base: str = "runs/sft", trace=()) -> str:
+def written(stage: str, base: str = "runs/quickstart/sft", trace=()) -> str:
     return card(base=base, stage=stage, settings=SETTINGS, result={"cost": -0.75, "reward": 1.5}, trace=list(trace))
 
 
@@ -15,7 +15,7 @@ def written(stage: str, base: str = "runs/sft", trace=()) -> str:
 def test_every_card_names_base_data_licence_use_numbers_and_settings(stage):
     said = written(stage)
     for part in (
-        f"# {stage} of runs/sft",
+        f"# {stage} of runs/quickstart/sft",
         "- data: rows.parquet",
         "CC-BY-NC",
         "- intended use: ",
