@@ -256,6 +256,8 @@ def test_what_cannot_work_is_refused(trained, tmp_path):
         Guard.load(folder / "policy")
     with pytest.raises(UserError, match="config.parts must be one of"):
         guard.run(settings(GuardConfig, "guard", init="nowhere", parts=("image",)), tmp_path)
+    with pytest.raises(UserError, match="config.thresholds must be one of"):
+        guard.run(settings(GuardConfig, "guard", init="nowhere", thresholds="both"), tmp_path)
     with pytest.raises(UserError, match="the taxonomy must be one of"):
         guard.run(settings(GuardConfig, "guard", init="nowhere", taxonomy="mine"), tmp_path)
     loaded = Guard.load(folder / "guard")

@@ -14,7 +14,7 @@ MEANING = {
     f"trained and validated on, nothing is known of its safety. In the numbers below, {SIGNS}",
 }
 SCORES = f"A backbone with score heads (score_heads.py loads them). {SIGNS}"
-USE = "research on alignment; before anybody else gets to see its answers, an evaluation of your own"
+USE = "research on alignment; evaluate it yourself before anybody depends on it"
 LICENCES = (
     "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
 )
