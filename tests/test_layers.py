@@ -109,6 +109,41 @@ def test_suffix_letters_are_dimensions():
                 assert letter in LETTERS or letter.isdigit(), f"{file}:{node.lineno}: {name}: {letter} is not in dims.LETTERS"
 
 
+def walked(tree: ast.AST) -> Iterator[ast.expr]:
+    """Everything that is walked in an order that matters: by loops, comprehensions that keep it, list, tuple and join."""
+    any_order = [node.args[0] for node in ast.walk(tree) if is_call(node, "sorted", "set", "frozenset", "any", "all", "sum")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For):
+            yield node.iter
+        elif isinstance(node, (ast.ListComp, ast.DictComp, ast.GeneratorExp)) and node not in any_order:
+            yield from (generator.iter for generator in node.generators)
+        elif is_call(node, "list", "tuple", "join"):
+            yield node.args[0]
+
+
+def is_call(node: ast.AST, *names: str) -> bool:
+    called = node.func if isinstance(node, ast.Call) and node.args else None
+    return getattr(called, "id", getattr(called, "attr", None)) in names
+
+
+def is_set(node: ast.AST, known: set[str]) -> bool:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitOr, ast.BitAnd, ast.Sub, ast.BitXor)):
+        return is_set(node.left, known) or is_set(node.right, known)
+    named = isinstance(node, ast.Name) and node.id in known
+    return named or isinstance(node, (ast.Set, ast.SetComp)) or is_call(node, "set", "frozenset")
+
+
+def test_nothing_is_done_in_the_order_of_a_set():
+    """It differs between processes, which must all trace the same program."""
+    for file in FILES:
+        for function in ast.walk(ast.parse(file.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+                known = {name.id for node in assigned if is_set(node.value, set()) for name in node.targets if hasattr(name, "id")}
+                for node in walked(function):
+                    assert not is_set(node, known), f"{file}:{node.lineno}: sort it, or use dict.fromkeys"
+
+
 def test_the_command_line_starts_without_jax():
     code = "import sys; from srlhfv_jax.cli.main import main; main(['--help']); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -54,9 +54,10 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     reference = places["reference"].tree
     ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, features[reference], **read)
 
+    asked = ("reward", "cost", *(CRITICS if scoring.streams else ()))
     scored = {
         name: forward.response_scores(config, trees[name], rollout, features[name])
-        for name in {places[role].tree for role in ("reward", "cost", *(CRITICS if scoring.streams else ()))}
+        for name in dict.fromkeys(places[role].tree for role in asked)
     }
     mask_BR = rollout.response_mask_BR
 

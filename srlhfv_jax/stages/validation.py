@@ -77,7 +77,7 @@ ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign",
 def _scorer(iteration) -> Callable:
     """Reward and cost of a rollout by the run's own frozen models."""
     models = iteration.models
-    trees = {models.places[role].tree for role in ("reward", "cost")}
+    trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))
 
     @jax.jit
     def ends(frozen, rollout, images):
@@ -88,5 +88,5 @@ def _scorer(iteration) -> Callable:
             found |= forward.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
-    read = {name: tree for name, tree in models.frozen.items() if name in trees | {roles.BASE}}
+    read = {name: tree for name, tree in models.frozen.items() if name in (*trees, roles.BASE)}
     return lambda batch, rollout: hosts.to_host(ends(iteration.awake(read, rollout), rollout, batch.images))

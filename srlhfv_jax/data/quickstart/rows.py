@@ -137,7 +137,7 @@ def split_cells(seed: int) -> Cells:
         for danger in (False, True):
             things = [c for c in CONCEPTS.values() if c.seen and harmful(c.name, intent) == danger]
             family = [c.hazard if contextual else c.kind for c in things]
-            may_leave = {name: family.count(name) // 2 for name in set(family)}
+            may_leave = {name: family.count(name) // 2 for name in family}
             wanted = {"test": round(test_share * len(things)), "validation": round(VALIDATION_SHARE * len(things))}
             for i in rng.permutation(len(things)):
                 name = things[i].name
