@@ -1,6 +1,6 @@
 """Settings of every test: 8 fake CPU devices, strict shapes and dtypes, no network, no accelerator.
 
-Compiling is most of the work, so LLVM optimizes nothing here; the quickstart's test runs as it is shipped.
+Compiling is most of the work, so LLVM optimizes nothing here.
 """
 
 import os

@@ -139,7 +139,9 @@ def test_nothing_is_done_in_the_order_of_a_set():
         for function in ast.walk(ast.parse(file.read_text())):
             if isinstance(function, ast.FunctionDef):
                 assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
-                known = {name.id for node in assigned if is_set(node.value, set()) for name in node.targets if hasattr(name, "id")}
+                known = {
+                    name.id for node in assigned if is_set(node.value, set()) for name in node.targets if hasattr(name, "id")
+                }
                 for node in walked(function):
                     assert not is_set(node, known), f"{file}:{node.lineno}: sort it, or use dict.fromkeys"
 

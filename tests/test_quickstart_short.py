@@ -15,8 +15,12 @@ COMMAND = [sys.executable, "-m", "srlhfv_jax", "quickstart", "--config=configs/q
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One device, as a user has it, and one compilation cache for all runs of this file."""
-    return {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    """One device, as a user has it, and one cache of everything compiled for all runs of this file."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"} | cache
 
 
 @pytest.fixture(scope="module")

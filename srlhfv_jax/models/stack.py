@@ -2,8 +2,8 @@
 
 `unroll` trades compile time for the copies a scan makes of its slices; a whole stack unrolled may also be given as one tree per
 layer (`split`), and its layers know their own index, so that they may differ. `remat` says what the
-backward pass computes again instead of keeping: "none"; "dots", everything but matrix products and fused attention, which on CPU
-costs nothing (less memory is touched) and halves the memory; "layer", everything, for about a third more work.
+backward pass computes again instead of keeping: "none"; "dots", everything but products with kernels and fused attention; "layer",
+everything, for about a third more work. On CPU it needs `parallel/cpu.py`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ FUSED = ("pallas_call", "dot_product_attention_fwd_wrapper")  # forward passes o
 
 
 def _products(primitive, *inputs, **params):
-    return primitive.name in FUSED or jax.checkpoint_policies.dots_saveable(primitive, *inputs, **params)
+    return primitive.name in FUSED or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
 
 
 KEPT = {"dots": _products, "layer": jax.checkpoint_policies.nothing_saveable}
