@@ -109,9 +109,8 @@ def update(
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
-            minibatch, learned = jax.lax.optimization_barrier(
-                (minibatch, learned)
-            )  # what one tree keeps for its gradient at a time
+            # The next tree waits, so that what this one kept for its gradient is gone.
+            minibatch, learned = jax.lax.optimization_barrier((minibatch, learned))
             metrics, made = metrics | _named(f"{name}_", learned), made | found
         if minibatch.advantage_BR is None:
             mask_BR = minibatch.experience.rollout.response_mask_BR
