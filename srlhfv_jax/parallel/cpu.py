@@ -9,7 +9,12 @@ import sys
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 NEVER = -1  # of TRIM_THRESHOLD
 HUGE_PAGE = 1 << 21
+
+# Vectors of 512 bits, where XLA takes 256 by itself. One PPO-Lagrangian iteration of the quickstart's size took 1.03 s without and
+# 0.91 to 0.95 s with them; on a machine that has none of this width there was no difference.
 WIDE_VECTORS = "--xla_cpu_prefer_vector_width=512"
+# Without it XLA drops barriers early on CPU, and merges what `jax.checkpoint` computes again with what was computed before:
+# nothing is saved (tests/test_parallel_cpu.py).
 KEEP_BARRIERS = "--xla_disable_hlo_passes=cse_barrier_expander"
 
 
@@ -54,14 +59,7 @@ def use_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def set_flag(flag: str) -> None:
-    """Add a flag to XLA_FLAGS, unless they set it already.
-
-    WIDE_VECTORS: vectors of 512 bits, where XLA takes 256 by itself. One PPO-Lagrangian iteration of the quickstart's size took
-    1.03 s without and 0.91 to 0.95 s with them; on a machine that has none of this width there was no difference.
-    KEEP_BARRIERS: without it XLA drops barriers early on CPU, and merges what `jax.checkpoint` computes again with what was
-    computed before: nothing is saved. The temporaries of an update (benchmarks/update.py --size=medium --sharing=adapters
-    --remat=layer) are 3.31 GB without and 0.58 GB with it.
-    """
+    """Add a flag to XLA_FLAGS, unless they give it a value already."""
     flags = os.environ.get("XLA_FLAGS", "")
     if flag.partition("=")[0] + "=" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
