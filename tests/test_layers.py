@@ -126,9 +126,14 @@ def is_call(node: ast.AST, *names: str) -> bool:
     return getattr(called, "id", getattr(called, "attr", None)) in names
 
 
+def is_keys(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "keys"
+
+
 def is_set(node: ast.AST, known: set[str]) -> bool:
+    """`known`: names that hold one. What is made of the keys of two dicts is one as well."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitOr, ast.BitAnd, ast.Sub, ast.BitXor)):
-        return is_set(node.left, known) or is_set(node.right, known)
+        return any(is_set(side, known) or is_keys(side) for side in (node.left, node.right))
     named = isinstance(node, ast.Name) and node.id in known
     return named or isinstance(node, (ast.Set, ast.SetComp)) or is_call(node, "set", "frozenset")
 

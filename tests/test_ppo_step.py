@@ -182,6 +182,17 @@ def test_eight_devices_make_the_step_of_one_device(eight_devices):
     assert_close(metrics, plain()[3], atol=1e-4)
 
 
+@pytest.mark.parametrize(("sharing", "critics"), [("shared", 1), ("separate", 2)])
+def test_on_cpu_each_tree_waits_for_the_gradient_of_the_one_before(sharing, critics):
+    batch, rollout = rolled()
+    traced = jax.jit(functools.partial(step, sharing=sharing)).trace(rollout, batch.images)
+    barriers = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
+        for platform in ("cpu", "tpu")
+    }
+    assert barriers == {"cpu": critics, "tpu": 0}
+
+
 def test_while_the_critics_warm_up_they_move_as_always_and_the_policy_stands_still():
     batch, rollout = rolled()
     _, _, params, metrics = step(rollout, batch.images, train_policy=False)
