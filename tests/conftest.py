@@ -1,14 +1,20 @@
 """Settings of every test: 8 fake CPU devices, strict shapes and dtypes, no network, no accelerator.
 
-Compiling is most of the work, so LLVM optimizes nothing here.
+Compiling is most of the work, so LLVM optimizes nothing here, and what one test compiled is there for all others of this run and
+for the commands that they start.
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled")  # of the process that starts the others: it goes when that ends
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizer warns about the processes that tests fork
 

@@ -44,6 +44,26 @@ def test_freed_memory_is_kept_for_the_next_allocation():
     assert resident[0] - resident[1] > 150_000_000
 
 
+TRIMMED = FREED.replace(
+    "print(",
+    """
+import jax
+before = int(open("/proc/self/statm").read().split()[1])
+for seconds in (0.1, 2.0):
+    jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", seconds)
+    print((before - int(open("/proc/self/statm").read().split()[1])) * 4096)
+sys.exit()
+print(""",
+)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_what_a_long_compilation_freed_is_given_back():
+    after = subprocess.check_output([sys.executable, "-c", TRIMMED, "kept"]).split()
+    short, long = map(int, after)
+    assert short < 10_000_000 and long > 150_000_000
+
+
 TEMPORARIES = """
 import os, sys
 from srlhfv_jax.parallel import cpu
@@ -72,3 +92,42 @@ def test_an_unrolled_stack_that_is_computed_again_keeps_less():
     assert len(set(merged)) == 1  # what the flag is for
     none, dots, layer = kept
     assert layer < 0.8 * dots and dots < 0.8 * none
+
+
+ORDERED = """
+import os, sys
+from srlhfv_jax.parallel import cpu
+os.environ["XLA_FLAGS"] = ""
+if sys.argv[1] == "ordered":
+    cpu.prepare()
+import jax
+from srlhfv_jax.config import OptimizerConfig
+from srlhfv_jax.models import stack
+from srlhfv_jax.training import optimizer, step
+
+def forward(kernels, x):
+    return stack.run(lambda x, kernel, index: jax.nn.silu(x @ kernel), kernels, x, unroll=0, remat="none")
+
+def descend(params, opt_state, x):
+    gradients = jax.tree.map(lambda kernel: kernel @ x, params)
+    return step.apply_updates(transform, params, opt_state, gradients)[:2]
+
+square = jax.ShapeDtypeStruct((256, 256), "float32")
+kernels = {f"kernel{i}": square for i in range(8)}
+transform = optimizer.make(OptimizerConfig("adamw", 1e-3, "constant", 0.0, 0.1, 0.9, 0.95, 1e-8, 1.0, ()), kernels, 9)
+lowered = (
+    jax.jit(forward).lower(jax.ShapeDtypeStruct((8, 256, 256), "float32"), jax.ShapeDtypeStruct((4, 256), "float32")),
+    jax.jit(descend, donate_argnums=(0, 1)).lower(kernels, jax.eval_shape(transform.init, kernels), square),
+)
+print(*[one.compile().memory_analysis().temp_size_in_bytes for one in lowered])
+"""
+
+
+def test_layers_are_cut_out_of_a_stack_one_by_one_and_clipped_gradients_lie_beside_nothing():
+    ordered, left_alone = (
+        [int(size) for size in subprocess.check_output([sys.executable, "-c", ORDERED, how]).split()]
+        for how in ("ordered", "left alone")
+    )
+    stack, layer = 8 * 256 * 256 * 4, 256 * 256 * 4
+    assert left_alone[0] >= stack and ordered[0] < 3 * layer
+    assert ordered[1] < 0.7 * left_alone[1]

@@ -183,14 +183,19 @@ def test_eight_devices_make_the_step_of_one_device(eight_devices):
 
 
 @pytest.mark.parametrize(("sharing", "critics"), [("shared", 1), ("separate", 2)])
-def test_on_cpu_each_tree_waits_for_the_gradient_of_the_one_before(sharing, critics):
+def test_on_cpu_each_tree_waits_until_the_one_before_is_updated(sharing, critics, monkeypatch):
     batch, rollout = rolled()
     traced = jax.jit(functools.partial(step, sharing=sharing)).trace(rollout, batch.images)
-    barriers = {
-        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
-        for platform in ("cpu", "tpu")
-    }
-    assert barriers == {"cpu": critics, "tpu": 0}
+    ordered = {p: "optimization_barrier" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu")}
+    assert ordered == {"cpu": True, "tpu": False}
+
+    waited = []
+    monkeypatch.setattr(ppo.order, "first", lambda tree: waited.append(tree) or tree)
+    jax.eval_shape(functools.partial(step, sharing=sharing), rollout, batch.images)
+    trees = [ready[2:] for ready in waited if isinstance(ready, tuple) and len(ready) == 4]
+    assert len(trees) == critics
+    for params, opt_state in trees:
+        assert len(params) == len(opt_state) == critics + 1  # all of them: the next one's are read when it is its turn
 
 
 def test_while_the_critics_warm_up_they_move_as_always_and_the_policy_stands_still():

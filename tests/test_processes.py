@@ -24,8 +24,8 @@ def alone(folder):
     return {way: tiny.run(folder, folder / "alone", way, 1, 1, 1) for way in tiny.WAYS if way != "idle"}
 
 
-def pair(command: list[str], devices: int, cache: str = "") -> list[subprocess.Popen]:
-    """Two processes of one run, each with some devices; `cache`: a folder of compiled functions."""
+def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
+    """Two processes of one run, each with some devices."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -34,8 +34,6 @@ def pair(command: list[str], devices: int, cache: str = "") -> list[subprocess.P
         "JAX_NUM_PROCESSES": "2",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
     }
-    if cache:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     return [
         subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in (0, 1)
@@ -52,7 +50,7 @@ def test_more_devices_give_the_same_numbers(folder, alone, way, mesh, tmp_path):
 
 
 def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_path):
-    started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], 4, str(tmp_path / "compiled"))
+    started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], 4)
     for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
         assert code == 0, said[-2000:]
     for way in tiny.WAYS:
@@ -66,8 +64,7 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
     command = [sys.executable, "-m", "srlhfv_jax", "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"]
 
-    compiled = str(tmp_path / "compiled")
-    started = pair(command, 2, compiled)
+    started = pair(command, 2)
     deadline = time.monotonic() + 200
     while not (work / "checkpoints" / "manifests" / "4.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -80,7 +77,7 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
         -2000:
     ]
 
-    again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2, compiled)]
+    again = [(process.communicate(timeout=300)[1], process.returncode) for process in pair(command, 2)]
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
     assert "resumed from the checkpoint of step" in again[0][0]
     assert [line["step"] for line in numbers(work)] == list(range(1, 25))

@@ -13,20 +13,13 @@ import pytest
 COMMAND = [sys.executable, "-m", "srlhfv_jax", "quickstart", "--config=configs/quickstart.py:short", "--seed=3"]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One device, as a user has it, and one cache of everything compiled for all runs of this file."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"} | cache
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device, as a user has it
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, environment):
+def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quickstart")
-    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     return workdir, run
 
@@ -74,15 +67,15 @@ def test_what_was_trained_loads_in_transformers(finished):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_the_same_command_again_changes_nothing(finished, environment):
+def test_the_same_command_again_changes_nothing(finished):
     workdir, _ = finished
     before = (workdir / "result.json").read_text()
-    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert (workdir / "result.json").read_text() == before
 
 
-def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(finished, environment, tmp_path):
+def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(finished, tmp_path):
     whole, _ = finished
     workdir = tmp_path / "killed"
     shutil.copytree(whole, workdir)
@@ -90,7 +83,7 @@ def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(f
         shutil.rmtree(workdir / name)
     stage = workdir / "round1_ppo_lag"
     first = subprocess.Popen(
-        [*COMMAND, f"--workdir={workdir}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*COMMAND, f"--workdir={workdir}"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while not (stage / "checkpoints" / "2").is_dir():
@@ -99,7 +92,7 @@ def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(f
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not (stage / "done.json").exists()
-    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run([*COMMAND, f"--workdir={workdir}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "resumed from the checkpoint of step 2" in run.stderr
     assert (stage / "metrics.jsonl").read_text() == (whole / "round1_ppo_lag" / "metrics.jsonl").read_text()

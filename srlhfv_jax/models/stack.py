@@ -6,11 +6,14 @@ backward pass computes again instead of keeping: "none"; "dots", everything but 
 everything, for about a third more work. On CPU it needs `parallel/cpu.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+from srlhfv_jax.parallel import order
 
 Carry = TypeVar("Carry")
 FUSED = ("pallas_call", "dot_product_attention_fwd_wrapper")  # forward passes of models/kernels.py, by their JAX primitives
@@ -25,15 +28,18 @@ KEPT = {"dots": _products, "layer": jax.checkpoint_policies.nothing_saveable}
 
 def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unroll: int, remat: str) -> Carry:
     """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`. Unrolled, the index is an int."""
-    params = split(params, unroll)
-    if isinstance(params, tuple):
-        for index, own in enumerate(params):
+    parts = split(params, unroll)
+    if isinstance(parts, tuple):
+        whole = None if parts is params else params
+        for index, own in enumerate(parts):
 
-            def one(carry, own, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
+            def one(carry, own, whole, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
+                if whole is not None:
+                    own = _cut_after(carry, own, whole, index)
                 return layer(carry, own, index)
 
             # Forward pass and recomputation must not be merged; in a scan they are different loops and cannot be.
-            carry = (one if remat == "none" else jax.checkpoint(one, policy=KEPT[remat]))(carry, own)
+            carry = (one if remat == "none" else jax.checkpoint(one, policy=KEPT[remat]))(carry, own, whole)
         return carry
     if remat != "none":
         layer = jax.checkpoint(layer, prevent_cse=False, policy=KEPT[remat])
@@ -44,6 +50,32 @@ def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unro
 
     indices = jnp.arange(depth(params), dtype=jnp.int32)
     return jax.lax.scan(step, carry, (params, indices), unroll=unroll)[0]
+
+
+def _cut_after(carry: Carry, own, whole, index: int):
+    """`own`, cut out of the stack no earlier than `carry` is there, and anew where a backward pass computes a layer again.
+
+    A slice is a copy, and of slices that wait for nothing all lie beside the stack at once. The gradient goes by `own`, as `split`
+    wants it.
+    """
+    whole, _ = order.first(jax.lax.stop_gradient((whole, carry)))
+    return _cut(own, whole, index)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cut(own, whole, index: int):
+    return jax.tree.map(lambda leaf: leaf[index], whole)
+
+
+def _cut_forward(own, whole, index: int):
+    return _cut(own, whole, index), None
+
+
+def _cut_backward(index: int, _, d_own):
+    return d_own, None
+
+
+_cut.defvjp(_cut_forward, _cut_backward)
 
 
 def depth(params) -> int:

@@ -13,7 +13,7 @@ from optax import contrib
 
 from srlhfv_jax.config import OptimizerConfig, choose
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import order, rules
 
 # Always frozen: what is kept for export and never run, which weight decay alone would change, and the constants of adapters.
 CONSTANT = ("vision/unused/", "/lora_scale$")
@@ -33,7 +33,7 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
         descend = _muon(config, rate)
     else:
         descend = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    clip = _clip(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     train = optax.chain(clip, descend)
     labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
@@ -86,6 +86,17 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Ar
         return config.learning_rate * warm * decay
 
     return rate
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """By global norm. What was clipped takes the place of the gradients, which otherwise lie beside it to the end of a step."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped, state = clip.update(grads, state, params)
+        return order.first(clipped), state
+
+    return optax.GradientTransformation(clip.init, update)
 
 
 def _muon(config: OptimizerConfig, rate) -> optax.GradientTransformation:

@@ -18,6 +18,7 @@ from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
+from srlhfv_jax.parallel import order
 from srlhfv_jax.rollout import forward, score as scoring
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
@@ -109,7 +110,8 @@ def update(
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
-            minibatch, learned = _take_turns((minibatch, learned))
+            # The next tree waits until this one has its new parameters: what that took is gone then.
+            minibatch, learned, params, opt_state = order.first((minibatch, learned, params, opt_state))
             metrics, made = metrics | _named(f"{name}_", learned), made | found
         if minibatch.advantage_BR is None:
             mask_BR = minibatch.experience.rollout.response_mask_BR
@@ -130,12 +132,6 @@ def update(
     if streams is not None:
         metrics |= {name: total / count for name, (total, count) in stream_metrics(streams, mask_BR).items()}
     return params, opt_state, metrics
-
-
-def _take_turns(ready):
-    """Let the next tree wait for `ready`, so that what this one kept for its gradient is gone. On CPU nothing else orders them; the
-    TPU's compiler does so by itself, in less memory than with a barrier."""
-    return jax.lax.platform_dependent(ready, cpu=jax.lax.optimization_barrier, default=lambda ready: ready)
 
 
 def _features(config: VLMConfig, params, base, experience: Experience, images, settings: Update) -> dict[str, Any]:
