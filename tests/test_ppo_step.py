@@ -190,7 +190,7 @@ def test_on_cpu_each_tree_waits_until_the_one_before_is_updated(sharing, critics
     assert ordered == {"cpu": True, "tpu": False}
 
     waited = []
-    monkeypatch.setattr(ppo.order, "first", lambda tree: waited.append(tree) or tree)
+    monkeypatch.setattr(ppo.order, "barrier_on_cpu", lambda tree: waited.append(tree) or tree)
     jax.eval_shape(functools.partial(step, sharing=sharing), rollout, batch.images)
     trees = [ready[2:] for ready in waited if isinstance(ready, tuple) and len(ready) == 4]
     assert len(trees) == critics

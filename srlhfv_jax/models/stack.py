@@ -58,7 +58,7 @@ def _cut_after(carry: Carry, own, whole, index: int):
     A slice is a copy, and of slices that wait for nothing all lie beside the stack at once. The gradient goes by `own`, as `split`
     wants it.
     """
-    whole, _ = order.first(jax.lax.stop_gradient((whole, carry)))
+    whole, _ = order.barrier_on_cpu(jax.lax.stop_gradient((whole, carry)))
     return _cut(own, whole, index)
 
 

@@ -1,4 +1,7 @@
-"""How this process computes on hosts whose CPU is the accelerator. Without one of these calls results are the same, and slower."""
+"""How this process computes on hosts whose CPU is the accelerator.
+
+Without one of these calls results are the same up to rounding, and take longer or more memory.
+"""
 
 import ctypes
 import mmap

@@ -7,7 +7,7 @@ import jax
 Tree = TypeVar("Tree")
 
 
-def first(tree: Tree) -> Tree:
+def barrier_on_cpu(tree: Tree) -> Tree:
     """The same values, all of them computed before anything that reads one of them.
 
     On CPU alone, where XLA computes in an order of its own what does not wait for something, and again what is cheap: a TPU's

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import cpu, rules
 
-EVENT = "/jax/core/compile/backend_compile_duration"
 SECONDS = 1.0  # what compiles faster is nobody's trouble
 
 
@@ -39,7 +38,7 @@ class Watch:
         self._where, self._changed = f"evaluation after step {step}", "rows of other shapes"
 
     def _heard(self, event: str, seconds: float, *, fun_name: str = "", **_: Any) -> None:
-        if event != EVENT:
+        if event != cpu.COMPILED:
             return
         cause = (self._changed or "arguments of another kind or place") if fun_name in self._known else "its first call"
         self._known.add(fun_name)

@@ -94,7 +94,7 @@ def _clip(norm: float) -> optax.GradientTransformation:
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         clipped, state = clip.update(grads, state, params)
-        return order.first(clipped), state
+        return order.barrier_on_cpu(clipped), state
 
     return optax.GradientTransformation(clip.init, update)
 

@@ -111,7 +111,7 @@ def update(
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
             # The next tree waits until this one has its new parameters: what that took is gone then.
-            minibatch, learned, params, opt_state = order.first((minibatch, learned, params, opt_state))
+            minibatch, learned, params, opt_state = order.barrier_on_cpu((minibatch, learned, params, opt_state))
             metrics, made = metrics | _named(f"{name}_", learned), made | found
         if minibatch.advantage_BR is None:
             mask_BR = minibatch.experience.rollout.response_mask_BR
