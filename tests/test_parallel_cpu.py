@@ -1,12 +1,18 @@
 """How a process computes where the CPU is the accelerator: flags that a user's own outrank, and memory that is kept."""
 
+import functools
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from srlhfv_jax.models import stack
 from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel.mesh import AXES
 
 
 @pytest.mark.parametrize(
@@ -22,6 +28,29 @@ def test_a_flag_is_added_unless_it_is_set(monkeypatch, before, after):
     for _ in range(2):
         cpu.set_flag(cpu.WIDE_VECTORS)
         assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.parametrize(
+    ("platforms", "files", "expected"),
+    [
+        ("", (), True),
+        ("", ("nvidia0",), False),
+        ("", ("accel0",), False),
+        ("cpu", ("nvidia0",), True),
+        ("cuda,cpu", (), False),
+        ("", ("nvidiactl",), True),
+    ],
+)
+def test_nothing_is_set_where_a_gpu_or_a_tpu_computes(tmp_path, monkeypatch, platforms, files, expected):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cpu, "DEVICE_FILES", [pattern.replace("/dev", str(tmp_path)) for pattern in cpu.DEVICE_FILES])
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert cpu.is_accelerator() == expected
+    if not expected:
+        cpu.prepare()
+        assert os.environ["XLA_FLAGS"] == ""
 
 
 FREED = """
@@ -131,3 +160,12 @@ def test_layers_are_cut_out_of_a_stack_one_by_one_and_clipped_gradients_lie_besi
     stack, layer = 8 * 256 * 256 * 4, 256 * 256 * 4
     assert left_alone[0] >= stack and ordered[0] < 3 * layer
     assert ordered[1] < 0.7 * left_alone[1]
+
+
+@pytest.mark.parametrize(("platform", "cut"), [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_other_compilers_order_the_layers_of_a_stack_themselves(platform, cut):
+    device = AbstractDevice("of some kind", num_cores=1, platform=platform)
+    with use_abstract_mesh(AbstractMesh((1, 1, 1), AXES, abstract_device=device)):
+        layer = functools.partial(stack.run, lambda x, kernel, index: x @ kernel, unroll=0, remat="none")
+        made = jax.make_jaxpr(layer)(jnp.ones((3, 2, 2)), jnp.ones(2))
+    assert ("optimization_barrier" in str(made)) == cut

@@ -17,9 +17,10 @@ def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Pa
 
     result.json gets `seconds`, those of the last start, beside the numbers of the stage.
     """
-    from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.parallel import cpu, hosts
     from srlhfv_jax.training import metrics
 
+    cpu.prepare()
     hosts.initialize()
     check_unchanged(settings, workdir)
     metrics.write_json(workdir / "config.json", to_dict(settings))

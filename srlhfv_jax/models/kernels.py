@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import attention
-from srlhfv_jax.parallel.mesh import ROWS
+from srlhfv_jax.parallel.mesh import ROWS, target
 
 KERNELS = ("auto", "xla", "splash", "interpret", "cudnn")
 LANES = 128  # a block of splash is a multiple of this
@@ -52,10 +52,9 @@ def choose(wanted: str, dtype: str, head_dim: int) -> str:
     Raises:
         UserError: a kernel of another platform, or one that cannot compute in this dtype or with these heads.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    device = jax.devices()[0] if mesh.empty else mesh.abstract_device
+    device = target()
     if wanted == "auto":
-        if mesh.empty or device is None:
+        if jax.sharding.get_abstract_mesh().empty or device is None:
             return "xla"
         nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
         return "splash" if device.platform == "tpu" else "cudnn" if nvidia and not _cudnn_lacks(dtype, head_dim) else "xla"

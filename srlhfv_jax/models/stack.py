@@ -30,7 +30,7 @@ def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unro
     """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`. Unrolled, the index is an int."""
     parts = split(params, unroll)
     if isinstance(parts, tuple):
-        whole = None if parts is params else params
+        whole = params if parts is not params and order.on_cpu() else None
         for index, own in enumerate(parts):
 
             def one(carry, own, whole, index=index):  # bound here: `jax.checkpoint` would make a traced number of it

@@ -4,6 +4,7 @@ Without one of these calls results are the same up to rounding, and take longer 
 """
 
 import ctypes
+import glob
 import mmap
 import os
 import sys
@@ -20,12 +21,18 @@ LARGE = 0.5  # seconds of compiling that leave much freed memory behind
 # 0.91 to 0.95 s with them; on a machine that has none of this width there was no difference.
 WIDE_VECTORS = "--xla_cpu_prefer_vector_width=512"
 # Without it XLA drops barriers early on CPU, and merges what `jax.checkpoint` computes again with what was computed before:
-# nothing is saved (tests/test_parallel_cpu.py).
+# nothing is saved (tests/test_parallel_cpu.py). XLA for GPUs has a pass of that name too, and no program with a barrier compiles
+# there without it.
 KEEP_BARRIERS = "--xla_disable_hlo_passes=cse_barrier_expander"
 
 
+DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*")  # of GPUs and TPUs
+
+
 def prepare() -> None:
-    """All settings below. Call it before JAX starts."""
+    """All settings below, unless there is a GPU or a TPU. Call it before JAX starts."""
+    if not is_accelerator():
+        return
     set_flag(WIDE_VECTORS)
     set_flag(KEEP_BARRIERS)
     if sys.platform.startswith("linux"):
@@ -34,6 +41,14 @@ def prepare() -> None:
             keep_freed(libc)
             use_huge_pages(libc)
             trim_after_compiling(libc)
+
+
+def is_accelerator() -> bool:
+    """Whether JAX will compute on the CPU, told without starting it: JAX_PLATFORMS begins with it, or no other device is there."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not any(glob.glob(pattern) for pattern in DEVICE_FILES)
 
 
 def keep_freed(libc: ctypes.CDLL) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -36,6 +37,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     # An axis may be a part of a dimension of the torus: fsdp=32 on 16 x 16 chips, which `jax.make_mesh` refuses.
     grid = mesh_utils.create_device_mesh(sizes, list(devices)[:used], allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def target() -> Any:
+    """A device of the kind that what is traced now is for, with `platform` and `device_kind`: of the mesh that is set, or where
+    none is, the first. None where an abstract mesh says nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.devices()[0] if mesh.empty else mesh.abstract_device
 
 
 def row_shards(mesh: Mesh) -> int:

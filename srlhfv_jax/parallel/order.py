@@ -4,6 +4,8 @@ from typing import TypeVar
 
 import jax
 
+from srlhfv_jax.parallel import mesh
+
 Tree = TypeVar("Tree")
 
 
@@ -13,4 +15,10 @@ def barrier_on_cpu(tree: Tree) -> Tree:
     On CPU alone, where XLA computes in an order of its own what does not wait for something, and again what is cheap: a TPU's
     compiler orders by memory itself, and needs more of it with a barrier.
     """
-    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree)
+    return jax.lax.optimization_barrier(tree) if on_cpu() else tree
+
+
+def on_cpu() -> bool:
+    """Whether what is traced now is for CPUs."""
+    device = mesh.target()
+    return device is not None and device.platform == "cpu"
