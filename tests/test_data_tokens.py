@@ -37,7 +37,7 @@ def pair(**changes) -> Example:
 def test_placeholders_are_expanded_as_the_processor_does():
     made = processor()
     codec = chat.codec(made)
-    text = chat.prompt_text(codec, "what is this ?", 1)
+    text = codec.prompt_text("what is this ?", 1)
     expected = made(images=images.decode(png(1)), text=text, return_tensors="np")["input_ids"][0]
     got = tokens.prompt_ids(codec, "what is this ?", [LAYOUT])
     np.testing.assert_array_equal(got, expected)
@@ -112,6 +112,18 @@ def test_a_special_token_read_literally_is_other_tokens_between_those_of_the_tex
     plain, spelled = tokens.response_ids(codec, "a cat dog"), tokens.response_ids(codec, "a cat </s> dog", literal=True)
     assert codec.eos_id not in spelled[:-1] and len(spelled) > len(plain)
     assert [spelled[0], spelled[1], spelled[-2], spelled[-1]] == plain.tolist()
+
+
+def test_a_text_that_was_seen_before_has_the_same_ids_and_nobody_can_change_them():
+    asked, codec = [], chat.codec(made := processor())
+    before = tokens.encode(codec, pair(), 0, **PLENTY)
+    made.tokenizer._encode_plus = lambda *_, **__: asked.append(1)
+    after = tokens.encode(codec, pair(images=(png(2),)), 1, **PLENTY)
+    assert not asked
+    for one, other in zip((before.prompt, *before.responses), (after.prompt, *after.responses), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="read-only"):
+        codec.ids("no", add_special_tokens=False, split_special_tokens=False)[0] = 1
 
 
 def test_what_just_fits_is_kept():

@@ -93,7 +93,7 @@ def _with_model(values: absl_flags.FlagValues, data: DataConfig, examples) -> di
     prepared = loader.fit(kind, examples, processor, data)
     _print_numbers({"fit": len(prepared.rows)})
     _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, values.samples)
-    print(f"first prompt:\n{chat.prompt_text(codec, examples[0].question, len(examples[0].images))!r}")
+    print(f"first prompt:\n{codec.prompt_text(examples[0].question, len(examples[0].images))!r}")
     return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}
 
 

@@ -7,7 +7,12 @@ Images come before the question, or where the question says "<image>", as far as
 them to the front).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from srlhfv_jax.data import pictures
 from srlhfv_jax.data.drops import Unusable
@@ -15,17 +20,19 @@ from srlhfv_jax.errors import UserError
 
 
 MARK = "<image>"  # in a question: an image belongs here
+REMEMBERED = 1 << 14  # texts: data sets repeat their questions, a policy repeats its answers
 
 
 class Codec(NamedTuple):
-    """What data needs to know about a checkpoint's processor (vision-language) or tokenizer (text-only)."""
+    """What data needs to know about a checkpoint's processor (vision-language) or tokenizer (text-only). It remembers texts."""
 
     tokenizer: Any
     reader: pictures.Reader | None  # None: text-only
     image_token_id: int | None
     pad_id: int
     eos_id: int
-    template_owner: Any | None  # the processor or tokenizer that renders the chat template; None: the fallback text
+    prompt_text: Callable[[str, int], str]  # of a question and its number of images: `_prompt_text` of this checkpoint
+    ids: Callable[..., Int[np.ndarray, "T"]]  # of a text, with the tokenizer's own keyword arguments; not to be written to
 
 
 def codec(processor: Any, max_pixels: int = 0) -> Codec:
@@ -53,24 +60,35 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         raise UserError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return Codec(tokenizer, reader, image_token_id, pad_id, tokenizer.eos_token_id, owner)
+    prompt_text = functools.lru_cache(REMEMBERED)(functools.partial(_prompt_text, owner, reader))
+    ids = functools.lru_cache(REMEMBERED)(functools.partial(_ids, tokenizer))
+    return Codec(tokenizer, reader, image_token_id, pad_id, tokenizer.eos_token_id, prompt_text, ids)
 
 
-def prompt_text(codec: Codec, question: str, images: int) -> str:
+def _prompt_text(template_owner: Any | None, reader: pictures.Reader | None, question: str, images: int) -> str:
     """The rendered prompt with ONE placeholder where an image is; `tokens` expands it.
+
+    Args:
+        template_owner: the processor or tokenizer that renders the chat template; None: the fallback text.
 
     Raises:
         Unusable: the question has another number of "<image>" than there are images.
     """
-    if codec.reader is None:  # templates of text-only checkpoints expect a string, those of processors a list of parts
+    if reader is None:  # templates of text-only checkpoints expect a string, those of processors a list of parts
         content, flat = question, question
     else:
         content = _parts(question, images)
-        flat = "".join(part.get("text", f"{codec.reader.written}\n") for part in content)
-    if codec.template_owner is None:
+        flat = "".join(part.get("text", f"{reader.written}\n") for part in content)
+    if template_owner is None:
         return f"USER: {flat} ASSISTANT:"  # LLaVA-1.5's format, which also serves a tokenizer without a template of its own
     message = {"role": "user", "content": content}
-    return codec.template_owner.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return template_owner.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+
+
+def _ids(tokenizer: Any, text: str, **how: bool) -> Int[np.ndarray, "T"]:
+    ids = np.asarray(tokenizer(text, **how)["input_ids"], np.int32)
+    ids.setflags(write=False)  # whoever asks again gets the same array
+    return ids
 
 
 def _parts(question: str, images: int) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from srlhfv_jax.data import images, pictures
-from srlhfv_jax.data.chat import Codec, prompt_text
+from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.pictures import Layout
 from srlhfv_jax.data.rows import Example
@@ -67,7 +67,7 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     Raises:
         Unusable: the text has placeholders of its own.
     """
-    text = prompt_text(codec, question, len(layouts))
+    text = codec.prompt_text(question, len(layouts))
     if codec.reader is not None:
         before, *after = text.split(codec.reader.written)
         if len(after) != len(layouts):
@@ -78,10 +78,9 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
         text = before + "".join(mark + words for mark, words in zip(written, after))
     bos = codec.tokenizer.bos_token
     # Some templates write the beginning-of-sequence token themselves; two of them would be a prompt no checkpoint has seen.
-    ids = codec.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
-    if ids and ids[-1] == codec.eos_id and not text.rstrip().endswith(codec.tokenizer.eos_token):
+    ids = codec.ids(text, add_special_tokens=not (bos and text.startswith(bos)))
+    if len(ids) and ids[-1] == codec.eos_id and not text.rstrip().endswith(codec.tokenizer.eos_token):
         ids = ids[:-1]  # a tokenizer that ends every text with eos would have the model answer after the end
-    ids = np.asarray(ids, np.int32)
     if codec.image_token_id is None:
         return ids
     is_image, placeholders = ids == codec.image_token_id, [layout.placeholders for layout in layouts]
@@ -105,12 +104,12 @@ def response_ids(codec: Codec, text: str, literal: bool = False) -> Ids:
     Raises:
         Unusable: no tokens, or a special one.
     """
-    ids = codec.tokenizer(text, add_special_tokens=False, split_special_tokens=literal)["input_ids"]
-    if not ids:
+    ids = codec.ids(text, add_special_tokens=False, split_special_tokens=literal)
+    if len(ids) == 0:
         raise Unusable("empty_response", f"no tokens in {text[:60]!r}")
     if codec.eos_id in ids or (codec.image_token_id is not None and codec.image_token_id in ids):
         raise Unusable("special_token_in_text", f"the response contains a special token: {text[:80]!r}")
-    return np.asarray([*ids, codec.eos_id], np.int32)
+    return np.append(ids, np.int32(codec.eos_id))
 
 
 def _layout(codec: Codec, image: bytes) -> Layout:

@@ -70,7 +70,7 @@ def said_nothing(categories: Sequence[str]) -> Verdict:
 
 def template_hash(codec: chat.Codec) -> str:
     """Of how a question is put to the model: a guard that reads another template than it was trained with judges blindly."""
-    texts = [chat.prompt_text(codec, "a question", images) for images in ((0, 1) if codec.reader is not None else (0,))]
+    texts = [codec.prompt_text("a question", images) for images in ((0, 1) if codec.reader is not None else (0,))]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
