@@ -171,7 +171,7 @@ def _guard(short: bool) -> dict:
         lora=_lora(),
         model=_model(),
         mesh=_mesh(),
-        data=_data(32 if short else 128, response=RESPONSE + 1),
+        data=_data(32 if short else 64, response=RESPONSE + 1),  # a question and an answer in each row
         optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
         checkpoint=_checkpoint(short),
         log=_log(short),

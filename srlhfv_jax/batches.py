@@ -69,17 +69,21 @@ class PairBatch(NamedTuple):
 
 
 class GuardBatch(NamedTuple):
-    """Questions, some with an answer, and what is known of their harm. Without an answer the response mask is false throughout."""
+    """Questions, some with an answer, and what is known of the harm of both. Q = 2: of the question, then of the answer.
+
+    One sequence serves both: a question is read at the last token of the prompt, which has seen nothing of the answer. Without an
+    answer the response mask is false throughout.
+    """
 
     tokens_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T *axes"]
     mask_BT: Bool[Array, "B T"]
     response_mask_BR: Bool[Array, "B R"]
     images: Images | None
-    exceeds_BJ: Bool[Array, "B J"]  # severity > safe, > minor, > moderate
-    exceeds_known_BJ: Bool[Array, "B J"]
-    category_BA: Bool[Array, "B A"]
-    category_known_BA: Bool[Array, "B A"]
+    exceeds_BQJ: Bool[Array, "B 2 J"]  # severity > safe, > minor, > moderate
+    exceeds_known_BQJ: Bool[Array, "B 2 J"]
+    category_BQA: Bool[Array, "B 2 A"]
+    category_known_BQA: Bool[Array, "B 2 A"]
 
 
 class PromptBatch(NamedTuple):

@@ -19,8 +19,12 @@ def example(row) -> Example:
 
 
 def expand(row, taxonomy="beavertails_v"):
+    """Labels of the question, which stands once, under None, and of each answer."""
     found, drops = guard_rows.expand([example(row)], taxonomies.categories(taxonomy))
-    return {item.side: item.labels for item in found.items}, dict(drops)
+    asked = [item.labels[0] for item in found.items if item.labels[0] != guard_rows.UNKNOWN]
+    answered = {item.side: item.labels[1] for item in found.items if item.side is not None}
+    assert len(asked) <= 1 and guard_rows.UNKNOWN not in answered.values()
+    return answered | ({None: asked[0]} if asked else {}), dict(drops)
 
 
 @pytest.mark.parametrize(("name", "count"), [("beavertails_v", 20), ("pku_saferlhf", 19), ("beavertails", 14), ("embedded", 7)])
@@ -74,16 +78,40 @@ def test_what_cannot_be_used_is_counted():
 
 def test_arrays_hold_labels_and_what_is_known():
     labels = [guard_rows.Labels((True, None, None), ("drug", "fire")), guard_rows.Labels((False,) * 3, None)]
-    exceeds, known, category, category_known = guard_rows.arrays(labels, ("fire", "sharp", "drug"))
-    np.testing.assert_array_equal(exceeds, [[True, False, False], [False] * 3])
-    np.testing.assert_array_equal(known, [[True, False, False], [True] * 3])
-    np.testing.assert_array_equal(category, [[True, False, True], [False] * 3])
-    np.testing.assert_array_equal(category_known, [[True] * 3, [False] * 3])
+    items = [(labels[0], labels[1]), (labels[1], guard_rows.UNKNOWN)]
+    exceeds, known, category, category_known = guard_rows.arrays(items, ("fire", "sharp", "drug"))
+    np.testing.assert_array_equal(exceeds, [[[True, False, False], [False] * 3], [[False] * 3, [False] * 3]])
+    np.testing.assert_array_equal(known, [[[True, False, False], [True] * 3], [[True] * 3, [False] * 3]])
+    np.testing.assert_array_equal(category, [[[True, False, True], [False] * 3], [[False] * 3] * 2])
+    np.testing.assert_array_equal(category_known, [[[True] * 3, [False] * 3], [[False] * 3] * 2])
 
 
-def test_items_are_examples_with_one_answer_or_none():
-    found, _ = guard_rows.expand([example(dual_row())], taxonomies.BEAVERTAILS_V)
-    assert [one.responses for one in found] == [(), ("use a knife .",), ("no .",)] and len(found[0].images) == 1
+def test_the_question_goes_with_the_first_answer_that_is_labelled_or_alone():
+    first, second, neither = (
+        dual_row(**changes) for changes in ({}, {"response_1_harmless_rate": 2}, {"category": "unheard_of"})
+    )
+    neither |= {"is_response_2_safe": "no", "response_2_harmless_rate": -1, "safer_response_id": "tie", "harmful": "no"}
+    found, _ = guard_rows.expand([example(row) for row in (first, second, neither)], taxonomies.BEAVERTAILS_V)
+    assert [(item.row, item.side) for item in found.items] == [(0, 0), (0, 1), (1, 1), (2, None)]
+    asked = [item.labels[0] != guard_rows.UNKNOWN for item in found.items]
+    assert asked == [True, False, True, True]
+    assert [one.responses for one in found] == [("use a knife .",), ("no .",), ("no .",), ()] and len(found[0].images) == 1
+
+
+@pytest.mark.parametrize(("parts", "sides"), [(("input",), [None]), (("output",), [0, 1])])
+def test_of_one_part_alone_only_that_is_judged(parts, sides):
+    found, _ = guard_rows.expand([example(dual_row())], taxonomies.BEAVERTAILS_V, parts)
+    assert [item.side for item in found.items] == sides
+    judged = [[labels != guard_rows.UNKNOWN for labels in item.labels] for item in found.items]
+    assert judged == [["input" in parts, "output" in parts]] * len(sides)
+
+
+def test_without_an_answer_its_question_stays():
+    found, _ = guard_rows.expand([example(dual_row()), example(qa_row())], taxonomies.BEAVERTAILS_V)
+    left = guard_rows.questions_alone(found, [0, 1])
+    assert [(item.row, item.side) for item in left.items] == [(0, None), (1, 0)]
+    assert left.items[0].labels == (found.items[0].labels[0], guard_rows.UNKNOWN) and left.items[1] == found.items[2]
+    assert left[0].responses == ()
 
 
 def test_rows_of_the_embedded_task_carry_every_label():
@@ -91,13 +119,13 @@ def test_rows_of_the_embedded_task_carry_every_label():
     raw = task_rows.guard_rows(0, cells, "test", 60)
     read = [rows.read(rows.detect(row), row, lambda cell: cell) for row in raw]
     found, drops = guard_rows.expand(read, taxonomies.EMBEDDED)
-    assert not drops and len(found) == 120
-    answers = {item.row: item.labels for item in found.items if item.side == 0}
+    assert not drops and len(found) == 60
+    answers = {item.row: item.labels[1] for item in found.items}
     for number, row in enumerate(raw):
         verdict = judge(row["concept"], row["intent"], row["responses"][0])
         level = HARM[CONCEPTS[row["concept"]].hazard] if verdict.unsafe else 0
         assert answers[number].exceeds == tuple(level > k for k in range(3))
         assert answers[number].categories == ((row["category"],) if verdict.unsafe else ())
     assert {answers[number].exceeds for number in answers} >= {(False,) * 3, (True, False, False), (True, True, False)}
-    asked = [item.labels.exceeds[0] for item in found.items if item.side is None]
+    asked = [item.labels[0].exceeds[0] for item in found.items]
     assert asked == [row["harmful"] == "yes" for row in raw]

@@ -83,6 +83,39 @@ def test_the_loaded_guard_says_what_the_stage_measured(trained):
         assert all((one.severity == "safe") == one.safe for one in verdicts)
 
 
+def test_a_question_is_read_beside_its_answer_as_if_it_stood_alone(trained):
+    """One sequence gives two verdicts: those of two sequences."""
+    folder, wanted, _ = trained
+    model, tree = load_pretrained(folder / "guard"), Guard.load(folder / "guard").tree
+    judged = {
+        parts: guard.judge(dataclasses.replace(wanted, parts=parts), model, tree, make_mesh(wanted.mesh), wanted.evaluation)
+        for parts in (("input",), ("output",), ("input", "output"))
+    }
+    both = judged["input", "output"]
+    for part in ("input", "output"):
+        alone, rows = judged[part,], both.is_part[part]
+        assert alone.is_part[part].all() and rows.sum() == len(alone.severity_BJ) == 40
+        np.testing.assert_allclose(both.severity_BJ[rows], alone.severity_BJ, atol=1e-5)
+        np.testing.assert_allclose(both.category_BA[rows], alone.category_BA, atol=1e-5)
+        for one, other in zip(both.labels, alone.labels, strict=True):
+            np.testing.assert_array_equal(one[rows], other)
+
+
+def test_an_answer_that_is_too_long_is_counted_and_its_question_stays(trained, capsys):
+    folder, wanted, _ = trained
+    data = dataclasses.replace(wanted.data, path=wanted.evaluation, response_length=14)
+    rows = guard.prepare(wanted, data, load_pretrained(folder / "guard"))
+    alone = [row for row in rows.rows if not row.responses]
+    assert 0 < len(alone) < 40 == len(rows.rows)
+    assert f"{80 - len(alone)} questions and answers from 40 rows; response_too_long {len(alone)}" in capsys.readouterr().err
+    with pytest.raises(UserError, match="response_too_long 40"):
+        guard.prepare(
+            dataclasses.replace(wanted, parts=("output",)),
+            dataclasses.replace(data, response_length=1),
+            load_pretrained(folder / "guard"),
+        )
+
+
 def test_a_verdict_does_not_depend_on_its_neighbours_and_an_empty_answer_is_safe(trained):
     folder, _, _ = trained
     loaded = Guard.load(folder / "guard", batch_size=4)

@@ -127,7 +127,7 @@ def guard(
     images: Images | None,
     frame: Frame,
     *,
-    labels: Sequence[guard_rows.Labels],
+    labels: Sequence[tuple[guard_rows.Labels, guard_rows.Labels]],
     categories: Sequence[str],
 ) -> GuardBatch:
     """A question with its answer, or without one."""

@@ -1,8 +1,9 @@
-"""From examples to what a guard judges: (pictures, question) and (pictures, question, answer), with labels and which are known.
+"""From examples to what a guard judges: a question, and an answer to it, with the labels of both and which are known.
 
 An answer has the labels of its row. A question is harmful if the row's own column says so; where no column does, it takes the
 worst label among its answers, so that over a data set its score is the chance that an answer to it does harm. That is a stand-in:
-no published data set grades questions. A row makes one question and one item for each labelled answer.
+no published data set grades questions. A row makes an item for each labelled answer, the first of which carries the question's
+labels too, or one for its question alone.
 """
 
 import math
@@ -16,10 +17,11 @@ from jaxtyping import Bool
 from srlhfv_jax.data.rows import Example
 
 LEVELS = 3  # thresholds: more than safe, than minor, than moderate
+PARTS = ("input", "output")  # the question, its answer: the axis Q of a GuardBatch
 
 
 class Labels(NamedTuple):
-    """Of one item. `exceeds[k]` is [severity > k]; None where that is not known."""
+    """Of a question or an answer. `exceeds[k]` is [severity > k]; None where that is not known."""
 
     exceeds: tuple[bool | None, ...]
     categories: tuple[str, ...] | None  # None = not labelled
@@ -33,7 +35,7 @@ class Item(NamedTuple):
 
     row: int  # index of its example
     side: int | None  # which response; None: the question alone
-    labels: Labels
+    labels: tuple[Labels, Labels]  # of the question and of that response; UNKNOWN: not judged
 
 
 class GuardExamples(Sequence[Example]):
@@ -41,7 +43,7 @@ class GuardExamples(Sequence[Example]):
 
     def __init__(self, examples: Sequence[Example], items: Sequence[Item]):
         self.items = tuple(items)
-        self._examples = examples
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,34 +52,51 @@ class GuardExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         item = self.items[index]
-        example = self._examples[item.row]
+        example = self.examples[item.row]
         responses = () if item.side is None else (example.responses[item.side],)
         return Example(example.images, example.question, responses, meta=example.meta)
 
 
-def expand(examples: Sequence[Example], categories: Sequence[str]) -> tuple[GuardExamples, Counter]:
-    """Every labelled question and answer, and why others were left out: `missing_label`, `contradictory_severity`,
-    `unknown_category` (a name that the taxonomy does not have)."""
+def expand(examples: Sequence[Example], categories: Sequence[str], parts: Sequence[str] = PARTS) -> tuple[GuardExamples, Counter]:
+    """Every labelled question and answer of the wanted parts, and why others were left out: `missing_label`,
+    `contradictory_severity`, `unknown_category` (a name that the taxonomy does not have)."""
     items, drops = [], Counter()
     for row, example in enumerate(examples):
         answers = [_answer(example, side) for side in range(len(example.responses))]
-        for side, labels in [(None, _question(example, answers)), *enumerate(answers)]:
-            reason = _unusable(labels, categories)
-            if reason:
-                drops[reason] += 1
-            else:
-                items.append(Item(row, side, labels))
+        asked = _usable(_question(example, answers), categories, drops) if "input" in parts else UNKNOWN
+        for side, labels in enumerate(answers if "output" in parts else ()):
+            answered = _usable(labels, categories, drops)
+            if answered != UNKNOWN:
+                items.append(Item(row, side, (asked, answered)))
+                asked = UNKNOWN  # once is enough
+        if asked != UNKNOWN:
+            items.append(Item(row, None, (asked, UNKNOWN)))
     return GuardExamples(examples, items), drops
 
 
-def arrays(labels: Sequence[Labels], categories: Sequence[str]) -> tuple[Bool[np.ndarray, "B A"], ...]:
-    """(exceeds_BJ, known_BJ, category_BA, known_BA) of items; what is not known is false."""
-    levels, names = (len(labels), LEVELS), (len(labels), len(categories))
-    exceeds_BJ = np.array([[bool(value) for value in one.exceeds] for one in labels], bool).reshape(levels)
-    known_BJ = np.array([[value is not None for value in one.exceeds] for one in labels], bool).reshape(levels)
-    category_BA = np.array([[name in (one.categories or ()) for name in categories] for one in labels], bool).reshape(names)
-    known_B = np.array([one.categories is not None for one in labels], bool)
-    return exceeds_BJ, known_BJ, category_BA, np.repeat(known_B[:, None], len(categories), axis=1)
+def questions_alone(found: GuardExamples, lost: Sequence[int]) -> GuardExamples:
+    """Without the answers of the items `lost`; a question that went with one of them stays, alone."""
+    without = {number: None if found.items[number].side is None else found.items[number].labels[0] for number in lost}
+    items = []
+    for number, item in enumerate(found.items):
+        if number not in without:
+            items.append(item)
+        elif without[number] not in (None, UNKNOWN):
+            items.append(Item(item.row, None, (without[number], UNKNOWN)))
+    return GuardExamples(found.examples, items)
+
+
+def arrays(
+    labels: Sequence[tuple[Labels, Labels]], categories: Sequence[str]
+) -> tuple[Bool[np.ndarray, "B 2 J"], Bool[np.ndarray, "B 2 J"], Bool[np.ndarray, "B 2 A"], Bool[np.ndarray, "B 2 A"]]:
+    """(exceeds_BQJ, known_BQJ, category_BQA, known_BQA) of items; what is not known is false."""
+    levels, names = (len(labels), 2, LEVELS), (len(labels), 2, len(categories))
+    every = [one for both in labels for one in both]
+    exceeds_BQJ = np.array([[bool(value) for value in one.exceeds] for one in every], bool).reshape(levels)
+    known_BQJ = np.array([[value is not None for value in one.exceeds] for one in every], bool).reshape(levels)
+    category_BQA = np.array([[name in (one.categories or ()) for name in categories] for one in every], bool).reshape(names)
+    known_BQ = np.array([one.categories is not None for one in every], bool).reshape(names[:2])
+    return exceeds_BQJ, known_BQJ, category_BQA, np.repeat(known_BQ[:, :, None], len(categories), axis=2)
 
 
 def _answer(example: Example, side: int) -> Labels | None:
@@ -115,9 +134,15 @@ def _question(example: Example, answers: Sequence[Labels | None]) -> Labels:
     return Labels((True, *above), tuple(dict.fromkeys(name for names in named for name in names)) if named else None)
 
 
-def _unusable(labels: Labels | None, categories: Sequence[str]) -> str | None:
+def _usable(labels: Labels | None, categories: Sequence[str], drops: Counter) -> Labels:
+    """The labels, or UNKNOWN and its reason counted."""
     if labels is None:
-        return "contradictory_severity"
-    if labels.exceeds[0] is None and labels.categories is None:
-        return "missing_label"
-    return "unknown_category" if set(labels.categories or ()) - set(categories) else None
+        reason = "contradictory_severity"
+    elif labels.exceeds[0] is None and labels.categories is None:
+        reason = "missing_label"
+    elif set(labels.categories or ()) - set(categories):
+        reason = "unknown_category"
+    else:
+        return labels
+    drops[reason] += 1
+    return UNKNOWN

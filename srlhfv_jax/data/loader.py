@@ -45,7 +45,7 @@ class Prepared(NamedTuple):
     codec: Codec
     frame: Frame
     room: collate.Room | None  # for pictures; None: no row has one, and batches carry none
-    labels: Sequence[Labels] = ()  # of guard rows: those of every example
+    labels: Sequence[tuple[Labels, Labels]] = ()  # of guard rows: those of every example's question and answer
     categories: Sequence[str] = ()  # of guard rows: the taxonomy
 
 
@@ -56,7 +56,7 @@ def fit(
     data: DataConfig,
     *,
     sign: str = "label",
-    labels: Sequence[Labels] = (),
+    labels: Sequence[tuple[Labels, Labels]] = (),
     categories: Sequence[str] = (),
 ) -> Prepared:
     """Encode every row and check it for this use ("supervised", "pairs", "prompts" or "guard").
@@ -95,7 +95,7 @@ def fit(
         described,
         frame,
         room,
-        labels or [UNKNOWN] * len(examples),
+        labels or [(UNKNOWN, UNKNOWN)] * len(examples),
         categories,
     )
 
@@ -301,7 +301,7 @@ def _silence(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
         )
     if isinstance(batch, GuardBatch):  # its response mask says where to read: it stays
         return batch._replace(
-            exceeds_known_BJ=batch.exceeds_known_BJ & real_B[:, None],
-            category_known_BA=batch.category_known_BA & real_B[:, None],
+            exceeds_known_BQJ=batch.exceeds_known_BQJ & real_B[:, None, None],
+            category_known_BQA=batch.category_known_BQA & real_B[:, None, None],
         )
     return batch

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import chat, loader
+from srlhfv_jax.data import chat, guard_rows, loader
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import model
@@ -108,8 +108,9 @@ class Guard:
         answer = max((len(ids) for row in rows.rows for ids in row.responses), default=0)
         frame = rows.frame._replace(prompt_length=rounded(prompt), response_length=rounded(answer))
         batches = loader.all_batches(rows._replace(frame=frame), "guard", None, data, batch_size=self.batch_size)
-        severity_BJ, category_BA = model.probabilities(self.logits, self.tree, batches, self.place)
-        return model.verdicts(severity_BJ, category_BA, self.thresholds[part], self.categories)
+        severity_BQJ, category_BQA = model.probabilities(self.logits, self.tree, batches, self.place)
+        which = guard_rows.PARTS.index(part)
+        return model.verdicts(severity_BQJ[:, which], category_BQA[:, which], self.thresholds[part], self.categories)
 
 
 def rounded(length: int) -> int:

@@ -18,10 +18,10 @@ from srlhfv_jax.rollout import forward
 LEVEL = 0.5  # of an unsafe item, a higher level is named where it is more likely than not; a category too
 
 
-def logits(config: VLMConfig, tree: Any, batch: GuardBatch) -> tuple[Float[Array, "B J"], Float[Array, "B A"]]:
-    """Of severities and categories, at the last real position."""
-    hidden_BD = forward.end_hidden(config, tree, batch, forward.encode(config, tree, batch.images))
-    return guard.logits(tree["guard"], hidden_BD)
+def logits(config: VLMConfig, tree: Any, batch: GuardBatch) -> tuple[Float[Array, "B 2 J"], Float[Array, "B 2 A"]]:
+    """Of severities and categories, of each question and of its answer; without an answer both are the question's."""
+    hidden_BQD = forward.end_hidden(config, tree, batch, forward.encode(config, tree, batch.images))
+    return guard.logits(tree["guard"], hidden_BQD)
 
 
 def probabilities(
@@ -29,7 +29,7 @@ def probabilities(
     tree: Any,
     batches: Iterable[tuple[GuardBatch, Bool[np.ndarray, "B"]]],
     place: Callable[[GuardBatch], GuardBatch],
-) -> tuple[Float[np.ndarray, "B J"], Float[np.ndarray, "B A"]]:
+) -> tuple[Float[np.ndarray, "B 2 J"], Float[np.ndarray, "B 2 A"]]:
     """P(severity > k), never rising with k, and the probability of each category, for the real rows of all batches in order.
 
     Args:
@@ -39,8 +39,8 @@ def probabilities(
     parts = []
     for batch, real_B in batches:
         parts.append([_sigmoid(found)[real_B] for found in hosts.to_host(logits_of(tree, place(batch)))])
-    severity_BJ, category_BA = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return np.minimum.accumulate(severity_BJ, axis=1), category_BA
+    severity_BQJ, category_BQA = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return np.minimum.accumulate(severity_BQJ, axis=2), category_BQA
 
 
 def levels(severity_BJ: Float[np.ndarray, "B J"], threshold_B: Float[np.ndarray, "B"]) -> np.ndarray:

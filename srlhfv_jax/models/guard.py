@@ -1,4 +1,4 @@
-"""The guard's two heads on a backbone's hidden state at the last real position. Linear, in float32, with biases.
+"""The guard's two heads on a backbone's hidden state at the end of a question or of its answer. Linear, in float32, with biases.
 
     severity    one direction and three biases: logit of P(severity > k), k = safe, minor, moderate (losses/guard.py)
     categories  a direction and a bias for each category of a taxonomy
@@ -28,11 +28,11 @@ def init(config: VLMConfig, categories: int, key: Array) -> Heads:
     }
 
 
-def logits(heads: Heads, hidden_BD: Float[Array, "B D"]) -> tuple[Float[Array, "B J"], Float[Array, "B A"]]:
+def logits(heads: Heads, hidden_BQD: Float[Array, "B Q D"]) -> tuple[Float[Array, "B Q J"], Float[Array, "B Q A"]]:
     """Of P(severity > k) and of each category."""
-    chex.assert_rank(hidden_BD, 2)
-    hidden_BD = hidden_BD.astype(jnp.float32)
+    chex.assert_rank(hidden_BQD, 3)
+    hidden_BQD = hidden_BQD.astype(jnp.float32)
     severity, categories = heads["severity"], heads["categories"]
-    score_B = hidden_BD @ severity["kernel"].astype(jnp.float32)
-    severity_BJ = score_B[:, None] + severity["bias"][None]
-    return severity_BJ, hidden_BD @ categories["kernel"].astype(jnp.float32).T + categories["bias"][None]
+    score_BQ = hidden_BQD @ severity["kernel"].astype(jnp.float32)
+    category_BQA = hidden_BQD @ categories["kernel"].astype(jnp.float32).T
+    return score_BQ[..., None] + severity["bias"][None, None], category_BQA + categories["bias"][None, None]

@@ -69,11 +69,11 @@ def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[
     }
 
 
-def end_hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B D"]:
-    """The hidden state at the last real position: the last token of the response, or of the prompt where there is none."""
+def end_hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B 2 D"]:
+    """The hidden states at the last token of the prompt and at that of the response, which are one where there is no response."""
     hidden_BR1D = _hidden(config, tree, sequences, features)
     last_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
-    return jnp.take_along_axis(hidden_BR1D, last_B[:, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(hidden_BR1D, jnp.stack([jnp.zeros_like(last_B), last_B], axis=1)[:, :, None], axis=1)
 
 
 def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:

@@ -8,6 +8,7 @@ With `config.pairs.path`, reward and cost heads are trained beside it on the sam
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,18 +32,17 @@ from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.stages import scores, setup, supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
-PARTS = ("input", "output")
 SCORES = ("reward", "cost")
 CHANCE = 0.5  # the threshold where no rows calibrate it
 
 
 class Judged(NamedTuple):
-    """Held-out rows and what the guard says of them."""
+    """Held-out questions and answers, and what the guard says of them."""
 
     severity_BJ: np.ndarray  # P(severity > k)
     category_BA: np.ndarray
-    labels: tuple[np.ndarray, ...]  # guard_rows.arrays
-    is_part: dict[str, np.ndarray]  # part -> which rows are of it
+    labels: tuple[np.ndarray, ...]  # guard_rows.arrays, without its axis Q
+    is_part: dict[str, np.ndarray]  # part -> which of them are of it
     groups: tuple[str, ...]
 
 
@@ -54,7 +54,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
     """
     for part in settings.parts:
-        choose(part, "config.parts", *PARTS)
+        choose(part, "config.parts", *guard_rows.PARTS)
     choose(settings.thresholds, "config.thresholds", "each", "one")
     if not settings.parts:
         raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
@@ -115,16 +115,24 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     """
     categories = taxonomies.categories(settings.taxonomy)
     examples = sources.load_examples(data)
-    found, drops = guard_rows.expand(examples, categories)
-    items = [item for item in found.items if ("input" if item.side is None else "output") in settings.parts]
-    if not items:
+    found, drops = guard_rows.expand(examples, categories, settings.parts)
+    if not found.items:
         raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_drops(drops)})")
-    found = guard_rows.GuardExamples(examples, items)
-    rows = loader.fit("guard", found, model.processor, data, labels=[item.labels for item in items], categories=categories)
+
+    def fit(items: guard_rows.GuardExamples) -> loader.Prepared:
+        labels = [item.labels for item in items.items]
+        return loader.fit("guard", items, model.processor, data, labels=labels, categories=categories)
+
+    rows = fit(found)
+    lost = [drop.row for drop in rows.dropped if found.items[drop.row].side is not None]
+    if lost:
+        drops = drops + Counter(drop.reason for drop in rows.dropped if drop.row in set(lost))
+        rows = fit(guard_rows.questions_alone(found, lost))
     if rows.room is not None:
         setup.check_pictures(model, rows.codec.reader)
+    judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
     hosts.say(
-        f"{data.path}: {len(rows.rows)} questions and answers from {examples.source_rows} rows; "
+        f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "
         f"{sources.describe_drops(examples.drops + drops + rows.drops)}"
     )
     return rows
@@ -139,11 +147,11 @@ def loss(
     config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], settings: GuardConfig, tree: Any, batch: GuardBatch
 ) -> masked.Loss:
     """L = L_severity + category_weight L_categories, each the mean over its own known entries."""
-    severity_BJ, category_BA = guard_model.logits(config, tree, batch)
-    severity = losses.binary(severity_BJ, batch.exceeds_BJ, batch.exceeds_known_BJ, weights[0])
-    kinds = losses.binary(category_BA, batch.category_BA, batch.category_known_BA, weights[1])
+    severity_BQJ, category_BQA = guard_model.logits(config, tree, batch)
+    severity = _binary(severity_BQJ, batch.exceeds_BQJ, batch.exceeds_known_BQJ, weights[0])
+    kinds = _binary(category_BQA, batch.category_BQA, batch.category_known_BQA, weights[1])
     total = _mean(severity) + settings.category_weight * _mean(kinds)
-    rows = jnp.float32(batch.exceeds_BJ.shape[0])
+    rows = jnp.float32(batch.exceeds_BQJ.shape[0])
     metrics = {
         "severity_loss": (severity.sum, severity.count),
         "severity_accuracy": severity.metrics["accuracy"],
@@ -151,6 +159,11 @@ def loss(
         "category_accuracy": kinds.metrics["accuracy"],
     }
     return masked.Loss(total * rows, rows, metrics)
+
+
+def _binary(*arrays: np.ndarray | jax.Array) -> masked.Loss:
+    """Of logits, labels and which are known, [B, 2, A] each, and class weights."""
+    return losses.binary(*(x.reshape(-1, x.shape[-1]) for x in arrays))
 
 
 def joint_loss(
@@ -168,19 +181,25 @@ def joint_loss(
 
 
 def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
-    """Every item of held-out rows, in order."""
+    """Every question and answer of held-out rows, in order."""
     data = dataclasses.replace(settings.data, path=path)
     rows = prepare(settings, data, model)
-    severity_BJ, category_BA = guard_model.probabilities(
+    severity_BQJ, category_BQA = guard_model.probabilities(
         jax.jit(functools.partial(guard_model.logits, model.config)),
         tree,
         setup.in_order(rows, data, data.batch_size),
         functools.partial(hosts.global_batch, mesh=mesh),
     )
-    labels = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
-    is_input = np.array([not row.responses for row in rows.rows])
-    groups = tuple(row.example.meta.get("category", "") for row in rows.rows)
-    return Judged(severity_BJ, category_BA, labels, {"input": is_input, "output": ~is_input}, groups)
+    given = [rows.labels[row.row] for row in rows.rows]
+    judged_BQ = np.array([[labels != guard_rows.UNKNOWN for labels in both] for both in given])
+    row_B, part_B = np.nonzero(judged_BQ)
+    return Judged(
+        severity_BQJ[judged_BQ],
+        category_BQA[judged_BQ],
+        tuple(array[judged_BQ] for array in guard_rows.arrays(given, rows.categories)),
+        {part: part_B == index for index, part in enumerate(guard_rows.PARTS)},
+        tuple(rows.rows[row].example.meta.get("category", "") for row in row_B),
+    )
 
 
 def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
@@ -224,6 +243,7 @@ def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[
 def _weights(rows: loader.Prepared, balance: bool) -> tuple[np.ndarray, np.ndarray]:
     """Class weights of severities and categories; 1 without `balance`."""
     arrays = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
+    arrays = [array.reshape(-1, array.shape[-1]) for array in arrays]
     if balance:
         return losses.balance(*arrays[:2]), losses.balance(*arrays[2:])
     return tuple(np.ones((2, array.shape[1]), np.float32) for array in (arrays[0], arrays[2]))

@@ -115,7 +115,7 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
 def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> GuardBatch:
     """Questions with answers, and what is known of their severity and categories."""
     B, row = settings.data.batch_size, hosts.row_sharding(mesh)
-    labels = (jax.ShapeDtypeStruct((B, size), bool, sharding=row) for size in (THRESHOLDS,) * 2 + (categories,) * 2)
+    labels = (jax.ShapeDtypeStruct((B, 2, size), bool, sharding=row) for size in (THRESHOLDS,) * 2 + (categories,) * 2)
     return GuardBatch(*answers(config, settings, mesh), *labels)
 
 
