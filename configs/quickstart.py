@@ -6,7 +6,7 @@ far too few steps to learn; the tests run it.
 
 from ml_collections import ConfigDict
 
-PROMPT, RESPONSE = 30, 18
+PROMPT, RESPONSE = 29, 18  # the longest question with its picture, and the longest answer with its end
 
 
 def get_config(arg: str = "default") -> ConfigDict:
@@ -44,7 +44,7 @@ def get_config(arg: str = "default") -> ConfigDict:
                 guard_rows=256 if short else 8192,
                 guard_heldout_rows=64 if short else 768,
             ),
-            naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=24, response=6),
+            naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=23, response=6),
             sft=_sft(4 if short else 360, 64, 1.5e-3),
             scores=dict(
                 seed=0,

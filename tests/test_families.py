@@ -7,6 +7,7 @@ read from disk to logits by the code that the stages run.
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
@@ -14,10 +15,12 @@ import torch
 import transformers
 from tiny_families import VARIANTS, R, batch, logits_of, theirs
 
+from srlhfv_jax.batches import PairBatch, SupervisedBatch
 from srlhfv_jax.hf import export_pretrained, load_pretrained, names
 from srlhfv_jax.hf.leaves import leaf as leaf_at, stored_shape
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.models import heads, projector, vlm
+from srlhfv_jax.rollout import forward
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 
@@ -105,6 +108,38 @@ def test_an_export_is_the_same_checkpoint(family, tmp_path):
     reloaded = load_pretrained(out)
     assert reloaded.config == pretrained.config
     jax.tree.map(np.testing.assert_array_equal, reloaded.params, pretrained.params)
+
+
+def test_two_answers_in_one_sequence_score_as_in_two(family):
+    """Whatever the family makes of positions, pictures and windows."""
+    _, _, pretrained, prompts, _ = family
+    rng, length_S, B = np.random.default_rng(5), (5, 3), len(prompts.row_B)
+    tree = {"backbone": pretrained.params, "heads": heads.init(pretrained.config, ("reward",), jax.random.key(3))}
+
+    def side(length: int) -> SupervisedBatch:
+        mask_BR = np.tile(np.arange(5) < length, (B, 1))
+        tokens_BR = np.where(mask_BR, rng.integers(40, 60, mask_BR.shape), 0).astype(np.int32)
+        following = prompts.positions_BP.max(axis=1, keepdims=True)
+        following = following.max(axis=-1, keepdims=True) if following.ndim == 3 else following
+        shift = np.minimum(np.arange(5), length - 1).reshape(1, -1, *[1] * (prompts.positions_BP.ndim - 2))
+        at_BR = np.broadcast_to(following + 1 + shift, (B, 5, *prompts.positions_BP.shape[2:])).astype(np.int32)
+        parts = zip(prompts[:3], (tokens_BR, at_BR, mask_BR))
+        return SupervisedBatch(*(np.concatenate(both, axis=1) for both in parts), mask_BR, prompts.images)
+
+    sides = [side(length) for length in length_S]
+    none = np.zeros(B, np.float32)
+    together = (np.stack(both, axis=1) for both in zip(*(one[:4] for one in sides)))
+    batch = PairBatch(*together, prompts.images, none.astype(int), none, none.astype(int), none, np.zeros((B, 2), np.float32))
+
+    @jax.jit
+    def both_ways(tree, batch, sides):
+        features = forward.encode(pretrained.config, tree, batch.images)
+        apart = [forward.end_scores(pretrained.config, tree, one, features)["reward"] for one in sides]
+        return forward.pair_scores(pretrained.config, tree, batch, features)["reward"], jnp.stack(apart, axis=1)
+
+    ours, apart = both_ways(tree, batch, sides)
+    assert np.std(apart) > 0.3
+    np.testing.assert_allclose(ours, apart, atol=1e-4)
 
 
 def test_exported_heads_give_the_same_scores_in_torch(family, tmp_path):

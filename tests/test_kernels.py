@@ -46,6 +46,7 @@ def spans(mask_BT) -> dict:
         "window": (attention.causal(mask_BT, 9), kernels.causal("interpret", mask_BT, 9)),
         "whole images": (attention.causal(mask_BT, 0, block_BT), kernels.causal("interpret", mask_BT, 0, block_BT)),
         "both": (attention.causal(mask_BT, 13, block_BT), kernels.causal("interpret", mask_BT, 13, block_BT)),
+        "two answers": (attention.causal(mask_BT, backwards=40), kernels.causal("interpret", mask_BT, backwards=40)),
         "groups": (group_BT[:, :, None] == group_BT[:, None, :], kernels.together("interpret", group_BT)),
     }
     return {name: (attention.bias(seen_BTT), span) for name, (seen_BTT, span) in masks.items()}
@@ -85,7 +86,7 @@ def check_equal(arguments, mask_BT, bias, span, tolerance, **how):
         np.testing.assert_allclose(ours_of, xla_of, atol=tolerance * max(1, np.max(np.abs(xla_of))), rtol=0)
 
 
-MASKS = ("causal", "window", "whole images", "both", "groups")
+MASKS = ("causal", "window", "whole images", "both", "two answers", "groups")
 
 
 @pytest.mark.parametrize("length", (T, 300))

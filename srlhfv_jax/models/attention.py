@@ -39,16 +39,31 @@ def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
     return jnp.where(mask_BTT, 0.0, MASKED)[:, None, None].astype(jnp.float32)
 
 
-def causal(mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None) -> Bool[Array, "B T T"]:
-    """Each position sees the real tokens up to itself: the last `window` of them, if given, and all of its block, if it is in one.
+def interval(length: int, window: int = 0, backwards: int = 0) -> tuple[Int[Array, "T"], Int[Array, "T"]]:
+    """The first and the last key that each of `length` positions sees, but for padding.
+
+    Args:
+        window: so many keys at most; 0: no limit.
+        backwards: of `vlm.apply`. Those positions see the ones behind them, to the end of the prompt; nobody else sees them.
+    """
+    assert not (window and backwards), "of a window's keys some would lie at the far end of the prompt"
+    here_T = jnp.arange(length, dtype=jnp.int32)
+    before_T = here_T < backwards
+    first_T = jnp.where(before_T, here_T, jnp.maximum(backwards, here_T - window + 1) if window else backwards)
+    return first_T, jnp.where(before_T, length - backwards - 1, here_T)
+
+
+def causal(
+    mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None, backwards: int = 0
+) -> Bool[Array, "B T T"]:
+    """Each position sees the real tokens of its `interval`, and all of its block, if it is in one.
 
     Args:
         block_BT: number of the block of each token; 0: in none.
     """
-    T = mask_BT.shape[1]
-    seen = jnp.tri(T, dtype=bool)[None]
-    if window:
-        seen &= ~jnp.tri(T, k=-window, dtype=bool)[None]
+    first_T, last_T = interval(mask_BT.shape[1], window, backwards)
+    key_T = jnp.arange(mask_BT.shape[1], dtype=jnp.int32)[None]
+    seen = ((first_T[:, None] <= key_T) & (key_T <= last_T[:, None]))[None]
     if block_BT is not None:
         seen |= (block_BT[:, :, None] == block_BT[:, None, :]) & (block_BT[:, :, None] > 0)
     return seen & mask_BT[:, None, :]

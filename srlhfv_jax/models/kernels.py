@@ -86,21 +86,24 @@ def _cudnn_lacks(dtype: str, head_dim: int) -> str:
     return ""
 
 
-def causal(kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None) -> Span:
+def causal(
+    kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None, backwards: int = 0
+) -> Span:
     """What `attention.causal` says of real queries. Pads see pads.
 
     Args:
         block_BT: of `attention.blocks`: the tokens of a block lie side by side, so that what they see is an interval still.
     """
     here_BT = jnp.broadcast_to(jnp.arange(mask_BT.shape[1], dtype=jnp.int32)[None], mask_BT.shape)
-    first_BT, last_BT = jnp.maximum(here_BT - window + 1, 0) if window else jnp.zeros_like(here_BT), here_BT
+    ends = attention.interval(mask_BT.shape[1], window, backwards)
+    first_BT, last_BT = (jnp.broadcast_to(end_T[None], mask_BT.shape) for end_T in ends)
     if block_BT is not None:
         changes_BT = jnp.pad(block_BT[:, 1:] != block_BT[:, :-1], ((0, 0), (1, 1)), constant_values=True)  # T + 1 borders
         start_BT = jax.lax.cummax(jnp.where(changes_BT[:, :-1], here_BT, 0), axis=1)
         end_BT = jax.lax.cummin(jnp.where(changes_BT[:, 1:], here_BT, mask_BT.shape[1]), axis=1, reverse=True)
         first_BT = jnp.where(block_BT > 0, jnp.minimum(first_BT, start_BT), first_BT)
         last_BT = jnp.where(block_BT > 0, end_BT, last_BT)
-    return Span(first_BT, last_BT, mask_BT.astype(jnp.int32), kernel, causal=block_BT is None)
+    return Span(first_BT, last_BT, mask_BT.astype(jnp.int32), kernel, causal=block_BT is None and not backwards)
 
 
 def together(kernel: str, group_BT: Int[Array, "B T"]) -> Span:

@@ -59,6 +59,7 @@ def apply(
     features: Features | None = None,
     cache: Cache | None = None,
     last: int | None = None,
+    backwards: int = 0,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
 
@@ -70,9 +71,12 @@ def apply(
         mask_BT: true at real tokens.
         features: of `encode_images`, for the image placeholders of each row. None: no row has an image.
         last: return hidden states at this many last positions only: what is not read need not be computed. None: at all T.
+        backwards: so many positions at the start hold another continuation of what follows, its last token first, and as many at
+            the end the first one: [answer backwards | prompt | answer]. Each sees the prompt and itself. What a position sees is
+            then an interval still. Not with local layers.
     """
     text = config.text
-    _check_length(text, tokens_BT.shape[1] if cache is None else cache.mask_BT.shape[1])
+    _check_length(text, tokens_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1])
     embedding = Embedding(text.vocab, text.width, jnp.dtype(config.dtype))
     x_BTD = embedding.apply({"params": params["text"]["embed"]}, tokens_BT)
     if text.embed_scale != 1:
@@ -90,11 +94,11 @@ def apply(
     def sight(rope: RopeConfig, window: int) -> language.Sight:
         angles = attention.rotation(rope, text.head_dim, positions_BT)
         if kernel != "xla":
-            return language.Sight(angles, kernels.causal(kernel, mask_BT, window, block_BT))
+            return language.Sight(angles, kernels.causal(kernel, mask_BT, window, block_BT, backwards))
         if cache is not None and T == 1:  # one token, which sees the whole cache, or the end of it
             visible_BTT = (seen_BT & (jnp.arange(seen_BT.shape[1])[None] > slot - window) if window else seen_BT)[:, None, :]
         else:
-            visible_BTT = attention.causal(mask_BT, window, block_BT)
+            visible_BTT = attention.causal(mask_BT, window, block_BT, backwards)
         return language.Sight(angles, attention.bias(visible_BTT))
 
     everywhere = sight(text.rope, 0)

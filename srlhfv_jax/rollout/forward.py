@@ -81,7 +81,30 @@ def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
     return None if images is None else vlm.encode_images(config, tree["backbone"], images)
 
 
-def flatten_pairs(batch: PairBatch, features: Features | None) -> tuple[SupervisedBatch, Features | None]:
+def pair_scores(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Each head's score of both responses, read after their last tokens.
+
+    Both are in one sequence, [first backwards | prompt | second], so that a prompt and its image pass once. With local layers,
+    where that does not work, they are two.
+    """
+    if config.text.local_layers:
+        rows, features = _apart(batch, features)
+        return {name: end_B.reshape(-1, 2) for name, end_B in end_scores(config, tree, rows, features).items()}
+    R = batch.response_mask_BSR.shape[2]
+    sequence = (
+        jnp.concatenate([x_BST[:, 0, : -R - 1 : -1], x_BST[:, 1]], axis=1)
+        for x_BST in (batch.tokens_BST, batch.positions_BST, batch.mask_BST)
+    )
+    hidden_BTD, _ = vlm.apply(config, tree["backbone"], *sequence, features, backwards=R)
+    sides = (hidden_BTD[:, R - 1 :: -1], hidden_BTD[:, -R:])
+    scores = [heads.scores(tree["heads"], hidden_BRD) for hidden_BRD in sides]
+    return {
+        name: jnp.stack([heads.end_score(scores[s][name], batch.response_mask_BSR[:, s]) for s in (0, 1)], axis=1)
+        for name in scores[0]
+    }
+
+
+def _apart(batch: PairBatch, features: Features | None) -> tuple[SupervisedBatch, Features | None]:
     """Both sides of every pair as rows 2b and 2b + 1 of one batch; the image is encoded once and its features repeated."""
     rows = SupervisedBatch(
         tokens_BT=einops.rearrange(batch.tokens_BST, "B S T -> (B S) T"),

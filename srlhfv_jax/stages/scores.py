@@ -1,6 +1,6 @@
 """Reward and cost heads on one backbone, trained together from dual preferences; or one of them, on a backbone of its own.
 
-L = L_RM + L_CM      (losses/reward.py, losses/cost.py); the image is encoded once per pair, both responses pass in one batch
+L = L_RM + L_CM      (losses/reward.py, losses/cost.py); prompt and image pass once per pair, both responses in one sequence with it
 """
 
 import dataclasses
@@ -131,9 +131,7 @@ LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS
 
 
 def _scores(config: VLMConfig, tree, batch: PairBatch):
-    rows, features = forward.flatten_pairs(batch, forward.encode(config, tree, batch.images))
-    ends = forward.end_scores(config, tree, rows, features)
-    return {name: end_B.reshape(-1, 2) for name, end_B in ends.items()}
+    return forward.pair_scores(config, tree, batch, forward.encode(config, tree, batch.images))
 
 
 def _ordered(score_BS, side_B):
