@@ -25,6 +25,14 @@ from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.parallel.mesh import make_mesh
 
 
+LONGEST = ("test_real_weights", "test_processes", "test_quickstart_short", "test_families_stages", "test_plan")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first: two run at a time, and none of these should be left to run alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     config.addinivalue_line("filterwarnings", "error::FutureWarning")  # a float scattered into an int array, for one

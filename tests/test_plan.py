@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny_hf
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import PPOLagConfig
@@ -55,22 +56,24 @@ def test_what_does_not_fit_is_said():
     assert "DOES NOT FIT" in done.stdout and "fits: no" in done.stdout
 
 
-def test_score_heads_are_planned_from_pairs():
-    """Two answers a row: twice the rows through the decoder."""
-    asked = ("--topology=v5e:1x1", f"--config.init={SMALL[0].partition('=')[2]}", "--config.data.prompt_length=1152")
-    done = plan(*asked, "--config.data.response_length=64", "--config.data.batch_size=2", config="configs/scores.py")
-    assert done.returncode == 0, done.stderr
-    assert "update" in done.stdout and "optimizer" in done.stdout and "fits: yes" in done.stdout
-
-
-def test_a_guard_is_planned_over_eight_bits_of_which_half_the_bytes_are_left(tmp_path):
+def test_a_guard_with_score_heads_is_planned_over_eight_bits_of_which_half_the_bytes_are_left(tmp_path):
+    """Questions with an answer, and pairs beside them."""
     asked = ("--topology=v5e:1x1", f"--config.init={SMALL[0].partition('=')[2]}", "--config.data.prompt_length=1152")
     asked += ("--config.data.response_length=64", "--config.data.batch_size=2", "--config.lora.rank=4", "--config.lora.int8=True")
+    asked += ("--config.pairs.path=pairs.parquet", "--config.pairs.batch_size=2")
     done = plan(*asked, f"--workdir={tmp_path}", config="configs/guard.py")
     assert done.returncode == 0, done.stderr
+    assert "update" in done.stdout and "optimizer" in done.stdout and "fits: yes" in done.stdout
     whole, decoder = 256.5e6, 106.2e6  # parameters of SmolVLM-256M, and of the kernels of its decoder: 30 layers
     base = json.loads((tmp_path / "result.json").read_text())["state_gb.base"]
     assert base == pytest.approx((2 * whole - decoder) / 1e9, rel=0.01)
+
+
+def test_score_heads_are_planned_from_pairs_of_a_folders_model(tmp_path):
+    tiny_hf.save(tmp_path, tiny_hf.llama_config())
+    done = plan("--topology=v5e:1x1", f"--config.init={tmp_path}", config="configs/scores.py:tiny")
+    assert done.returncode == 0, done.stderr
+    assert "update" in done.stdout and "optimizer" in done.stdout and "fits: yes" in done.stdout
 
 
 @pytest.mark.parametrize(
