@@ -6,6 +6,7 @@ names of the jaxtyping annotations on public signatures (`Float[Array, "B T V"]`
 
 LETTERS = {
     "B": "batch rows (prompts, or prompt and response)",
+    "Q": "what a guard judges of a row: the question, its answer",
     "S": "the two sides (responses) of a preference pair",
     "P": "prompt positions, left-padded",
     "R": "response positions, right-padded",

@@ -42,6 +42,15 @@ def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
     assert (line["remat"], line["scan_unroll"], line["kernels_ms"]) == ("dots", 0, {})
 
 
+def test_pairs_are_timed_in_both_ways():
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, FOLDER / "pairs.py", "--size=test", "--iterations=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["together_s"] > 0 and line["apart_s"] > 0 and line["speedup"] > 0 and "sharing" not in line
+
+
 def test_kernels_are_added_up_by_kind(scripts, tmp_path):
     import update
 

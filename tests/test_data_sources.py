@@ -123,6 +123,17 @@ def test_examples_are_read_again_and_slices_are_lists(tmp_path):
     assert examples[2] == examples[-2] and [example.question for example in examples[1:3]] == ["q 1", "q 2"]
 
 
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_one_after_the_other_they_are_what_they_are_by_number(tmp_path, write):
+    """Many are read at once then: 150 rows, of which some are dropped, and a part of them."""
+    rows = [{"question": "" if i % 50 == 49 else f"q {i}", "response": f"a {i % 7}"} for i in range(150)]
+    path = write(tmp_path / f"rows.{write.__name__.removeprefix('write_')}", rows)
+    for split, kept in (("", range(150)), ("[40:137]", range(40, 137))):
+        examples = load_examples(settings(path, split=split))
+        assert list(examples) == [examples[i] for i in range(len(examples))]
+        assert [example.question for example in examples] == [f"q {i}" for i in kept if i % 50 != 49]
+
+
 def test_no_usable_row_is_an_error_that_counts_the_reasons(tmp_path):
     path = write_parquet(tmp_path / "rows.parquet", [dual_row(question=""), dual_row(question=""), dual_row(response_1="")])
     with pytest.raises(UserError, match=r"none of the 3 rows can be used \(empty_question 2 .*, empty_response 1 "):

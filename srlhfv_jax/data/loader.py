@@ -73,9 +73,9 @@ def fit(
         raise UserError(f"data.picture_buckets must be at least 1, got {data.picture_buckets}")
     described = codec(processor, data.max_pixels)
     rows, dropped = [], []
-    for index in range(len(examples)):
+    for index, example in enumerate(examples):
         try:
-            rows.append(_encode(kind, sign, described, examples[index], index, data))
+            rows.append(_encode(kind, sign, described, example, index, data))
         except Unusable as unusable:
             dropped.append(Dropped(index, unusable.reason, unusable.detail))
     drops = Counter(drop.reason for drop in dropped)

@@ -8,7 +8,7 @@ data prepare`, whose ArrayRecord files are read row by row from the disk.
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from srlhfv_jax.data import images, rows
 from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
+
+ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
 _SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
@@ -60,11 +62,19 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        example = _read(self._source, self.layout, self.kept[index])
+        return self._example(self.kept[index], self._source.items[self.kept[index]])
+
+    def __iter__(self) -> Iterator[Example]:
+        kept = set(self.kept)
+        for part in _parts(len(self._source.items)):
+            for number, row in enumerate(self._source.items[part], start=part.start):
+                if number in kept:
+                    yield self._example(number, row)
+
+    def _example(self, number: int, row: dict[str, Any]) -> Example:
+        example = _read(self._source, self.layout, row)
         if isinstance(example, Drop):
-            raise UserError(
-                f"row {self.kept[index]} was usable before and is not now ({example.detail}): did its image file change?"
-            )
+            raise UserError(f"row {number} was usable before and is not now ({example.detail}): did its image file change?")
         return example
 
 
@@ -78,7 +88,8 @@ def load_examples(data: DataConfig) -> Examples:
     layout = rows.detect(source.columns)
     seen: set[bytes] = set()
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
-        checked = list(pool.map(partial(_check, source, layout, seen), range(len(source.items))))
+        parts = pool.map(partial(_check, source, layout, seen), _parts(len(source.items)))
+        checked = [drop for part in parts for drop in part]
     kept = [number for number, drop in enumerate(checked) if drop is None]
     dropped = [Dropped(number, *drop) for number, drop in enumerate(checked) if drop is not None]
     examples = Examples(source, layout, kept, dropped)
@@ -134,6 +145,9 @@ class _Part(Sequence):
         return len(self._numbers)
 
     def __getitem__(self, index):
+        if isinstance(index, slice):
+            numbers = self._numbers[index]
+            return self._items[numbers.start : numbers.stop]
         return self._items[self._numbers[index]]
 
 
@@ -146,7 +160,10 @@ class _Table(Sequence):
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            start, stop, _ = index.indices(len(self))
+            return self._table.slice(start, stop - start).to_pylist()
         return self._table.slice(index, 1).to_pylist()[0]
 
 
@@ -159,7 +176,9 @@ class _Records(Sequence):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         return {name: value if name in self._images else _plain(value) for name, value in self._source[index].items()}
 
 
@@ -175,13 +194,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _read(source: Rows, layout: str, number: int) -> Example | Drop:
-    return rows.read(layout, source.items[number], partial(images.cell_bytes, folder=source.image_dir))
+def _read(source: Rows, layout: str, row: dict[str, Any]) -> Example | Drop:
+    return rows.read(layout, row, partial(images.cell_bytes, folder=source.image_dir))
 
 
-def _check(source: Rows, layout: str, seen: set[bytes], number: int) -> Drop | None:
+def _parts(count: int) -> list[slice]:
+    """Some of all rows at a time: of a table many are read in little more time than one."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
+
+
+def _check(source: Rows, layout: str, seen: set[bytes], part: slice) -> list[Drop | None]:
     """None for a usable row. `seen` holds digests of pictures that were decoded without complaint."""
-    example = _read(source, layout, number)
+    return [_check_row(source, layout, seen, row) for row in source.items[part]]
+
+
+def _check_row(source: Rows, layout: str, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
+    example = _read(source, layout, row)
     if isinstance(example, Drop):
         return example
     for image in example.images:

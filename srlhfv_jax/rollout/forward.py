@@ -82,30 +82,28 @@ def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
 
 
 def pair_scores(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
-    """Each head's score of both responses, read after their last tokens.
+    """Each head's score of both responses, read after their last tokens."""
+    return (scores_apart if config.text.local_layers else scores_together)(config, tree, batch, features)
 
-    Both are in one sequence, [first backwards | prompt | second], so that a prompt and its image pass once. With local layers,
-    where that does not work, they are two.
-    """
-    if config.text.local_layers:
-        rows, features = _apart(batch, features)
-        return {name: end_B.reshape(-1, 2) for name, end_B in end_scores(config, tree, rows, features).items()}
+
+def scores_together(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Both responses in one sequence, [first backwards | prompt | second]: a prompt and its image pass once. Not with local layers."""
     R = batch.response_mask_BSR.shape[2]
     sequence = (
         jnp.concatenate([x_BST[:, 0, : -R - 1 : -1], x_BST[:, 1]], axis=1)
         for x_BST in (batch.tokens_BST, batch.positions_BST, batch.mask_BST)
     )
     hidden_BTD, _ = vlm.apply(config, tree["backbone"], *sequence, features, backwards=R)
-    sides = (hidden_BTD[:, R - 1 :: -1], hidden_BTD[:, -R:])
-    scores = [heads.scores(tree["heads"], hidden_BRD) for hidden_BRD in sides]
-    return {
-        name: jnp.stack([heads.end_score(scores[s][name], batch.response_mask_BSR[:, s]) for s in (0, 1)], axis=1)
-        for name in scores[0]
-    }
+
+    def ends(score_BT: Float[Array, "B T"]) -> Float[Array, "B 2"]:
+        sides = (score_BT[:, R - 1 :: -1], score_BT[:, -R:])
+        return jnp.stack([heads.end_score(sides[s], batch.response_mask_BSR[:, s]) for s in (0, 1)], axis=1)
+
+    return {name: ends(score_BT) for name, score_BT in heads.scores(tree["heads"], hidden_BTD).items()}
 
 
-def _apart(batch: PairBatch, features: Features | None) -> tuple[SupervisedBatch, Features | None]:
-    """Both sides of every pair as rows 2b and 2b + 1 of one batch; the image is encoded once and its features repeated."""
+def scores_apart(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Each response in a sequence of its own, rows 2b and 2b + 1 of one batch; the image is encoded once."""
     rows = SupervisedBatch(
         tokens_BT=einops.rearrange(batch.tokens_BST, "B S T -> (B S) T"),
         positions_BT=einops.rearrange(batch.positions_BST, "B S ... -> (B S) ..."),
@@ -113,4 +111,5 @@ def _apart(batch: PairBatch, features: Features | None) -> tuple[SupervisedBatch
         response_mask_BR=einops.rearrange(batch.response_mask_BSR, "B S R -> (B S) R"),
         images=None,
     )
-    return rows, jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), features)
+    features = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), features)
+    return {name: end_B.reshape(-1, 2) for name, end_B in end_scores(config, tree, rows, features).items()}
