@@ -108,7 +108,7 @@ def test_of_one_part_alone_only_that_is_judged(parts, sides):
 
 def test_without_an_answer_its_question_stays():
     found, _ = guard_rows.expand([example(dual_row()), example(qa_row())], taxonomies.BEAVERTAILS_V)
-    left = guard_rows.questions_alone(found, [0, 1])
+    left = guard_rows.questions_alone(found, {0, 1})
     assert [(item.row, item.side) for item in left.items] == [(0, None), (1, 0)]
     assert left.items[0].labels == (found.items[0].labels[0], guard_rows.UNKNOWN) and left.items[1] == found.items[2]
     assert left[0].responses == ()

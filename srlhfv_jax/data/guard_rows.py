@@ -8,7 +8,7 @@ labels too, or one for its question alone.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -74,15 +74,14 @@ def expand(examples: Sequence[Example], categories: Sequence[str], parts: Sequen
     return GuardExamples(examples, items), drops
 
 
-def questions_alone(found: GuardExamples, lost: Sequence[int]) -> GuardExamples:
+def questions_alone(found: GuardExamples, lost: Set[int]) -> GuardExamples:
     """Without the answers of the items `lost`; a question that went with one of them stays, alone."""
-    without = {number: None if found.items[number].side is None else found.items[number].labels[0] for number in lost}
     items = []
     for number, item in enumerate(found.items):
-        if number not in without:
+        if number not in lost:
             items.append(item)
-        elif without[number] not in (None, UNKNOWN):
-            items.append(Item(item.row, None, (without[number], UNKNOWN)))
+        elif item.labels[0] != UNKNOWN:
+            items.append(Item(item.row, None, (item.labels[0], UNKNOWN)))
     return GuardExamples(found.examples, items)
 
 

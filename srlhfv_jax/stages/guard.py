@@ -124,10 +124,10 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
         return loader.fit("guard", items, model.processor, data, labels=labels, categories=categories)
 
     rows = fit(found)
-    lost = [drop.row for drop in rows.dropped if found.items[drop.row].side is not None]
+    lost = [drop for drop in rows.dropped if found.items[drop.row].side is not None]
     if lost:
-        drops = drops + Counter(drop.reason for drop in rows.dropped if drop.row in set(lost))
-        rows = fit(guard_rows.questions_alone(found, lost))
+        drops = drops + Counter(drop.reason for drop in lost)
+        rows = fit(guard_rows.questions_alone(found, {drop.row for drop in lost}))
     if rows.room is not None:
         setup.check_pictures(model, rows.codec.reader)
     judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
