@@ -94,6 +94,26 @@ def lines(out: Path) -> Sequence[dict]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+def test_a_guard_judges_and_filters_without_a_web_library(made):
+    """Only `serve` needs the extra of that name."""
+    code = "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None; from srlhfv_jax.cli.main import main; sys.exit(main({}))"
+    for argv in (
+        ["moderate", f"--guard={made.guard}", "--prompt=what is it ?"],
+        [
+            "generate",
+            f"--policy={made.policy}",
+            f"--guard={made.guard}",
+            "--prompt=what is it ?",
+            "--rounds=1",
+            "--response_length=4",
+        ],
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(argv)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-c", code.format(["serve", f"--guard={made.guard}"])], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'srlhfv-jax[serve]'" in done.stderr
+
+
 def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_to(made, tmp_path, capsys):
     given = ["generate", f"--policy={made.policy}", f"--guard={made.guard}", f"--data={made.rows}", "--batch_size=8", *GREEDY]
     assert main.main([*given, "--rounds=2", "--nocheck_input", f"--out={tmp_path / 'regenerate'}"]) == 0
@@ -111,9 +131,7 @@ def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_t
 
 def test_serve_moderates_and_generates_until_sigterm(made):
     command = [sys.executable, "-m", "srlhfv_jax", "serve", f"--guard={made.guard}", f"--policy={made.policy}", "--port=0"]
-    process = subprocess.Popen(
-        [*command, *GREEDY, "--on_unsafe=warn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, *GREEDY, "--on_unsafe=warn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
         assert line.startswith("listening at http://127.0.0.1:")

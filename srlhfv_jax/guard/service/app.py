@@ -11,7 +11,7 @@ body, in chunks and bounded -> `requests` (pure; in a reader thread) -> `batchin
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -23,11 +23,8 @@ from starlette.routing import Route
 
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
-from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused, generation, moderation
+from srlhfv_jax.guard.service.requests import Answer, Generate, Generation, Moderate, Moderation, Refused, generation, moderation
 
-Answer = Mapping[str, Any] | Refused  # to one request: what JSON can hold, or why there is none
-Moderate = Callable[[Sequence[Moderation]], Sequence[Answer]]
-Generate = Callable[[Sequence[Generation]], Sequence[Answer]]
 Asked = TypeVar("Asked", Moderation, Generation)
 
 

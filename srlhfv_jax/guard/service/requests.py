@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from srlhfv_jax.data import images
@@ -36,6 +37,11 @@ class Refused(Exception):
         self.status = status
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+Answer = Mapping[str, Any] | Refused  # to one request: what JSON can hold, or why there is none
+Moderate = Callable[[Sequence[Moderation]], Sequence[Answer]]
+Generate = Callable[[Sequence[Generation]], Sequence[Answer]]
 
 
 def moderation(body: bytes | bytearray, limits: Limits) -> Moderation:
