@@ -146,6 +146,7 @@ class _Part(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
+            assert index.step is None, "neighbours only"
             numbers = self._numbers[index]
             return self._items[numbers.start : numbers.stop]
         return self._items[self._numbers[index]]
@@ -162,7 +163,8 @@ class _Table(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            start, stop, _ = index.indices(len(self))
+            start, stop, step = index.indices(len(self))
+            assert step == 1, "neighbours only"
             return self._table.slice(start, stop - start).to_pylist()
         return self._table.slice(index, 1).to_pylist()[0]
 

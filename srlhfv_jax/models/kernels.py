@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import attention
-from srlhfv_jax.parallel.mesh import ROWS, target
+from srlhfv_jax.parallel.mesh import ROWS, target_device
 
 KERNELS = ("auto", "xla", "splash", "interpret", "cudnn")
 LANES = 128  # a block of splash is a multiple of this
@@ -52,7 +52,7 @@ def choose(wanted: str, dtype: str, head_dim: int) -> str:
     Raises:
         UserError: a kernel of another platform, or one that cannot compute in this dtype or with these heads.
     """
-    device = target()
+    device = target_device()
     if wanted == "auto":
         if jax.sharding.get_abstract_mesh().empty or device is None:
             return "xla"

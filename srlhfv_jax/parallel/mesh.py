@@ -39,7 +39,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def target() -> Any:
+def target_device() -> Any:
     """A device of the kind that what is traced now is for, with `platform` and `device_kind`: of the mesh that is set, or where
     none is, the first. None where an abstract mesh says nothing."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -20,5 +20,5 @@ def barrier_on_cpu(tree: Tree) -> Tree:
 
 def on_cpu() -> bool:
     """Whether what is traced now is for CPUs."""
-    device = mesh.target()
+    device = mesh.target_device()
     return device is not None and device.platform == "cpu"
