@@ -151,11 +151,20 @@ def test_evaluation_over_processes_covers_every_row(made, prompts):
 def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, prompts, monkeypatch):
     cached = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
     monkeypatch.setattr(loader, "PICTURE_CACHE_BYTES", 0)
-    fresh = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
+    without = prompts._replace(pictures=loader.PictureCache())
+    fresh = [batch for batch, _ in loader.all_batches(without, "prompts", made, settings(), batch_size=11)][0]
     assert_same(cached, fresh)
     for i in range(11):
         expected = pictures.cut(pictures.reader(made), _open(png(i * 20))) if i % 3 else np.zeros((9, 192))
         np.testing.assert_array_equal(cached.images.patches_BNC[i], expected)
+
+
+def test_a_picture_is_cut_once_however_often_rows_are_read(made, prompts, monkeypatch):
+    read = prompts._replace(pictures=loader.PictureCache())
+    first = [batch for batch, _ in loader.all_batches(read, "prompts", made, settings(), batch_size=4)]
+    monkeypatch.setattr(pictures, "_cut", None)
+    for batch, (again, _) in zip(first, loader.all_batches(read, "prompts", made, settings(), batch_size=4), strict=True):
+        assert_same(batch, again)
 
 
 def _open(encoded):

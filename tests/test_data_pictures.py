@@ -29,6 +29,15 @@ def test_the_layout_counts_the_patches_that_are_cut(family):
             assert layout.text.count(reader.image_token) == layout.placeholders
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_pictures_are_cut_as_one_is(family, monkeypatch):
+    reader, shown = pictures.reader(tiny_hf.processor(family)), [picture(size) for size in SIZES[:7]]
+    monkeypatch.setattr(pictures, "PIXELS_AT_ONCE", sum(image.width * image.height for image in shown[:3]))
+    together = list(pictures.cut_all(reader, iter(shown)))
+    for patches, image in zip(together, shown, strict=True):
+        np.testing.assert_array_equal(patches, pictures.cut(reader, image))
+
+
 def test_llava_next_has_as_many_placeholders_as_its_own_processor_writes():
     processor = tiny_hf.processor("llava_next")
     reader = pictures.reader(processor)

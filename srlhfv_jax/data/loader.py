@@ -8,12 +8,13 @@ straddle two epochs; no row is left out.
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Float
+from PIL import Image
 
 from srlhfv_jax.batches import GuardBatch, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
@@ -33,6 +34,27 @@ KINDS = ("supervised", "pairs", "prompts", "guard")
 PICTURE_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
 
 
+class PictureCache:
+    """Patches of pictures by digest, as many as fit; read and filled by several threads."""
+
+    def __init__(self) -> None:
+        self._patches: dict[bytes, np.ndarray] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, digests: Iterable[bytes]) -> dict[bytes, np.ndarray]:
+        """Those that are there."""
+        return {digest: self._patches[digest] for digest in digests if digest in self._patches}
+
+    def keep(self, made: Mapping[bytes, np.ndarray]) -> None:
+        """Those that fit."""
+        with self._lock:
+            for digest, patches in made.items():
+                if self._bytes + patches.nbytes <= PICTURE_CACHE_BYTES and digest not in self._patches:
+                    self._patches[digest] = patches
+                    self._bytes += patches.nbytes
+
+
 class Prepared(NamedTuple):
     """Rows that fit the model and the lengths, as token ids, and what was left out."""
 
@@ -45,6 +67,7 @@ class Prepared(NamedTuple):
     codec: Codec
     frame: Frame
     room: collate.Room | None  # for pictures; None: no row has one, and batches carry none
+    pictures: PictureCache
     labels: Sequence[tuple[Labels, Labels]] = ()  # of guard rows: those of every example's question and answer
     categories: Sequence[str] = ()  # of guard rows: the taxonomy
 
@@ -95,6 +118,7 @@ def fit(
         described,
         frame,
         room,
+        PictureCache(),
         labels or [(UNKNOWN, UNKNOWN)] * len(examples),
         categories,
     )
@@ -205,14 +229,10 @@ def all_batches(
 
 
 class _Assemble:
-    """Row numbers of a global batch -> this process's part of it. Keeps prepared pictures, as many as fit; called from several
-    threads."""
+    """Row numbers of a global batch -> this process's part of it."""
 
     def __init__(self, prepared: Prepared):
         self._prepared = prepared
-        self._patches: dict[bytes, np.ndarray] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
 
     def __call__(self, numbers: np.ndarray, part: slice) -> Batch:
         prepared = self._prepared
@@ -220,7 +240,7 @@ class _Assemble:
         rows, images = every_row[part], None
         if prepared.room is not None:
             size = collate.fitting(prepared.room, every_row)  # the same on every process
-            images = collate.stack_images(rows, [self._pictures(row) for row in rows], prepared.room, size)
+            images = collate.stack_images(rows, self._pictures(rows), prepared.room, size)
         if prepared.kind == "supervised":
             return collate.supervised(rows, images, prepared.frame)
         if prepared.kind == "pairs":
@@ -230,23 +250,24 @@ class _Assemble:
             return collate.guard(rows, images, prepared.frame, labels=labels, categories=prepared.categories)
         return collate.prompts(rows, images, prepared.frame)
 
-    def _pictures(self, row: Encoded) -> list[Float[np.ndarray, "N C"]]:
-        made = [self._patches.get(digest) for digest in row.digests]
-        if any(patches is None for patches in made):
-            example = self._prepared.examples[row.row]
-            try:
-                made = [pictures.cut(self._prepared.codec.reader, images.decode(image)) for image in example.images]
-            except Unusable as unusable:
-                raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
-            self._keep(row.digests, made)
-        return made
+    def _pictures(self, rows: Sequence[Encoded]) -> list[list[Float[np.ndarray, "N C"]]]:
+        """Of each row."""
+        cache = self._prepared.pictures
+        places = {digest: (row, place) for row in rows for place, digest in enumerate(row.digests)}
+        made = cache.get(places)
+        missing = [digest for digest in places if digest not in made]
+        opened = (self._open(*places[digest]) for digest in missing)
+        new = dict(zip(missing, pictures.cut_all(self._prepared.codec.reader, opened), strict=True))
+        cache.keep(new)
+        made |= new
+        return [[made[digest] for digest in row.digests] for row in rows]
 
-    def _keep(self, digests: Sequence[bytes], made: Sequence[np.ndarray]) -> None:
-        with self._lock:
-            for digest, patches in zip(digests, made):
-                if self._bytes + patches.nbytes <= PICTURE_CACHE_BYTES and digest not in self._patches:
-                    self._patches[digest] = patches
-                    self._bytes += patches.nbytes
+    def _open(self, row: Encoded, place: int) -> Image.Image:
+        example = self._prepared.examples[row.row]
+        try:
+            return images.decode(example.images[place])
+        except Unusable as unusable:
+            raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
 
 
 def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig) -> Encoded:

@@ -10,7 +10,7 @@ picture. The pixels come from the checkpoint's own image processor.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import einops
@@ -24,6 +24,7 @@ from srlhfv_jax.errors import UserError
 
 CHANNELS = 3
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"  # SmolVLM's and Idefics3's words around a tile
+PIXELS_AT_ONCE = 1 << 20  # of the pictures that are prepared together: more are large ones, whose memory counts
 
 
 class Bundle(NamedTuple):
@@ -175,12 +176,33 @@ def layout(reader: Reader, size: tuple[int, int]) -> Layout:
 
 def cut(reader: Reader, image: Image.Image) -> Float[np.ndarray, "N C"]:
     """The patches of a picture: resized, normalised, and in the order that `layout` counts on."""
-    pixels = np.asarray(reader.image_processor(images=[image], return_tensors="np")["pixel_values"], np.float32)
+    return _cut(reader, [image])[0]
+
+
+def cut_all(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndarray, "N C"]]:
+    """`cut` of each, in order. Small pictures go several at a time: with one, a processor is busy with checks of what it is given
+    (48 x 48 pixels for CLIP: 0.51 ms one by one, 0.34 ms together)."""
+    group: list[Image.Image] = []
+    pixels = 0
+    for image in opened:
+        group.append(image)
+        pixels += image.width * image.height
+        if pixels >= PIXELS_AT_ONCE or not reader.one_size:
+            yield from _cut(reader, group)
+            group, pixels = [], 0
+    if group:
+        yield from _cut(reader, group)
+
+
+def _cut(reader: Reader, images: list[Image.Image]) -> list[Float[np.ndarray, "N C"]]:
+    """Of one picture, or of several where all have one size."""
+    pixels = np.asarray(reader.image_processor(images=images, return_tensors="np")["pixel_values"], np.float32)
     if reader.side == 0:
-        return pixels
+        return [pixels]
     pixels_a_side = reader.side * reader.patch  # what is left over at the edges is seen by no patch
     tiles_ICYX = pixels.reshape(-1, *pixels.shape[-3:])[..., :pixels_a_side, :pixels_a_side]
-    return einops.rearrange(tiles_ICYX, "I C (Y y) (X x) -> (I Y X) (C y x)", y=reader.patch, x=reader.patch)
+    patches = einops.rearrange(tiles_ICYX, "I C (Y y) (X x) -> (I Y X) (C y x)", y=reader.patch, x=reader.patch)
+    return np.split(patches, len(images))
 
 
 def grid_places(grid: tuple[int, int], merge: int) -> Int[np.ndarray, "N 2"]:
