@@ -156,7 +156,7 @@ def ours(config, params, batch: PromptBatch):
 
     def hidden(params, last=None):
         features = vlm.encode_images(config, params, batch.images)
-        return vlm.apply(config, params, batch.tokens_BP, batch.positions_BP, batch.mask_BP, features, last=last)[0]
+        return vlm.apply(config, params, batch.tokens_BP, batch.positions_BP, batch.mask_BP, features, read=last)[0]
 
     def loss(params):
         logp, _ = logprob.chosen_logp(

@@ -2,12 +2,12 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import ENVIRONMENT
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -19,10 +19,9 @@ def scripts(monkeypatch):
 
 @pytest.mark.parametrize("sharing", ["shared", "adapters"])
 def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
-    # A process of its own: one device, as a user runs it, and its own peak memory.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    # A process of its own has its own peak memory.
     command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     seconds = ("generate_s", "score_s", "update_s", "total_s", "compile_s")
@@ -33,9 +32,8 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
 
 
 def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, FOLDER / "update.py", "--size=test", "--iterations=1", "--remat=dots"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["update_s"] > 0 and line["update_gflops"] >= 0
@@ -43,9 +41,8 @@ def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
 
 
 def test_pairs_are_timed_in_both_ways():
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, FOLDER / "pairs.py", "--size=test", "--iterations=1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["together_s"] > 0 and line["apart_s"] > 0 and line["speedup"] > 0 and "sharing" not in line

@@ -1,4 +1,4 @@
-"""Every vision-language family goes the whole way, sft -> scores -> ppo_lag -> export, and sft -> guard.
+"""Every vision-language family goes the whole way, sft -> guard and scores on one backbone -> ppo_lag -> export.
 
 The two whose towers and decoders ask for most train their policy on eight devices: compiling that takes a minute each.
 """
@@ -11,12 +11,12 @@ import tiny_stages
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.data import taxonomies
 from srlhfv_jax.guard import Guard
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import guard, ppo_lag, scores, sft
+from srlhfv_jax.stages import guard, ppo_lag, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
 FAMILIES = {
@@ -32,9 +32,9 @@ SIZES = ((40, 17), (13, 33), (20, 20))  # width and height of the pictures
 
 
 def settings(kind, command: str, **changes):
-    """Short rows with room for pictures; one layer is compiled, whatever their number."""
+    """Short rows with room for pictures."""
     lengths = {"data.split": "", "data.prompt_length": 80, "data.response_length": 6, "data.batch_size": 8}
-    return tiny_stages.settings(kind, command, **({"model.scan_unroll": 1} | lengths | changes))
+    return tiny_stages.settings(kind, command, **(lengths | changes))
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +72,14 @@ def test_every_family_goes_from_rows_to_an_export(family, rows, tmp_path):
     data = {"data.path": rows}
     done = sft.run(settings(SFTConfig, "sft", init=str(tmp_path / "base"), steps=2, **data), tmp_path / "sft")
     assert np.isfinite(done["loss"]) and done["loss"] > 0
-    scored = settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), steps=2, **data)
-    done = scores.run(scored, tmp_path / "scores")
-    assert np.isfinite(done["loss"]) and done["grad_norm"] > 0
-    done = guard.run(settings(GuardConfig, "guard", init=str(tmp_path / "sft"), steps=2, **data), tmp_path / "guard")
+    pairs = {"pairs.path": rows, "pairs.batch_size": 8}
+    judges = settings(GuardConfig, "guard", init=str(tmp_path / "sft"), steps=2, **data, **pairs)
+    done = guard.run(judges, tmp_path / "guard")
     assert np.isfinite(done["loss"]) and done["grad_norm"] > 0
     (verdict,) = Guard.load(tmp_path / "guard").check_output([(png(1, SIZES[0]),)], ["w7 w8"], ["w9"])
     assert 0 < verdict.scores["unsafe"] < 1
     mesh = MESH if family in ON_EIGHT else {}
-    start = {"policy": str(tmp_path / "sft"), "scorer": str(tmp_path / "scores")}
+    start = {"policy": str(tmp_path / "sft"), "scorer": str(tmp_path / "guard")}
     constrained = settings(PPOLagConfig, "ppo_lag", iterations=2, **start, **data, **mesh)
     done = ppo_lag.run(constrained, tmp_path / "ppo_lag")
     # The self-test passed: what was sampled from the cache is what the training graph computes, placeholders match features.

@@ -131,6 +131,22 @@ def test_the_last_queries_alone_see_what_they_see_among_all():
         check_equal((q[:, :, -asked:], k, v, weight), mask_BT, *spans(mask_BT)["both"], 5e-6)
 
 
+@pytest.mark.parametrize("asked", (130, 40))
+def test_queries_at_any_positions_see_what_they_see_among_all(asked):
+    """By the kernel, and too few for it."""
+    mask_BT = padded()
+    read_BQ = jnp.asarray(np.random.default_rng(5).integers(0, T, (B, asked)), jnp.int32)
+    q, k, v, _ = arrays(4, 2)
+
+    def at(x_BHTh):
+        return attention.at(x_BHTh.swapaxes(1, 2), read_BQ).swapaxes(1, 2)
+
+    for name, (_, span) in spans(mask_BT).items():
+        some, every = kernels.attend(at(q), k, v, span, read=read_BQ), kernels.attend(q, k, v, span)
+        real = attention.at(mask_BT, read_BQ)[:, None, :, None]
+        np.testing.assert_allclose(jnp.where(real, some, 0), jnp.where(real, at(every), 0), atol=5e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "rows"), [(4, 2, 4), (4, 1, 2), (3, 3, 3)])
 def test_eight_devices_equal_one(heads, kv_heads, rows, eight_devices):
     """Also where the mesh divides neither the key-value heads, nor the query heads, nor the rows."""
@@ -166,7 +182,7 @@ def model(name: str):
 def logits_of(config, prompts, params, kernel: str):
     run = dataclasses.replace(config, attention=kernel)
     features = jax.lax.stop_gradient(vlm.encode_images(run, params, prompts.images))  # towers are frozen
-    hidden = vlm.apply(run, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, last=12)[0]
+    hidden = vlm.apply(run, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, read=12)[0]
     return jnp.where(prompts.mask_BP[:, -12:, None], vlm.logits(run, params, hidden), 0)
 
 

@@ -105,16 +105,22 @@ def test_no_gradient_from_the_future_and_none_from_padding():
 
 @pytest.mark.parametrize("remat", ["none", "layer"])
 @pytest.mark.parametrize("unroll", [0, 1])
-def test_reading_the_last_positions_only_changes_neither_values_nor_gradients(unroll, remat):
+@pytest.mark.parametrize("where", ["last", "scattered"])
+def test_reading_some_positions_only_changes_neither_values_nor_gradients(unroll, remat, where):
     config = dataclasses.replace(CONFIG, scan_unroll=unroll, remat=remat)
     tokens_BT, positions_BT, mask_BT, features = rows()
+    B, T = tokens_BT.shape
+    asked = 5 if where == "last" else jnp.asarray(np.random.default_rng(0).integers(T // 2, T, (B, 2)), jnp.int32)
 
-    def read(params, last):
-        hidden = vlm.apply(config, params, tokens_BT, positions_BT, mask_BT, features, last=last)[0][:, -5:]
-        return jnp.sum(jnp.sin(hidden)), hidden
+    def values(params, read):
+        hidden = vlm.apply(config, params, tokens_BT, positions_BT, mask_BT, features, read=read)[0]
+        picked = attention.at(hidden, asked) if read is None else hidden
+        return jnp.sum(jnp.sin(picked)), picked
 
-    (_, some), some_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), 5)
-    (_, every), every_gradient = jax.jit(jax.value_and_grad(read, has_aux=True), static_argnums=1)(params(), None)
+    def both(read):
+        return jax.jit(jax.value_and_grad(lambda params: values(params, read), has_aux=True))(params())
+
+    ((_, some), some_gradient), ((_, every), every_gradient) = both(asked), both(None)
     assert_close(some, every, atol=1e-5)
     jax.tree.map(functools.partial(assert_close, atol=2e-5), some_gradient, every_gradient)
 

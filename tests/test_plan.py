@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import tiny_hf
+from commands import ENVIRONMENT, SRLHFV
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import PPOLagConfig
@@ -17,7 +16,7 @@ from srlhfv_jax.parallel import topology
 from srlhfv_jax.parsing import parse
 
 # A process of its own: the compiler for TPUs reads the environment once.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+WITHOUT_FLAGS = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +30,8 @@ def small(tmp_path_factory):
 
 
 def plan(*arguments: str, config: str = "configs/ppo_lag.py") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "srlhfv_jax", "plan", f"--config={config}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    command = [*SRLHFV, "plan", f"--config={config}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=WITHOUT_FLAGS)
 
 
 def test_adapters_over_one_backbone_fit_on_four_chips(small, tmp_path):

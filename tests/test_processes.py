@@ -1,6 +1,5 @@
 """One run on more devices, or on several processes, is the same run; and one whose partner dies says so, and goes on later."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -9,6 +8,7 @@ import time
 
 import pytest
 import tiny_sharing as tiny
+from commands import ENVIRONMENT, SRLHFV
 from tiny_stages import numbers, same_numbers
 
 
@@ -29,7 +29,7 @@ def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
+    environment = ENVIRONMENT | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
@@ -62,7 +62,7 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     rows = tiny.where(folder) | {"init": str(folder / "llama"), "steps": 24, "checkpoint.every_steps": 4}
     mesh = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 1}
     options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
-    command = [sys.executable, "-m", "srlhfv_jax", "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"]
+    command = [*SRLHFV, "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"]
 
     started = pair(command, 2)
     deadline = time.monotonic() + 200

@@ -1,19 +1,15 @@
 """The main job, cut short: `srlhfv quickstart` from nothing to a report, and the same numbers after a kill -9."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
+from commands import ENVIRONMENT, SRLHFV
 
-COMMAND = [sys.executable, "-m", "srlhfv_jax", "quickstart", "--config=configs/quickstart.py:short", "--seed=3"]
-
-
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # one device, as a user has it
+COMMAND = [*SRLHFV, "quickstart", "--config=configs/quickstart.py:short", "--seed=3"]
 
 
 @pytest.fixture(scope="module")

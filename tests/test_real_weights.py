@@ -122,7 +122,7 @@ def test_real_weights_learn_as_the_text_part_of_a_llava(llava, tmp_path):
     from peft import PeftModel
 
     shape = {"data.split": "", "data.prompt_length": 48, "data.response_length": 24, "data.batch_size": 4}
-    shape |= {"model.scan_unroll": 1, "checkpoint.every_steps": 100}
+    shape |= {"checkpoint.every_steps": 100}
     answers, pairs = {"data.path": str(llava / "answers.parquet")}, {"data.path": str(llava / "pairs.parquet")}
     rate = {"optimizer.learning_rate": 4e-4, "optimizer.warmup_fraction": 0.0}
     tuned = settings(SFTConfig, "sft", init=str(llava / "base"), steps=6, **shape, **rate, **answers)

@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-import tiny_hf
 from tiny_stages import numbers, settings
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
@@ -26,6 +25,8 @@ WAYS = {
 
 def prepare(folder: Path) -> None:
     """A random Llama with scores trained a step from it, an adapter over it with scores of its own, and rows of PKU-SafeRLHF."""
+    import tiny_hf  # needs PyTorch, which `run` does without
+
     tiny_hf.save(folder / "llama", tiny_hf.llama_config())
     lines = []
     for i in range(ROWS):

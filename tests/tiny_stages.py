@@ -12,8 +12,8 @@ from srlhfv_jax.stages.quickstart import write_rows
 
 
 def settings(kind, command: str, **changes):
-    """configs/<command>.py:tiny on one device, with changed keys ("data.path" and so on)."""
-    changes = {"mesh.fsdp": 1} | changes
+    """configs/<command>.py:tiny on one device, with changed keys ("data.path" and so on). Layers are scanned: one is compiled."""
+    changes = {"mesh.fsdp": 1, "model.scan_unroll": 1} | changes
     config = flags.load(f"{command}.py:tiny")
     with config.unlocked():
         config.update_from_flattened_dict(changes)

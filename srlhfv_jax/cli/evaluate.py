@@ -22,6 +22,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import cpu
 
 ANY_LENGTH = 1 << 20
 
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
         return
     values = _flags()
     flags.read(values, "evaluate", argv, __doc__)
+    cpu.prepare()
     flags.required(values, "workdir")
     scorers = [path for path in values.scorer.split(",") if path]
     if values.pairs and not scorers:

@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import cpu
 
 Answer = Callable[[Sequence[Any], int], list[dict[str, Any]]]  # (prompts, number of the call) -> a line for each
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> None:
     flags.required(values, "policy")
     if (values.prompt is None) == (values.data is None):
         raise UserError("srlhfv generate needs either --prompt (and --image), or --data and --out")
+    cpu.prepare()
     if values.data is None:
         print(json.dumps(_one(values), ensure_ascii=False))
         return

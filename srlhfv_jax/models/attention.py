@@ -17,6 +17,9 @@ from srlhfv_jax.models.config import RopeConfig
 MASKED = -1e30  # added to a masked score: exp gives exactly 0, and a row with nothing to attend to stays finite
 
 
+Read = int | Int[Array, "B Q"]  # positions that are read: so many last ones, or these of each row
+
+
 class Rotation(NamedTuple):
     """Rotary angles of every position, once for all layers."""
 
@@ -37,6 +40,13 @@ class KV(NamedTuple):
 def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
     """What is added to the scores: 0 where query (axis 1) may see key (axis 2), hugely negative elsewhere."""
     return jnp.where(mask_BTT, 0.0, MASKED)[:, None, None].astype(jnp.float32)
+
+
+def at(x_BT: Array, read: Read) -> Array:
+    """What lies at the positions that are read, on axis 1."""
+    if isinstance(read, int):
+        return x_BT[:, -read:]
+    return jnp.take_along_axis(x_BT, read.reshape(*read.shape, *[1] * (x_BT.ndim - 2)), axis=1)
 
 
 def interval(length: int, window: int = 0, backwards: int = 0) -> tuple[Int[Array, "T"], Int[Array, "T"]]:

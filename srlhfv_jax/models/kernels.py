@@ -117,14 +117,19 @@ def visible(span: Span) -> Bool[Array, "B T T"]:
     return _visible(span.first_BT, span.last_BT, span.group_BT, span.group_BT)
 
 
-def attend(q_BHTh, k_BKTh, v_BKTh, sees: Span | Array | None, scale: float | None = None) -> Float[Array, "B H T h"]:
-    """As `attention.attend`, by the kernel of a span, or XLA for a bias. There may be fewer queries than keys: the last ones."""
+def attend(
+    q_BHTh, k_BKTh, v_BKTh, sees: Span | Array | None, scale: float | None = None, read: attention.Read | None = None
+) -> Float[Array, "B H T h"]:
+    """As `attention.attend`, by the kernel of a span, or XLA for a bias. The queries are those of the positions `read`; None: of
+    all."""
     B, H, asked, h = q_BHTh.shape
     keys = k_BKTh.shape[2]
+    read = asked if read is None else read
     if isinstance(sees, Span) and asked < min(keys, LANES):  # a block would be padding for the most part
         sees = attention.bias(visible(sees))
     if not isinstance(sees, Span):
-        return attention.attend(q_BHTh, k_BKTh, v_BKTh, None if sees is None else sees[..., -asked:, :], scale)
+        asking = None if sees is None else attention.at(sees[:, 0, 0], read)[:, None, None]
+        return attention.attend(q_BHTh, k_BKTh, v_BKTh, asking, scale)
     if keys >= LONGEST:
         raise UserError(f"sequences of {keys} tokens are longer than fused attention takes: set config.model.attention='xla'")
     if sees.kernel == "cudnn":
@@ -132,7 +137,7 @@ def attend(q_BHTh, k_BKTh, v_BKTh, sees: Span | Array | None, scale: float | Non
     else:
         kernel = functools.partial(_splash, interpret=sees.kernel == "interpret")
     q_BHTh = q_BHTh * (h**-0.5 if scale is None else scale)
-    asking = (x[:, -asked:] for x in (sees.first_BT, sees.last_BT, sees.group_BT))
+    asking = (attention.at(x, read) for x in (sees.first_BT, sees.last_BT, sees.group_BT))
     return _by_device(kernel, q_BHTh, k_BKTh, v_BKTh, *asking, sees.group_BT)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from srlhfv_jax.models import attention, kernels, stack
-from srlhfv_jax.models.attention import KV, Rotation
+from srlhfv_jax.models.attention import KV, Read, Rotation, at
 from srlhfv_jax.models.config import TextConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 
@@ -24,14 +24,14 @@ class Sight(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions, asked by the last `last` positions. New keys and values enter the cache
+    """Grouped-query attention with rotary positions, asked by the positions of `read`. New keys and values enter the cache
     first."""
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, sees, kv: KV | None, layer, slot, last: int):
+    def __call__(self, x_BTD, rotation: Rotation, sees, kv: KV | None, layer, slot, read: Read):
         c = self.config
         B, T, D = x_BTD.shape
 
@@ -39,8 +39,8 @@ class SelfAttention(nn.Module):
             dense = Dense(heads * c.head_dim, "out", c.qkv_bias, self.dtype, name=name)
             return dense(x_BTD).reshape(B, -1, heads, c.head_dim)
 
-        asking = Rotation(*(angle_BTh[:, -last:] for angle_BTh in rotation))
-        q_BTHh, k_BTKh = project("q_proj", c.heads, x_BTD[:, -last:]), project("k_proj", c.kv_heads, x_BTD)
+        asking = Rotation(*(at(angle_BTh, read) for angle_BTh in rotation))
+        q_BTHh, k_BTKh = project("q_proj", c.heads, at(x_BTD, read)), project("k_proj", c.kv_heads, x_BTD)
         if c.qk_norm:
             q_BTHh, k_BTKh = _norm(c, "q_norm")(q_BTHh), _norm(c, "k_norm")(k_BTKh)
         q_BHTh = attention.rotate(q_BTHh, asking).swapaxes(1, 2)
@@ -52,10 +52,10 @@ class SelfAttention(nn.Module):
             kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
             if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                 k_BKTh, v_BKTh = attention.read(kv, layer)
-        mixed_BTHh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale).swapaxes(1, 2)
+        mixed_BTHh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale, read).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
-        return output(mixed_BTHh.reshape(B, last, c.heads * c.head_dim)), kv
+        return output(mixed_BTHh.reshape(B, -1, c.heads * c.head_dim)), kv
 
 
 class GatedMLP(nn.Module):
@@ -74,7 +74,7 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x); the result at the last `last` positions.
+    """x + attention(norm x), then x + mlp(norm x); the result at the positions of `read`.
 
     Names are Llama's: `post_attention_layernorm` comes before the MLP.
     """
@@ -83,13 +83,13 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, sight: Sight, kv: KV | None, layer, slot, last: int):
+    def __call__(self, x_BTD, sight: Sight, kv: KV | None, layer, slot, read: Read):
         c = self.config
         normed_BTD = _norm(c, "input_layernorm")(x_BTD)
-        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, *sight, kv, layer, slot, last)
+        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, *sight, kv, layer, slot, read)
         if c.sandwich:
             mixed_BTD = _norm(c, "attention_output_norm")(mixed_BTD)
-        x_BTD = x_BTD[:, -last:] + mixed_BTD
+        x_BTD = at(x_BTD, read) + mixed_BTD
         normed_BTD = _norm(c, "post_attention_layernorm")(x_BTD)
         changed_BTD = GatedMLP(c, self.dtype, name="mlp")(normed_BTD)
         if c.sandwich:
@@ -101,8 +101,8 @@ def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:
     return RMSNorm(c.norm_eps, c.norm_offset, name=name)
 
 
-def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight | None, kv: KV | None, slot, last: int):
-    """The stack and the final norm: hidden states of the last `last` positions, and the cache with all new ones at `slot`.
+def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight | None, kv: KV | None, slot, read: Read):
+    """The stack and the final norm: hidden states at the positions of `read`, and the cache with all new ones at `slot`.
 
     Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values.
 
@@ -120,11 +120,14 @@ def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight |
         local = jnp.asarray(local_L)[index]
         return jax.tree.map(lambda near, far: jnp.where(local, near, far), locally, everywhere)
 
+    everything = x_BTD.shape[1]
+
     def step(carry, own, index):
         x_BTD, kv = carry
         final = isinstance(index, int) and index == config.text.layers - 1
-        read = last if final else x_BTD.shape[1]
-        return layer.apply({"params": own}, x_BTD, sight(index), kv, index, slot, read)
+        return layer.apply({"params": own}, x_BTD, sight(index), kv, index, slot, read if final else everything)
 
     x_BTD, kv = stack.run(step, params["layers"], (x_BTD, kv), unroll=config.scan_unroll, remat=config.remat)
-    return _norm(config.text).apply({"params": params["norm"]}, x_BTD[:, -last:]), kv
+    if not stack.unrolled(params["layers"], config.scan_unroll):
+        x_BTD = at(x_BTD, read)
+    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), kv

@@ -83,12 +83,17 @@ def depth(params) -> int:
     return len(params) if isinstance(params, tuple) else jax.tree.leaves(params)[0].shape[0]
 
 
+def unrolled(params, unroll: int) -> bool:
+    """Whether layers run one by one and know their index, instead of in a scan."""
+    return isinstance(params, tuple) or not 0 < unroll < depth(params)
+
+
 def split(params, unroll: int):
     """One tree per layer where the whole stack is unrolled; otherwise, and if that was done before, `params` as they are.
 
     The gradient of `lax.split` is one concatenate; that of indexing is a padded sum over the whole stack.
     """
-    if isinstance(params, tuple) or 0 < unroll < depth(params):
+    if isinstance(params, tuple) or not unrolled(params, unroll):
         return params
     leaves, structure = jax.tree.flatten(params)
     count = depth(params)

@@ -58,7 +58,7 @@ def apply(
     mask_BT: Bool[Array, "B T"],
     features: Features | None = None,
     cache: Cache | None = None,
-    last: int | None = None,
+    read: attention.Read | None = None,
     backwards: int = 0,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
@@ -70,7 +70,8 @@ def apply(
         positions_BT: rotary positions: 0 at a row's first real token; three of each with M-RoPE.
         mask_BT: true at real tokens.
         features: of `encode_images`, for the image placeholders of each row. None: no row has an image.
-        last: return hidden states at this many last positions only: what is not read need not be computed. None: at all T.
+        read: return hidden states at this many last positions only, or at these of each row: what is not read need not be
+            computed. None: at all T.
         backwards: so many positions at the start hold another continuation of what follows, its last token first, and as many at
             the end the first one: [answer backwards | prompt | answer]. Each sees the prompt and itself. What a position sees is
             then an interval still. Not with local layers.
@@ -85,7 +86,7 @@ def apply(
     if features is not None:
         x_BTD = project(config, params["projector"], features, x_BTD, is_image_BT)
     T = tokens_BT.shape[1]
-    last = last or T
+    read = T if read is None else read
     slot = None if cache is None else cache.index if T == 1 else 0
     seen_BT = mask_BT if cache is None else jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
     block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images else None
@@ -104,7 +105,7 @@ def apply(
     everywhere = sight(text.rope, 0)
     locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None
     kv = None if cache is None else cache.kv
-    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, last)
+    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, read)
     return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T)
 
 

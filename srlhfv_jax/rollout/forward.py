@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.batches import Features, Images, PairBatch, SupervisedBatch
 from srlhfv_jax.losses import logprob
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import attention, heads, vlm
 from srlhfv_jax.models.config import VLMConfig
 
 
@@ -55,25 +55,29 @@ def response_scores(config: VLMConfig, tree, sequences: Sequences, features) -> 
     return heads.scores(tree["heads"], _hidden(config, tree, sequences, features))
 
 
-def _hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B R+1 D"]:
-    """Hidden states at the last prompt token and at every response position: all that is ever read."""
-    s, last = sequences, sequences.response_mask_BR.shape[1] + 1
-    return vlm.apply(config, tree["backbone"], s.tokens_BT, s.positions_BT, s.mask_BT, features, last=last)[0]
+def _hidden(config: VLMConfig, tree, sequences: Sequences, features, read: attention.Read | None = None) -> Float[Array, "B Q D"]:
+    """Hidden states at the positions `read`; None: at the last prompt token and at every response position."""
+    s = sequences
+    read = s.response_mask_BR.shape[1] + 1 if read is None else read
+    return vlm.apply(config, tree["backbone"], s.tokens_BT, s.positions_BT, s.mask_BT, features, read=read)[0]
 
 
 def end_scores(config: VLMConfig, tree, sequences: Sequences, features) -> dict[str, Float[Array, "B"]]:
     """Each head's score of the whole response, read after its last token."""
-    return {
-        name: heads.end_score(scores_BR1[:, 1:], sequences.response_mask_BR)
-        for name, scores_BR1 in response_scores(config, tree, sequences, features).items()
-    }
+    hidden_BD = _hidden(config, tree, sequences, features, _ends(sequences)[:, 1:])[:, 0]
+    return heads.scores(tree["heads"], hidden_BD)
 
 
 def end_hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float[Array, "B 2 D"]:
     """The hidden states at the last token of the prompt and at that of the response, which are one where there is no response."""
-    hidden_BR1D = _hidden(config, tree, sequences, features)
-    last_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
-    return jnp.take_along_axis(hidden_BR1D, jnp.stack([jnp.zeros_like(last_B), last_B], axis=1)[:, :, None], axis=1)
+    return _hidden(config, tree, sequences, features, _ends(sequences))
+
+
+def _ends(sequences: Sequences) -> Int[Array, "B 2"]:
+    """Where the prompt ends, and where the response does."""
+    prompt = sequences.tokens_BT.shape[1] - sequences.response_mask_BR.shape[1] - 1
+    lengths_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
+    return prompt + jnp.stack([jnp.zeros_like(lengths_B), lengths_B], axis=1)
 
 
 def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
@@ -89,17 +93,15 @@ def pair_scores(config: VLMConfig, tree, batch: PairBatch, features: Features | 
 def scores_together(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
     """Both responses in one sequence, [first backwards | prompt | second]: a prompt and its image pass once. Not with local layers."""
     R = batch.response_mask_BSR.shape[2]
-    sequence = (
+    sequence = [
         jnp.concatenate([x_BST[:, 0, : -R - 1 : -1], x_BST[:, 1]], axis=1)
         for x_BST in (batch.tokens_BST, batch.positions_BST, batch.mask_BST)
-    )
-    hidden_BTD, _ = vlm.apply(config, tree["backbone"], *sequence, features, backwards=R)
-
-    def ends(score_BT: Float[Array, "B T"]) -> Float[Array, "B 2"]:
-        sides = (score_BT[:, R - 1 :: -1], score_BT[:, -R:])
-        return jnp.stack([heads.end_score(sides[s], batch.response_mask_BSR[:, s]) for s in (0, 1)], axis=1)
-
-    return {name: ends(score_BT) for name, score_BT in heads.scores(tree["heads"], hidden_BTD).items()}
+    ]
+    lengths_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.int32)
+    before_second = sequence[0].shape[1] - R - 1
+    ends_BS = jnp.stack([R - lengths_BS[:, 0], before_second + lengths_BS[:, 1]], axis=1)
+    hidden_BSD, _ = vlm.apply(config, tree["backbone"], *sequence, features, read=ends_BS, backwards=R)
+    return heads.scores(tree["heads"], hidden_BSD)
 
 
 def scores_apart(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:

@@ -95,7 +95,7 @@ def generate(
 
     cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
     hidden_B1D, cache = vlm.apply(
-        config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache, last=1
+        config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache, read=1
     )
     state = _Decoding(
         step=jnp.int32(0),
