@@ -129,7 +129,7 @@ def prompts(read: pictures.Reader, rows: int) -> tuple[PromptBatch, list[Image.I
             positions = pictures.mrope(prompt == IMAGE, [layout], read.merge)
         encoded.append(Encoded(row, prompt, positions, (), Example((), "", ()), (b"",), (layout,)))
     frame = collate.Frame(len(encoded[0].prompt), 0, 0)
-    patches = [pictures.cut(read, image) for image in shown]
+    patches = list(pictures.cut(read, shown))
     room = collate.room(read, encoded, buckets=1)
     images = collate.stack_images(encoded, [[one] for one in patches], room, room.sizes[0])
     return jax.tree.map(jnp.asarray, collate.prompts(encoded, images, frame)), shown

@@ -22,7 +22,7 @@ def test_the_layout_counts_the_patches_that_are_cut(family):
     reader = pictures.reader(tiny_hf.processor(family))
     for size in SIZES:
         layout = pictures.layout(reader, size)
-        assert pictures.cut(reader, picture(size)).shape == (layout.patches, reader.values), size
+        assert next(pictures.cut(reader, [picture(size)])).shape == (layout.patches, reader.values), size
         if layout.order_M is not None:
             assert layout.placeholders == len(layout.order_M) and layout.order_M.max() < layout.patches
         if layout.text:
@@ -33,9 +33,9 @@ def test_the_layout_counts_the_patches_that_are_cut(family):
 def test_several_pictures_are_cut_as_one_is(family, monkeypatch):
     reader, shown = pictures.reader(tiny_hf.processor(family)), [picture(size) for size in SIZES[:7]]
     monkeypatch.setattr(pictures, "PIXELS_AT_ONCE", sum(image.width * image.height for image in shown[:3]))
-    together = list(pictures.cut_all(reader, iter(shown)))
+    together = list(pictures.cut(reader, iter(shown)))
     for patches, image in zip(together, shown, strict=True):
-        np.testing.assert_array_equal(patches, pictures.cut(reader, image))
+        np.testing.assert_array_equal(patches, next(pictures.cut(reader, [image])))
 
 
 def test_llava_next_has_as_many_placeholders_as_its_own_processor_writes():
@@ -62,7 +62,7 @@ def test_a_limit_on_pixels_holds_for_every_shape(family, most):
     tile = whole.side**2  # the picture as a whole comes on top
     for size in SIZES:
         layout = pictures.layout(reader, size)
-        assert pictures.cut(reader, picture(size)).shape[0] == layout.patches
+        assert next(pictures.cut(reader, [picture(size)])).shape[0] == layout.patches
         if layout.grid is None or min(layout.grid) > reader.merge:  # no side is shorter than one square of patches
             assert (layout.patches - tile) * whole.patch**2 <= most
         assert layout.patches <= pictures.layout(whole, size).patches

@@ -178,7 +178,7 @@ def test_pixels_are_those_of_the_checkpoints_image_processor():
 
     image = images.decode(png(5))
     expected = processor()(images=image, text="<image>", return_tensors="np")["pixel_values"][0]
-    got = pictures.cut(pictures.reader(processor()), image)
+    got = next(pictures.cut(pictures.reader(processor()), [image]))
     n = SIZE // PATCH
     assert got.dtype == np.float32 and got.shape == (n * n, 3 * PATCH * PATCH)
     by_patch = got.reshape(n, n, 3, PATCH, PATCH)

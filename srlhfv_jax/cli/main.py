@@ -35,7 +35,8 @@ HELP = f"""usage: srlhfv <command> [flags]        srlhfv <command> --help
 {chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
 
 Stages take --config=FILE.py[:ARG] --workdir=FOLDER [--config.section.key=VALUE ...] and go on where WORKDIR has a checkpoint.
-Stages, plan and evaluate write WORKDIR/result.json. Exit code: 0 success, 2 a mistake in what was given, 143 saved after SIGTERM."""
+Stages, quickstart, plan and evaluate write WORKDIR/result.json.
+Exit code: 0 success, 2 a mistake in what was given, 143 saved after SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -257,7 +257,7 @@ class _Assemble:
         made = cache.get(places)
         missing = [digest for digest in places if digest not in made]
         opened = (self._open(*places[digest]) for digest in missing)
-        new = dict(zip(missing, pictures.cut_all(self._prepared.codec.reader, opened), strict=True))
+        new = dict(zip(missing, pictures.cut(self._prepared.codec.reader, opened), strict=True))
         cache.keep(new)
         made |= new
         return [[made[digest] for digest in row.digests] for row in rows]

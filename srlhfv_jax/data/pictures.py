@@ -174,14 +174,12 @@ def layout(reader: Reader, size: tuple[int, int]) -> Layout:
     return Layout(rows * columns, rows * columns // reader.merge**2, grid=(rows, columns))
 
 
-def cut(reader: Reader, image: Image.Image) -> Float[np.ndarray, "N C"]:
-    """The patches of a picture: resized, normalised, and in the order that `layout` counts on."""
-    return _cut(reader, [image])[0]
+def cut(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndarray, "N C"]]:
+    """The patches of each picture: resized, normalised, and in the order that `layout` counts on.
 
-
-def cut_all(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndarray, "N C"]]:
-    """`cut` of each, in order. Small pictures go several at a time: with one, a processor is busy with checks of what it is given
-    (48 x 48 pixels for CLIP: 0.51 ms one by one, 0.34 ms together)."""
+    Small pictures go several at a time: with one, a processor is busy with checks of what it is given (48 x 48 pixels for CLIP:
+    0.51 ms one by one, 0.34 ms together).
+    """
     group: list[Image.Image] = []
     pixels = 0
     for image in opened:

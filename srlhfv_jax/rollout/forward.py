@@ -74,7 +74,7 @@ def end_hidden(config: VLMConfig, tree, sequences: Sequences, features) -> Float
 
 
 def _ends(sequences: Sequences) -> Int[Array, "B 2"]:
-    """Where the prompt ends, and where the response does."""
+    """Where the prompt ends, and where the response does, which begins right behind it."""
     prompt = sequences.tokens_BT.shape[1] - sequences.response_mask_BR.shape[1] - 1
     lengths_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
     return prompt + jnp.stack([jnp.zeros_like(lengths_B), lengths_B], axis=1)
