@@ -49,6 +49,10 @@ def test_more_devices_give_the_same_numbers(folder, alone, way, mesh, tmp_path):
     same_numbers(tiny.run(folder, tmp_path, way, *mesh), alone[way], 2e-4)
 
 
+def test_unrolled_layers_on_four_devices_give_the_same_numbers(folder, alone, tmp_path):
+    same_numbers(tiny.run(folder, tmp_path, "shared", 1, 2, 2, unroll=0), alone["shared"], 2e-4)
+
+
 def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_path):
     started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], 4)
     for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
