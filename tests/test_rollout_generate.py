@@ -1,5 +1,6 @@
 """Sampling: what is generated is what a full forward pass predicts, and nothing else depends on padding, mesh or early exit."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 from tiny_vlm import CONFIG, EOS, IMAGE, PAD, VOCAB, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.batches import Rollout
+from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.models import lora, quantize, vlm
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import forward, sampling, selftest
 from srlhfv_jax.rollout.generate import generate
@@ -48,8 +51,6 @@ def test_greedy_decoding_with_the_cache_equals_the_argmax_of_full_forwards():
     params, batch = backbone(), prompts()
     rollout = sample(batch, temperature=0.0)
     tokens_BT, mask_BT = np.array(rollout.tokens_BT), np.array(rollout.mask_BT)
-    from srlhfv_jax.models import vlm
-
     hidden_BTD, _ = vlm.apply(CONFIG, params, rollout.tokens_BT, rollout.positions_BT, rollout.mask_BT, rollout.features)
     logits_BRV = np.array(vlm.logits(CONFIG, params, hidden_BTD[:, -R - 1 : -1]))
     logits_BRV[..., list(VOCABULARY.never)] = -np.inf
@@ -58,6 +59,30 @@ def test_greedy_decoding_with_the_cache_equals_the_argmax_of_full_forwards():
     assert real_BR.sum() > 20
     np.testing.assert_array_equal(best_BR[real_BR], tokens_BT[:, -R:][real_BR])
     assert mask_BT[:, -R:][real_BR].all()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "adapter", "int8"])
+def test_weights_laid_out_for_decoding_are_the_same_model(kind, tied):
+    """Layers one by one, kernels and the output matrix turned (`vlm.for_decoding`): a kernel of this width is as long as wide, and
+    would not be missed by its shape."""
+    config = dataclasses.replace(CONFIG, scan_unroll=0, text=dataclasses.replace(CONFIG.text, tied_head=tied))
+    params, batch = backbone(config=config), prompts()
+    if kind == "adapter":
+        wanted = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=False)
+        adapter = jax.tree.map(lambda x: x + 0.3, lora.init(wanted, params, jax.random.key(3)))
+        params = lora.overlay(params, adapter)
+    elif kind == "int8":
+        params = quantize.int8(params)
+    turned = vlm.for_decoding(config, params)
+    assert len(turned["text"]["layers"]) == CONFIG.text.layers
+    assert ("kernel" in turned["text"]["layers"][0]["self_attn"]["q_proj"]) == (kind == "int8")
+
+    def logits(params):
+        hidden_BPD, _ = vlm.apply(config, params, batch.tokens_BP, batch.positions_BP, batch.mask_BP)
+        return vlm.logits(config, params, hidden_BPD)
+
+    np.testing.assert_allclose(logits(turned), logits(params), rtol=1e-5, atol=2e-5)
 
 
 def test_adding_pad_columns_changes_nothing():

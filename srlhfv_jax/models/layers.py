@@ -22,6 +22,9 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 
+INPUT_FIRST = ("o_proj", "out_proj", "down_proj", "fc2")  # kernels (in, out) by their layers' names; all others are (out, in)
+TURNED = "kernel_in_out"  # a kernel (out, in), or the output matrix, with its inputs first: `vlm.for_decoding`
+
 
 class Dense(nn.Module):
     """x -> x W + b over the last axis, and what an adapter adds to it where one lies over the kernel (models/lora.py)."""
@@ -37,10 +40,13 @@ class Dense(nn.Module):
         width = x.shape[-1]
         out_first = self.split == "out"
         shape = (self.features, width) if out_first else (width, self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape)
+        if self.has_variable("params", TURNED):
+            kernel, inputs = self.get_variable("params", TURNED), 0
+        else:
+            kernel, inputs = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape), int(out_first)
         # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.
         rows = x.reshape(-1, width)
-        contracted = (((1,), (1 if out_first else 0,)), ((), ()))
+        contracted = (((1,), (inputs,)), ((), ()))
         if self.has_variable("params", "kernel_scale"):  # whole numbers (models/quantize.py)
             y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted, preferred_element_type=jnp.float32)
             y = (y * self.get_variable("params", "kernel_scale")[None]).astype(self.dtype)

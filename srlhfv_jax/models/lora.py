@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.models.layers import INPUT_FIRST
 
 LEAVES = ("lora_a", "lora_b", "lora_scale")
-INPUT_FIRST = ("o_proj", "out_proj", "down_proj", "fc2")  # kernels (in, out); all others are (out, in), see models/layers.py
 
 
 def init(config: LoraConfig, backbone: Any, key: jax.Array) -> dict[str, Any]:

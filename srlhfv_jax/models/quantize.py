@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from srlhfv_jax.models.lora import INPUT_FIRST
+from srlhfv_jax.models.layers import INPUT_FIRST
 
 KERNELS = re.compile(r"text/layers/.*_proj$")
 LARGEST = 127

@@ -22,8 +22,9 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import attention, kernels, language, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
-from srlhfv_jax.models.layers import Embedding, LayerNorm, RMSNorm
+from srlhfv_jax.models.layers import INPUT_FIRST, TURNED, Embedding, LayerNorm, RMSNorm
 from srlhfv_jax.models.projector import Projector, project
+from srlhfv_jax.parallel import order
 
 
 class Cache(NamedTuple):
@@ -118,10 +119,25 @@ def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     return Cache(KV(stored, stored), jnp.zeros((batch, length), bool), jnp.int32(0))
 
 
-def by_layer(config: VLMConfig, params) -> dict:
-    """`params` with one tree per decoder layer where the stack is unrolled: a loop over tokens then slices nothing."""
+def for_decoding(config: VLMConfig, params) -> dict:
+    """`params` as a loop over tokens reads them fastest: one tree per decoder layer where the stack is unrolled, so that nothing is
+    sliced for a token; on CPU, all of these kernels and the output matrix with their inputs first.
+
+    A product of few rows with a matrix that lies the other way takes 1.5 times as long there: every time, it is put in order.
+    """
     text = params["text"]
-    return params | {"text": text | {"layers": stack.split(text["layers"], config.scan_unroll)}}
+    layers = stack.split(text["layers"], config.scan_unroll)
+    if not (isinstance(layers, tuple) and order.on_cpu()):
+        return params | {"text": text | {"layers": layers}}
+    text = text | {"layers": tuple(_turned(layer) for layer in layers), TURNED: unembedding(config, params).T}
+    return params | {"text": text}
+
+
+def _turned(tree: dict, name: str = "") -> dict:
+    """Kernels (out, in) of a tree as (in, out), under another name. Those of eight bits stay."""
+    if "kernel" in tree and "kernel_scale" not in tree and name not in INPUT_FIRST:
+        return {part: leaf for part, leaf in tree.items() if part != "kernel"} | {TURNED: tree["kernel"].T}
+    return {part: _turned(below, part) if isinstance(below, dict) else below for part, below in tree.items()}
 
 
 def unembedding(config: VLMConfig, params) -> Float[Array, "V D"]:
@@ -132,9 +148,10 @@ def unembedding(config: VLMConfig, params) -> Float[Array, "V D"]:
 
 def logits(config: VLMConfig, params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Float32 logits; call it on the positions that need them."""
-    kernel_VD = unembedding(config, params).astype(hidden.dtype)
-    contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(hidden, kernel_VD, contract, preferred_element_type=jnp.float32)
+    turned = params["text"].get(TURNED)
+    kernel, inputs = (unembedding(config, params), 1) if turned is None else (turned, 0)
+    contract = (((hidden.ndim - 1,), (inputs,)), ((), ()))
+    return jax.lax.dot_general(hidden, kernel.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
 
 
 def _init_text(c: TextConfig, key) -> dict:

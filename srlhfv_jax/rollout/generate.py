@@ -58,7 +58,7 @@ def generate(
     eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
     next_B = _after(prompts)
     features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
-    params = vlm.by_layer(config, params)
+    params = vlm.for_decoding(config, params)
 
     def draw(state: _Decoding, hidden_BD) -> _Decoding:
         """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
