@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.models.config import RopeConfig
+from srlhfv_jax.parallel import order
 
 MASKED = -1e30  # added to a masked score: exp gives exactly 0, and a row with nothing to attend to stays finite
 
@@ -94,11 +95,24 @@ def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None, scale: float | None = None) 
     K = k_BKTh.shape[1]
     # The query heads of one key-value head are stacked along the positions: every product is then one plain batch of matrices.
     stacked = (q_BHTh * (h**-0.5 if scale is None else scale)).reshape(B, K, H // K * T, h)
-    return _mix(stacked, k_BKTh, v_BKTh, bias_B11TT).reshape(B, H, T, h)
+    arrays = (stacked, k_BKTh, v_BKTh) if bias_B11TT is None else (stacked, k_BKTh, v_BKTh, bias_B11TT)
+    if T > 1 and B % 2 == 0 and _one_cpu():
+        # XLA multiplies a batch of small matrices on one core; two batches it multiplies on two.
+        halves = zip(*(jnp.split(x, 2) for x in arrays))
+        mixed = jnp.concatenate([_mix(*half) for half in halves])
+    else:
+        mixed = _mix(*arrays)
+    return mixed.reshape(B, H, T, h)
+
+
+def _one_cpu() -> bool:
+    """Whether the mesh is one device, a CPU: rows are then nowhere split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size == 1 and order.on_cpu()
 
 
 @jax.custom_vjp
-def _mix(q, k, v, bias):
+def _mix(q, k, v, bias=None):
     """softmax(q kᵀ + bias) v for q [B, K, G queries, h] and k, v [B, K, keys, h].
 
     The derivative is written out because automatic differentiation transposes the [T, T] weights, which costs more than the
