@@ -54,7 +54,7 @@ def gradient(config: VLMConfig, way: Callable) -> Callable:
 
 def main() -> None:
     cpu.prepare()
-    args = whole.arguments(__doc__.splitlines()[0])
+    args = whole.arguments(__doc__.splitlines()[0], roles=False)
     size = SIZES[args.size]
     jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=1, tensor=1)))  # a fused kernel asks for one
     batch = jax.tree.map(jnp.asarray, random_pairs(size))
@@ -78,8 +78,7 @@ def main() -> None:
         **{f"{name}_temporaries_gb": round(p.memory_analysis().temp_size_in_bytes / 1e9, 2) for name, p in programs.items()},
         "matmul_gflops": round(whole.matmul_gflops(args.config.dtype), 1),
     }
-    about = {key: value for key, value in args.about.items() if key != "sharing"}
-    print(json.dumps(about | result), flush=True)
+    print(json.dumps(args.about | result), flush=True)
 
 
 if __name__ == "__main__":

@@ -234,11 +234,16 @@ def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dic
     }
 
 
-def arguments(what: str) -> argparse.Namespace:
-    """The flags, and `config`: the model they describe."""
+def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
+    """The flags, and `config`: the model they describe.
+
+    Args:
+        roles: there are several, and --sharing says how they share.
+    """
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
+    if roles:
+        parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
@@ -248,7 +253,8 @@ def arguments(what: str) -> argparse.Namespace:
         args.scan_unroll = 0 if SIZES[args.size].layers < 16 else 1
     how = dict(dtype=args.dtype, remat=args.remat, scan_unroll=args.scan_unroll)
     args.config = dataclasses.replace(model_config(SIZES[args.size]), **how)
-    args.about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size, "sharing": args.sharing} | how
+    args.about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size}
+    args.about |= ({"sharing": args.sharing} if roles else {}) | how
     return args
 
 

@@ -288,6 +288,7 @@ class TaskConfig:
     pair_temperature: float
     mix: tuple[float, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
     name_pairs: int  # constructed pairs that differ in the name alone, added in the first round
+    topic_pairs: int  # constructed pairs of an answer to the question and one to another, added in the first round
     harm_at_budget: float  # the harm rate and the over-refusal at which the oracle budget is set
     over_refusal_at_budget: float
     preference_beta: float  # Bradley-Terry inverse temperature of the annotators

@@ -7,6 +7,7 @@ for the commands that they start.
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
@@ -26,6 +27,7 @@ from srlhfv_jax.parallel.mesh import make_mesh
 
 
 LONGEST = ("test_real_weights", "test_processes", "test_quickstart_short", "test_families_stages", "test_plan")
+assert all(Path(__file__).with_name(f"{name}.py").exists() for name in LONGEST), LONGEST
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

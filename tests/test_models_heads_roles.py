@@ -1,4 +1,4 @@
-"""Score heads read the last true position; roles say which tree and head serve whom; equal towers are found."""
+"""A head is a dot product; roles say which tree and head serve whom; equal towers are found."""
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,6 @@ def created(config, seed: int):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
     return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), shapes)
-
-
-def test_the_end_score_is_read_at_the_last_true_position():
-    score_BR = jnp.asarray([[0.5, 1.5, 2.5, 3.5], [4.5, 5.5, 6.5, 7.5], [8.5, 9.5, 10.5, 11.5]])
-    mask_BR = jnp.asarray([[True, True, False, False], [True, True, True, True], [True, False, False, False]])
-    np.testing.assert_array_equal(heads.end_score(score_BR, mask_BR), [1.5, 7.5, 8.5])
-
-
-def test_padding_changes_no_end_score():
-    score_BR = jnp.asarray([[0.5, -1.5, 2.5]])
-    mask_BR = jnp.asarray([[True, True, False]])
-    padded = heads.end_score(jnp.pad(score_BR, ((0, 0), (0, 3)), constant_values=99.5), jnp.pad(mask_BR, ((0, 0), (0, 3))))
-    np.testing.assert_array_equal(padded, heads.end_score(score_BR, mask_BR))
 
 
 def test_every_head_is_its_own_float32_dot_product():

@@ -78,7 +78,12 @@ def test_guard_rows_grade_the_harm_of_each_answer_and_name_its_hazard():
 
 
 def test_no_held_out_cell_is_in_a_training_row(sft):
-    train_rows = [*sft, *rows.prompt_rows(0, CELLS, "train", 500), *rows.probe_rows(0, CELLS, "train", 200, None)]
+    train_rows = [
+        *sft,
+        *rows.prompt_rows(0, CELLS, "train", 500),
+        *rows.probe_rows(0, CELLS, "train", 200, None),
+        *rows.topic_rows(0, CELLS, "train", 200, None),
+    ]
     train_cells = {Cell(row["concept"], row["intent"]) for row in train_rows}
     assert train_cells <= set(CELLS.train)
     held_out = {Cell(row["concept"], row["intent"]) for row in rows.prompt_rows(0, CELLS, "test", 500)}
@@ -208,6 +213,13 @@ def test_a_probe_differs_in_the_name_alone():
         right = int(row["more_helpful_response_id"])
         assert (one, two)[right - 1].name == row["concept"] != (one, two)[2 - right].name
         assert row["safer_response_id"] == "tie"
+
+
+def test_of_a_topic_pair_one_answers_the_question_and_is_the_more_helpful():
+    for row in rows.topic_rows(0, CELLS, "test", 200, None):
+        one, two = (judge(row["concept"], row["intent"], row[f"response_{side}"]) for side in "12")
+        assert {one.form, two.form} in ({"comply", "off_topic"}, {"safe_completion", "off_topic"})
+        assert (one, two)[int(row["more_helpful_response_id"]) - 1].form != "off_topic"
 
 
 def test_pairs_have_the_published_columns():

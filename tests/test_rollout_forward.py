@@ -69,6 +69,19 @@ def test_one_sequence_scores_two_answers_as_two_sequences_do(name):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-4)
 
 
+def test_the_end_score_is_read_after_the_last_real_token_and_padding_changes_none():
+    batch, tree = pairs(), tiny.scorer()
+    features = forward.encode(tiny.CONFIG, tree, batch.images)
+    rows = SupervisedBatch(*(x[:, 1] for x in batch[:4]), batch.images)
+    padded = rows._replace(**{name: jnp.pad(getattr(rows, name), ((0, 0), (0, 3))) for name in rows._fields[:4]})
+    everywhere = forward.response_scores(tiny.CONFIG, tree, rows, features)
+    lengths_B = np.array(rows.response_mask_BR).sum(1)
+    assert len(set(lengths_B)) > 1
+    for one in (rows, padded):
+        for name, score_B in forward.end_scores(tiny.CONFIG, tree, one, features).items():
+            np.testing.assert_allclose(score_B, everywhere[name][np.arange(B), lengths_B], atol=2e-5)
+
+
 def test_an_answer_does_not_move_the_score_of_the_other():
     tree, batch, other = tiny.scorer(), pairs(0), pairs(1)
     for side in (0, 1):

@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.cli.generate import given_image, one_device
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import cpu
 
 
 def main(argv: list[str]) -> None:
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> None:
     absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations", flag_values=values)
     flags.read(values, "moderate", argv, __doc__)
     flags.required(values, "guard", "prompt")
+    cpu.prepare()
     image = given_image(values.image)
     from srlhfv_jax.guard.service.models import moderate_with
     from srlhfv_jax.guard.service.requests import Moderation, Refused

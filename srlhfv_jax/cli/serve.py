@@ -28,12 +28,14 @@ from srlhfv_jax.cli.generate import one_device
 from srlhfv_jax.config import DataConfig, inference
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service.limits import MIB, Limits
+from srlhfv_jax.parallel import cpu
 
 
 def main(argv: list[str]) -> None:
     values = _flags()
     flags.read(values, "serve", argv, __doc__)
     flags.required(values, "guard")
+    cpu.prepare()
     try:
         from srlhfv_jax.guard.service import app, models, server
     except ImportError as error:

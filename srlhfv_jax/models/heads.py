@@ -3,10 +3,9 @@
 A head has no bias: it would cancel in every preference. The zero of the cost is learned through its sign terms.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from srlhfv_jax.models.config import VLMConfig
 
@@ -22,11 +21,3 @@ def scores(heads: dict[str, dict[str, Array]], hidden_BTD: Float[Array, "B T D"]
     """Every head at every position, from one forward pass."""
     hidden32_BTD = hidden_BTD.astype(jnp.float32)
     return {name: hidden32_BTD @ head["kernel"].astype(jnp.float32) for name, head in heads.items()}
-
-
-def end_score(score_BR: Float[Array, "B R"], response_mask_BR: Bool[Array, "B R"]) -> Float[Array, "B"]:
-    """The score read after the last real token. Every row must have one."""
-    chex.assert_equal_shape([score_BR, response_mask_BR])
-    R = response_mask_BR.shape[1]
-    last_B = R - 1 - jnp.argmax(response_mask_BR[:, ::-1], axis=1)
-    return jnp.take_along_axis(score_BR, last_B[:, None], axis=1)[:, 0]

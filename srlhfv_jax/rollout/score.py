@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from srlhfv_jax.batches import Experience, Rollout, Stream
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, lagrangian, masked, shaping
-from srlhfv_jax.models import heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
 from srlhfv_jax.rollout import forward
@@ -54,18 +53,14 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     reference = places["reference"].tree
     ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, features[reference], **read)
 
-    asked = ("reward", "cost", *(CRITICS if scoring.streams else ()))
-    scored = {
-        name: forward.response_scores(config, trees[name], rollout, features[name])
-        for name in dict.fromkeys(places[role].tree for role in asked)
-    }
+    ends = {name: forward.end_scores(config, trees[name], rollout, features[name]) for name in _trees(places, "reward", "cost")}
+
+    def end(role: str):
+        return ends[places[role].tree][places[role].head]
+
     mask_BR = rollout.response_mask_BR
-
-    def head(role: str):
-        return scored[places[role].tree][places[role].head]
-
-    reward_B = heads.end_score(head("reward")[:, 1:], mask_BR) - ppo.missing_eos_penalty * (~rollout.ended_B)
-    cost_B = heads.end_score(head("cost")[:, 1:], mask_BR)
+    reward_B = end("reward") - ppo.missing_eos_penalty * (~rollout.ended_B)
+    cost_B = end("cost")
     end_cost_B = lagrangian.shaped_cost(scoring.constraint_kind, cost_B)
     kl_BR = rollout.logp_BR - ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
@@ -73,8 +68,20 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
         "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
         "cost_critic": shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape),
     }
-    streams = {role: stream(token_BR[role], head(role)[:, :-1], mask_BR, ppo) for role in CRITICS} if scoring.streams else None
+    streams = None
+    if scoring.streams:
+        values = {
+            name: forward.response_scores(config, trees[name], rollout, features[name]) for name in _trees(places, *CRITICS)
+        }
+        streams = {
+            role: stream(token_BR[role], values[places[role].tree][places[role].head][:, :-1], mask_BR, ppo) for role in CRITICS
+        }
     return Experience(rollout, ref_logp_BR, reward_B, cost_B, token_BR, streams)
+
+
+def _trees(places: Mapping[str, Place], *roles: str) -> dict[str, None]:
+    """The trees of some roles, each once."""
+    return dict.fromkeys(places[role].tree for role in roles)
 
 
 def stream(token_BR, value_BR, mask_BR, ppo: PPOConfig) -> Stream:

@@ -169,13 +169,17 @@ class Pipeline:
     def sample_pairs(self, folder: Path, policy: Path, number: int) -> dict[str, float]:
         """Two different answers to each pair prompt, labelled with noise; held-out ones by the oracle itself.
 
-        The first round adds constructed pairs that differ in the name alone: sampled ones rarely ask whether a name is right.
+        The first round adds constructed pairs that differ in the name alone, or of which one answers another question: sampled ones
+        rarely ask whether a name is right, or an answer to the point.
         """
         noise = task_rows.Noise(self.task.preference_beta, self.task.flip)
         seed = self.settings.seed * 100 + number
         labels, found = self._pairs("pair_prompts", policy, seed, noise)
-        probes_too = task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs, noise) if number == 1 else []
-        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + probes_too)
+        constructed = []
+        if number == 1:
+            constructed += task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs, noise)
+            constructed += task_rows.topic_rows(seed, self.cells, "train", self.task.topic_pairs, noise)
+        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + constructed)
         harmful = [label for label, row in zip(labels, found) if row["harmful"] == "yes"]
         numbers = {
             "pairs.count": len(found),

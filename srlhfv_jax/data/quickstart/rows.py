@@ -240,6 +240,24 @@ def probe_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | No
     return rows
 
 
+def topic_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | None, mix: Mix = PAIR_MIX) -> list[dict]:
+    """Pairs of the best answer and one to another question.
+
+    Sampled pairs seldom differ in that, as they seldom do in the name, and a policy finds what the learned reward does not know: the
+    answer of one question given to another one too.
+    """
+    rng = np.random.default_rng((seed, 13, Cells._fields.index(part)))
+    pool = {"train": cells.train, "validation": cells.validation, "test": cells.test}[part]
+    rows = []
+    for cell in draw_cells(rng, pool, mix, count):
+        pair = [answers.ideal(*cell), _answer_of_form(rng, cell, "off_topic")]
+        if rng.random() < 0.5:
+            pair.reverse()
+        labels = label_pair(rng, *cell, pair[0], pair[1], noise)
+        rows.append(pair_row(_question_row(rng, cell, part), pair[0], pair[1], labels))
+    return rows
+
+
 def pair_row(prompt_row: dict, answer_1: str, answer_2: str, labels: PairLabel, source: str = "policy") -> dict:
     """A prompt with two answers and their labels, in BeaverTails-V's dual-preference layout."""
     columns = {"response_1": answer_1, "response_2": answer_2, "response_1_from": source, "response_2_from": source}
