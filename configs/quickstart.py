@@ -224,7 +224,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         lora=_lora(),
         model=_model(),
         mesh=_mesh(),
-        data=_data(32 if short else 96),
+        data=_data(32 if short else 128),
         policy_optimizer=_optimizer(1e-3, schedule="linear", freeze=("vision/",)),
         critic_optimizer=_optimizer(7e-4, schedule="constant", freeze=("vision/",)),
         checkpoint=_checkpoint(short),
