@@ -1,6 +1,6 @@
 """Learned judges: reward and cost scores of answers and of preference pairs, and the numbers of a policy under them.
 
-A scorer is a callable on batches (`srlhfv_jax.rollout.score.end_scores` with its parameters bound), so that this file needs no
+A scorer is a callable on batches (`srlhfv_jax.rollout.forward.end_scores` with its parameters bound), so that this file needs no
 model.
 """
 

@@ -53,14 +53,16 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     reference = places["reference"].tree
     ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, features[reference], **read)
 
-    ends = {name: forward.end_scores(config, trees[name], rollout, features[name]) for name in _trees(places, "reward", "cost")}
+    def read_by(heads, *roles: str) -> dict:
+        """What each role's head reads, in one forward pass for each of their trees."""
+        names = dict.fromkeys(places[role].tree for role in roles)
+        found = {name: heads(config, trees[name], rollout, features[name]) for name in names}
+        return {role: found[places[role].tree][places[role].head] for role in roles}
 
-    def end(role: str):
-        return ends[places[role].tree][places[role].head]
-
+    ends = read_by(forward.end_scores, "reward", "cost")
     mask_BR = rollout.response_mask_BR
-    reward_B = end("reward") - ppo.missing_eos_penalty * (~rollout.ended_B)
-    cost_B = end("cost")
+    reward_B = ends["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B)
+    cost_B = ends["cost"]
     end_cost_B = lagrangian.shaped_cost(scoring.constraint_kind, cost_B)
     kl_BR = rollout.logp_BR - ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
@@ -70,18 +72,9 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     }
     streams = None
     if scoring.streams:
-        values = {
-            name: forward.response_scores(config, trees[name], rollout, features[name]) for name in _trees(places, *CRITICS)
-        }
-        streams = {
-            role: stream(token_BR[role], values[places[role].tree][places[role].head][:, :-1], mask_BR, ppo) for role in CRITICS
-        }
+        values = read_by(forward.response_scores, *CRITICS)
+        streams = {role: stream(token_BR[role], values[role][:, :-1], mask_BR, ppo) for role in CRITICS}
     return Experience(rollout, ref_logp_BR, reward_B, cost_B, token_BR, streams)
-
-
-def _trees(places: Mapping[str, Place], *roles: str) -> dict[str, None]:
-    """The trees of some roles, each once."""
-    return dict.fromkeys(places[role].tree for role in roles)
 
 
 def stream(token_BR, value_BR, mask_BR, ppo: PPOConfig) -> Stream:

@@ -6,7 +6,7 @@ single-QA for naming and SFT, its dual-preference layout for pairs, question and
 beside them: that is what the oracle needs to judge an answer. Writing files is left to data/tfds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -227,17 +227,12 @@ def probe_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | No
     labelled by the same noisy annotators as other pairs: without noise a name would outweigh everything else in the learned
     reward.
     """
-    rng = np.random.default_rng((seed, 5, Cells._fields.index(part)))
-    pool = {"train": cells.train, "validation": cells.validation, "test": cells.test}[part]
-    rows = []
-    for cell in draw_cells(rng, pool, mix, count):
+
+    def two(rng: np.random.Generator, cell: Cell) -> list[str]:
         body = _answer_of_form(rng, cell, "safe_nameless" if harmful(*cell) and rng.random() < 0.5 else "comply_nameless")
-        pair = [f"{answers.name_only(name)} {body}" for name in (cell.concept, wrong_name(rng, cell.concept))]
-        if rng.random() < 0.5:
-            pair.reverse()
-        labels = label_pair(rng, *cell, pair[0], pair[1], noise)
-        rows.append(pair_row(_question_row(rng, cell, part), pair[0], pair[1], labels))
-    return rows
+        return [f"{answers.name_only(name)} {body}" for name in (cell.concept, wrong_name(rng, cell.concept))]
+
+    return _constructed_pairs(two, np.random.default_rng((seed, 5, Cells._fields.index(part))), cells, part, count, noise, mix)
 
 
 def topic_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | None, mix: Mix = PAIR_MIX) -> list[dict]:
@@ -246,15 +241,31 @@ def topic_rows(seed: int, cells: Cells, part: str, count: int, noise: Noise | No
     Sampled pairs seldom differ in that, as they seldom do in the name, and a policy finds what the learned reward does not know: the
     answer of one question given to another one too.
     """
-    rng = np.random.default_rng((seed, 13, Cells._fields.index(part)))
+
+    def two(rng: np.random.Generator, cell: Cell) -> list[str]:
+        return [answers.ideal(*cell), _answer_of_form(rng, cell, "off_topic")]
+
+    return _constructed_pairs(two, np.random.default_rng((seed, 13, Cells._fields.index(part))), cells, part, count, noise, mix)
+
+
+def _constructed_pairs(
+    two: Callable[[np.random.Generator, Cell], list[str]],
+    rng: np.random.Generator,
+    cells: Cells,
+    part: str,
+    count: int,
+    noise: Noise | None,
+    mix: Mix,
+) -> list[dict]:
+    """Labelled rows of the two answers that `two` makes for each cell, in either order."""
     pool = {"train": cells.train, "validation": cells.validation, "test": cells.test}[part]
     rows = []
     for cell in draw_cells(rng, pool, mix, count):
-        pair = [answers.ideal(*cell), _answer_of_form(rng, cell, "off_topic")]
+        pair = two(rng, cell)
         if rng.random() < 0.5:
             pair.reverse()
-        labels = label_pair(rng, *cell, pair[0], pair[1], noise)
-        rows.append(pair_row(_question_row(rng, cell, part), pair[0], pair[1], labels))
+        labels = label_pair(rng, *cell, *pair, noise)
+        rows.append(pair_row(_question_row(rng, cell, part), *pair, labels))
     return rows
 
 
