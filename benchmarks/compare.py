@@ -22,6 +22,7 @@ SIDES = {
     "separate": ("ppo_lag_iteration.py", "--sharing=separate"),
     "shared": ("ppo_lag_iteration.py", "--sharing=shared"),
     "adapters": ("ppo_lag_iteration.py", "--sharing=adapters"),
+    "activated": ("ppo_lag_iteration.py", "--sharing=activated"),
 }
 PHASES = ("generate_s", "score_s", "update_s")
 

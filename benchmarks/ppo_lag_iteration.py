@@ -5,7 +5,7 @@
 It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
 ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
 is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
-froze it. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
+froze it. `--sharing=activated` is "adapters" that act on answers alone. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from srlhfv_jax.training import ppo, state as states
 PAD, EOS = 0, 2
 WARM_UP = 3  # iterations that are not timed: compiling, and memory grows to what a step needs
 PHASES = ("generate", "score", "update")
-LORA = LoraConfig(rank=16, alpha=32.0, targets=("text/layers/.*_proj",), int8=False)
+LORA = LoraConfig(rank=16, alpha=32.0, targets=("text/layers/.*_proj",), int8=False, activated=False)
 
 
 def model_config(size: Size) -> VLMConfig:
@@ -72,7 +72,7 @@ def model_config(size: Size) -> VLMConfig:
 def run_settings(size: Size, sharing: str) -> PPOLagConfig:
     """The stage's own default settings, one gradient step on the whole batch, and the benchmark's shapes."""
     settings: ConfigDict = config_file.get_config()
-    settings.sharing = sharing
+    settings.sharing = "adapters" if sharing == "activated" else sharing
     settings.ppo.update(epochs=1, minibatches=1)
     settings.data.update(prompt_length=size.prompt, response_length=RESPONSE, batch_size=size.batch)
     return parse(PPOLagConfig, settings)
@@ -80,9 +80,9 @@ def run_settings(size: Size, sharing: str) -> PPOLagConfig:
 
 def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
     """A backbone for every tree that the way of sharing asks for, all with one vision tower, and the heads that live on it."""
-    places = roles.assign(sharing)
+    places = roles.assign("adapters" if sharing == "activated" else sharing)
     names = list(dict.fromkeys(place.tree for place in places.values()))
-    if sharing == "adapters":
+    if sharing in ("adapters", "activated"):
         return _random_adapters(config, places, names, mesh)
     create = jax.jit(_random_tree, static_argnums=(0, 1))
     trees = {}
@@ -243,7 +243,7 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--size", choices=SIZES, default="small")
     if roles:
-        parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
+        parser.add_argument("--sharing", choices=("shared", "separate", "adapters", "activated"), default="shared")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
@@ -252,7 +252,9 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     if args.scan_unroll is None:
         args.scan_unroll = 0 if SIZES[args.size].layers < 16 else 1
     how = dict(dtype=args.dtype, remat=args.remat, scan_unroll=args.scan_unroll)
-    args.config = dataclasses.replace(model_config(SIZES[args.size]), **how)
+    # Which tokens they are is only read where prompts come from rows.
+    closing = range(sizes.CLOSING) if roles and args.sharing == "activated" else ()
+    args.config = dataclasses.replace(model_config(SIZES[args.size]), activation=tuple(closing), **how)
     args.about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size}
     args.about |= ({"sharing": args.sharing} if roles else {}) | how
     return args

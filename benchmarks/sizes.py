@@ -8,6 +8,7 @@ that both sides compute.
 from dataclasses import dataclass
 
 PATCH, CHANNELS, RESPONSE = 14, 3, 64
+CLOSING = 5  # tokens of the prompt that activated adapters act on
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ SIZES = {
     "tiny": Size(4, 256, 688, 4, 4096, 2, 128, 56, batch=16, prompt=48),
     "small": Size(6, 384, 1024, 6, 8192, 4, 192, 112, batch=16, prompt=96),
     "medium": Size(12, 768, 2048, 12, 32064, 8, 384, 224, batch=4, prompt=288),
-    "1b": Size(22, 2048, 5632, 32, 32064, 24, 1024, 336, batch=16, prompt=640),  # TinyLlama's decoder, LLaVA-1.5's tower; for a GPU
+    "1b": Size(
+        22, 2048, 5632, 32, 32064, 24, 1024, 336, batch=16, prompt=640
+    ),  # TinyLlama's decoder, LLaVA-1.5's tower; for a GPU
 }
 
 
@@ -77,12 +80,23 @@ def one_pass(size: Size) -> float:
 
 def jax_iteration(size: Size, sharing: str) -> dict[str, float]:
     """Operations of our iteration by phase. A gradient costs two more passes, over a frozen backbone one, and none through the
-    frozen tower. Values are computed in the update alone, and what an adapter adds is not counted."""
-    critics = {"shared": 1, "adapters": 1, "separate": 2}[sharing]  # and as many trees that score
-    gradient = 2 if sharing == "adapters" else 3
-    inside = projector(size) + decoder(size, size.length, size.length, read=RESPONSE + 1)
+    frozen tower. Values are computed in the update alone, and what an adapter adds is not counted. Activated adapters leave the
+    prompt to the backbone, which reads it once in each phase for all of them."""
+    critics = 2 if sharing == "separate" else 1  # and as many trees that score
+    gradient = 2 if sharing in ("adapters", "activated") else 3
     answers = logits(size, RESPONSE)
-    prefill = vision(size, size.vision_layers - 1) + projector(size) + decoder(size, size.prompt, size.prompt, read=1)
+    tower = vision(size, size.vision_layers - 1)
+    if sharing == "activated":
+        alone = size.prompt - CLOSING
+        prefix = projector(size) + decoder(size, alone, alone, read=0)
+        inside = decoder(size, CLOSING + RESPONSE, size.length, read=RESPONSE + 1)
+        return {
+            "generate": tower + prefix + decoder(size, CLOSING + RESPONSE - 1, size.length) + answers,
+            "score": prefix + 2 * inside + answers,
+            "update": prefix + gradient * (2 * inside + answers),
+        }
+    inside = projector(size) + decoder(size, size.length, size.length, read=RESPONSE + 1)
+    prefill = tower + projector(size) + decoder(size, size.prompt, size.prompt, read=1)
     return {
         "generate": prefill + decoder(size, RESPONSE - 1, size.length) + answers,
         "score": (1 + critics) * inside + answers,

@@ -80,7 +80,7 @@ def _model() -> dict:
 
 def _lora() -> dict:
     """Off: a model of this size is trained whole."""
-    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",), int8=False)
+    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",), int8=False, activated=False)
 
 
 def _mesh() -> dict:

@@ -23,7 +23,7 @@ def model(tiny: bool) -> dict:
 
 def lora() -> dict:
     """Off. A rank (16, say) trains an adapter over the frozen decoder instead of the model."""
-    return dict(rank=0, alpha=32.0, targets=("text/layers/.*_proj",), int8=False)
+    return dict(rank=0, alpha=32.0, targets=("text/layers/.*_proj",), int8=False, activated=False)
 
 
 def mesh() -> dict:

@@ -61,6 +61,7 @@ class LoraConfig:
     alpha: float  # what the adapter adds counts alpha / rank times
     targets: tuple[str, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
     int8: bool  # the frozen decoder under them in eight bits (models/quantize.py)
+    activated: bool  # they act from the end of the prompt on: all before is the backbone's own, read once for all roles
 
 
 @dataclass(frozen=True)

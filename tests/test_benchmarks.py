@@ -17,7 +17,7 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
 
 
-@pytest.mark.parametrize("sharing", ["shared", "adapters"])
+@pytest.mark.parametrize("sharing", ["shared", "adapters", "activated"])
 def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
     # A process of its own has its own peak memory.
     command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1"]

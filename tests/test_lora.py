@@ -25,7 +25,7 @@ from srlhfv_jax.parallel import rules
 from srlhfv_jax.stages import ppo_lag, scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
-LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",), int8=False)
+LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",), int8=False, activated=False)
 EVERYWHERE = dataclasses.replace(LORA, targets=("text/layers/.*_proj", "vision/layers/"))
 KINDS = ("llava", "qwen2_5_vl", "smolvlm", "gemma3", "mistral with a window")
 

@@ -13,7 +13,7 @@ from srlhfv_jax.models import lora, quantize, vlm
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import make_mesh
 
-LORA = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=True)
+LORA = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=True, activated=False)
 
 
 def kernels(tree) -> dict:

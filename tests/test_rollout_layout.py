@@ -22,7 +22,7 @@ from srlhfv_jax.stages import plan, plan_shapes, ppo_lag, scores
 from srlhfv_jax.training import loop
 
 R = 5
-LORA = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=False)
+LORA = LoraConfig(rank=2, alpha=4.5, targets=("text/layers/.*_proj",), int8=False, activated=False)
 
 
 @pytest.fixture

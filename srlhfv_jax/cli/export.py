@@ -28,6 +28,10 @@ def main(argv: list[str]) -> None:
     from srlhfv_jax.hf import load, weights
 
     model = hf.load_pretrained(Path(values.workdir), dtype=values.dtype)
+    if model.config.activation:
+        raise UserError(
+            f"{values.workdir} is an activated adapter, which cannot be merged: it leaves the prompt to the backbone. Use its folder with peft"
+        )
     guard, about_guard = None, None
     if (model.path / weights.GUARD_FILE).is_file():
         guard, about_guard = load.load_guard(model.config, model.path, None)

@@ -90,7 +90,8 @@ def export_pretrained(
 def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
     """Everything of the base that is not weights."""
     run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
-    if dataclasses.replace(read_config(base, **run), attention=config.attention) != config:
+    here = dict(attention=config.attention, activation=config.activation)
+    if dataclasses.replace(read_config(base, **run), **here) != config:
         raise UserError(
             f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from"
         )

@@ -5,6 +5,7 @@ is read then). Everything that is wrong with the tensors (unmapped, missing, wro
 weight is read.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Pretrained(NamedTuple):
     processor: Any  # of transformers: text, and images if the model has eyes
     path: Path  # of config, tokenizer and processor
     base: str = ""  # the checkpoint of `params`, as an adapter names it: hub id or folder
-    adapter: dict[str, Any] | None = None  # over `params` (models/lora.py); None: there is none, or it was merged into them
+    adapter: dict[str, Any] | None = None  # over `params` (models/lora.py); None: there is none, or they have it
 
 
 def load_pretrained(
@@ -53,7 +54,8 @@ def load_pretrained(
         dtype: of the activations.
         param_dtype: of the parameters in memory; None: as `dtype`. Trees that train want float32.
         mesh: where the parameters go, by the rules of `parallel/rules.py`; None: the default device.
-        keep_adapter: give an adapter as it is instead of merging it into the parameters.
+        keep_adapter: give an adapter as it is instead of merging it into the parameters, or, where it is an activated one, of laying
+            it over them.
     Raises:
         UserError: anything that is wrong with the folder, in one line.
     """
@@ -70,8 +72,10 @@ def load_pretrained(
     params = load_params(config, under, param_dtype, mesh)
     if peft.is_adapter(folder):
         adapter = peft.read(folder, config, mesh)
+        config = dataclasses.replace(config, activation=peft.activation(folder))
         if not keep_adapter:
-            params, adapter = jax.jit(lora.merged, donate_argnums=0)(params, adapter), None
+            whole = lora.overlay if config.activation else jax.jit(lora.merged, donate_argnums=0)
+            params, adapter = whole(params, adapter), None
     heads = load_heads(config, folder, mesh)
     return Pretrained(config, params, heads, load_processor(config, described), described, base, adapter)
 

@@ -2,7 +2,8 @@
 
     text/layers/self_attn/q_proj/lora_a [L, rank, in]    base_model.model.<module>.q_proj.lora_A.weight [rank, in], one a layer
 
-Only adapters of the decoder: the names of the towers' modules differ between versions of `transformers`.
+Only adapters of the decoder: the names of the towers' modules differ between versions of `transformers`. An activated adapter names
+the tokens at which it begins to act, which PEFT looks for in its input.
 """
 
 import json
@@ -22,6 +23,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ACTIVATION = "alora_invocation_tokens"
 PREFIX = "base_model.model."
 
 
@@ -35,6 +37,18 @@ def base_of(folder: Path) -> str:
     if not found:
         raise UserError(f"{folder / CONFIG} does not say base_model_name_or_path: which checkpoint does the adapter lie over?")
     return found
+
+
+def activation(folder: Path) -> tuple[int, ...]:
+    """The tokens from which on an adapter acts; (): it acts on all.
+
+    Raises:
+        UserError: they are not token ids.
+    """
+    found = json.loads((folder / CONFIG).read_text()).get(ACTIVATION) or []
+    if not isinstance(found, list) or not all(isinstance(token, int) and token >= 0 for token in found):
+        raise UserError(f"{folder / CONFIG}: {ACTIVATION} must be a list of token ids, got {found!r}")
+    return tuple(found)
 
 
 def write(folder: Path, config: VLMConfig, adapter: dict[str, Any], base: str) -> None:
@@ -54,7 +68,7 @@ def write(folder: Path, config: VLMConfig, adapter: dict[str, Any], base: str) -
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     described = {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": "CAUSAL_LM" if config.activation else None,  # the one task whose class looks for these tokens
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
@@ -63,7 +77,7 @@ def write(folder: Path, config: VLMConfig, adapter: dict[str, Any], base: str) -
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-    }
+    } | ({ACTIVATION: config.activation} if config.activation else {})
     (folder / CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 

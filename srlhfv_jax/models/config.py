@@ -103,6 +103,7 @@ class VLMConfig:
     projector_activation: str = "gelu"
     projector_bias: bool = True
     pinpoints: tuple[tuple[int, int], ...] = ()  # LLaVA-NeXT: the (height, width) that a picture may be cut into tiles at
+    activation: tuple[int, ...] = ()  # the tokens that end every prompt, where adapters begin to act; (): they act everywhere
     scan_unroll: int = 1  # layers per step of the layer scan; 0 = all of them
     remat: str = "none"  # "none" | "dots" | "layer": what the backward pass computes again, see models/stack.py
     attention: str = "auto"  # "auto" | "xla" | "splash" | "cudnn" | "interpret", see models/kernels.py

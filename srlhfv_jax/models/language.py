@@ -25,7 +25,7 @@ class Sight(NamedTuple):
 
 class SelfAttention(nn.Module):
     """Grouped-query attention with rotary positions, asked by the positions of `read`. New keys and values enter the cache
-    first."""
+    first, at `slot`; without a slot, the cache holds what comes before, and stays as it is."""
 
     config: TextConfig
     dtype: jnp.dtype
@@ -49,9 +49,15 @@ class SelfAttention(nn.Module):
         if kv is not None:
             times = attention.copies(c.heads, c.kv_heads)
             k_BKTh, v_BKTh = attention.copied(k_BKTh, times), attention.copied(v_BKTh, times)
-            kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
-            if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
-                k_BKTh, v_BKTh = attention.read(kv, layer)
+            if slot is None:
+                before = attention.read(kv, layer)
+                k_BKTh, v_BKTh = (jnp.concatenate(both, axis=2) for both in zip(before, (k_BKTh, v_BKTh)))
+                if not isinstance(read, int):
+                    read = read + (k_BKTh.shape[2] - T)
+            else:
+                kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
+                if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
+                    k_BKTh, v_BKTh = attention.read(kv, layer)
         mixed_BTHh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale, read).swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
@@ -104,7 +110,8 @@ def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:
 def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight | None, kv: KV | None, slot, read: Read):
     """The stack and the final norm: hidden states at the positions of `read`, and the cache with all new ones at `slot`.
 
-    Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values.
+    Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values. Without a slot,
+    what is in `kv` comes before these tokens, and nothing is kept.
 
     Args:
         locally: what the local layers see instead; None: there are none.
@@ -123,11 +130,14 @@ def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight |
     everything = x_BTD.shape[1]
 
     def step(carry, own, index):
-        x_BTD, kv = carry
+        x_BTD, kept = carry
         final = isinstance(index, int) and index == config.text.layers - 1
-        return layer.apply({"params": own}, x_BTD, sight(index), kv, index, slot, read if final else everything)
+        here = read if final else everything
+        x_BTD, filled = layer.apply({"params": own}, x_BTD, sight(index), before or kept, index, slot, here)
+        return x_BTD, None if before else filled
 
-    x_BTD, kv = stack.run(step, params["layers"], (x_BTD, kv), unroll=config.scan_unroll, remat=config.remat)
+    before, kept = (kv, None) if slot is None else (None, kv)
+    x_BTD, kept = stack.run(step, params["layers"], (x_BTD, kept), unroll=config.scan_unroll, remat=config.remat)
     if not stack.unrolled(params["layers"], config.scan_unroll):
         x_BTD = at(x_BTD, read)
-    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), kv
+    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), kept

@@ -3,6 +3,9 @@
     backbone   text/layers/self_attn/q_proj/kernel
     adapter    text/layers/self_attn/q_proj/lora_a [L, rank, in], lora_b [L, out, rank], lora_scale [L]
 
+An adapter acts on every token; or, activated (Greenewald et al., arXiv 2504.12397), from the last tokens of the prompt on. What
+comes before is then the backbone's alone (`bare`): keys and values that all adapters over it share.
+
 `overlay` merges the two dicts leaf by leaf and copies nothing, so that many roles stand on one backbone. B starts at zero: a fresh
 adapter changes nothing. The scale travels with the adapter, as a constant that no optimizer touches.
 """
@@ -58,6 +61,15 @@ def overlay(backbone: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]
         raise ValueError(f"an adapter with {sorted(adapter)} does not fit over {sorted(backbone)}")
     over = {name: overlay(backbone[name], part) if isinstance(part, dict) else part for name, part in adapter.items()}
     return backbone | over
+
+
+def bare(params: Any) -> Any:
+    """The backbone under an adapter: its dict without the adapter's leaves."""
+    if isinstance(params, tuple):  # a stack that was split into layers
+        return tuple(map(bare, params))
+    if isinstance(params, dict):
+        return {name: bare(part) for name, part in params.items() if name not in LEAVES}
+    return params
 
 
 def merged(backbone: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.batches import Features, Images
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import attention, kernels, language, stack, vision
+from srlhfv_jax.models import attention, kernels, language, lora, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import INPUT_FIRST, TURNED, Embedding, LayerNorm, RMSNorm
@@ -33,6 +33,13 @@ class Cache(NamedTuple):
     kv: KV
     mask_BT: Bool[Array, "B T"]  # slots a later token may attend to
     index: Int[Array, ""]  # the next free slot, the same for all rows
+
+
+class Prefix(NamedTuple):
+    """Keys and values of tokens that come before others, rows first, so that it travels with a batch."""
+
+    kv: KV  # [B, L, K, P, h] for a scanned stack
+    mask_BP: Bool[Array, "B P"]
 
 
 def init(config: VLMConfig, key: Array) -> dict:
@@ -61,6 +68,7 @@ def apply(
     cache: Cache | None = None,
     read: attention.Read | None = None,
     backwards: int = 0,
+    before: Prefix | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
 
@@ -76,9 +84,11 @@ def apply(
         backwards: so many positions at the start hold another continuation of what follows, its last token first, and as many at
             the end the first one: [answer backwards | prompt | answer]. Each sees the prompt and itself. What a position sees is
             then an interval still. Not with local layers.
+        before: of `prefix`: what every position sees before it. Instead of a cache.
     """
     text = config.text
-    _check_length(text, tokens_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1])
+    whole_BT = mask_BT if before is None else jnp.concatenate([before.mask_BP, mask_BT], axis=1)
+    _check_length(text, whole_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1])
     embedding = Embedding(text.vocab, text.width, jnp.dtype(config.dtype))
     x_BTD = embedding.apply({"params": params["text"]["embed"]}, tokens_BT)
     if text.embed_scale != 1:
@@ -90,24 +100,36 @@ def apply(
     read = T if read is None else read
     slot = None if cache is None else cache.index if T == 1 else 0
     seen_BT = mask_BT if cache is None else jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
-    block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images else None
+    block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images and before is None else None
     kernel = "xla" if T == 1 else kernels.choose(config.attention, config.dtype, text.head_dim)
 
     def sight(rope: RopeConfig, window: int) -> language.Sight:
         angles = attention.rotation(rope, text.head_dim, positions_BT)
         if kernel != "xla":
-            return language.Sight(angles, kernels.causal(kernel, mask_BT, window, block_BT, backwards))
+            return language.Sight(angles, kernels.causal(kernel, whole_BT, window, block_BT, backwards))
         if cache is not None and T == 1:  # one token, which sees the whole cache, or the end of it
             visible_BTT = (seen_BT & (jnp.arange(seen_BT.shape[1])[None] > slot - window) if window else seen_BT)[:, None, :]
         else:
-            visible_BTT = attention.causal(mask_BT, window, block_BT, backwards)
+            visible_BTT = attention.causal(whole_BT, window, block_BT, backwards)
         return language.Sight(angles, attention.bias(visible_BTT))
 
     everywhere = sight(text.rope, 0)
     locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None
-    kv = None if cache is None else cache.kv
+    kv = cache.kv if cache is not None else before and _rows_second(before.kv)
     hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, read)
     return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T)
+
+
+def prefix(config: VLMConfig, params, tokens_BP, positions_BP, mask_BP, features: Features | None) -> Prefix:
+    """What tokens that come `before` others leave for them, as the backbone alone reads it, without an adapter."""
+    cache = init_cache(config, *tokens_BP.shape, jnp.dtype(config.dtype))
+    _, cache = apply(config, lora.bare(params), tokens_BP, positions_BP, mask_BP, features, cache, read=1)
+    return Prefix(_rows_second(cache.kv), mask_BP)
+
+
+def _rows_second(kv: KV) -> KV:
+    """Rows and layers changed over, where one array holds all layers."""
+    return kv if isinstance(kv.k, tuple) else KV(*(stored.swapaxes(0, 1) for stored in kv))
 
 
 def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:

@@ -82,7 +82,8 @@ def keep_rows(batch: Tree) -> Tree:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return batch
-    return jax.tree.map(lambda rows: jax.lax.with_sharding_constraint(rows, P(ROWS)), batch)
+    free = P.UNCONSTRAINED
+    return jax.tree.map(lambda rows: jax.lax.with_sharding_constraint(rows, P(ROWS, *[free] * (rows.ndim - 1))), batch)
 
 
 def abstract(tree: Tree) -> Tree:

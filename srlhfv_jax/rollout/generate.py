@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from srlhfv_jax.batches import PromptBatch, Rollout
+from srlhfv_jax.batches import Features, PromptBatch, Rollout
 from srlhfv_jax.losses import logprob
-from srlhfv_jax.models import vlm
+from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
@@ -94,9 +94,7 @@ def generate(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
-    hidden_B1D, cache = vlm.apply(
-        config, params, prompts.tokens_BP, prompts.positions_BP, prompts.mask_BP, features, cache, read=1
-    )
+    hidden_B1D, cache = _read(config, params, prompts, features, cache)
     state = _Decoding(
         step=jnp.int32(0),
         tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
@@ -117,6 +115,22 @@ def generate(
         ended_B=~state.alive_B,
         features=features,
     )
+
+
+def _read(config: VLMConfig, params, prompts: PromptBatch, features: Features | None, cache: vlm.Cache):
+    """The hidden state after the prompt, and the cache with it. Activated adapters act on its last tokens alone, one by one."""
+    asked = prompts[:3]
+    if not config.activation:
+        return vlm.apply(config, params, *asked, features, cache, read=1)
+    P, own = prompts.tokens_BP.shape[1], len(config.activation)
+    shared = (x_BP[:, : P - own] for x_BP in asked)
+    start = vlm.apply(config, lora.bare(params), *shared, features, cache, read=1)
+
+    def step(index, carry):
+        token = (jax.lax.dynamic_slice_in_dim(x_BP, index, 1, axis=1) for x_BP in asked)
+        return vlm.apply(config, params, *token, cache=carry[1])
+
+    return jax.lax.fori_loop(P - own, P, step, start)
 
 
 def _after(prompts: PromptBatch) -> Int[Array, "B"]:

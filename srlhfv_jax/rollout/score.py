@@ -42,21 +42,23 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     places say which role lives where.
     """
     ppo, places = scoring.ppo, scoring.places
-    features = {
+    contexts = {
         name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
         for name, tree in trees.items()
     }
+    if config.activation:
+        contexts = dict.fromkeys(trees, forward.prefix(config, next(iter(trees.values())), rollout, rollout.features))
     read = dict(temperature=scoring.temperature, never_V=scoring.vocabulary.never_V(config.text.vocab))
     if scoring.recompute_logp:
-        logp_BR, _ = forward.response_logp(config, trees[places["policy"].tree], rollout, features["policy"], **read)
+        logp_BR, _ = forward.response_logp(config, trees[places["policy"].tree], rollout, contexts["policy"], **read)
         rollout = rollout._replace(logp_BR=logp_BR)
     reference = places["reference"].tree
-    ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, features[reference], **read)
+    ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, contexts[reference], **read)
 
     def read_by(heads, *roles: str) -> dict:
         """What each role's head reads, in one forward pass for each of their trees."""
         names = dict.fromkeys(places[role].tree for role in roles)
-        found = {name: heads(config, trees[name], rollout, features[name]) for name in names}
+        found = {name: heads(config, trees[name], rollout, contexts[name]) for name in names}
         return {role: found[places[role].tree][places[role].head] for role in roles}
 
     ends = read_by(forward.end_scores, "reward", "cost")

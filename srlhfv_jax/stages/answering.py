@@ -40,22 +40,24 @@ def prepare(path: Path, base: str, data: DataConfig, model: ModelConfig, mesh: M
     sample = jax.jit(
         functools.partial(
             generate,
-            shape.config,
             response_length=data.response_length,
             vocabulary=setup.vocabulary(shape),
             sampling=Sampling(temperature),
-        )
+        ),
+        static_argnums=0,
     )
     return Answerer(setup.prepare("prompts", data, shape), data, model, on, sample, temperature)
 
 
 def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
     """One answer to every prompt, in order, drawn with `seed`."""
-    params = setup.load(str(policy), asked.model, asked.mesh).params
+    loaded = setup.load(str(policy), asked.model, asked.mesh)
     decode = asked.prompts.codec.tokenizer.decode
 
     def draw(batch, index: int):
-        return asked.sample(params, hosts.global_batch(batch, asked.mesh), states.key(seed, index, "evaluation"))
+        return asked.sample(
+            loaded.config, loaded.params, hosts.global_batch(batch, asked.mesh), states.key(seed, index, "evaluation")
+        )
 
     said, _ = policies.sample_answers(
         draw,

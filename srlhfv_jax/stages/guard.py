@@ -64,7 +64,8 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
-    model = setup.load(settings.init, settings.model, started.mesh, keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8)
+    adapted = dict(keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8, activated=settings.lora.activated)
+    model = setup.load(settings.init, settings.model, started.mesh, **adapted)
     heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}
@@ -130,6 +131,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
         rows = fit(guard_rows.questions_alone(found, {drop.row for drop in lost}))
     if rows.room is not None:
         setup.check_pictures(model, rows.codec.reader)
+    setup.check_closing(model, rows)
     judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
     hosts.say(
         f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "

@@ -38,6 +38,9 @@ from srlhfv_jax.stages.ppo_lag import Iteration
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 
+CLOSING = 5  # tokens that open the assistant's turn, of which no tokenizer is asked here: as in LLaVA-1.5's, Qwen's and Gemma's templates
+
+
 class Compiled(NamedTuple):
     """One function on one device."""
 
@@ -70,6 +73,12 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
 def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
     check_heads(config.text.heads, mesh)
+    if settings.lora.activated:
+        if not (settings.sharing == "adapters" if isinstance(settings, PPOLagConfig) else settings.lora.rank):
+            raise UserError(
+                "config.lora.activated says where adapters act, and there are none: set config.lora.rank (or config.sharing)"
+            )
+        config = dataclasses.replace(config, activation=(0,) * CLOSING)
     with jax.set_mesh(mesh):
         found = (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
         return found._replace(kv_copies=attention.copies(config.text.heads, config.text.kv_heads))

@@ -249,6 +249,7 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
     def load(path: str) -> Pretrained:
         if path not in loaded:
             loaded[path] = setup.load(path, settings.model, mesh)
+            setup.refuse_activated(loaded[path])
         return loaded[path]
 
     def scorer(path: str, *names: str) -> dict:
@@ -275,7 +276,8 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
     """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
-    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=settings.lora.int8)
+    how = dict(int8=settings.lora.int8, activated=settings.lora.activated)
+    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, **how)
 
     def adapter(path: str) -> dict:
         """Of a checkpoint over the same backbone; {}: it is that backbone."""
@@ -286,7 +288,14 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
                 "one backbone, trained with config.lora.rank above 0"
             )
         folder = checkpoint_folder(path)
-        return peft.read(folder, policy.config, mesh) if peft.is_adapter(folder) else {}
+        if not peft.is_adapter(folder):
+            return {}
+        if peft.activation(folder) != policy.config.activation:
+            raise UserError(
+                f"the adapters of {path} are activated by the tokens {list(peft.activation(folder))} and those of the policy by "
+                f"{list(policy.config.activation)} ([]: they act everywhere): train all with one config.lora.activated"
+            )
+        return peft.read(folder, policy.config, mesh)
 
     scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
     scorer = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, "reward", "cost")}
@@ -353,6 +362,10 @@ def _check(settings: PPOLagConfig) -> None:
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
     if settings.lora.int8 and settings.sharing != "adapters":
         raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
+    if settings.lora.activated and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
+        )
     if settings.rollout.top_k or settings.rollout.top_p != 1:
         raise UserError(
             "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"

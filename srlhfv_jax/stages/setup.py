@@ -63,17 +63,20 @@ def load(
     random_key: jax.Array | None = None,
     keep_adapter: bool = False,
     int8: bool = False,
+    activated: bool = False,
 ) -> Pretrained:
     """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place.
 
     With `keep_adapter` an adapter stays apart, and the backbone, which nobody trains then, is in the dtype of activations, its
-    decoder in eight bits with `int8`.
+    decoder in eight bits with `int8`. A checkpoint that has no adapter is told how those over it will act: `activated` or not.
 
     Raises:
-        UserError: eight bits of a backbone that would be trained; and as `load_pretrained`.
+        UserError: eight bits of a backbone that would be trained, or `activated` without adapters; and as `load_pretrained`.
     """
     if int8 and not keep_adapter:
         raise UserError("config.lora.int8 is for a backbone that stands still: set config.lora.rank above 0 too")
+    if activated and not keep_adapter:
+        raise UserError("config.lora.activated says where adapters act, and there are none: set config.lora.rank above 0 too")
     if random_key is None:
         loaded = load_pretrained(
             path,
@@ -84,7 +87,10 @@ def load(
             keep_adapter=keep_adapter,
         )
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
-        return loaded._replace(config=_computed_in(loaded.config, model), params=params)
+        config = _computed_in(loaded.config, model)
+        if keep_adapter and loaded.adapter is None and activated:
+            config = dataclasses.replace(config, activation=chat.closing(chat.codec(loaded.processor)))
+        return loaded._replace(config=config, params=params)
     shape = load_shape(path, model)
     check_heads(shape.config.text.heads, mesh)
     create = functools.partial(vlm.init, shape.config)
@@ -97,9 +103,10 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
     (its own, if it has one) and its backbone.
 
     Raises:
-        UserError: as `fresh_adapter`, or a checkpoint with an adapter of another rank.
+        UserError: as `fresh_adapter`, or a checkpoint with an adapter of another rank, or one that acts elsewhere.
     """
     if settings.rank == 0:
+        refuse_activated(model)
         return {"backbone": model.params}, None
     if model.adapter is None:
         return {"adapter": fresh_adapter(settings, model, mesh, key)}, model.params
@@ -108,7 +115,21 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
         raise UserError(
             f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
         )
+    if settings.activated != bool(model.config.activation):
+        raise UserError(
+            f"{model.path} has an adapter that acts {'from the end of the prompt on' if model.config.activation else 'everywhere'}: set "
+            f"config.lora.activated={bool(model.config.activation)}"
+        )
     return {"adapter": model.adapter}, model.params
+
+
+def refuse_activated(model: Pretrained) -> None:
+    """What is trained as a whole cannot have an adapter in it."""
+    if model.config.activation:
+        raise UserError(
+            f"{model.path} is an activated adapter, which no weights can be merged with: train it as an adapter "
+            "(config.lora.rank, or config.sharing='adapters')"
+        )
 
 
 def fresh_adapter(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> dict:
@@ -151,6 +172,7 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
+    check_closing(model, prepared)
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
@@ -166,9 +188,21 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
+    check_closing(model, prepared)
     prompt = max(len(row.prompt) for row in prepared.rows)
     response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
+
+
+def check_closing(model: Pretrained, prepared: loader.Prepared) -> None:
+    """Prompts must end where activated adapters begin."""
+    closing = model.config.activation
+    for row in prepared.rows if closing else ():
+        if tuple(row.prompt[-len(closing) :]) != closing or len(row.prompt) == len(closing):
+            raise UserError(
+                f"row {row.row}: its prompt ends with the tokens {row.prompt[-len(closing) :].tolist()}, and the adapters of {model.path} "
+                f"are activated by {list(closing)}: use the chat template that they were trained with"
+            )
 
 
 def unreadable(

@@ -22,8 +22,8 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     adapted = settings.lora.rank > 0
     if adapted and settings.init_random:
         raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
-    int8 = settings.lora.int8
-    model = setup.load(settings.init, settings.model, started.mesh, random_key=key, keep_adapter=adapted, int8=int8)
+    how = dict(keep_adapter=adapted, int8=settings.lora.int8, activated=settings.lora.activated)
+    model = setup.load(settings.init, settings.model, started.mesh, random_key=key, **how)
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     setup.describe_parameters("policy", tree, started.mesh)
     rows = setup.prepare("supervised", settings.data, model)

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from srlhfv_jax.batches import Experience, Stream, SupervisedBatch
+from srlhfv_jax.batches import Experience, Features, Stream, SupervisedBatch
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
-from srlhfv_jax.parallel import order
+from srlhfv_jax.parallel import order, rules
 from srlhfv_jax.rollout import forward, score as scoring
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
@@ -40,11 +40,11 @@ class Update(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """What one gradient step reads: some rows of an experience, the combined advantage, and the features of each trained tree."""
+    """What one gradient step reads: some rows of an experience, the combined advantage, and what each trained tree needs of the prompts."""
 
     experience: Experience
     advantage_BR: jax.Array | None  # None until the critics' own losses have made the streams
-    features: Mapping[str, jax.Array | None]
+    contexts: Mapping[str, forward.Context]
 
 
 def one_step(ppo: PPOConfig) -> bool:
@@ -107,6 +107,8 @@ def update(
     def gradient_step(carry, index):
         params, opt_state = dict(carry[0]), dict(carry[1])
         minibatch = jax.tree.map(lambda x: x[rows[index]], whole)
+        if config.activation:
+            minibatch = _behind_prefix(config, base, minibatch)
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
@@ -134,10 +136,17 @@ def update(
     return params, opt_state, metrics
 
 
-def _features(config: VLMConfig, params, base, experience: Experience, images, settings: Update) -> dict[str, Any]:
+def _features(config: VLMConfig, params, base, experience: Experience, images, settings: Update) -> dict[str, Features | None]:
     """Image features for each trained tree: the rollout's, or of its own tower."""
     own = {name: roles.whole(base, params[name]) for name in params if name in settings.own_tower}
     return {name: forward.encode(config, own[name], images) if name in own else experience.rollout.features for name in params}
+
+
+def _behind_prefix(config: VLMConfig, base, minibatch: Minibatch) -> Minibatch:
+    """Activated adapters all see one thing of a prompt: what the backbone under them makes of it."""
+    rollout = rules.keep_rows(minibatch.experience.rollout)
+    prefix = forward.prefix(config, {"backbone": base}, rollout, rollout.features)
+    return minibatch._replace(contexts=dict.fromkeys(minibatch.contexts, prefix))
 
 
 def advantage(streams: Mapping[str, Stream], mask_BR, lam, ppo: PPOConfig):
@@ -187,7 +196,7 @@ def _policy_loss(config: VLMConfig, name: str, settings: Update, tree, batch: Mi
         config,
         tree,
         rollout,
-        batch.features[name],
+        batch.contexts[name],
         temperature=settings.temperature,
         never_V=settings.vocabulary.never_V(config.text.vocab),
     )
@@ -208,7 +217,7 @@ def _critic_loss(config: VLMConfig, name: str, settings: Update, tree, batch: Mi
     """The value losses of every critic head on this tree, summed; beside them the streams that were made of its values."""
     experience, places, ppo = batch.experience, settings.places, settings.ppo
     mask_BR = experience.rollout.response_mask_BR
-    scores = forward.response_scores(config, tree, experience.rollout, batch.features[name])
+    scores = forward.response_scores(config, tree, experience.rollout, batch.contexts[name])
     total, count, metrics, made = jnp.float32(0), jnp.float32(1), {}, {}
     for role in scoring.CRITICS:
         if places[role].tree == name:
