@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from srlhfv_jax.errors import UserError
@@ -78,12 +79,18 @@ def keep_rows(batch: Tree) -> Tree:
     """Inside jit: axis 0 of every array stays split over (data, fsdp) of the mesh of `jax.set_mesh`; without one, nothing.
 
     Needed where rows were just picked from a larger batch: XLA's partitioner (jaxlib 0.10.2) was seen to order the rows of two
-    parts of one expression differently after such a split, on a mesh with two row axes and one row per device: wrong sums.
+    parts of one expression differently after such a split, on a mesh with two row axes and one row per device: wrong sums. The
+    other axes of keys and values, which alone are floats with more than three of them, stay split as they are, over heads.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return batch
-    free = P.UNCONSTRAINED
-    return jax.tree.map(lambda rows: jax.lax.with_sharding_constraint(rows, P(ROWS, *[free] * (rows.ndim - 1))), batch)
+
+    def keep(rows: jax.Array) -> jax.Array:
+        kv = rows.ndim > 3 and jnp.issubdtype(rows.dtype, jnp.floating)
+        heads = [P.UNCONSTRAINED] * (rows.ndim - 1) if kv else []
+        return jax.lax.with_sharding_constraint(rows, P(ROWS, *heads))
+
+    return jax.tree.map(keep, batch)
 
 
 def abstract(tree: Tree) -> Tree:

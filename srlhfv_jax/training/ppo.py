@@ -106,9 +106,7 @@ def update(
 
     def gradient_step(carry, index):
         params, opt_state = dict(carry[0]), dict(carry[1])
-        minibatch = jax.tree.map(lambda x: x[rows[index]], whole)
-        if config.activation:
-            minibatch = _behind_prefix(config, base, minibatch)
+        minibatch = _behind_prefix(config, base, jax.tree.map(lambda x: x[rows[index]], whole))
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
@@ -143,7 +141,9 @@ def _features(config: VLMConfig, params, base, experience: Experience, images, s
 
 
 def _behind_prefix(config: VLMConfig, base, minibatch: Minibatch) -> Minibatch:
-    """Activated adapters all see one thing of a prompt: what the backbone under them makes of it."""
+    """Activated adapters all see one thing of a prompt: what the backbone under them makes of it. Others see its images alone."""
+    if not config.activation:
+        return minibatch
     rollout = rules.keep_rows(minibatch.experience.rollout)
     prefix = forward.prefix(config, {"backbone": base}, rollout, rollout.features)
     return minibatch._replace(contexts=dict.fromkeys(minibatch.contexts, prefix))
