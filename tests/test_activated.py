@@ -43,6 +43,11 @@ def adapted(seed: int = 1):
     return {"backbone": over, "heads": heads.init(CONFIG, ("reward", "cost"), jax.random.key(5))}
 
 
+prefix_of, pair_scores, end_scores = (
+    jax.jit(function, static_argnums=0) for function in (forward.prefix, forward.pair_scores, forward.end_scores)
+)
+
+
 def closed(**how):
     """Prompts that end with the tokens at which adapters begin to act."""
     batch = prompts(rows=12, **how)
@@ -68,7 +73,7 @@ def test_sampler_and_training_graph_agree_and_a_shared_prefix_changes_nothing(sc
     config, tree = dataclasses.replace(ACTIVATED, scan_unroll=scan_unroll), adapted()
     rollout = sample(config, tree["backbone"], closed())
     assert np.asarray(rollout.response_mask_BR).sum() > 20
-    prefix = forward.prefix(config, {"backbone": backbone()}, rollout, rollout.features)
+    prefix = prefix_of(config, {"backbone": backbone()}, rollout, rollout.features)
     for context in (rollout.features, prefix):
         np.testing.assert_allclose(logp(config, tree, rollout, context), rollout.logp_BR, atol=1e-4)
     everywhere = logp(dataclasses.replace(config, activation=()), tree, rollout, rollout.features)
@@ -98,9 +103,9 @@ def test_scores_of_pairs_are_those_of_each_answer():
     stacked = (jnp.stack(both, axis=1) for both in zip(*(side[:4] for side in sides)))
     pairs = PairBatch(*stacked, asked.images, *(None,) * 5)
     features = sides[0].features
-    together = forward.pair_scores(ACTIVATED, tree, pairs, features)
+    together = pair_scores(ACTIVATED, tree, pairs, features)
     for name in ("reward", "cost"):
-        apart = [forward.end_scores(ACTIVATED, tree, side, features)[name] for side in sides]
+        apart = [end_scores(ACTIVATED, tree, side, features)[name] for side in sides]
         np.testing.assert_allclose(together[name], jnp.stack(apart, axis=1), atol=1e-5)
 
 
@@ -109,7 +114,7 @@ def test_an_answer_is_all_that_reaches_the_gradient():
     tree, base = adapted(), backbone()
     adapter = moved(lora.init(LORA, base, jax.random.key(0)))
     rollout = sample(ACTIVATED, tree["backbone"], closed())
-    prefix = forward.prefix(ACTIVATED, {"backbone": base}, rollout, rollout.features)
+    prefix = prefix_of(ACTIVATED, {"backbone": base}, rollout, rollout.features)
 
     def total(adapter, context):
         return jnp.sum(logp(ACTIVATED, {"backbone": lora.overlay(base, adapter)}, rollout, context))
