@@ -267,11 +267,11 @@ def test_eight_devices_train_the_guard_of_one(trained, tmp_path):
         np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_guard_may_be_an_adapter_and_says_what_the_stage_measured(trained, tmp_path, int8):
+@pytest.mark.parametrize("kind", ["plain", "int8", "activated"])
+def test_a_guard_may_be_an_adapter_and_says_what_the_stage_measured(trained, tmp_path, kind):
     """Over eight bits it was measured with rounded kernels, and is loaded over the checkpoint's own."""
     folder, wanted, _ = trained
-    adapter = dataclasses.replace(wanted.lora, rank=3, int8=int8)
+    adapter = dataclasses.replace(wanted.lora, rank=3, int8=kind == "int8", activated=kind == "activated")
     result = guard.run(dataclasses.replace(wanted, lora=adapter), tmp_path / "guard")
     kept = load_pretrained(tmp_path / "guard", keep_adapter=True)
     assert kept.adapter is not None
@@ -280,7 +280,7 @@ def test_a_guard_may_be_an_adapter_and_says_what_the_stage_measured(trained, tmp
     loaded = Guard.load(tmp_path / "guard")
     judged = guard.judge(wanted, load_pretrained(tmp_path / "guard"), loaded.tree, make_mesh(wanted.mesh), wanted.evaluation)
     again = guard.evaluate(judged, loaded.thresholds, loaded.categories)
-    assert again["guard.auroc"] == pytest.approx(result["guard.auroc"], abs=0.03 if int8 else 1e-5)
+    assert again["guard.auroc"] == pytest.approx(result["guard.auroc"], abs=0.03 if kind == "int8" else 1e-5)
 
 
 def test_what_cannot_work_is_refused(trained, tmp_path):
