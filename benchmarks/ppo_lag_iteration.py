@@ -5,7 +5,8 @@
 It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
 ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
 is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
-froze it. `--sharing=activated` is "adapters" that act on answers alone. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
+froze it. `--sharing=activated` is "adapters" that act on answers alone. `--dtype=bfloat16` computes in it and holds frozen trees
+in it; what is trained keeps float32 masters.
 """
 
 import argparse

@@ -42,9 +42,8 @@ SIZES = {
     "tiny": Size(4, 256, 688, 4, 4096, 2, 128, 56, batch=16, prompt=48),
     "small": Size(6, 384, 1024, 6, 8192, 4, 192, 112, batch=16, prompt=96),
     "medium": Size(12, 768, 2048, 12, 32064, 8, 384, 224, batch=4, prompt=288),
-    "1b": Size(
-        22, 2048, 5632, 32, 32064, 24, 1024, 336, batch=16, prompt=640
-    ),  # TinyLlama's decoder, LLaVA-1.5's tower; for a GPU
+    # TinyLlama's decoder, LLaVA-1.5's tower; for a GPU
+    "1b": Size(22, 2048, 5632, 32, 32064, 24, 1024, 336, batch=16, prompt=640),
 }
 
 

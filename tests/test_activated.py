@@ -13,23 +13,21 @@ import tiny_families as families
 import tiny_hf
 import torch
 import transformers
-from test_lora import KINDS, LORA, moved, rows
-from tiny_stages import numbers, picture_task, same_numbers, settings
+from test_lora import KINDS, LORA, moved
+from tiny_stages import adapter_stages, numbers, picture_task, rows, same_numbers, settings
 from tiny_vlm import CONFIG, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.batches import PairBatch, SupervisedBatch
 from srlhfv_jax.cli.main import main
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.data import chat
-from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.config import PPOLagConfig, SFTConfig
+from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
 from srlhfv_jax.models import heads, lora, vlm
 from srlhfv_jax.rollout import forward
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.stages import ppo_lag, scores, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.stages import ppo_lag, sft
 
 CLOSING = (7, 9)
 ACTIVATED = dataclasses.replace(CONFIG, activation=CLOSING)  # layers are scanned
@@ -180,13 +178,7 @@ def picture(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stages(picture, tmp_path_factory):
     """Workdirs of sft and scores with activated adapters over one random LLaVA."""
-    out = tmp_path_factory.mktemp("stages")
-    sft.run(settings(SFTConfig, "sft", init=str(picture / "base"), init_random=True, steps=1, **rows(picture)), out / "whole")
-    sft.run(settings(SFTConfig, "sft", init=str(out / "whole"), **start(picture)), out / "sft")
-    write_rows(out / "pairs.parquet", task_rows.probe_rows(0, task_rows.split_cells(0), "train", 16, task_rows.Noise()))
-    pairs = start(picture) | {"data.path": str(out / "pairs.parquet")}
-    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), **pairs), out / "scores")
-    return out
+    return adapter_stages(picture, tmp_path_factory.mktemp("stages"), start(picture))
 
 
 def start(picture) -> dict:
@@ -206,7 +198,7 @@ def test_all_stages_on_one_device_and_on_eight_and_in_parts(stages, picture, tmp
         assert done["grad_norm"] > 0 and done["critic_grad_norm"] > 0
         same_numbers(numbers(tmp_path / name), numbers(tmp_path / "one"), within=2e-4)
     policy = load_pretrained(tmp_path / "one", keep_adapter=True)
-    closing = chat.closing(chat.codec(policy.processor))
+    closing = tokens.closing(chat.codec(policy.processor))
     assert policy.config.activation == closing == peft.activation(tmp_path / "one" / "export")
     described = json.loads((tmp_path / "one" / "export" / peft.CONFIG).read_text())
     assert described["task_type"] == "CAUSAL_LM"

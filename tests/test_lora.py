@@ -13,17 +13,15 @@ import tiny_hf
 import torch
 import transformers
 from tiny_families import logits_of
-from tiny_stages import picture_task, settings
+from tiny_stages import adapter_stages, picture_task, rows, settings
 
 from srlhfv_jax.cli.main import main
-from srlhfv_jax.config import LoraConfig, PPOLagConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.config import LoraConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
 from srlhfv_jax.models import lora
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.stages import ppo_lag, scores, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.stages import ppo_lag, sft
 
 LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",), int8=False, activated=False)
 EVERYWHERE = dataclasses.replace(LORA, targets=("text/layers/.*_proj", "vision/layers/"))
@@ -152,18 +150,7 @@ def picture(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stages(picture, tmp_path_factory):
     """Workdirs of sft and scores with adapters over one random LLaVA."""
-    out = tmp_path_factory.mktemp("stages")
-    sft.run(settings(SFTConfig, "sft", init=str(picture / "base"), init_random=True, steps=1, **rows(picture)), out / "whole")
-    start = {"lora.rank": 4, "lora.alpha": 8.0} | rows(picture)
-    sft.run(settings(SFTConfig, "sft", init=str(out / "whole"), **start), out / "sft")
-    write_rows(out / "pairs.parquet", task_rows.probe_rows(0, task_rows.split_cells(0), "train", 16, task_rows.Noise()))
-    pairs = start | {"data.path": str(out / "pairs.parquet")}
-    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), **pairs), out / "scores")
-    return out
-
-
-def rows(picture) -> dict:
-    return {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.response_length": 24, "data.prompt_length": 40}
+    return adapter_stages(picture, tmp_path_factory.mktemp("stages"), {"lora.rank": 4, "lora.alpha": 8.0} | rows(picture))
 
 
 EIGHT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "data.batch_size": 8}

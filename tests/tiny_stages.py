@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from srlhfv_jax.cli import flags
+from srlhfv_jax.config import ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.stages import scores, sft
 from srlhfv_jax.stages.quickstart import write_rows
 
 
@@ -25,6 +27,22 @@ def picture_task(folder: Path) -> Path:
     task_processor.write_base(folder / "base", patch=16, vision_layers=1, vision_width=16, text_layers=2, text_width=16, heads=2)
     write_rows(folder / "sft.parquet", task_rows.sft_rows(0, task_rows.split_cells(0), 48))
     return folder
+
+
+def rows(picture: Path) -> dict:
+    """The supervised rows of a picture task, for `settings`."""
+    return {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.response_length": 24, "data.prompt_length": 40}
+
+
+def adapter_stages(picture: Path, out: Path, start: dict) -> Path:
+    """Workdirs `sft` and `scores` with adapters, as `start` says, over `whole`, one random LLaVA."""
+    whole = settings(SFTConfig, "sft", init=str(picture / "base"), init_random=True, steps=1, **rows(picture))
+    sft.run(whole, out / "whole")
+    sft.run(settings(SFTConfig, "sft", init=str(out / "whole"), **start), out / "sft")
+    write_rows(out / "pairs.parquet", task_rows.probe_rows(0, task_rows.split_cells(0), "train", 16, task_rows.Noise()))
+    pairs = start | {"data.path": str(out / "pairs.parquet")}
+    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), **pairs), out / "scores")
+    return out
 
 
 def numbers(workdir: Path) -> list[dict]:

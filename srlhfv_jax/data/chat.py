@@ -65,22 +65,6 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
     return Codec(tokenizer, reader, image_token_id, pad_id, tokenizer.eos_token_id, prompt_text, ids)
 
 
-def closing(codec: Codec) -> tuple[int, ...]:
-    """The tokens that end every prompt: the opening of the assistant's turn.
-
-    Raises:
-        UserError: the template ends prompts with the question itself.
-    """
-    one, other = (codec.ids(codec.prompt_text(question, 0))[::-1] for question in ("which a", "or 1?"))
-    shared = min(len(one), len(other))
-    count = int(np.cumprod(one[:shared] == other[:shared]).sum())
-    if not count:
-        raise UserError(
-            "this checkpoint's chat template ends with the question: there is no token for adapters to be activated at"
-        )
-    return tuple(one[:count][::-1].tolist())
-
-
 def _prompt_text(template_owner: Any | None, reader: pictures.Reader | None, question: str, images: int) -> str:
     """The rendered prompt with ONE placeholder where an image is; `tokens` expands it.
 

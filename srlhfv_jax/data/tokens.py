@@ -5,6 +5,7 @@ is longer than its place, no response contains a special token. A row that fails
 cut (a cut prompt can lose image placeholders, a cut response its end).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.pictures import Layout
 from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
 
 Ids = Int[np.ndarray, "R"]
 
@@ -92,6 +94,21 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     if found != wanted:
         raise Unusable("special_token_in_text", f"the prompt has {found} image placeholders, expected {wanted}: {text[:80]!r}")
     return ids
+
+
+def closing(codec: Codec) -> tuple[int, ...]:
+    """The tokens that end every prompt: the opening of the assistant's turn.
+
+    Raises:
+        UserError: the template ends prompts with the question itself.
+    """
+    backwards = (prompt_ids(codec, question, ())[::-1].tolist() for question in ("which a", "or 1?"))
+    shared = list(itertools.takewhile(lambda both: both[0] == both[1], zip(*backwards)))
+    if not shared:
+        raise UserError(
+            "this checkpoint's chat template ends with the question: there is no token for adapters to be activated at"
+        )
+    return tuple(one for one, _ in reversed(shared))
 
 
 def response_ids(codec: Codec, text: str, literal: bool = False) -> Ids:

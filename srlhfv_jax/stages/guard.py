@@ -64,8 +64,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
-    adapted = dict(keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8, activated=settings.lora.activated)
-    model = setup.load(settings.init, settings.model, started.mesh, **adapted)
+    model = setup.load_init(settings, started.mesh)
     heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}

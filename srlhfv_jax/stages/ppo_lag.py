@@ -276,8 +276,8 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
     """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
-    how = dict(int8=settings.lora.int8, activated=settings.lora.activated)
-    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, **how)
+    lora = settings.lora
+    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
 
     def adapter(path: str) -> dict:
         """Of a checkpoint over the same backbone; {}: it is that backbone."""

@@ -40,8 +40,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     choose(settings.sign, "config.sign", "label", "graded")
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
-    adapted = dict(keep_adapter=settings.lora.rank > 0, int8=settings.lora.int8, activated=settings.lora.activated)
-    model = setup.load(settings.init, settings.model, started.mesh, **adapted)
+    model = setup.load_init(settings, started.mesh)
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("scorer", tree, started.mesh)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from srlhfv_jax.checkpoint.manager import Manager
-from srlhfv_jax.config import DataConfig, LoraConfig, ModelConfig, choose, to_dict
+from srlhfv_jax.config import DataConfig, GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, to_dict
 from srlhfv_jax.data import chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
@@ -89,13 +89,27 @@ def load(
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
         config = _computed_in(loaded.config, model)
         if keep_adapter and loaded.adapter is None and activated:
-            config = dataclasses.replace(config, activation=chat.closing(chat.codec(loaded.processor)))
+            config = dataclasses.replace(config, activation=tokens.closing(chat.codec(loaded.processor)))
         return loaded._replace(config=config, params=params)
     shape = load_shape(path, model)
     check_heads(shape.config.text.heads, mesh)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
     return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))
+
+
+def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
+    """What a supervised stage starts from, as its settings want it: `load`."""
+    lora = settings.lora
+    return load(
+        settings.init,
+        settings.model,
+        mesh,
+        random_key=random_key,
+        keep_adapter=lora.rank > 0,
+        int8=lora.int8,
+        activated=lora.activated,
+    )
 
 
 def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> tuple[dict, dict | None]:

@@ -19,11 +19,9 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
-    adapted = settings.lora.rank > 0
-    if adapted and settings.init_random:
+    if settings.lora.rank and settings.init_random:
         raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
-    how = dict(keep_adapter=adapted, int8=settings.lora.int8, activated=settings.lora.activated)
-    model = setup.load(settings.init, settings.model, started.mesh, random_key=key, **how)
+    model = setup.load_init(settings, started.mesh, random_key=key)
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     setup.describe_parameters("policy", tree, started.mesh)
     rows = setup.prepare("supervised", settings.data, model)

@@ -40,7 +40,8 @@ class Update(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """What one gradient step reads: some rows of an experience, the combined advantage, and what each trained tree needs of the prompts."""
+    """What one gradient step reads: some rows of an experience, the combined advantage, and what each trained tree needs of their
+    prompts."""
 
     experience: Experience
     advantage_BR: jax.Array | None  # None until the critics' own losses have made the streams
