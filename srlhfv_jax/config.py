@@ -182,6 +182,8 @@ class RolloutConfig:
     old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
     layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
     offload: str  # to the host's memory, "none"; "optimizer": its states, but for the update; "idle": also trees nothing reads
+    microbatches: int  # parts of the prompts that are answered one after the other: the cache of one at a time, the same tokens
+    score_microbatches: int  # parts of the answers that are scored one after the other
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,11 @@ def asked_of(stages, picture) -> dict:
 
 def test_all_stages_on_one_device_and_on_eight_and_in_parts(stages, picture, tmp_path):
     """The self-test of the first rollout is within: |log ratio| of sampler and training graph, and KL to itself."""
-    ways = {"one": {}, "parts": {"microbatches": 2}, "eight": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}}
+    ways = {
+        "one": {},
+        "parts": {"microbatches": 2, "rollout.microbatches": 4, "rollout.score_microbatches": 2},
+        "eight": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+    }
     for name, changes in ways.items():
         asked = asked_of(stages, picture) | {"data.batch_size": 8} | changes
         done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **asked), tmp_path / name)

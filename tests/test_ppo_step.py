@@ -93,7 +93,7 @@ def step(
         trees = rules.place(trees, mesh)
         rollout, pixels = hosts.global_batch(jax.tree.map(np.asarray, (rollout, pixels)), mesh)
     own = frozenset(trees) - {"policy"}
-    how = Scoring(places, own, settings, constraint.kind, 1.0, False, VOCABULARY, streams)
+    how = Scoring(places, own, settings, constraint.kind, 1.0, False, VOCABULARY, streams, microbatches)
     trained = {name: trees[name] for name in ppo.trained_trees(places)}
     update = ppo.Update(
         places,
@@ -175,10 +175,12 @@ def test_one_gradient_step_needs_no_forward_pass_for_values(sharing, microbatche
     assert_close(metrics, before[3], atol=1e-4)
 
 
-def test_eight_devices_make_the_step_of_one_device(eight_devices):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_eight_devices_make_the_step_of_one_device(eight_devices, microbatches):
     batch, rollout = rolled()
     with jax.set_mesh(eight_devices):
-        _, lam, params, metrics = step(rollout, batch.images, mesh=eight_devices)
+        experience, lam, params, metrics = step(rollout, batch.images, mesh=eight_devices, microbatches=microbatches)
+    assert_close(experience, plain()[0])
     np.testing.assert_allclose(lam, plain()[1], atol=1e-6)
     assert_close(params, plain()[2])
     assert_close(metrics, plain()[3], atol=1e-4)

@@ -21,7 +21,7 @@ from srlhfv_jax.rollout.sampling import Sampling, choose
 R = 9
 
 
-def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, length=R) -> Rollout:
+def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, length=R, microbatches=1) -> Rollout:
     run = jax.jit(
         functools.partial(
             generate,
@@ -30,6 +30,7 @@ def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, leng
             vocabulary=VOCABULARY,
             sampling=Sampling(temperature),
             early_exit=early_exit,
+            microbatches=microbatches,
         )
     )
     return run(backbone() if params is None else params, batch, jax.random.key(seed))
@@ -122,14 +123,26 @@ def test_the_same_key_gives_the_same_rollout_and_another_key_another():
     assert (np.array(one.tokens_BT) != np.array(other.tokens_BT)).any()
 
 
-def test_eight_devices_sample_what_one_device_samples(eight_devices):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_eight_devices_sample_what_one_device_samples(eight_devices, microbatches):
     batch, params = prompts(rows=8), backbone()
     expected = sample(batch, params=params, seed=4)
     with jax.set_mesh(eight_devices):
-        host = jax.tree.map(np.asarray, batch)
-        got = sample(hosts.global_batch(host, eight_devices), params=rules.place(params, eight_devices), seed=4)
-    np.testing.assert_array_equal(expected.tokens_BT, got.tokens_BT)
-    np.testing.assert_allclose(expected.logp_BR, got.logp_BR, atol=2e-5)
+        host = hosts.global_batch(jax.tree.map(np.asarray, batch), eight_devices)
+        got = sample(host, params=rules.place(params, eight_devices), seed=4, microbatches=microbatches)
+    same_rollouts(got, expected)
+
+
+@pytest.mark.parametrize("microbatches", [2, 3, 6])
+def test_prompts_in_parts_get_the_same_answers(microbatches):
+    same_rollouts(sample(prompts(), seed=4, microbatches=microbatches), sample(prompts(), seed=4))
+
+
+def same_rollouts(one: Rollout, other: Rollout) -> None:
+    """Every token, mask and position equal, and numbers but for rounding."""
+    for name in Rollout._fields:
+        for a, b in zip(jax.tree.leaves(getattr(one, name)), jax.tree.leaves(getattr(other, name)), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5 if a.dtype == jnp.float32 else 0, err_msg=name)
 
 
 def test_the_picture_changes_the_answer_only_where_there_is_one():
@@ -144,13 +157,13 @@ def test_the_picture_changes_the_answer_only_where_there_is_one():
 
 def test_top_one_equals_greedy_and_top_k_and_top_p_keep_the_likeliest():
     logp_BV = jax.nn.log_softmax(jnp.array([[0.3, 2.1, -0.7, 1.4], [1.9, -0.2, 0.8, 0.1]]))
-    keys = jax.random.split(jax.random.key(0), 200)
+    uniforms = jax.random.uniform(jax.random.key(0), (200, 2))
 
     def drawn(sampling):
-        return np.array(jax.vmap(lambda key: choose(key, logp_BV, sampling))(keys))
+        return np.array(jax.vmap(lambda uniform_B: choose(uniform_B, logp_BV, sampling))(uniforms))
 
     np.testing.assert_array_equal(drawn(Sampling(top_k=1)), np.tile([1, 0], (200, 1)))
-    np.testing.assert_array_equal(choose(keys[0], logp_BV, Sampling(temperature=0.0)), [1, 0])
+    np.testing.assert_array_equal(choose(uniforms[0], logp_BV, Sampling(temperature=0.0)), [1, 0])
     assert set(drawn(Sampling(top_k=2))[:, 0]) == {1, 3}
     assert set(drawn(Sampling(top_p=0.5))[:, 0]) == {1}
     assert set(drawn(Sampling(top_p=0.85))[:, 0]) == {1, 3}

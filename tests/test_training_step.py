@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from optax import contrib
 from srlhfv_jax.config import OptimizerConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import parts, rules
 from srlhfv_jax.training import optimizer, state, step
 
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32))
@@ -76,10 +77,12 @@ def test_low_precision_gradients_are_summed_in_float32():
 
 
 def test_parts_of_a_batch_are_strided_so_that_no_row_leaves_its_device():
-    parts = step.split({"x": jnp.arange(6), "none": None}, 3)["x"]
-    np.testing.assert_array_equal(parts, [[0, 3], [1, 4], [2, 5]])
+    batch = {"x": jnp.arange(6), "none": None}
+    split = parts.split(batch, 3)
+    np.testing.assert_array_equal(split["x"], [[0, 3], [1, 4], [2, 5]])
+    chex.assert_trees_all_equal(parts.join(split), batch)
     with pytest.raises(UserError, match="config.microbatches 4 must divide the 6 rows of a step"):
-        step.split({"x": jnp.arange(6)}, 4)
+        accumulate(tiny.loss, tiny.initial(), ROWS[:6], 4)
 
 
 def test_frozen_leaves_own_no_optimizer_state_and_never_move():

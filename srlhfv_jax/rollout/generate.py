@@ -14,6 +14,7 @@ from srlhfv_jax.batches import Features, PromptBatch, Rollout
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import parts
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
 
@@ -47,18 +48,43 @@ def generate(
     vocabulary: Vocabulary,
     sampling: Sampling = Sampling(),
     early_exit: bool = True,
+    microbatches: int = 1,
 ) -> Rollout:
     """Draw one response of at most `response_length` (R) tokens for each prompt.
 
-    Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh.
-    `early_exit=False` always runs R steps (for timing).
+    Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh and the
+    microbatches. `early_exit=False` always runs R steps (for timing).
+
+    Args:
+        microbatches: the prompts are answered in so many parts, one after the other: one part's cache is in memory at a time.
     """
-    B, P, R = *prompts.tokens_BP.shape, response_length
+    B, R = prompts.tokens_BP.shape[0], response_length
+    uniform_RB = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (B,)))(jnp.arange(R))
+    decoding = vlm.for_decoding(config, params)
+
+    def answer(part: tuple[PromptBatch, Float[Array, "B R"]]) -> Rollout:
+        asked, uniform_BR = part
+        features = None if asked.images is None else vlm.encode_images(config, params, asked.images)
+        return _answer(config, decoding, asked, features, uniform_BR, vocabulary, sampling, early_exit)
+
+    return parts.over_rows(answer, (prompts, uniform_RB.T), microbatches)
+
+
+def _answer(
+    config: VLMConfig,
+    params,
+    prompts: PromptBatch,
+    features: Features | None,
+    uniform_BR: Float[Array, "B R"],
+    vocabulary: Vocabulary,
+    sampling: Sampling,
+    early_exit: bool,
+) -> Rollout:
+    """One part of `generate`. `uniform_BR`: the random number in [0, 1) that draws each token."""
+    (B, P), R = prompts.tokens_BP.shape, uniform_BR.shape[1]
     never_V = vocabulary.never_V(config.text.vocab)
     eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
     next_B = _after(prompts)
-    features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
-    params = vlm.for_decoding(config, params)
 
     def draw(state: _Decoding, hidden_BD) -> _Decoding:
         """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
@@ -66,7 +92,7 @@ def generate(
         logp_BV = logprob.log_softmax(
             vlm.logits(config, params, hidden_BD), temperature=sampling.logp_temperature, never_V=never_V
         )
-        drawn_B = choose(jax.random.fold_in(key, t), logp_BV, sampling)
+        drawn_B = choose(uniform_BR[:, t], logp_BV, sampling)
         logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
         alive_B = state.alive_B
         return state._replace(

@@ -21,8 +21,8 @@ class Sampling(NamedTuple):
         return self.temperature or 1.0
 
 
-def choose(key: Array, logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
-    """Draw one token per row; greedy when the temperature is 0.
+def choose(uniform_B: Float[Array, "B"], logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
+    """Draw one token per row, by one random number of [0, 1) each; greedy when the temperature is 0.
 
     top_k keeps the k most likely tokens, then top_p the smallest set whose probability reaches p (Holtzman et al., arXiv
     1904.09751); ties at the border are kept.
@@ -39,7 +39,7 @@ def choose(key: Array, logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[
         before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
         border_B1 = jnp.min(jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logp_BV = jnp.where(logp_BV >= border_B1, logp_BV, -jnp.inf)
-    return draw(jax.random.uniform(key, logp_BV.shape[:1]), jnp.exp(logp_BV))
+    return draw(uniform_B, jnp.exp(logp_BV))
 
 
 BLOCK = 128  # neighbouring tokens whose probabilities are added first

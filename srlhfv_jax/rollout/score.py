@@ -8,12 +8,14 @@ from typing import Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import Experience, Rollout, Stream
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, lagrangian, masked, shaping
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
+from srlhfv_jax.parallel import parts
 from srlhfv_jax.rollout import forward
 from srlhfv_jax.rollout.generate import Vocabulary
 
@@ -32,6 +34,16 @@ class Scoring(NamedTuple):
     recompute_logp: bool  # replace behaviour log-probabilities by the training graph's
     vocabulary: Vocabulary
     streams: bool = True  # False where the update makes one gradient step: it computes the values once more anyway
+    microbatches: int = 1  # parts of the rows that are read one after the other
+
+
+class Reading(NamedTuple):
+    """What the roles say of a rollout, each row by itself; float32, by token 0 off the response mask."""
+
+    logp_BR: Float[Array, "B R"]
+    ref_logp_BR: Float[Array, "B R"]
+    end_B: dict[str, Float[Array, "B"]]  # role -> its score of the whole response
+    value_BR: dict[str, Float[Array, "B R"]]  # critic role -> its values; empty where no streams are asked for
 
 
 def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> Experience:
@@ -41,32 +53,13 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     own GAE. `trees` maps a tree name to {"backbone": ..., "heads": ...}, without the critics' where no streams are asked for; the
     places say which role lives where.
     """
-    ppo, places = scoring.ppo, scoring.places
-    contexts = {
-        name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
-        for name, tree in trees.items()
-    }
-    if config.activation:
-        contexts = dict.fromkeys(trees, forward.prefix(config, next(iter(trees.values())), rollout, rollout.features))
-    read = dict(temperature=scoring.temperature, never_V=scoring.vocabulary.never_V(config.text.vocab))
-    if scoring.recompute_logp:
-        logp_BR, _ = forward.response_logp(config, trees[places["policy"].tree], rollout, contexts["policy"], **read)
-        rollout = rollout._replace(logp_BR=logp_BR)
-    reference = places["reference"].tree
-    ref_logp_BR, _ = forward.response_logp(config, trees[reference], rollout, contexts[reference], **read)
-
-    def read_by(heads, *roles: str) -> dict:
-        """What each role's head reads, in one forward pass for each of their trees."""
-        names = dict.fromkeys(places[role].tree for role in roles)
-        found = {name: heads(config, trees[name], rollout, contexts[name]) for name in names}
-        return {role: found[places[role].tree][places[role].head] for role in roles}
-
-    ends = read_by(forward.end_scores, "reward", "cost")
-    mask_BR = rollout.response_mask_BR
-    reward_B = ends["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B)
-    cost_B = ends["cost"]
+    ppo, rows = scoring.ppo, (rollout, images)
+    found = parts.over_rows(lambda part: read(config, trees, *part, scoring), rows, scoring.microbatches)
+    rollout, mask_BR = rollout._replace(logp_BR=found.logp_BR), rollout.response_mask_BR
+    reward_B = found.end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B)
+    cost_B = found.end_B["cost"]
     end_cost_B = lagrangian.shaped_cost(scoring.constraint_kind, cost_B)
-    kl_BR = rollout.logp_BR - ref_logp_BR
+    kl_BR = rollout.logp_BR - found.ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
     token_BR = {
         "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
@@ -74,9 +67,39 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     }
     streams = None
     if scoring.streams:
-        values = read_by(forward.response_scores, *CRITICS)
-        streams = {role: stream(token_BR[role], values[role][:, :-1], mask_BR, ppo) for role in CRITICS}
-    return Experience(rollout, ref_logp_BR, reward_B, cost_B, token_BR, streams)
+        streams = {role: stream(token_BR[role], found.value_BR[role], mask_BR, ppo) for role in CRITICS}
+    return Experience(rollout, found.ref_logp_BR, reward_B, cost_B, token_BR, streams)
+
+
+def read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> Reading:
+    """All forward passes of `score`: one for each tree, and one more where a tree is read at response ends and at each token."""
+    places = scoring.places
+    contexts = {
+        name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
+        for name, tree in trees.items()
+    }
+    if config.activation:
+        contexts = dict.fromkeys(trees, forward.prefix(config, next(iter(trees.values())), rollout, rollout.features))
+    never_V = scoring.vocabulary.never_V(config.text.vocab)
+
+    def logp(role: str) -> Float[Array, "B R"]:
+        name = places[role].tree
+        how = dict(temperature=scoring.temperature, never_V=never_V)
+        return forward.response_logp(config, trees[name], rollout, contexts[name], **how)[0]
+
+    def read_by(heads, *roles: str) -> dict:
+        """What each role's head reads, in one forward pass for each of their trees."""
+        names = dict.fromkeys(places[role].tree for role in roles)
+        found = {name: heads(config, trees[name], rollout, contexts[name]) for name in names}
+        return {role: found[places[role].tree][places[role].head] for role in roles}
+
+    values = read_by(forward.response_scores, *CRITICS) if scoring.streams else {}
+    return Reading(
+        logp("policy") if scoring.recompute_logp else rollout.logp_BR,
+        logp("reference"),
+        read_by(forward.end_scores, "reward", "cost"),
+        {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
+    )
 
 
 def stream(token_BR, value_BR, mask_BR, ppo: PPOConfig) -> Stream:

@@ -33,7 +33,7 @@ from srlhfv_jax.parallel import hosts, work
 from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.stages import guard, plan_shapes as shapes, scores, setup, sft, supervised
+from srlhfv_jax.stages import guard, plan_shapes as shapes, ppo_lag_check, scores, setup, sft, supervised
 from srlhfv_jax.stages.ppo_lag import Iteration
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
@@ -88,7 +88,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     """State by tree, and reshard (if the rollout has a layout of its own), generate, score and update, compiled in that order:
     each takes what the one before gives. What rests on the host counts where it is an argument, and in `load`: every tree but the
     optimizers' is on the devices once, before it goes to rest."""
-    hosts.check_batch(settings.data.batch_size // settings.ppo.minibatches, mesh, "a PPO minibatch of")
+    ppo_lag_check.check_rows(settings, mesh)
     models = shapes.models(settings, config, mesh)
     vocabulary = Vocabulary(pad=0, eos=(2,), never=() if config.image_token is None else (config.image_token,))
     iteration = Iteration(settings, models, mesh, vocabulary)

@@ -188,12 +188,12 @@ def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.De
 
 
 def cache_bytes(settings: Settings, config: VLMConfig) -> float:
-    """Keys and values of a rollout on one device; none of a supervised stage."""
+    """Keys and values of one part of a rollout on one device; none of a supervised stage."""
     if not isinstance(settings, PPOLagConfig):
         return 0
     text, mesh, data = config.text, settings.mesh, settings.data
     heads = math.lcm(text.kv_heads, mesh.tensor) / mesh.tensor
-    rows = data.batch_size / (mesh.data * mesh.fsdp)
+    rows = data.batch_size / settings.rollout.microbatches / (mesh.data * mesh.fsdp)
     return 2 * text.layers * rows * heads * (data.prompt_length + data.response_length) * text.head_dim * _item(config)
 
 
@@ -233,8 +233,9 @@ def rough_seconds(settings: Settings, config: VLMConfig, device: Device) -> floa
     read = 0.0
     if isinstance(settings, PPOLagConfig):
         R = settings.data.response_length
-        read = R * (split + cache_bytes(settings, config))
-        links += (R if settings.rollout.layout == "training" else 1) * split * (mesh.fsdp - 1) / mesh.fsdp
+        read = settings.rollout.microbatches * R * (split + cache_bytes(settings, config))
+        gathers = settings.rollout.microbatches * R if settings.rollout.layout == "training" else 1
+        links += gathers * split * (mesh.fsdp - 1) / mesh.fsdp
     return compute + read / (device.hbm * 1e9) + links / (device.ici * 1e9)
 
 

@@ -113,7 +113,9 @@ def advice(plan: Plan, int8: bool) -> str:
     if worst.name == "update":
         tried = "more config.microbatches (each needs its rows' activations only), config.model.remat=layer"
     elif worst.name == "generate":
-        tried = "a smaller config.data.batch_size (cache and pictures grow with it), or config.mesh.tensor above 1"
+        tried = "more config.rollout.microbatches (each holds the cache of its own prompts only), or config.mesh.tensor above 1"
+    elif worst.name == "score":
+        tried = "more config.rollout.score_microbatches, or config.mesh.tensor above 1"
     else:
         tried = "a smaller config.data.batch_size, or config.mesh.tensor above 1"
     return f"the most of it, in {worst.name}: {size}; try {tried}"

@@ -6,7 +6,6 @@ One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the
 
 import dataclasses
 import functools
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
-from srlhfv_jax.config import ConstraintConfig, PPOLagConfig, choose
+from srlhfv_jax.config import ConstraintConfig, PPOLagConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
@@ -26,7 +25,7 @@ from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.rollout import generate as generation, layout, score as scoring, selftest
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.stages import setup, supervised, validation
+from srlhfv_jax.stages import ppo_lag_check, setup, supervised, validation
 from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as states
 
 
@@ -55,9 +54,9 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
     `lambda.final`.
     """
-    _check(settings)
+    ppo_lag_check.check(settings)
     started = setup.start(settings, workdir)
-    hosts.check_batch(settings.data.batch_size // settings.ppo.minibatches, started.mesh, "a PPO minibatch of")
+    ppo_lag_check.check_rows(settings, started.mesh)
     models = load_models(settings, started.mesh)
     for name, tree in (models.trained | models.frozen).items():
         setup.describe_parameters(name, tree, started.mesh)
@@ -106,6 +105,7 @@ class Iteration:
             settings.rollout.old_logp == "recompute",
             vocabulary,
             streams=not ppo.one_step(settings.ppo),
+            microbatches=settings.rollout.score_microbatches,
         )
         update = ppo.Update(
             places,
@@ -129,6 +129,7 @@ class Iteration:
                 vocabulary=vocabulary,
                 sampling=Sampling(settings.rollout.temperature),
                 early_exit=early_exit,
+                microbatches=settings.rollout.microbatches,
             )
         )
         self.score = jax.jit(functools.partial(_score, models.policy.config, how, settings.constraint))
@@ -349,41 +350,3 @@ def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -
         data = dataclasses.replace(settings.data, path=settings.ptx.path)
         ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1)
     return loader.Together(prompts=setup.batches(prompts, settings.data, settings.seed), ptx=ptx)
-
-
-def _check(settings: PPOLagConfig) -> None:
-    """Everything about the settings that can be refused before a model is loaded."""
-    choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
-    choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
-    choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
-    choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
-    choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
-    choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
-    choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
-    if settings.lora.int8 and settings.sharing != "adapters":
-        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
-    if settings.lora.activated and settings.sharing != "adapters":
-        raise UserError(
-            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
-        )
-    if settings.rollout.top_k or settings.rollout.top_p != 1:
-        raise UserError(
-            "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
-        )
-    if settings.rollout.temperature <= 0:
-        raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
-    if settings.data.batch_size % settings.ppo.minibatches:
-        raise UserError(
-            f"config.data.batch_size {settings.data.batch_size} must be a multiple of config.ppo.minibatches {settings.ppo.minibatches}"
-        )
-    for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
-        if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
-            raise UserError(
-                f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
-            )
-    if settings.sharing != "separate" and not settings.scorer:
-        raise UserError(
-            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
-        )
-    if not settings.policy:
-        raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")

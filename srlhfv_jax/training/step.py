@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import parts, rules
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]
@@ -50,8 +49,9 @@ def accumulate(
     if microbatches == 1:
         (grads, metrics), rows = part_gradients(batch)
     else:
-        (grads, metrics), rows = _sum_over(part_gradients, split(batch, microbatches))
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), rows)
+        parts.check(jax.tree.leaves(batch)[0].shape[0], microbatches, "config.microbatches")
+        (grads, metrics), rows = _sum_over(part_gradients, parts.split(batch, microbatches))
+        rows = parts.join(rows)
     count = metrics["loss"][1]
     scale = 1 / jnp.where(count > 0, count, 1)  # nothing counted: the sum is 0, and so is the gradient
     found = iter(grads)
@@ -60,20 +60,6 @@ def accumulate(
         for leaf, flag in zip(leaves, flags)
     ]
     return treedef.unflatten(full), metrics, rows
-
-
-def split(batch: Any, parts: int) -> Any:
-    """[B, ...] -> [parts, B / parts, ...]; part i takes the rows i, i + parts, ...
-
-    Strided, because rows are split over devices in contiguous blocks: every device has its share of every part, and no row moves.
-
-    Raises:
-        UserError: `parts` does not divide the rows.
-    """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % parts:
-        raise UserError(f"config.microbatches {parts} must divide the {rows} rows of a step: change it, or the batch size")
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch)
 
 
 def apply_updates(
@@ -89,13 +75,13 @@ def add(left: Metrics, right: Metrics) -> Metrics:
     return jax.tree.map(jnp.add, left, right)
 
 
-def _sum_over(function: Callable[[Any], tuple[Any, Any]], parts: Any) -> tuple[Any, Any]:
-    """function(part) -> (added, stacked) over axis 0 of `parts`; gradients are added in float32 whatever their dtype."""
-    first, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+def _sum_over(function: Callable[[Any], tuple[Any, Any]], batches: Any) -> tuple[Any, Any]:
+    """function(part) -> (added, stacked) over axis 0 of `batches`; gradients are added in float32 whatever their dtype."""
+    first, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], batches))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
 
     def body(carry: Any, part: Any) -> tuple[Any, Any]:
         added, rows = function(part)
         return jax.tree.map(lambda total, x: total + x, carry, added), rows
 
-    return jax.lax.scan(body, zero, parts)
+    return jax.lax.scan(body, zero, batches)

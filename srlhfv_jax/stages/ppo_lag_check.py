@@ -1,0 +1,70 @@
+"""What can be refused of the settings of PPO-Lagrangian before a model is loaded."""
+
+import re
+
+from jax.sharding import Mesh
+
+from srlhfv_jax.config import PPOLagConfig, choose
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts, parts
+
+
+def check(settings: PPOLagConfig) -> None:
+    """Everything about the settings that can be refused before a model is loaded."""
+    choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
+    choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
+    choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
+    choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
+    choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
+    choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
+    choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
+    if settings.lora.int8 and settings.sharing != "adapters":
+        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
+    if settings.lora.activated and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
+        )
+    if settings.rollout.top_k or settings.rollout.top_p != 1:
+        raise UserError(
+            "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
+        )
+    if settings.rollout.temperature <= 0:
+        raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
+    _check_parts(settings)
+    for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
+        if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
+            raise UserError(
+                f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
+            )
+    if settings.sharing != "separate" and not settings.scorer:
+        raise UserError(
+            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
+        )
+    if not settings.policy:
+        raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
+
+
+def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:
+    """Raise UserError unless the rows divide into parts, and those of every part over the mesh."""
+    _check_parts(settings)
+    for name, (rows, count) in _parts(settings).items():
+        hosts.check_batch(rows // count, mesh, f"with {name} {count} a part of")
+
+
+def _check_parts(settings: PPOLagConfig) -> None:
+    if settings.data.batch_size % settings.ppo.minibatches:
+        raise UserError(
+            f"config.data.batch_size {settings.data.batch_size} must be a multiple of config.ppo.minibatches {settings.ppo.minibatches}"
+        )
+    for name, (rows, count) in _parts(settings).items():
+        parts.check(rows, count, name)
+
+
+def _parts(settings: PPOLagConfig) -> dict[str, tuple[int, int]]:
+    """Setting -> (rows, the parts it makes of them)."""
+    rows, rollout = settings.data.batch_size, settings.rollout
+    return {
+        "config.microbatches": (rows // settings.ppo.minibatches, settings.microbatches),
+        "config.rollout.microbatches": (rows, rollout.microbatches),
+        "config.rollout.score_microbatches": (rows, rollout.score_microbatches),
+    }
