@@ -54,7 +54,8 @@ def gemma3_4b_adapters() -> Recipe:
 
 def llava15_7b_adapters() -> Recipe:
     """LLaVA-1.5-7B, one frozen backbone under all six roles. On one v6e chip: 8 prompts and --config.mesh.tensor=1; on one v5e
-    chip --config.lora.int8=True as well (7 prompts leave a tenth of its memory free).
+    chip, with all 32: --config.mesh.tensor=1 --config.lora.int8=True --config.microbatches=16 --config.rollout.microbatches=8
+    --config.rollout.score_microbatches=4.
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_adapters --topology=v5e:2x2
     """

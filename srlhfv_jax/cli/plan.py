@@ -2,7 +2,7 @@
 
     srlhfv plan --config=configs/ppo_lag.py --topology=v5e:2x4 --config.policy=llava-hf/llava-1.5-7b-hf --config.sharing=adapters
 
-    ... --search [--compiled=6]    other meshes, microbatches and remat than the config's, ordered by arithmetic and compiled in turn
+    ... --search [--compiled=6]    other meshes, microbatches (of rollouts too) and remat, ordered by arithmetic and compiled in turn
 
 The config is that of `sft`, `scores`, `reward`, `cost`, `guard` or `ppo_lag`. The model is a folder, or a hub id whose shape is
 known (hf/published.py). Every row is taken to have one picture, of the most tiles that its family cuts.
@@ -68,6 +68,5 @@ def main(argv: list[str]) -> None:
     for line in plan_table.table(numbers, planned, device, settings.lora.int8):
         print(line)
     if values.workdir:
-        chosen_settings = {"microbatches": settings.microbatches, "remat": settings.model.remat}
-        chosen_settings |= {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
-        write_result(Path(values.workdir), numbers | chosen_settings | {"topology": values.topology})
+        sizes = {f"mesh.{axis}": size for axis, size in mesh.shape.items()}
+        write_result(Path(values.workdir), numbers | plan_search.chosen(settings) | sizes | {"topology": values.topology})

@@ -2,11 +2,12 @@
 
 Arithmetic is for leaving out and for ordering only: what cannot fit (trees, and the larger of a rollout's copies with its cache
 and kept activations) is never compiled, and the rest goes from cheap to dear until `count` of them were. What a compilation shows
-rules out others: a `generate` that does not fit has the same mesh's verdict whatever the microbatches; an `update` that does not
-fit will not with fewer; and once a mesh fits, its dearer variants are not tried.
+rules out others: a `generate` or an `update` that leaves too little memory free does so with fewer parts as well; what else does
+has no remedy on the same mesh; and once a mesh has room, its dearer variants are not tried.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -40,11 +41,14 @@ class Candidate(NamedTuple):
     @property
     def flags(self) -> str:
         """As written on the command line."""
-        data, fsdp, tensor = self.mesh
-        return (
-            f"--config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor} "
-            f"--config.microbatches={self.settings.microbatches} --config.model.remat={self.settings.model.remat}"
-        )
+        return " ".join(f"--config.{name}={value}" for name, value in chosen(self.settings).items())
+
+
+def chosen(settings: Settings) -> dict[str, Any]:
+    """What is searched over, by name."""
+    found = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(settings.mesh).items()}
+    found |= {"microbatches": settings.microbatches, "model.remat": settings.model.remat}
+    return found | ({"rollout.microbatches": settings.rollout.microbatches} if isinstance(settings, PPOLagConfig) else {})
 
 
 class Tried(NamedTuple):
@@ -64,14 +68,11 @@ def candidates(settings: Settings, config: VLMConfig, devices: Sequence[jax.Devi
         at = dataclasses.replace(settings, mesh=mesh)
         sampling, updating = state_bytes(at, config, devices)
         sampling += copied_bytes(at, config, devices)
-        for microbatches in _powers(_step_rows(settings) // (mesh.data * mesh.fsdp)):
-            for remat in REMAT:
-                model = dataclasses.replace(settings.model, remat=remat)
-                one = dataclasses.replace(at, microbatches=microbatches, model=model)
-                least = max(sampling + cache_bytes(one, config), updating + activation_bytes(one, config))
-                smallest = min(smallest, least)
-                if least <= limit:
-                    found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
+        for one in _variants(at):
+            least = max(sampling + cache_bytes(one, config), updating + activation_bytes(one, config))
+            smallest = min(smallest, least)
+            if least <= limit:
+                found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
     if smallest == math.inf:
         raise UserError(
             f"no mesh of {len(devices)} devices divides both the {_step_rows(settings)} rows of a step and the "
@@ -132,13 +133,16 @@ def _ruled_out(candidate: Candidate, tried: Tried) -> bool:
     before, now = tried.candidate, candidate
     if before.mesh != now.mesh:
         return False
-    failed = {one.name for one in tried.plan.compiled if not one.fits}
+    room = (1 - plan_table.ENOUGH) * tried.numbers["hbm_limit_gb"] * 1e9
+    failed = {one.name for one in tried.plan.compiled if plan_table.used(one) > room}
     if not failed:
         return True
-    if failed - {"update"}:
+    if failed - {"generate", "update"}:
+        return True
+    if "generate" in failed and now.settings.rollout.microbatches <= before.settings.rollout.microbatches:
         return True
     same_or_more_kept = REMAT.index(now.settings.model.remat) <= REMAT.index(before.settings.model.remat)
-    return same_or_more_kept and now.settings.microbatches <= before.settings.microbatches
+    return "update" in failed and same_or_more_kept and now.settings.microbatches <= before.settings.microbatches
 
 
 def _meshes(settings: Settings, config: VLMConfig, devices: int) -> Iterator[MeshConfig]:
@@ -148,6 +152,19 @@ def _meshes(settings: Settings, config: VLMConfig, devices: int) -> Iterator[Mes
             data = devices // tensor // fsdp
             if config.text.heads % tensor == 0 and _step_rows(settings) % (data * fsdp) == 0:
                 yield MeshConfig(data, fsdp, tensor)
+
+
+def _variants(settings: Settings) -> Iterator[Settings]:
+    """All microbatches, kept activations and, of a rollout, parts."""
+    shards = settings.mesh.data * settings.mesh.fsdp
+    for microbatches, remat in itertools.product(_powers(_step_rows(settings) // shards), REMAT):
+        model = dataclasses.replace(settings.model, remat=remat)
+        one = dataclasses.replace(settings, microbatches=microbatches, model=model)
+        if isinstance(one, PPOLagConfig):
+            for parts in _powers(one.data.batch_size // shards):
+                yield dataclasses.replace(one, rollout=dataclasses.replace(one.rollout, microbatches=parts))
+        else:
+            yield one
 
 
 def _step_rows(settings: Settings) -> int:
