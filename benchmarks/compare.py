@@ -22,7 +22,7 @@ SIDES = {
     "separate": ("ppo_lag_iteration.py", "--sharing=separate"),
     "shared": ("ppo_lag_iteration.py", "--sharing=shared"),
     "adapters": ("ppo_lag_iteration.py", "--sharing=adapters"),
-    "activated": ("ppo_lag_iteration.py", "--sharing=activated"),
+    "activated": ("ppo_lag_iteration.py", "--sharing=adapters", "--activated"),
 }
 PHASES = ("generate_s", "score_s", "update_s")
 
@@ -65,11 +65,13 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="of our side")
     parser.add_argument("--scan_unroll", type=int, help="of our side")
+    parser.add_argument("--microbatches", type=int, default=1, help="of our side: parts of rollout, scoring and gradient, each")
     args = parser.parse_args()
     if "torch" not in args.sides.split(",") or not set(args.sides.split(",")) <= SIDES.keys():
         parser.error(f"--sides must be torch and some of {', '.join(SIDES)}, got {args.sides}")
     both = [f"--size={args.size}", f"--iterations={args.iterations}", f"--dtype={args.dtype}"]
-    ours = [f"--remat={args.remat}"] + ([] if args.scan_unroll is None else [f"--scan_unroll={args.scan_unroll}"])
+    ours = [f"--remat={args.remat}", f"--microbatches={args.microbatches}"]
+    ours += [] if args.scan_unroll is None else [f"--scan_unroll={args.scan_unroll}"]
     results = {side: run(side, both, ours) for side in args.sides.split(",")}
     print(json.dumps({"size": args.size} | ratios(results)), flush=True)
 

@@ -5,8 +5,8 @@
 It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
 ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
 is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
-froze it. `--sharing=activated` is "adapters" that act on answers alone. `--dtype=bfloat16` computes in it and holds frozen trees
-in it; what is trained keeps float32 masters.
+froze it. `--sharing=adapters --activated`: adapters that act on answers alone. `--microbatches`: rollout, scoring and gradients each
+in so many parts. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
 """
 
 import argparse
@@ -70,10 +70,11 @@ def model_config(size: Size) -> VLMConfig:
     return VLMConfig(family="llava", text=text, vision=vision, image_token=size.vocab - 1, scan_unroll=0)
 
 
-def run_settings(size: Size, sharing: str) -> PPOLagConfig:
+def run_settings(size: Size, sharing: str, microbatches: int) -> PPOLagConfig:
     """The stage's own default settings, one gradient step on the whole batch, and the benchmark's shapes."""
     settings: ConfigDict = config_file.get_config()
-    settings.sharing = "adapters" if sharing == "activated" else sharing
+    settings.sharing, settings.microbatches = sharing, microbatches
+    settings.rollout.update(microbatches=microbatches, score_microbatches=microbatches)
     settings.ppo.update(epochs=1, minibatches=1)
     settings.data.update(prompt_length=size.prompt, response_length=RESPONSE, batch_size=size.batch)
     return parse(PPOLagConfig, settings)
@@ -81,9 +82,9 @@ def run_settings(size: Size, sharing: str) -> PPOLagConfig:
 
 def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
     """A backbone for every tree that the way of sharing asks for, all with one vision tower, and the heads that live on it."""
-    places = roles.assign("adapters" if sharing == "activated" else sharing)
+    places = roles.assign(sharing)
     names = list(dict.fromkeys(place.tree for place in places.values()))
-    if sharing in ("adapters", "activated"):
+    if sharing == "adapters":
         return _random_adapters(config, places, names, mesh)
     create = jax.jit(_random_tree, static_argnums=(0, 1))
     trees = {}
@@ -186,12 +187,12 @@ def matmul_gflops(dtype: str, repeats: int = 5) -> float:
     return 2 * width**3 / min(seconds) / 1e9
 
 
-def prepare(size: Size, sharing: str, config: VLMConfig) -> tuple[Iteration, states.TrainState, PromptBatch]:
+def prepare(size: Size, args: argparse.Namespace) -> tuple[Iteration, states.TrainState, PromptBatch]:
     """The iteration on random models, its first state and its prompts, on all devices."""
-    settings = run_settings(size, sharing)
+    settings = run_settings(size, args.sharing, args.microbatches)
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    models = random_models(config, sharing, mesh)
+    models = random_models(args.config, args.sharing, mesh)
     vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
     iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
     return iteration, iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
@@ -203,13 +204,13 @@ def parameters(iteration: Iteration) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(models.backbone(models.trained["policy"])))
 
 
-def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dict[str, Any]:
-    iteration, state, prompts = prepare(size, sharing, config)
+def measure(size: Size, args: argparse.Namespace) -> dict[str, Any]:
+    iteration, state, prompts = prepare(size, args)
     params = parameters(iteration)
-    hosts.say(f"{sharing}: {params / 1e6:.2f} M parameters in the policy; compiling ...")
+    hosts.say(f"{args.sharing}: {params / 1e6:.2f} M parameters in the policy; compiling ...")
 
     seconds = []
-    for number in range(WARM_UP + iterations):
+    for number in range(WARM_UP + args.iterations):
         state, metrics, phases = iterate(iteration, state, prompts, number)
         seconds.append([*phases, sum(phases)])
         hosts.say(f"iteration {number}: " + ", ".join(f"{name} {s:.3f} s" for name, s in zip((*PHASES, "total"), seconds[-1])))
@@ -230,8 +231,8 @@ def measure(size: Size, sharing: str, iterations: int, config: VLMConfig) -> dic
         "peak_rss_gb": round(peak, 2),
         **({"peak_device_gb": round(on_device["peak_bytes_in_use"] / 1e9, 2)} if on_device else {}),
         "compile_s": round(seconds[0][-1] - median["total"], 1),
-        **sizes.rates(size, sizes.jax_iteration(size, sharing), median),
-        "matmul_gflops": round(matmul_gflops(config.dtype), 1),
+        **sizes.rates(size, sizes.jax_iteration(size, args.sharing, args.activated), median),
+        "matmul_gflops": round(matmul_gflops(args.config.dtype), 1),
     }
 
 
@@ -244,7 +245,9 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--size", choices=SIZES, default="small")
     if roles:
-        parser.add_argument("--sharing", choices=("shared", "separate", "adapters", "activated"), default="shared")
+        parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
+        parser.add_argument("--activated", action="store_true", help="adapters that act from the end of the prompt on")
+        parser.add_argument("--microbatches", type=int, default=1, help="parts of rollout, scoring and gradient, each")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="what gradients compute again")
@@ -253,18 +256,22 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     if args.scan_unroll is None:
         args.scan_unroll = 0 if SIZES[args.size].layers < 16 else 1
     how = dict(dtype=args.dtype, remat=args.remat, scan_unroll=args.scan_unroll)
-    # Which tokens they are is only read where prompts come from rows.
-    closing = range(sizes.CLOSING) if roles and args.sharing == "activated" else ()
-    args.config = dataclasses.replace(model_config(SIZES[args.size]), activation=tuple(closing), **how)
+    args.config = dataclasses.replace(model_config(SIZES[args.size]), **how)
     args.about = {"framework": "jax", "device": jax.devices()[0].device_kind, "size": args.size}
-    args.about |= ({"sharing": args.sharing} if roles else {}) | how
+    if roles:
+        if args.activated and args.sharing != "adapters":
+            parser.error(f"--activated is for --sharing=adapters, got {args.sharing}")
+        args.about |= {"sharing": args.sharing, "activated": args.activated, "microbatches": args.microbatches}
+        # Which tokens they are is only read where prompts come from rows.
+        args.config = dataclasses.replace(args.config, activation=tuple(range(sizes.CLOSING)) if args.activated else ())
+    args.about |= how
     return args
 
 
 def main() -> None:
     cpu.prepare()
     args = arguments(__doc__.splitlines()[0])
-    result = measure(SIZES[args.size], args.sharing, args.iterations, args.config)
+    result = measure(SIZES[args.size], args)
     print(json.dumps(args.about | result), flush=True)
 
 

@@ -77,15 +77,15 @@ def one_pass(size: Size) -> float:
     return tower + projector(size) + decoder(size, size.length, size.length) + logits(size, size.length)
 
 
-def jax_iteration(size: Size, sharing: str) -> dict[str, float]:
+def jax_iteration(size: Size, sharing: str, activated: bool) -> dict[str, float]:
     """Operations of our iteration by phase. A gradient costs two more passes, over a frozen backbone one, and none through the
     frozen tower. Values are computed in the update alone, and what an adapter adds is not counted. Activated adapters leave the
     prompt to the backbone, which reads it once in each phase for all of them."""
     critics = 2 if sharing == "separate" else 1  # and as many trees that score
-    gradient = 2 if sharing in ("adapters", "activated") else 3
+    gradient = 2 if sharing == "adapters" else 3
     answers = logits(size, RESPONSE)
     tower = vision(size, size.vision_layers - 1)
-    if sharing == "activated":
+    if activated:
         alone = size.prompt - CLOSING
         prefix = projector(size) + decoder(size, alone, alone, read=0)
         inside = decoder(size, CLOSING + RESPONSE, size.length, read=RESPONSE + 1)

@@ -78,7 +78,7 @@ def main() -> None:
     cpu.prepare()
     args = whole.arguments(__doc__.splitlines()[0])
     size = SIZES[args.size]
-    iteration, state, prompts = whole.prepare(size, args.sharing, args.config)
+    iteration, state, prompts = whole.prepare(size, args)
     key = states.key(0, 0, "minibatches")
     experience = made_up(iteration, state, prompts, key)
     params, opt_state, seconds = state.params, state.opt_state, []
@@ -104,7 +104,7 @@ def main() -> None:
             update()
         kernels = kernels_ms(folder)
     on_device = jax.devices()[0].memory_stats()
-    work = sizes.jax_iteration(size, args.sharing)["update"]
+    work = sizes.jax_iteration(size, args.sharing, args.activated)["update"]
     result = {
         "params": whole.parameters(iteration),
         "update_s": round(median, 4),

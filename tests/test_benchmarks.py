@@ -17,10 +17,12 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
 
 
-@pytest.mark.parametrize("sharing", ["shared", "adapters", "activated"])
-def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
+@pytest.mark.parametrize(
+    ("sharing", "more"), [("shared", ()), ("adapters", ()), ("adapters", ("--activated", "--microbatches=2"))]
+)
+def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     # A process of its own has its own peak memory.
-    command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1"]
+    command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1", *more]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
@@ -29,6 +31,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing):
     for name in (*seconds, *rates, "params", "gflops"):
         assert line[name] >= 0, name
     assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", sharing)
+    assert (line["activated"], line["microbatches"]) == ((True, 2) if more else (False, 1))
 
 
 def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
@@ -83,7 +86,7 @@ def test_sharing_a_backbone_is_less_work_and_both_are_less_than_six_models(scrip
     import sizes
 
     shape = sizes.SIZES[size]
-    shared, separate = (sum(sizes.jax_iteration(shape, sharing).values()) for sharing in ("shared", "separate"))
+    shared, separate = (sum(sizes.jax_iteration(shape, sharing, False).values()) for sharing in ("shared", "separate"))
     assert shared < separate < sum(sizes.torch_iteration(shape).values())
 
 
