@@ -18,7 +18,7 @@ from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
-from srlhfv_jax.parallel import order, rules
+from srlhfv_jax.parallel import order, parts, rules
 from srlhfv_jax.rollout import forward, score as scoring
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
@@ -107,7 +107,7 @@ def update(
 
     def gradient_step(carry, index):
         params, opt_state = dict(carry[0]), dict(carry[1])
-        minibatch = _behind_prefix(config, base, jax.tree.map(lambda x: x[rows[index]], whole))
+        minibatch = _behind_prefix(config, base, jax.tree.map(lambda x: x[rows[index]], whole), settings.microbatches)
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
@@ -141,12 +141,13 @@ def _features(config: VLMConfig, params, base, experience: Experience, images, s
     return {name: forward.encode(config, own[name], images) if name in own else experience.rollout.features for name in params}
 
 
-def _behind_prefix(config: VLMConfig, base, minibatch: Minibatch) -> Minibatch:
+def _behind_prefix(config: VLMConfig, base, minibatch: Minibatch, microbatches: int) -> Minibatch:
     """Activated adapters all see one thing of a prompt: what the backbone under them makes of it. Others see its images alone."""
     if not config.activation:
         return minibatch
     rollout = rules.keep_rows(minibatch.experience.rollout)
-    prefix = forward.prefix(config, {"backbone": base}, rollout, rollout.features)
+    made = functools.partial(forward.prefix, config, {"backbone": base})
+    prefix = parts.over_rows(lambda rows: made(rows, rows.features), rollout, microbatches)
     return minibatch._replace(contexts=dict.fromkeys(minibatch.contexts, prefix))
 
 
