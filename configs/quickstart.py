@@ -1,18 +1,21 @@
 """The whole pipeline on the embedded task, on a CPU: `srlhfv quickstart --workdir=W --seed=0`.
 
 Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute: every stage, one round, a smaller model and
-far too few steps to learn; the tests run it.
+far too few steps to learn; the tests run it. `get_config("adapters")` trains everything after SFT (scores, both PPO runs and the
+guard) as adapters over the SFT model, and `get_config("activated")` as adapters that act on answers alone.
 """
 
 from ml_collections import ConfigDict
+
+from srlhfv_jax.configs import sections
 
 PROMPT, RESPONSE = 29, 18  # the longest question with its picture, and the longest answer with its end
 
 
 def get_config(arg: str = "default") -> ConfigDict:
-    """`default` or `short`."""
-    short = arg == "short"
-    return ConfigDict(
+    """`default`, `short`, `adapters` or `activated`."""
+    short = sections.choose(arg, "default", "short", "adapters", "activated") == "short"
+    config = ConfigDict(
         dict(
             seed=0,
             rounds=1,
@@ -72,6 +75,18 @@ def get_config(arg: str = "default") -> ConfigDict:
             guard_rounds=5,
         )
     )
+    return _with_adapters(config, arg == "activated") if arg in ("adapters", "activated") else config
+
+
+def _with_adapters(config: ConfigDict, activated: bool) -> ConfigDict:
+    for stage in (config.scores, config.guard, config.ppo, config.ppo_lag):
+        stage.lora.update(rank=16, alpha=32.0, activated=activated)
+    for stage in (config.scores, config.guard):
+        stage.optimizer.update(algorithm="adamw", learning_rate=2e-3, weight_decay=0.0)
+    for stage in (config.ppo, config.ppo_lag):
+        stage.sharing = "adapters"
+        stage.policy_optimizer.learning_rate = stage.critic_optimizer.learning_rate = 2e-3
+    return config
 
 
 def _model() -> dict:

@@ -80,7 +80,7 @@ def test_the_guards_config_is_complete_in_every_variant(arg):
     assert config.to_dict(parsed) == loaded.to_dict() and taxonomies.categories(parsed.taxonomy)
 
 
-@pytest.mark.parametrize("arg", ["", ":default", ":short"])
+@pytest.mark.parametrize("arg", ["", ":default", ":short", ":adapters", ":activated"])
 def test_the_quickstart_config_is_complete(arg):
     loaded = flags.load(f"quickstart.py{arg}")
     assert config.to_dict(parse(config.QuickstartConfig, loaded)) == loaded.to_dict()

@@ -73,11 +73,11 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
 def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
     check_heads(config.text.heads, mesh)
+    if isinstance(settings, PPOLagConfig):
+        ppo_lag_check.check_lora(settings)
+    else:
+        setup.check_lora(settings.lora)
     if settings.lora.activated:
-        if not (settings.sharing == "adapters" if isinstance(settings, PPOLagConfig) else settings.lora.rank):
-            raise UserError(
-                "config.lora.activated says where adapters act, and there are none: set config.lora.rank (or config.sharing)"
-            )
         config = dataclasses.replace(config, activation=(0,) * CLOSING)
     with jax.set_mesh(mesh):
         found = (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)

@@ -18,12 +18,7 @@ def check(settings: PPOLagConfig) -> None:
     choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
-    if settings.lora.int8 and settings.sharing != "adapters":
-        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
-    if settings.lora.activated and settings.sharing != "adapters":
-        raise UserError(
-            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
-        )
+    check_lora(settings)
     if settings.rollout.top_k or settings.rollout.top_p != 1:
         raise UserError(
             "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
@@ -42,6 +37,16 @@ def check(settings: PPOLagConfig) -> None:
         )
     if not settings.policy:
         raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
+
+
+def check_lora(settings: PPOLagConfig) -> None:
+    """Raise UserError for what roles without adapters cannot do."""
+    if settings.lora.int8 and settings.sharing != "adapters":
+        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
+    if settings.lora.activated and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
+        )
 
 
 def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:

@@ -71,12 +71,8 @@ def load(
     decoder in eight bits with `int8`. A checkpoint that has no adapter is told how those over it will act: `activated` or not.
 
     Raises:
-        UserError: eight bits of a backbone that would be trained, or `activated` without adapters; and as `load_pretrained`.
+        UserError: as `load_pretrained`.
     """
-    if int8 and not keep_adapter:
-        raise UserError("config.lora.int8 is for a backbone that stands still: set config.lora.rank above 0 too")
-    if activated and not keep_adapter:
-        raise UserError("config.lora.activated says where adapters act, and there are none: set config.lora.rank above 0 too")
     if random_key is None:
         loaded = load_pretrained(
             path,
@@ -101,6 +97,7 @@ def load(
 def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
     """What a supervised stage starts from, as its settings want it: `load`."""
     lora = settings.lora
+    check_lora(lora)
     return load(
         settings.init,
         settings.model,
@@ -110,6 +107,14 @@ def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, rand
         int8=lora.int8,
         activated=lora.activated,
     )
+
+
+def check_lora(lora: LoraConfig) -> None:
+    """Raise UserError for what a supervised stage without adapters cannot do."""
+    if lora.int8 and not lora.rank:
+        raise UserError("config.lora.int8 is for a backbone that stands still: set config.lora.rank above 0 too")
+    if lora.activated and not lora.rank:
+        raise UserError("config.lora.activated says where adapters act, and there are none: set config.lora.rank above 0 too")
 
 
 def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> tuple[dict, dict | None]:
