@@ -90,7 +90,7 @@ def _with_adapters(config: ConfigDict, activated: bool) -> ConfigDict:
 
 
 def _model() -> dict:
-    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0, attention="auto")
+    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0, attention="auto", logp_chunk=0)
 
 
 def _lora() -> dict:

@@ -33,6 +33,7 @@ class Recipe:
     rank: int = 16  # of adapters
     step_rows: int = 32  # of sft; scores take half as many pairs
     step_microbatches: int = 1
+    logp_chunk: int = 0  # where a vocabulary is so large that all logits of a response would be most of the memory
     layout: str = "gathered"  # of the policy's weights in a rollout; "training" where a whole copy is too large
 
 
@@ -49,7 +50,9 @@ def gemma3_4b_adapters() -> Recipe:
 
     srlhfv plan --config=configs/ppo_lag.py:gemma3_4b_adapters --topology=v5e:2x2
     """
-    return Recipe("google/gemma-3-4b-it", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8)
+    return Recipe(
+        "google/gemma-3-4b-it", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8, logp_chunk=64
+    )
 
 
 def llava15_7b_adapters() -> Recipe:
@@ -74,6 +77,7 @@ def qwen2vl_7b_adapters() -> Recipe:
         32,
         (-1, 1, 4),
         max_pixels=401_408,
+        logp_chunk=64,
         microbatches=4,
         step_microbatches=8,
     )
@@ -107,6 +111,7 @@ def qwen25vl_32b_adapters() -> Recipe:
         32,
         (-1, 1, 8),
         max_pixels=401_408,
+        logp_chunk=64,
         microbatches=8,
         step_microbatches=16,
     )
@@ -124,6 +129,7 @@ def qwen25vl_72b_adapters() -> Recipe:
         32,
         (1, 1, 16),
         max_pixels=401_408,
+        logp_chunk=64,
         microbatches=8,
         step_microbatches=16,
     )
@@ -170,6 +176,7 @@ def supervised(name: str, config: ConfigDict, rows: int = 1) -> ConfigDict:
 
 
 def _places(config: ConfigDict, recipe: Recipe) -> ConfigDict:
+    config.model.logp_chunk = recipe.logp_chunk
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = recipe.mesh
     config.data.prompt_length, config.data.max_pixels = recipe.prompt_length, recipe.max_pixels
     return config

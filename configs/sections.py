@@ -18,6 +18,7 @@ def model(tiny: bool) -> dict:
         remat="none" if tiny else "layer",
         scan_unroll=0 if tiny else 1,
         attention="auto",
+        logp_chunk=0,
     )
 
 

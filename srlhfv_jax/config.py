@@ -30,11 +30,12 @@ class ModelConfig:
     remat: str  # "none", "dots" or "layer": what the backward pass computes again (models/stack.py)
     scan_unroll: int  # layers per step of the layer scan; 0 = all of them
     attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
+    logp_chunk: int  # response positions whose logits exist at a time, computed again for gradients; 0: all at once
 
 
 def inference(dtype: str) -> ModelConfig:
     """A model that is run and never trained: parameters in the dtype of activations, nothing computed again."""
-    return ModelConfig(dtype=dtype, param_dtype=dtype, remat="none", scan_unroll=1, attention="auto")
+    return ModelConfig(dtype=dtype, param_dtype=dtype, remat="none", scan_unroll=1, attention="auto", logp_chunk=0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from srlhfv_jax.errors import UserError
 PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 # Settings that may differ between a run and its resumption: they change speed, memory or what is written, not the mathematics.
-MAY_CHANGE = ("checkpoint", "log", "mesh", "microbatches", "score_microbatches", "workers", "remat", "scan_unroll", "attention", "sweep")
+MAY_CHANGE = (
+    *("checkpoint", "log", "sweep"),
+    *("mesh", "microbatches", "score_microbatches", "workers", "remat", "scan_unroll", "attention", "logp_chunk"),
+)
 
 
 def record(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The folder appears whole or not at all: it is written beside its place and renam
 are sharded over them are gathered leaf by leaf; the first process writes, the others keep nothing.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
-from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
 
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
@@ -89,9 +88,7 @@ def export_pretrained(
 
 def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
     """Everything of the base that is not weights."""
-    run = dict(dtype=config.dtype, remat=config.remat, scan_unroll=config.scan_unroll)
-    here = dict(attention=config.attention, activation=config.activation)
-    if dataclasses.replace(read_config(base, **run), **here) != config:
+    if architecture(read_config(base)) != architecture(config):
         raise UserError(
             f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from"
         )

@@ -1,6 +1,6 @@
 """The shape of a vision-language model, as frozen dataclasses of plain numbers. `hf/config.py` reads and writes config.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,13 @@ class VLMConfig:
     scan_unroll: int = 1  # layers per step of the layer scan; 0 = all of them
     remat: str = "none"  # "none" | "dots" | "layer": what the backward pass computes again, see models/stack.py
     attention: str = "auto"  # "auto" | "xla" | "splash" | "cudnn" | "interpret", see models/kernels.py
+    logp_chunk: int = 0  # response positions whose logits exist at a time; 0: all, see losses/logprob.py
     dtype: str = "float32"  # of activations; softmax, norms and log-probs are float32 always
+
+
+HOW_RUN = ("activation", "scan_unroll", "remat", "attention", "logp_chunk", "dtype")
+
+
+def architecture(config: VLMConfig) -> VLMConfig:
+    """What a checkpoint's config.json says: without how it is run here."""
+    return replace(config, **{one.name: one.default for one in fields(config) if one.name in HOW_RUN})

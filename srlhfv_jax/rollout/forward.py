@@ -39,7 +39,6 @@ def response_logp(
     *,
     temperature: float = 1.0,
     never_V=None,
-    chunk: int | None = None,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
     R = sequences.response_mask_BR.shape[1]
@@ -52,7 +51,7 @@ def response_logp(
         sequences.tokens_BT[:, -R:],
         temperature=temperature,
         never_V=never_V,
-        chunk=chunk,
+        chunk=config.logp_chunk or None,
     )
     mask_BR = sequences.response_mask_BR
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)

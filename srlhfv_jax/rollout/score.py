@@ -37,8 +37,8 @@ class Scoring(NamedTuple):
     microbatches: int = 1  # parts of the rows that are read one after the other
 
 
-class Reading(NamedTuple):
-    """What the roles say of a rollout, each row by itself; float32, by token 0 off the response mask."""
+class _Reading(NamedTuple):
+    """What the roles say of a rollout, each row by itself; float32."""
 
     logp_BR: Float[Array, "B R"]
     ref_logp_BR: Float[Array, "B R"]
@@ -53,8 +53,8 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     own GAE. `trees` maps a tree name to {"backbone": ..., "heads": ...}, without the critics' where no streams are asked for; the
     places say which role lives where.
     """
-    ppo, rows = scoring.ppo, (rollout, images)
-    found = parts.over_rows(lambda part: read(config, trees, *part, scoring), rows, scoring.microbatches)
+    ppo = scoring.ppo
+    found = parts.over_rows(lambda rows: _read(config, trees, *rows, scoring), (rollout, images), scoring.microbatches)
     rollout, mask_BR = rollout._replace(logp_BR=found.logp_BR), rollout.response_mask_BR
     reward_B = found.end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B)
     cost_B = found.end_B["cost"]
@@ -71,8 +71,8 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     return Experience(rollout, found.ref_logp_BR, reward_B, cost_B, token_BR, streams)
 
 
-def read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> Reading:
-    """All forward passes of `score`: one for each tree, and one more where a tree is read at response ends and at each token."""
+def _read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> _Reading:
+    """All forward passes of `score`."""
     places = scoring.places
     contexts = {
         name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
@@ -94,7 +94,7 @@ def read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images,
         return {role: found[places[role].tree][places[role].head] for role in roles}
 
     values = read_by(forward.response_scores, *CRITICS) if scoring.streams else {}
-    return Reading(
+    return _Reading(
         logp("policy") if scoring.recompute_logp else rollout.logp_BR,
         logp("reference"),
         read_by(forward.end_scores, "reward", "cost"),

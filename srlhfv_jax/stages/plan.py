@@ -65,8 +65,7 @@ class Plan(NamedTuple):
 def shape(named: str, model: ModelConfig) -> VLMConfig:
     """Of a published checkpoint, or of a folder."""
     if named in CONFIGS:
-        config = published(named, remat=model.remat, scan_unroll=setup.unroll(model))
-        return dataclasses.replace(config, dtype=model.dtype, attention=model.attention)
+        return setup.computed_in(published(named, remat=model.remat, scan_unroll=setup.unroll(model)), model)
     return setup.load_shape(named, model).config
 
 

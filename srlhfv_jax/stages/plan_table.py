@@ -111,11 +111,11 @@ def advice(plan: Plan, int8: bool) -> str:
         return f"the most of it, in {worst.name}: {size}; try {tried}"
     size = f"{parts['temporaries'] / 1e9:.2f} GB of temporaries"
     if worst.name == "update":
-        tried = "more config.microbatches (each needs its rows' activations only), config.model.remat=layer"
+        tried = "more config.microbatches (each needs its rows' activations only), config.model.remat=layer or logp_chunk=64"
     elif worst.name == "generate":
         tried = "more config.rollout.microbatches (each holds the cache of its own prompts only), or config.mesh.tensor above 1"
     elif worst.name == "score":
-        tried = "more config.rollout.score_microbatches, or config.mesh.tensor above 1"
+        tried = "more config.rollout.score_microbatches, config.model.logp_chunk=64, or config.mesh.tensor above 1"
     else:
         tried = "a smaller config.data.batch_size, or config.mesh.tensor above 1"
     return f"the most of it, in {worst.name}: {size}; try {tried}"

@@ -83,7 +83,7 @@ def load(
             keep_adapter=keep_adapter,
         )
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
-        config = _computed_in(loaded.config, model)
+        config = computed_in(loaded.config, model)
         if keep_adapter and loaded.adapter is None and activated:
             config = dataclasses.replace(config, activation=tokens.closing(chat.codec(loaded.processor)))
         return loaded._replace(config=config, params=params)
@@ -168,17 +168,20 @@ def fresh_adapter(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.
 def load_shape(path: str, model: ModelConfig) -> Pretrained:
     """Config and processor of a checkpoint, without its weights."""
     config, processor = load_config_and_processor(path, dtype=model.param_dtype, remat=model.remat, scan_unroll=unroll(model))
-    return Pretrained(_computed_in(config, model), {}, {}, processor, Path(path))
+    return Pretrained(computed_in(config, model), {}, {}, processor, Path(path))
 
 
 def unroll(model: ModelConfig) -> int:
     return model.scan_unroll or UNROLLED
 
 
-def _computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
+def computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
+    """The architecture of a checkpoint, run as the settings say."""
     choose(model.dtype, "config.model.dtype", "float32", "bfloat16")
     choose(model.attention, "config.model.attention", *kernels.KERNELS)
-    return dataclasses.replace(config, dtype=model.dtype, attention=model.attention)
+    if model.logp_chunk < 0:
+        raise UserError(f"config.model.logp_chunk must be 0 (all response positions at once) or more, got {model.logp_chunk}")
+    return dataclasses.replace(config, dtype=model.dtype, attention=model.attention, logp_chunk=model.logp_chunk)
 
 
 def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
