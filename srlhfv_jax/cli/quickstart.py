@@ -3,6 +3,7 @@
 Draws the pictures, trains SFT, reward and cost heads and PPO-Lagrangian (and PPO without the constraint, to compare), judges them
 by the task's oracle, prints the targets, and writes W/result.json and W/report.html. Stopped at any moment, the same command goes
 on from there. --config=configs/quickstart.py:short is the same road in a minute or two, too short to learn anything.
+With --config=configs/quickstart.py:adapters, or :activated, all after SFT is trained as adapters over the SFT model.
 """
 
 from pathlib import Path
