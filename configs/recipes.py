@@ -41,6 +41,7 @@ def smolvlm_256m_shared() -> Recipe:
     """SmolVLM-256M with its pictures cut into 17 tiles (1,088 features), everything trained: one v5e chip, as in Colab.
 
     srlhfv plan --config=configs/ppo_lag.py:smolvlm_256m_shared --topology=v5e:1x1
+    8 prompts an iteration: 9.10 of 16.91 GB on each chip, in generate.
     """
     return Recipe("HuggingFaceTB/SmolVLM-256M-Instruct", "v5e:1x1", "shared", 8, (1, 1, 1), prompt_length=1280, step_rows=8)
 
@@ -49,6 +50,7 @@ def gemma3_4b_adapters() -> Recipe:
     """Gemma 3 4B, one frozen backbone under all six roles.
 
     srlhfv plan --config=configs/ppo_lag.py:gemma3_4b_adapters --topology=v5e:2x2
+    32 prompts an iteration: 6.49 of 16.91 GB on each chip, in generate.
     """
     return Recipe(
         "google/gemma-3-4b-it", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8, logp_chunk=64
@@ -61,6 +63,7 @@ def llava15_7b_adapters() -> Recipe:
     --config.rollout.score_microbatches=4.
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_adapters --topology=v5e:2x2
+    32 prompts an iteration: 12.77 of 16.91 GB on each chip, in generate.
     """
     return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:2x2", "adapters", 32, (-1, 1, 4), microbatches=4, step_microbatches=8)
 
@@ -69,6 +72,7 @@ def qwen2vl_7b_adapters() -> Recipe:
     """Qwen2-VL-7B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
 
     srlhfv plan --config=configs/ppo_lag.py:qwen2vl_7b_adapters --topology=v5e:2x4
+    32 prompts an iteration: 6.86 of 16.91 GB on each chip, in generate.
     """
     return Recipe(
         "Qwen/Qwen2-VL-7B-Instruct",
@@ -87,6 +91,7 @@ def llava15_7b_shared() -> Recipe:
     """LLaVA-1.5-7B, policy and critic trained whole, float32 masters; reference and scorer frozen.
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_shared --topology=v5p:2x2x1
+    32 prompts an iteration: 73.27 of 102.80 GB on each chip, in update.
     """
     return Recipe("llava-hf/llava-1.5-7b-hf", "v5p:2x2x1", "shared", 32, (1, -1, 1), microbatches=2, step_microbatches=2)
 
@@ -95,6 +100,7 @@ def llava15_7b_separate() -> Recipe:
     """LLaVA-1.5-7B, the paper's six models: policy and two critics trained whole, reference, reward and cost frozen.
 
     srlhfv plan --config=configs/ppo_lag.py:llava15_7b_separate --topology=v5e:4x8
+    64 prompts an iteration: 14.41 of 16.91 GB on each chip, in generate.
     """
     return Recipe("llava-hf/llava-1.5-7b-hf", "v5e:4x8", "separate", 64, (1, 8, 4), microbatches=2)
 
@@ -103,6 +109,7 @@ def qwen25vl_32b_adapters() -> Recipe:
     """Qwen2.5-VL-32B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
 
     srlhfv plan --config=configs/ppo_lag.py:qwen25vl_32b_adapters --topology=v6e:2x4
+    32 prompts an iteration: 17.15 of 33.55 GB on each chip, in generate.
     """
     return Recipe(
         "Qwen/Qwen2.5-VL-32B-Instruct",
@@ -121,6 +128,7 @@ def qwen25vl_72b_adapters() -> Recipe:
     """Qwen2.5-VL-72B, one frozen backbone under all six roles; pictures of at most 401,408 pixels (512 features).
 
     srlhfv plan --config=configs/ppo_lag.py:qwen25vl_72b_adapters --topology=v6e:4x4
+    32 prompts an iteration: 22.67 of 33.55 GB on each chip, in update.
     """
     return Recipe(
         "Qwen/Qwen2.5-VL-72B-Instruct",
