@@ -165,7 +165,6 @@ def ours(config, params, batch: PromptBatch):
             batch.tokens_BP[:, 1 - WORDS :],
             temperature=1.0,
             never_V=jnp.zeros(VOCAB, bool),
-            chunk=None,
         )
         return -jnp.mean(logp)
 

@@ -33,16 +33,7 @@ def get_config(arg: str = "default") -> ConfigDict:
             iterations=2 if tiny else 5592 if paper else 400,
             microbatches=1,
             critic_warmup=0 if paper or tiny else 4,
-            rollout=dict(
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                old_logp="behaviour",
-                layout="gathered",
-                offload="none",
-                microbatches=1,
-                score_microbatches=1,
-            ),
+            rollout=sections.rollout(),
             ppo=dict(
                 kl_coef=0.02 if paper else 0.1,
                 gamma=1.0,

@@ -206,16 +206,7 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         iterations=iterations,
         microbatches=1,
         critic_warmup=0,  # the critics start as copies of the scorer, which knows the end scores
-        rollout=dict(
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            old_logp="behaviour",
-            layout="gathered",
-            offload="none",
-            microbatches=1,
-            score_microbatches=1,
-        ),
+        rollout=sections.rollout(),
         ppo=dict(
             kl_coef=0.1,
             gamma=1.0,

@@ -32,6 +32,20 @@ def mesh() -> dict:
     return dict(data=1, fsdp=-1, tensor=1)
 
 
+def rollout() -> dict:
+    """Sampled from the distribution that ratios are computed with; all rows at once."""
+    return dict(
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        old_logp="behaviour",
+        layout="gathered",
+        offload="none",
+        microbatches=1,
+        score_microbatches=1,
+    )
+
+
 def data(*, batch: int, prompt: int, response: int) -> dict:
     return dict(
         path="",  # --config.data.path=...

@@ -81,7 +81,7 @@ def test_parts_of_a_batch_are_strided_so_that_no_row_leaves_its_device():
     split = parts.split(batch, 3)
     np.testing.assert_array_equal(split["x"], [[0, 3], [1, 4], [2, 5]])
     chex.assert_trees_all_equal(parts.join(split), batch)
-    with pytest.raises(UserError, match="config.microbatches 4 must divide the 6 rows of a step"):
+    with pytest.raises(UserError, match="config.microbatches 4 must divide the 6 rows"):
         accumulate(tiny.loss, tiny.initial(), ROWS[:6], 4)
 
 

@@ -24,7 +24,7 @@ def chosen_logp(
     *,
     temperature: float | Float[Array, ""],
     never_V: Bool[Array, "V"],
-    chunk: int | None = None,
+    chunk: int = 0,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """log pi(y_t | y_<t) of the given tokens and the entropy H(pi(. | y_<t)) at each position, both float32.
 
@@ -32,7 +32,7 @@ def chosen_logp(
     `hidden_BRD`, accumulated in float32.
 
     Args:
-        chunk: None: one product, fastest, holds [B, R, V] numbers. An integer: that many response positions at a time, recomputed
+        chunk: 0: one product, fastest, holds [B, R, V] numbers. Above: that many response positions at a time, recomputed
             in the backward pass, so that neither direction ever holds more than [B, chunk, V].
     """
     chex.assert_rank([hidden_BRD, unembed_VD, tokens_BR, never_V], [3, 2, 2, 1])
@@ -50,7 +50,7 @@ def chosen_logp(
         logp, entropy = _chosen(_allowed(logits, temperature, never_V), tokens_BR.reshape(-1))
         return logp.reshape(tokens_BR.shape), entropy.reshape(tokens_BR.shape)
 
-    if chunk is None:
+    if chunk == 0:
         return choose(hidden_BRD, tokens_BR)
     length = tokens_BR.shape[1]
     one_chunk = jax.checkpoint(lambda x: choose(*x))  # nothing of [B, chunk, V] is kept for the backward pass

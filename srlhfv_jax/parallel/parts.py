@@ -35,4 +35,4 @@ def over_rows(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
 def check(rows: int, parts: int, name: str) -> None:
     """Raise UserError unless `parts`, the setting `name`, divides `rows`."""
     if parts < 1 or rows % parts:
-        raise UserError(f"{name} {parts} must divide the {rows} rows of a step: change it, or the batch size")
+        raise UserError(f"{name} {parts} must divide the {rows} rows that it makes parts of: change it, or the batch size")

@@ -51,7 +51,7 @@ def response_logp(
         sequences.tokens_BT[:, -R:],
         temperature=temperature,
         never_V=never_V,
-        chunk=config.logp_chunk or None,
+        chunk=config.logp_chunk,
     )
     mask_BR = sequences.response_mask_BR
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)

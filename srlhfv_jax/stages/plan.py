@@ -87,6 +87,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     """State by tree, and reshard (if the rollout has a layout of its own), generate, score and update, compiled in that order:
     each takes what the one before gives. What rests on the host counts where it is an argument, and in `load`: every tree but the
     optimizers' is on the devices once, before it goes to rest."""
+    ppo_lag_check.check_parts(settings)
     ppo_lag_check.check_rows(settings, mesh)
     models = shapes.models(settings, config, mesh)
     vocabulary = Vocabulary(pad=0, eos=(2,), never=() if config.image_token is None else (config.image_token,))

@@ -25,7 +25,7 @@ def check(settings: PPOLagConfig) -> None:
         )
     if settings.rollout.temperature <= 0:
         raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
-    _check_parts(settings)
+    check_parts(settings)
     for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
         if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
             raise UserError(
@@ -50,13 +50,13 @@ def check_lora(settings: PPOLagConfig) -> None:
 
 
 def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:
-    """Raise UserError unless the rows divide into parts, and those of every part over the mesh."""
-    _check_parts(settings)
+    """Raise UserError unless the rows of every part divide over the mesh."""
     for name, (rows, count) in _parts(settings).items():
         hosts.check_batch(rows // count, mesh, f"with {name} {count} a part of")
 
 
-def _check_parts(settings: PPOLagConfig) -> None:
+def check_parts(settings: PPOLagConfig) -> None:
+    """Raise UserError unless minibatches divide the rows, and parts of each kind theirs."""
     if settings.data.batch_size % settings.ppo.minibatches:
         raise UserError(
             f"config.data.batch_size {settings.data.batch_size} must be a multiple of config.ppo.minibatches {settings.ppo.minibatches}"
