@@ -1,0 +1,78 @@
+"""JSON files that others wrote: whatever is wrong with one is a single `UserError` that names it.
+
+A file may be missing, a folder, cut, of another encoding, nested without end, or hold a value of another type than is needed.
+"""
+
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from srlhfv_jax.errors import UserError, reason, shown
+
+AGAIN = "copy it again, or restore it"
+UNIONS = (typing.Union, types.UnionType)
+NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def read_json(path: Path, kind: Any = dict, *, advice: str = AGAIN) -> Any:
+    """What a small JSON file holds, which must be of this type (see `fits`).
+
+    Raises:
+        UserError: it cannot be read, is no JSON, or holds something else; `advice` is what to do then.
+    """
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise UserError(f"{shown(str(path))} cannot be read ({reason(error)}): {advice}") from None
+    return parse_json(content, str(path), kind, advice=advice)
+
+
+def parse_json(content: bytes | str, origin: str, kind: Any = dict, *, advice: str = AGAIN) -> Any:
+    """The same of bytes in hand; `origin` names them."""
+    try:
+        value = json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
+        json.dumps(value, ensure_ascii=False).encode()  # half surrogates, which no file and no terminal takes
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{origin} is not JSON ({reason(error)}): {advice}") from None
+    if not fits(value, kind):
+        raise UserError(f"{origin} must hold {described(kind)}, got {shown(value)}: {advice}")
+    return value
+
+
+def take(data: dict[str, Any], name: str, kind: Any, origin: str, *, advice: str = AGAIN) -> Any:
+    """data[name], which must be there and of this type.
+
+    Raises:
+        UserError: it is not; `origin` names the file.
+    """
+    if name not in data:
+        raise UserError(f"{origin} has no {name} ({described(kind)}): {advice}")
+    if not fits(data[name], kind):
+        raise UserError(f"{origin}: {name} must be {described(kind)}, got {shown(data[name])}: {advice}")
+    return data[name]
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON is of a type: a class, `list[...]`, `dict[str, ...]` or a union. True is no int; NaN is no float."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in UNIONS:
+        return any(fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(fits(one, inner[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(one, inner[1]) for one in value.values())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return kind is Any or type(value) is kind
+
+
+def described(kind: Any) -> str:
+    """A type in words."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) in UNIONS:
+        return " or ".join("null" if one is type(None) else described(one) for one in inner)
+    name = NAMES.get(typing.get_origin(kind) or kind, "any value")
+    return f"{name} of which each is {described(inner[-1])}" if inner and inner[-1] is not Any else name
