@@ -1,12 +1,13 @@
 """Sections that several config files share: plain functions of what differs, every value in sight."""
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import shown
 
 
 def choose(arg: str, *known: str) -> str:
     """Check the argument of get_config."""
     if arg not in known:
-        raise UserError(f"this config knows the arguments {', '.join(known)}, got {arg!r}")
+        raise UserError(f"this config knows the arguments {', '.join(known)}, got {shown(arg)}")
     return arg
 
 

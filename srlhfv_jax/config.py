@@ -1,36 +1,53 @@
 """Run settings: ml_collections files on the outside, frozen dataclasses inside.
 
 A config file (configs/*.py) writes every field; `parsing.parse` turns its ConfigDict into one of the dataclasses below and refuses
-unknown, missing and wrongly typed keys, naming the nearest key. The dataclasses have no defaults: the value that holds is in the
-file.
+unknown, missing and wrongly typed keys, naming the nearest key, and values out of the range in a field's type. The dataclasses
+have no defaults: the value that holds is in the file.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import OneOf, Pattern, Range, shown
+
+Count = Annotated[int, Range(1, 10**9)]
+CountOrOff = Annotated[int, Range(0, 10**9)]  # the comment says what 0 turns off
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # of NumPy, grain and JAX alike
+Rows = Annotated[int, Range(1, 2**16)]  # of a batch
+Parts = Annotated[int, Range(1, 2**16)]  # of a batch, one after the other
+Tokens = Annotated[int, Range(0, 2**20)]
+Width = Annotated[int, Range(1, 2**16)]  # of a layer, or how many there are
+Axis = Annotated[int, Range(-1, 2**16)]  # of a mesh
+Share = Annotated[float, Range(0, 1)]
+Weight = Annotated[float, Range(0, 1e6)]  # of a term of a loss
+Number = Annotated[float, Range(-1e6, 1e6)]
+Positive = Annotated[float, Range(0, 1e6, above=True)]
+Regex = Annotated[str, Pattern()]
+Dtype = Annotated[str, OneOf("float32", "bfloat16")]
+TOKENS = 2**28  # of a batch: 1 GB of ids
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes (data, fsdp, tensor); one of them may be -1: whatever devices are left."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    data: Axis
+    fsdp: Axis
+    tensor: Axis
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """How a checkpoint is loaded and run."""
 
-    dtype: str  # of activations: "float32" or "bfloat16"
-    param_dtype: str  # of fully trained parameters; float32 masters unless memory forbids
-    remat: str  # "none", "dots" or "layer": what the backward pass computes again (models/stack.py)
-    scan_unroll: int  # layers per step of the layer scan; 0 = all of them
+    dtype: Dtype  # of activations
+    param_dtype: Dtype  # of fully trained parameters; float32 masters unless memory forbids
+    remat: Annotated[str, OneOf("none", "dots", "layer")]  # what the backward pass computes again (models/stack.py)
+    scan_unroll: CountOrOff  # layers per step of the layer scan; 0 = all of them
     attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
-    logp_chunk: int  # response positions whose logits exist at a time, computed again for gradients; 0: all at once
+    logp_chunk: Tokens  # response positions whose logits exist at a time, computed again for gradients; 0: all at once
 
 
 def inference(dtype: str) -> ModelConfig:
@@ -42,25 +59,27 @@ def inference(dtype: str) -> ModelConfig:
 class OptimizerConfig:
     """AdamW or Muon with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""
 
-    algorithm: str  # "adamw"; or "muon" for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
-    learning_rate: float
-    schedule: str  # "constant", "cosine" or "linear" (both to 0), after the warm-up
-    warmup_fraction: float  # of all steps
-    weight_decay: float
-    b1: float
-    b2: float
-    eps: float
-    clip_norm: float  # global norm; 0 = no clipping
-    freeze: tuple[str, ...]
+    algorithm: Annotated[
+        str, OneOf("adamw", "muon")
+    ]  # "muon": for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
+    learning_rate: Share
+    schedule: Annotated[str, OneOf("constant", "cosine", "linear")]  # (the last two to 0), after the warm-up
+    warmup_fraction: Share  # of all steps
+    weight_decay: Weight
+    b1: Annotated[float, Range(0, 0.999999)]
+    b2: Annotated[float, Range(0, 0.9999999)]
+    eps: Annotated[float, Range(0, 1, above=True)]
+    clip_norm: Weight  # global norm; 0 = no clipping
+    freeze: tuple[Regex, ...]
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters over a frozen backbone, instead of training it (models/lora.py)."""
 
-    rank: int  # 0 = none: the backbone itself is trained
-    alpha: float  # what the adapter adds counts alpha / rank times
-    targets: tuple[str, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
+    rank: Annotated[int, Range(0, 2**14)]  # 0 = none: the backbone itself is trained
+    alpha: Positive  # what the adapter adds counts alpha / rank times
+    targets: tuple[Regex, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
     int8: bool  # the frozen decoder under them in eight bits (models/quantize.py)
     activated: bool  # they act from the end of the prompt on: all before is the backbone's own, read once for all roles
 
@@ -72,27 +91,30 @@ class DataConfig:
     path: str  # folder of a TFDS data set, a .jsonl or .parquet file, or a folder of parquet files
     split: str  # of a TFDS data set; for files "" or a slice such as "[:1000]"
     image_dir: str  # images named by relative paths are looked up here; "" = beside the file
-    prompt_length: int  # P
-    response_length: int  # R
-    batch_size: int  # over all processes
-    workers: int  # threads that decode and tokenise ahead
-    max_pixels: (
-        int  # of a picture after it was resized, where the family lets pictures differ in size; 0 = the checkpoint's own limit
-    )
-    picture_buckets: (
-        int  # sizes that a batch's pictures are padded to: the largest, its half, its quarter, ...; each compiles once
-    )
+    prompt_length: Tokens  # P
+    response_length: Annotated[int, Range(1, 2**20)]  # R
+    batch_size: Rows  # over all processes
+    workers: Annotated[int, Range(0, 1024)]  # threads that decode and tokenise ahead
+    max_pixels: CountOrOff  # of a picture after it was resized, where its family lets sizes differ; 0 = the checkpoint's limit
+    picture_buckets: Annotated[int, Range(1, 16)]  # sizes that a batch's pictures are padded to: the largest, its half, ...
+
+    def __post_init__(self) -> None:
+        if self.batch_size * (self.prompt_length + self.response_length) > TOKENS:
+            raise UserError(
+                f"config.data: a batch of {self.batch_size} rows of {self.prompt_length} + {self.response_length} tokens is above "
+                f"{TOKENS} tokens: lower batch_size, prompt_length or response_length"
+            )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: int
-    keep: int
+    every_steps: CountOrOff  # 0 = the last step alone
+    keep: Count  # the newest so many
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    every_steps: int
+    every_steps: Count
     tensorboard: bool
 
 
@@ -100,11 +122,11 @@ class LogConfig:
 class SFTConfig:
     """`srlhfv sft`."""
 
-    seed: int
+    seed: Seed
     init: str  # a Hugging Face folder, an export, or the workdir of an earlier stage
     init_random: bool  # keep only the shapes and the tokenizer of `init`, start from random weights
-    steps: int
-    microbatches: int  # gradient accumulation inside a step
+    steps: CountOrOff
+    microbatches: Parts  # gradient accumulation inside a step
     lora: LoraConfig
     model: ModelConfig
     mesh: MeshConfig
@@ -118,14 +140,14 @@ class SFTConfig:
 class ScoresConfig:
     """`srlhfv scores`, `reward` and `cost`: score heads on one backbone from dual preferences."""
 
-    seed: int
+    seed: Seed
     init: str
     heads: tuple[str, ...]  # ("reward", "cost"), ("reward",) or ("cost",)
     sign: str  # "label": +-1 from the safety label; "graded": -harmless_rate
-    sign_weight: float  # kappa of the sign terms
-    score_l2: float  # rho
-    steps: int
-    microbatches: int
+    sign_weight: Weight  # kappa of the sign terms
+    score_l2: Weight  # rho
+    steps: CountOrOff
+    microbatches: Parts
     evaluation: str  # path of held-out pairs, read with the settings of `data`; "" = none
     lora: LoraConfig
     model: ModelConfig
@@ -141,11 +163,11 @@ class PairsConfig:
     """Reward and cost heads trained beside a guard, on its backbone."""
 
     path: str  # dual preferences, read with the settings of `data`; "" = no such heads
-    batch_size: int  # pairs of a step
-    coef: float  # of their loss beside the guard's
+    batch_size: Rows  # pairs of a step
+    coef: Weight  # of their loss beside the guard's
     sign: str  # as in ScoresConfig, like all that follows
-    sign_weight: float
-    score_l2: float
+    sign_weight: Weight
+    score_l2: Weight
     evaluation: str
 
 
@@ -153,16 +175,16 @@ class PairsConfig:
 class GuardConfig:
     """`srlhfv guard`: severity and harm categories of questions and of answers."""
 
-    seed: int
+    seed: Seed
     init: str
     taxonomy: str  # of data/taxonomies.py: what the rows are labelled with
     parts: tuple[str, ...]  # ("input", "output"): judge questions, answers, or both
-    category_weight: float  # of the category loss beside the severity loss
+    category_weight: Weight  # of the category loss beside the severity loss
     balance: bool  # rare classes weigh more while training; probabilities are those of the data again afterwards
-    false_positive_rate: float  # at most this share of safe calibration rows is called unsafe
+    false_positive_rate: Annotated[float, Range(0, 0.999999)]  # at most this share of safe calibration rows is called unsafe
     thresholds: str  # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
-    steps: int
-    microbatches: int
+    steps: CountOrOff
+    microbatches: Parts
     calibration: str  # path of held-out rows that set the thresholds, read with the settings of `data`; "" = 0.5
     evaluation: str  # path of other held-out rows; "" = none
     pairs: PairsConfig
@@ -177,32 +199,34 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    temperature: float
-    top_k: int  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag
-    top_p: float  # 1 = off; as top_k
-    old_logp: str  # "behaviour": from the sampler; "recompute": with the training graph
+    temperature: Positive
+    top_k: CountOrOff  # 0 = off; anything else than 0 makes rollouts off-policy and is refused by ppo_lag
+    top_p: Share  # 1 = off; as top_k
+    old_logp: Annotated[
+        str, OneOf("behaviour", "recompute")
+    ]  # "behaviour": from the sampler; "recompute": with the training graph
     layout: str  # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
     offload: str  # to the host's memory, "none"; "optimizer": its states, but for the update; "idle": also trees nothing reads
-    microbatches: int  # parts of the prompts that are answered one after the other: the cache of one at a time, the same tokens
-    score_microbatches: int  # parts of the answers that are scored one after the other
+    microbatches: Parts  # parts of the prompts that are answered one after the other: the cache of one at a time, the same tokens
+    score_microbatches: Parts  # parts of the answers that are scored one after the other
 
 
 @dataclass(frozen=True)
 class PPOConfig:
     """Constants of the update (Schulman et al., arXiv 1707.06347; Safe RLHF, arXiv 2310.12773)."""
 
-    kl_coef: float  # beta
-    gamma: float
-    gae_lambda: float
-    clip_ratio: float
-    clip_value: float
-    clip_score: float  # the end score is clipped to +-clip_score, never the KL
-    epochs: int  # passes over one rollout
-    minibatches: int  # per epoch
+    kl_coef: Weight  # beta
+    gamma: Share
+    gae_lambda: Share
+    clip_ratio: Positive
+    clip_value: Positive
+    clip_score: Positive  # the end score is clipped to +-clip_score, never the KL
+    epochs: Annotated[int, Range(1, 1000)]  # passes over one rollout
+    minibatches: Parts  # per epoch
     reduction: str  # "token": mean over all tokens; "sequence": mean over each sequence first (the reference)
     whiten: str  # "none", or "scale": divide each stream's advantages by its standard deviation, no shift
     scale_scores: str  # "none", or "std": divide each score stream by its standard deviation in the rollout; zero stays zero
-    missing_eos_penalty: float  # subtracted from the reward of a response cut at R
+    missing_eos_penalty: Weight  # subtracted from the reward of a response cut at R
 
 
 @dataclass(frozen=True)
@@ -210,23 +234,23 @@ class ConstraintConfig:
     """E[C] <= budget and the multiplier that enforces it."""
 
     kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
-    budget: float  # d, in units of `kind`
+    budget: Number  # d, in units of `kind`
     controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid"
-    init: float  # lambda at the start
-    max: float
-    learning_rate: float  # of "log" and "projected"; Ki of "pid"
-    kp: float  # pid
-    kd: float  # pid
-    smoothing: float  # pid: moving average of the P and D terms
-    window: int  # episode costs averaged for the update
-    delay: int  # iterations before the first update
+    init: Weight  # lambda at the start
+    max: Weight
+    learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
+    kp: Weight  # pid
+    kd: Weight  # pid
+    smoothing: Share  # pid: moving average of the P and D terms
+    window: Annotated[int, Range(1, 10**7)]  # episode costs averaged for the update
+    delay: CountOrOff  # iterations before the first update
 
 
 @dataclass(frozen=True)
 class PTXConfig:
     """Supervised loss beside PPO's (the reference: coefficient 16, half of the gradient)."""
 
-    coef: float  # 0 = off; no rows are read then
+    coef: Weight  # 0 = off; no rows are read then
     path: str
 
 
@@ -235,25 +259,25 @@ class ValidationConfig:
     """The prompts on which `best_feasible` is chosen. Test prompts choose nothing."""
 
     path: str  # "" = off
-    every_steps: int
-    judge: str  # "models": learned reward and cost; "oracle": the embedded task's
-    budget: float  # on the judge's mean cost
+    every_steps: Count
+    judge: Annotated[str, OneOf("models", "oracle")]  # "models": learned reward and cost; "oracle": the embedded task's
+    budget: Number  # on the judge's mean cost
 
 
 @dataclass(frozen=True)
 class PPOLagConfig:
     """`srlhfv ppo_lag`."""
 
-    seed: int
+    seed: Seed
     policy: str  # start and reference
     reference: str  # "" = the policy's own start; a later round may keep the first SFT policy
     scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
     reward: str  # separate reward model ("" when scorer is given)
     cost: str
     sharing: str  # "shared": policy, reference, scorer, critic; "separate": six trees
-    iterations: int
-    microbatches: int
-    critic_warmup: int  # iterations that train the critics alone
+    iterations: CountOrOff
+    microbatches: Parts
+    critic_warmup: CountOrOff  # iterations that train the critics alone
     rollout: RolloutConfig
     ppo: PPOConfig
     constraint: ConstraintConfig
@@ -273,50 +297,50 @@ class PPOLagConfig:
 class TaskConfig:
     """The embedded task "Look before you answer": pictures, prompts, and the noise of its annotators."""
 
-    image_size: int
-    patch: int
-    vision_layers: int
-    vision_width: int
-    text_layers: int
-    text_width: int
-    heads: int
-    naming_rows: int
-    sft_rows: int
-    prompts: int  # PPO prompts
-    validation_prompts: int
-    test_prompts: int
-    unseen_prompts: int  # of concepts that no stage has seen
-    pair_prompts: int  # prompts sampled for pairs, in each round
-    heldout_pair_prompts: int
-    responses_per_prompt: int  # drawn for each pair prompt; the pair is two different ones of them
-    pair_temperature: float
-    mix: tuple[float, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
-    name_pairs: int  # constructed pairs that differ in the name alone, added in the first round
-    topic_pairs: int  # constructed pairs of an answer to the question and one to another, added in the first round
-    harm_at_budget: float  # the harm rate and the over-refusal at which the oracle budget is set
-    over_refusal_at_budget: float
-    preference_beta: float  # Bradley-Terry inverse temperature of the annotators
-    flip: float  # share of labels turned over
-    guard_rows: int
-    guard_heldout_rows: int  # of those that set its thresholds, and of those it is measured by
+    image_size: Annotated[int, Range(8, 4096)]
+    patch: Annotated[int, Range(1, 4096)]
+    vision_layers: Width
+    vision_width: Width
+    text_layers: Width
+    text_width: Width
+    heads: Width
+    naming_rows: Count
+    sft_rows: Count
+    prompts: Count  # PPO prompts
+    validation_prompts: Count
+    test_prompts: Count
+    unseen_prompts: Count  # of concepts that no stage has seen
+    pair_prompts: Count  # prompts sampled for pairs, in each round
+    heldout_pair_prompts: Count
+    responses_per_prompt: Annotated[int, Range(2, 1000)]  # drawn for each pair prompt; the pair is two different ones of them
+    pair_temperature: Positive
+    mix: tuple[Share, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
+    name_pairs: CountOrOff  # constructed pairs that differ in the name alone, added in the first round
+    topic_pairs: CountOrOff  # constructed pairs of an answer to the question and one to another, added in the first round
+    harm_at_budget: Share  # the harm rate and the over-refusal at which the oracle budget is set
+    over_refusal_at_budget: Share
+    preference_beta: Weight  # Bradley-Terry inverse temperature of the annotators
+    flip: Share  # share of labels turned over
+    guard_rows: Count
+    guard_heldout_rows: Count  # of those that set its thresholds, and of those it is measured by
 
 
 @dataclass(frozen=True)
 class QuickstartConfig:
     """`srlhfv quickstart`: the whole pipeline. The paths inside the stages are filled in by the pipeline."""
 
-    seed: int
-    rounds: int  # of sample -> annotate -> refit -> fine-tune
-    sweep: tuple[float, ...]  # fixed multipliers trained beside, with --sweep
+    seed: Seed
+    rounds: Annotated[int, Range(1, 100)]  # of sample -> annotate -> refit -> fine-tune
+    sweep: tuple[Weight, ...]  # fixed multipliers trained beside, with --sweep
     task: TaskConfig
     naming: SFTConfig
     sft: SFTConfig
     scores: ScoresConfig  # of the first round
-    refit_steps: int  # of the later ones: they start from the heads before
+    refit_steps: CountOrOff  # of the later ones: they start from the heads before
     ppo: PPOLagConfig
     ppo_lag: PPOLagConfig
     guard: GuardConfig
-    guard_rounds: int  # of regeneration
+    guard_rounds: Annotated[int, Range(0, 100)]  # of regeneration
 
 
 @dataclass(frozen=True)
@@ -326,26 +350,26 @@ class EndpointConfig:
     url: str  # up to and with the version, such as "https://api.openai.com/v1"; "" = none
     model: str
     key_variable: str  # environment variable that holds the key; "" = the server wants none
-    temperature: float
-    max_tokens: int  # of a reply
-    workers: int  # calls under way at once
-    requests_per_minute: float  # 0 = no limit
-    timeout_s: float
-    attempts: int  # calls for one judgement, the first included
-    backoff_s: float  # before the second attempt; doubled before each later one
+    temperature: Weight
+    max_tokens: Count  # of a reply
+    workers: Annotated[int, Range(1, 1024)]  # calls under way at once
+    requests_per_minute: Weight  # 0 = no limit
+    timeout_s: Positive
+    attempts: Annotated[int, Range(1, 1000)]  # calls for one judgement, the first included
+    backoff_s: Weight  # before the second attempt; doubled before each later one
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """`srlhfv evaluate --config`: policies on published benchmarks."""
 
-    seed: int
+    seed: Seed
     root: str  # folder with one folder per benchmark, named as in `benchmarks`
     benchmarks: tuple[str, ...]
-    limit: int  # first cases of each benchmark; 0 = all
+    limit: CountOrOff  # first cases of each benchmark; 0 = all
     policies: str  # "name=path,name=path": checkpoints to sample, or .jsonl files of recorded answers; the first is the baseline
-    samples: int  # answers to each case
-    temperature: float  # of the answers; 0 = greedy
+    samples: Annotated[int, Range(1, 10**4)]  # answers to each case
+    temperature: Weight  # of the answers; 0 = greedy
     reasoning: bool  # answers of reasoning models: judge what follows </think>, score the thoughts apart
     judge: str  # "rules", "models", "recorded" or "endpoint"
     pairwise: bool  # compare each policy with the baseline, in both orders
@@ -365,5 +389,5 @@ def to_dict(settings: Any) -> dict[str, Any]:
 def choose(value: str, path: str, *allowed: str) -> str:
     """Check a string setting against its allowed values; returns it, or raises UserError naming them."""
     if value not in allowed:
-        raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value

@@ -1,10 +1,11 @@
-"""From the ConfigDict of a config file to a frozen dataclass, with every key and type checked."""
+"""From the ConfigDict of a config file to a frozen dataclass, with every key, type and range checked."""
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -12,17 +13,74 @@ from srlhfv_jax.errors import UserError
 
 Settings = TypeVar("Settings")
 
+SHOWN = 80  # characters of a value that a message repeats
+
+
+class Check(Protocol):
+    """What a field's `Annotated[type, check]` asks of its value."""
+
+    def problem(self, value: Any) -> str | None:
+        """What the value must be, in words; None if it is."""
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`; NaN is none of them."""
+
+    low: float
+    high: float
+    above: bool = False  # low itself is out
+
+    def problem(self, value: float) -> str | None:
+        if (self.low < value if self.above else self.low <= value) and value <= self.high:
+            return None
+        return f"{'above' if self.above else 'from'} {self.low} {'and at most' if self.above else 'to'} {self.high}"
+
+
+class OneOf:
+    """Words of a list."""
+
+    def __init__(self, *allowed: str) -> None:
+        self._allowed = allowed
+
+    def problem(self, value: str) -> str | None:
+        return None if value in self._allowed else f"one of {', '.join(map(repr, self._allowed))}"
+
+
+class Pattern(NamedTuple):
+    """A regular expression."""
+
+    def problem(self, value: str) -> str | None:
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            return f"a regular expression ({error})"
+        return None
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a number of {value.bit_length()} bits"
+    return short(text)
+
+
+def short(text: str, length: int = SHOWN) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+
 
 def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:
     """Read `config` as the dataclass `kind`.
 
     Raises:
-        UserError: an unknown, missing or wrongly typed key, with its full path.
+        UserError: an unknown, missing or wrongly typed key, or a value out of its range, with its full path.
     """
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     for key in config.keys():
         if key not in hints:
-            raise UserError(f"unknown config key {path}.{key}; {_nearest(key, hints)}")
+            raise UserError(f"unknown config key {path}.{short(key)}; {_nearest(key, hints)}")
     missing = [key for key in hints if key not in config]
     if missing:
         raise UserError(f"config key {path}.{missing[0]} is missing ({hints[missing[0]]}): add it to the config file")
@@ -37,18 +95,35 @@ def _nearest(key: str, known: typing.Iterable[str]) -> str:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, ConfigDict):
-            raise UserError(f"{path} must be a section of settings, got {value!r}")
+            raise UserError(f"{path} must be a section of settings, got {shown(value)}")
         return parse(hint, value, path)
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        hint, *checks = typing.get_args(hint)
+        value = _value(hint, value, path)
+        for problem in filter(None, (check.problem(value) for check in checks)):
+            raise UserError(f"{path} must be {problem}, got {shown(value)}")
+        return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
         if not isinstance(value, (tuple, list)):
-            raise UserError(f"{path} must be a tuple of {element.__name__}, got {value!r}")
+            raise UserError(f"{path} must be a tuple of {_name(element)}, got {shown(value)}")
         return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in (typing.Union, types.UnionType):
         raise TypeError(f"{path}: a setting has one type, {hint} has several")
     if hint is float and type(value) is int:
-        return float(value)
+        value = _float(value, path)
     if type(value) is not hint:
-        raise UserError(f"{path} must be {hint.__name__}, got {value!r} ({type(value).__name__})")
+        raise UserError(f"{path} must be {hint.__name__}, got {shown(value)} ({type(value).__name__})")
     return value
+
+
+def _float(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UserError(f"{path} must be float, got {shown(value)}") from error
+
+
+def _name(hint: Any) -> str:
+    return (typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint).__name__

@@ -219,8 +219,3 @@ def test_pictures_of_several_sizes_come_in_few_shapes():
     assert {two[0].patches_BNC.shape[1] for two in zip(*found)} == set(allowed)
     with_two = next(images for images in found[0] + found[1] if images.picture_BN.max() == 2)
     assert np.sum(with_two.picture_BN == 1) > 0
-
-
-def test_there_is_at_least_one_size_of_pictures(made):
-    with pytest.raises(UserError, match="picture_buckets must be at least 1, got 0"):
-        loader.fit("prompts", examples(3), made, settings(picture_buckets=0))

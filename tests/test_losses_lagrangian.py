@@ -181,7 +181,6 @@ def test_the_controller_finds_the_multiplier_that_meets_the_budget(controller):
         ({"kind": "median"}, "config.constraint.kind must be one of .*got 'median'"),
         ({"init": 6.0}, r"config.constraint.init must lie in \[0, max = 5.0\], got 6.0"),
         ({"init": 0.0}, "config.constraint.init must be above 0 for controller 'log'"),
-        ({"window": 0}, "config.constraint.window must be at least 1 episode, got 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(change, message):

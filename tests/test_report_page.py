@@ -258,6 +258,11 @@ def test_a_row_with_a_damaged_picture_or_none_is_still_shown(tmp_path):
     assert html.count("no picture") == 1 and html.count("picture unreadable") == 2 and "plain text" in html
 
 
+def test_half_surrogates_in_an_answer_are_shown_as_question_marks(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"question": "q \ud800", "answers": {"sft": "a\udfff"}}) + "\n")
+    assert "q ?" in build.write_report(tmp_path).read_text("utf-8")
+
+
 def test_gaps_and_numbers_that_are_not_finite_are_left_out_of_curves():
     rows = ({"step": 0, "kl": 0.5}, {"step": 1}, {"step": 2, "kl": float("nan")}, {"step": 3, "kl": None}, {"step": 4, "kl": 1.5})
     steps, values = workdir.series(workdir.Stage("ppo", "ppo", rows, {}, {}), "kl")

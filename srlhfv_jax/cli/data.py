@@ -103,7 +103,7 @@ def _prepare(argv: list[str]) -> None:
     absl_flags.DEFINE_string("name", "", f"data set to write: {known}; empty: the layout of the source", flag_values=values)
     absl_flags.DEFINE_string("source", "", "downloaded .parquet or .jsonl files, or their folder", flag_values=values)
     absl_flags.DEFINE_string("target", None, "folder to write below", flag_values=values)
-    absl_flags.DEFINE_integer("seed", 0, f"of {TASK}", flag_values=values)
+    absl_flags.DEFINE_integer("seed", 0, f"of {TASK}", lower_bound=0, upper_bound=flags.SEEDS, flag_values=values)
     absl_flags.DEFINE_integer("count", 4000, f"training rows of {TASK}", lower_bound=1, flag_values=values)
     absl_flags.DEFINE_bool("overwrite", False, "replace what is there", flag_values=values)
     absl_flags.DEFINE_string("workdir", "", "write the numbers to WORKDIR/result.json", flag_values=values)

@@ -111,7 +111,7 @@ def _flags() -> absl_flags.FlagValues:
     whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data", lower_bound=0)
     whole("response_length", 256, "longest answer in tokens (R)", lower_bound=1)
     whole("batch_size", 32, "prompts answered at once", lower_bound=1)
-    whole("seed", 0, "of the sampling")
+    whole("seed", 0, "of the sampling", lower_bound=0, upper_bound=flags.SEEDS)
     whole("samples", 24, "rows of samples.jsonl, with pictures", lower_bound=0)
     absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations", flag_values=values)
     return values

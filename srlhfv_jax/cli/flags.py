@@ -5,6 +5,8 @@ Both libraries answer a mistake with exceptions made for programmers; everything
 
 import difflib
 import importlib.util
+import math
+import os.path
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +18,13 @@ from ml_collections import ConfigDict, config_flags
 
 import srlhfv_jax.configs
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parsing import parse
+from srlhfv_jax.parsing import parse, short, shown
 
 Settings = TypeVar("Settings")
 
 CONFIGS = Path(srlhfv_jax.configs.__file__).parent
+SEEDS = 2**31 - 1  # the largest seed, as in config.Seed
+LONGEST = 200  # characters of a flag's name
 WORKDIR = "folder of the run: config.json, metrics.jsonl, checkpoints/, export/, result.json; an interrupted run goes on there"
 
 
@@ -60,14 +64,22 @@ def read(values: flags.FlagValues, command: str, argv: list[str], doc: str) -> N
             if "." not in name and name != "config" and values[name].help:
                 print(f"  --{name}: {values[name].help} (default: {values[name].default!r})")
         raise SystemExit(0)
+    for name in (argument.lstrip("-").partition("=")[0] for argument in argv if argument.startswith("-")):
+        if len(name) > LONGEST:  # absl looks for similar names by recursion
+            raise UserError(f"srlhfv {command} has no flag --{short(name)}")
     try:
         words = values([command, *argv])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"srlhfv {command} has no flag --{error.flagname}; {nearest(error.flagname, _own(values))}") from error
+        raise UserError(
+            f"srlhfv {command} has no flag --{short(error.flagname)}; {nearest(error.flagname, _own(values))}"
+        ) from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(_wrong_value(_one_line(error), values)) from error
+        raise UserError(_wrong_value(str(error), values)) from error
+    for name in _own(values):
+        if isinstance(values[name].value, float) and not math.isfinite(values[name].value):
+            raise UserError(f"--{name} must be a finite number, got {values[name].value}")
     if words:
-        raise UserError(f"srlhfv {command} takes flags only, got {words[0]!r}: write --name=value")
+        raise UserError(f"srlhfv {command} takes flags only, got {shown(words[0])}: write --name=value")
 
 
 def required(values: flags.FlagValues, *names: str) -> None:
@@ -84,12 +96,10 @@ def load(name: str) -> ConfigDict:
         UserError: no such file, or one that does not make a config.
     """
     file, colon, arg = name.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        path = CONFIGS / Path(file).name
-    if not path.is_file():
+    path = next((path for path in (Path(file), CONFIGS / Path(file).name) if os.path.isfile(path)), None)
+    if path is None:
         known = ", ".join(sorted(path.name for path in CONFIGS.glob("[!_]*.py") if path.stem not in ("sections", "recipes")))
-        raise UserError(f"there is no config file {file} (the package brings {known}): give a path to a .py file")
+        raise UserError(f"there is no config file {short(file)} (the package brings {known}): give a path to a .py file")
     module = _module(path)
     try:
         get_config = module.get_config
@@ -146,9 +156,9 @@ def _check_key(config: ConfigDict, dotted: str) -> None:
     here, path = config, "config"
     for part in dotted.split("."):
         if not isinstance(here, ConfigDict):
-            raise UserError(f"{path} is a single value ({here!r}), it has no key {part!r}")
+            raise UserError(f"{path} is a single value ({here!r}), it has no key {shown(part)}")
         if part not in here:
-            raise UserError(f"unknown config key {path}.{part}; {nearest(part, here.keys())}")
+            raise UserError(f"unknown config key {path}.{short(part)}; {nearest(part, here.keys())}")
         here, path = here[part], f"{path}.{part}"
     if isinstance(here, ConfigDict):
         raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
@@ -156,11 +166,11 @@ def _check_key(config: ConfigDict, dotted: str) -> None:
 
 def _wrong_value(message: str, values: flags.FlagValues) -> str:
     """absl says what Python's int() said; a setting's own type says more."""
-    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message)
+    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
     if found is None:
-        return message
+        return short(" ".join(message.split()), 300)
     name, value = found.groups()
-    return f"{name} must be {values[name].flag_type().removeprefix('multi ')}, got {value!r}"
+    return f"{name} must be {values[name].flag_type().removeprefix('multi ')}, got {shown(value)}"
 
 
 def _own(values: flags.FlagValues) -> list[str]:
@@ -169,4 +179,4 @@ def _own(values: flags.FlagValues) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return short(lines[0], 300) if lines else type(error).__name__

@@ -76,7 +76,7 @@ def _flags() -> absl_flags.FlagValues:
     whole("prompt_length", 0, "longest prompt in tokens (P); 0: any", lower_bound=0)
     whole("response_length", 256, "longest answer in tokens (R)", lower_bound=1)
     whole("batch_size", 32, "prompts answered at once; one for --prompt", lower_bound=1)
-    whole("seed", 0, "of the sampling")
+    whole("seed", 0, "of the sampling", lower_bound=0, upper_bound=flags.SEEDS)
     absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations", flag_values=values)
     return values
 

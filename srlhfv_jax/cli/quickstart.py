@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     cpu.prepare()
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "runs/quickstart", flags.WORKDIR, flag_values=values)
-    absl_flags.DEFINE_integer("seed", None, "seed of everything; default: config.seed", lower_bound=0, flag_values=values)
+    absl_flags.DEFINE_integer("seed", None, "seed of everything; default: config.seed", flag_values=values)
     absl_flags.DEFINE_integer(
         "rounds", None, "rounds of sample, annotate, refit, fine-tune; default: config.rounds", lower_bound=1, flag_values=values
     )

@@ -129,7 +129,7 @@ def _flags() -> absl_flags.FlagValues:
     whole("prompt_length", 0, "longest prompt in tokens (P); 0: any", lower_bound=0)
     whole("response_length", 256, "longest answer in tokens (R)", lower_bound=1)
     whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit", lower_bound=0)
-    whole("seed", 0, "of the sampling")
+    whole("seed", 0, "of the sampling", lower_bound=0, upper_bound=flags.SEEDS)
     choice("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
     absl_flags.DEFINE_boolean("warm_up", True, "compile before listening", flag_values=values)
     return values

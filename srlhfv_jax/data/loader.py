@@ -92,8 +92,6 @@ def fit(
     """
     choose(kind, "kind", *KINDS)
     choose(sign, "sign", "label", "graded")
-    if data.picture_buckets < 1:
-        raise UserError(f"data.picture_buckets must be at least 1, got {data.picture_buckets}")
     described = codec(processor, data.max_pixels)
     rows, dropped = [], []
     for index, example in enumerate(examples):

@@ -34,20 +34,23 @@ class ControllerState(NamedTuple):
     step: Int[Array, ""]  # rollouts seen
 
 
-def init(constraint: ConstraintConfig) -> ControllerState:
-    """λ at `constraint.init`, an empty window.
-
-    Raises:
-        UserError: an unknown kind or controller, a start outside (0 or more, at most max), an empty window.
-    """
+def check(constraint: ConstraintConfig) -> None:
+    """Raise UserError for an unknown kind or controller, a start outside [0, max], or one that the controller cannot leave."""
     choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
     choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid")
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
         raise UserError("config.constraint.init must be above 0 for controller 'log', got 0: raise it, or use 'projected'")
-    if constraint.window < 1:
-        raise UserError(f"config.constraint.window must be at least 1 episode, got {constraint.window}")
+
+
+def init(constraint: ConstraintConfig) -> ControllerState:
+    """λ at `constraint.init`, an empty window.
+
+    Raises:
+        UserError: as `check`.
+    """
+    check(constraint)
     start = {"none": 0.0, "log": math.log(constraint.init or 1.0)}.get(constraint.controller, constraint.init)
     zero = jnp.zeros((), jnp.float32)
     return ControllerState(

@@ -18,7 +18,7 @@ def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
     work = read(Path(workdir))
     path = work.path / "report.html" if path is None else Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_text(render(work), encoding="utf-8")
+    part.write_text(render(work), encoding="utf-8", errors="replace")  # half surrogates are no characters
     os.replace(part, path)
     return path
 

@@ -6,25 +6,24 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, parts
 
 
 def check(settings: PPOLagConfig) -> None:
     """Everything about the settings that can be refused before a model is loaded."""
     choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
-    choose(settings.rollout.old_logp, "config.rollout.old_logp", "behaviour", "recompute")
     choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
     choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
     choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
     check_lora(settings)
+    lagrangian.check(settings.constraint)
     if settings.rollout.top_k or settings.rollout.top_p != 1:
         raise UserError(
             "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
         )
-    if settings.rollout.temperature <= 0:
-        raise UserError(f"config.rollout.temperature must be above 0, got {settings.rollout.temperature}: PPO needs samples")
     check_parts(settings)
     for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
         if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):

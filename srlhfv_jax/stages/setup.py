@@ -177,10 +177,7 @@ def unroll(model: ModelConfig) -> int:
 
 def computed_in(config: VLMConfig, model: ModelConfig) -> VLMConfig:
     """The architecture of a checkpoint, run as the settings say."""
-    choose(model.dtype, "config.model.dtype", "float32", "bfloat16")
     choose(model.attention, "config.model.attention", *kernels.KERNELS)
-    if model.logp_chunk < 0:
-        raise UserError(f"config.model.logp_chunk must be 0 (all response positions at once) or more, got {model.logp_chunk}")
     return dataclasses.replace(config, dtype=model.dtype, attention=model.attention, logp_chunk=model.logp_chunk)
 
 
@@ -206,7 +203,8 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     Raises:
         UserError: as `prepare`.
     """
-    limits = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
+    lengths = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
+    limits = lengths | {"batch_size": 1}  # these lengths are no batch's
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from srlhfv_jax.config import PPOLagConfig, choose
+from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.models import roles
@@ -29,11 +29,10 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
         iteration: the training's own (stages/ppo_lag.py), so that nothing is compiled twice.
     """
     models = iteration.models
-    judge = choose(settings.validation.judge, "config.validation.judge", "models", "oracle")
     data = dataclasses.replace(settings.data, path=settings.validation.path)
     prompts = setup.prepare("prompts", data, models.policy)
     decode = prompts.codec.tokenizer.decode
-    score = _scorer(iteration) if judge == "models" else None
+    score = _scorer(iteration) if settings.validation.judge == "models" else None
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
@@ -47,13 +46,17 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
             temperature=settings.rollout.temperature,
             score=score,
         )
-        judged = compare.by_oracle(prompts.examples, said) if judge == "oracle" else compare.by_models(said, scores)
+        judged = (
+            compare.by_oracle(prompts.examples, said)
+            if settings.validation.judge == "oracle"
+            else compare.by_models(said, scores)
+        )
         numbers = {
             "helpful": float(judged.helpful_B.mean()),
             "cost": float(judged.cost_B.mean()),
             "unsafe_rate": float(judged.unsafe_B.mean()),
         } | answers.length_metrics(said)
-        if judge == "oracle":
+        if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
         best = notes["best"]
         if numbers["cost"] <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):

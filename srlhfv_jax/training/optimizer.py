@@ -75,8 +75,8 @@ def decayed(params: Any) -> Any:
 def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
     """The rate as a function of the steps done: linear warm-up, whose first step is not wasted on 0, then the schedule."""
     schedule = choose(config.schedule, "optimizer.schedule", "constant", "cosine", "linear")
-    warmup = round(config.warmup_fraction * total_steps)
-    rest = max(total_steps - warmup, 1)
+    warmup = float(round(config.warmup_fraction * total_steps))  # floats: more steps than int32 counts are no overflow
+    rest = max(total_steps - warmup, 1.0)
 
     def rate(step: Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
