@@ -1,7 +1,6 @@
 """Sections that several config files share: plain functions of what differs, every value in sight."""
 
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.parsing import shown
+from srlhfv_jax.errors import UserError, shown
 
 
 def choose(arg: str, *known: str) -> str:

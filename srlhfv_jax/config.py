@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.parsing import OneOf, Pattern, Range, shown
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.parsing import OneOf, Pattern, Range
 
 Count = Annotated[int, Range(1, 10**9)]
 CountOrOff = Annotated[int, Range(0, 10**9)]  # the comment says what 0 turns off

@@ -16,7 +16,12 @@ def shown(value: Any) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; a number of more digits than Python writes
         return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
+    return short(text)
+
+
+def short(text: str, length: int = LONGEST_SHOWN) -> str:
+    """A text that is cut after so many characters."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def reason(error: BaseException) -> str:

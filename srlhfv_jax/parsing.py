@@ -9,11 +9,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, reason, short, shown
 
 Settings = TypeVar("Settings")
-
-SHOWN = 80  # characters of a value that a message repeats
 
 
 class Check(Protocol):
@@ -53,22 +51,8 @@ class Pattern(NamedTuple):
         try:
             re.compile(value)
         except (re.error, RecursionError, OverflowError) as error:
-            return f"a regular expression ({error})"
+            return f"a regular expression ({reason(error)})"
         return None
-
-
-def shown(value: Any) -> str:
-    """A value for a message: its repr, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a number of {value.bit_length()} bits"
-    return short(text)
-
-
-def short(text: str, length: int = SHOWN) -> str:
-    """A text for a message, cut where it is long."""
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
 
 
 def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:

@@ -17,8 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import srlhfv_jax.configs
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.parsing import parse, short, shown
+from srlhfv_jax.errors import UserError, reason, short, shown
+from srlhfv_jax.parsing import parse
 
 Settings = TypeVar("Settings")
 
@@ -47,7 +47,7 @@ def read_with_config(command: str, values: flags.FlagValues, argv: list[str], do
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[command, *rest])
     except (TypeError, ValueError) as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(reason(error)) from error
     read(values, command, rest, f"{doc}\n\n--config={name}; every value in it can be set with --config.section.key=VALUE.")
     return values.config
 
@@ -108,7 +108,7 @@ def load(name: str) -> ConfigDict:
     try:
         config = get_config(arg) if colon else get_config()
     except TypeError as error:
-        raise UserError(f"{path}: {_one_line(error)}") from error
+        raise UserError(f"{path}: {reason(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {path} must return a ConfigDict, got {type(config).__name__}")
     return config.lock()
@@ -130,7 +130,7 @@ def _module(path: Path) -> ModuleType:
     except UserError:
         raise
     except Exception as error:  # whatever the user's file does
-        raise UserError(f"{path} cannot be read as a config file: {type(error).__name__}: {_one_line(error)}") from error
+        raise UserError(f"{path} cannot be read as a config file: {type(error).__name__}: {reason(error)}") from error
     return module
 
 
@@ -175,8 +175,3 @@ def _wrong_value(message: str, values: flags.FlagValues) -> str:
 
 def _own(values: flags.FlagValues) -> list[str]:
     return [name for name in values if "." not in name]
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return short(lines[0], 300) if lines else type(error).__name__
