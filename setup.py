@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["srlhfv_jax", "srlhfv_jax.*"]) + ["srlhfv_jax.configs"],
     package_dir={"srlhfv_jax.configs": "configs"},
-    entry_points={"console_scripts": ["srlhfv=srlhfv_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["srlhfv=srlhfv_jax.__main__:run"]},
     install_requires=[
         "absl-py",
         "array-record",

@@ -1,5 +1,8 @@
 """The one exception for a user's mistake, which the command line prints as one line, with exit code 2; what its line shows, cut to fit."""
 
+import errno
+import os
+from collections.abc import Iterator
 from typing import Any
 
 LONGEST_SHOWN = 80  # characters of a value in a message
@@ -29,3 +32,32 @@ def reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in (lines[0] if lines else type(error).__name__))
     return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 40]} ... {text[-30:]}"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG, errno.ESTALE, errno.EIO)
+ADVICE = dict.fromkeys(FULL, "free some room, or give another folder")
+ADVICE |= dict.fromkeys(CLOSED, "give a place that this user may read and write")
+ADVICE |= dict.fromkeys(GONE, "restore it, or give another path")
+
+
+def disk(error: BaseException) -> str | None:
+    """One line of an error whose cause is where files lie: full, closed, gone; None: it is another error.
+
+    Libraries that write through C++ repeat only what the system said.
+    """
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno in ADVICE:
+            place = f": {shown(str(one.filename))}" if one.filename else ""
+            return f"{os.strerror(one.errno)}{place}; {ADVICE[one.errno]}"
+        for number in (*FULL, *CLOSED):
+            if not isinstance(one, OSError) and os.strerror(number).lower() in str(one).lower():
+                return f"{reason(one)}; {ADVICE[number]}"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,8 +1,10 @@
 """The command line: every mistake of a user is one line and exit code 2; results and settings are written."""
 
+import errno
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -138,20 +140,100 @@ def test_a_changed_setting_is_refused_before_anything_is_overwritten(tmp_path):
         stage.run(never, settings_of(), tmp_path / "config.json")
 
 
-def test_sigterm_outside_the_loop_exits_with_143():
-    script = (
-        "import os, signal; from srlhfv_jax.cli import main; "
-        "main._run = lambda name, argv: os.kill(os.getpid(), signal.SIGTERM); main.main(['report'])"
+STARTED = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "absl":
+            os.kill(os.getpid(), signal.{name})
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["srlhfv", "report"]
+runpy.run_module("srlhfv_jax", run_name="__main__")
+"""
+SWALLOWED = """
+import os, signal
+from srlhfv_jax.cli import main
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+
+def never(name, argv):
+    Dying()
+    print("went on")
+
+main._run = never
+main.main(["report"])
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize("script", [STARTED, SWALLOWED], ids=["while modules are imported", "where exceptions are swallowed"])
+def test_a_signal_outside_the_loop_ends_the_command_wherever_it_lands(script, name, code):
+    ended = subprocess.run([sys.executable, "-c", script.format(name=name)], capture_output=True, text=True)
+    assert ended.returncode == code and "went on" not in ended.stdout
+    assert ended.stderr == (
+        "srlhfv: interrupted; the same command goes on from the last checkpoint\n" if name == "SIGINT" else ""
     )
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 143
 
 
 def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
-    def interrupted(name, argv):
-        raise KeyboardInterrupt
+    assert failing(capsys, monkeypatch, KeyboardInterrupt()) == (
+        130,
+        "srlhfv: interrupted; the same command goes on from the last checkpoint\n",
+    )
 
-    monkeypatch.setattr(main, "_run", interrupted)
-    assert run(capsys, "sft") == (130, "srlhfv: interrupted; the same command goes on from the last checkpoint\n")
+
+def failing(capsys, monkeypatch, error: BaseException) -> tuple[int, str]:
+    """What a command says that raises this."""
+
+    def fail(name, argv):
+        raise error
+
+    monkeypatch.setattr(main, "_run", fail)
+    return run(capsys, "sft")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free some room"),
+        (PermissionError(errno.EACCES, "denied", "w/x"), "Permission denied: 'w/x'; give a place that this user may"),
+        (OSError(errno.EROFS, "", "w" * 9000), "Read-only file system: 'www"),
+        (ValueError("UNKNOWN: Error writing [OS error 28: ENOSPC No space left on device]\nmore"), "free some room"),
+        (FileNotFoundError(errno.ENOENT, "gone", "w/x"), "No such file or directory: 'w/x'; restore it"),
+    ],
+    ids=["full", "denied", "read-only", "full, in C++", "removed"],
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_exit_code_2(capsys, monkeypatch, error, said):
+    code, line = failing(capsys, monkeypatch, error)
+    assert code == 2 and said in line and line.count("\n") == 1 and len(line) < 500
+    assert line.endswith("; then the same command goes on from the last checkpoint\n")
+    wrapped = RuntimeError("it failed")
+    wrapped.__cause__ = error
+    assert failing(capsys, monkeypatch, wrapped)[0] == 2
+
+
+def test_any_other_error_is_one_line_that_names_a_file_with_its_traceback(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, line = failing(capsys, monkeypatch, ZeroDivisionError("by \ud800 zero\nand so on"))
+    (kept,) = tmp_path.iterdir()
+    assert code == 1 and line.startswith("srlhfv: error: ZeroDivisionError: by") and line.count("\n") == 1 and str(kept) in line
+    assert "raise error" in kept.read_text() and "and so on" in kept.read_text()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    code, line = failing(capsys, monkeypatch, ZeroDivisionError("by zero"))
+    assert code == 1 and "Traceback" in line  # nowhere to keep it: nothing is lost
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    script = (
+        "from srlhfv_jax.cli import main; main._run = lambda *_: [print('x' * 99) for _ in range(9999)]; main.main(['report'])"
+    )
+    command = f'set -o pipefail; {sys.executable} -c "{script}" | head -1'
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.stdout == "x" * 99 + "\n" and ended.stderr == ""
 
 
 def test_python_dash_m_is_the_same_command():

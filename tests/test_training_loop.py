@@ -1,6 +1,7 @@
 """The loop that all stages share: resume, kill, SIGTERM, non-finite numbers, what is logged and when."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 
+from srlhfv_jax import signals
 from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel.mesh import make_mesh
@@ -90,6 +92,39 @@ def test_a_real_sigterm_is_heard_in_this_process_and_the_old_handler_comes_back(
         tiny.train(tmp_path, one_device, batches=tiny.Batches(2, signal.SIGTERM))
     assert stopped.value.code == 143 and [row["step"] for row in tiny.rows(tmp_path)] == [1, 2]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_in_the_loop_saves_wherever_it_lands_and_the_second_is_the_old_handlers(
+    tmp_path, one_device, uninterrupted, capfd
+):
+    """It lands in a __del__, where a KeyboardInterrupt would be printed and swallowed."""
+
+    class Dying(tiny.Batches):
+        def __next__(self):
+            if self.position == 4:
+                Last()
+            return super().__next__()
+
+    class Last:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tmp_path, one_device, batches=Dying())
+    assert "stopping after this step" in capfd.readouterr().err and [row["step"] for row in tiny.rows(tmp_path)][-1] == 5
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same_bits(tiny.train(tmp_path, one_device)[0], uninterrupted[1])
+    came = []
+    monkey = signal.signal(signal.SIGINT, lambda *_: came.append("second"))
+    try:
+        with signals.heard() as number:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert number() == signal.SIGINT and not came
+            os.kill(os.getpid(), signal.SIGINT)
+            assert came == ["second"]
+    finally:
+        signal.signal(signal.SIGINT, monkey)
 
 
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, one_device):

@@ -1,4 +1,4 @@
-"""`srlhfv <command> ...`: finds the command, turns mistakes of the user into one line and exit code 2.
+"""`srlhfv <command> ...`: finds the command, turns every mistake of the user into one line and exit code 2, any other error into one with exit code 1.
 
 Commands import what they need when they run, so that `srlhfv --help` is immediate.
 """
@@ -6,11 +6,14 @@ Commands import what they need when they run, so that `srlhfv --help` is immedia
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 from absl import logging
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax import signals
+from srlhfv_jax.errors import UserError, disk, reason
 
 COMMANDS = {
     "quickstart": "the whole pipeline on the embedded task, on a CPU, with a report at the end",
@@ -36,7 +39,7 @@ HELP = f"""usage: srlhfv <command> [flags]        srlhfv <command> --help
 
 Stages take --config=FILE.py[:ARG] --workdir=FOLDER [--config.section.key=VALUE ...] and go on where WORKDIR has a checkpoint.
 Stages, quickstart, plan and evaluate write WORKDIR/result.json.
-Exit code: 0 success, 2 a mistake in what was given, 143 saved after SIGTERM."""
+Exit code: 0 success, 2 a mistake in what was given, 1 a fault of srlhfv, 130 after Ctrl-C, 143 after SIGTERM (saved)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,18 +49,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0 if argv else 2
     logging.set_verbosity(logging.ERROR)  # Orbax and JAX warn about things their users cannot change
-    before = signal.signal(signal.SIGTERM, _terminated)
+    restore = signals.install()
     try:
         _run(argv[0], argv[1:])
     except UserError as error:
-        print(f"srlhfv: error: {error}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {error}", 2)
     except KeyboardInterrupt:
-        print("srlhfv: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _failed(f"interrupted; {signals.GO_ON}", 128 + signal.SIGINT)
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if (problem := disk(error)) is not None:
+            return _failed(f"error: {problem}; then {signals.GO_ON}", 2)
+        return _failed(f"error: {type(error).__name__}: {reason(error)}{_kept(error)}", 1)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore()
     return 0
+
+
+def _failed(text: str, code: int) -> int:
+    print(f"srlhfv: {text}", file=sys.stderr)
+    return code
+
+
+def _kept(error: Exception) -> str:
+    """Where the traceback of an error that nobody expected is: a line for a report. Where no file can be written it is shown."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="srlhfv-", suffix=".txt", delete=False, errors="replace") as file:
+            file.write(text)
+    except OSError:
+        return f"\n{text}"
+    return f" (this is a fault of srlhfv: please report it with {file.name})"
 
 
 def _run(name: str, argv: list[str]) -> None:
@@ -97,12 +121,3 @@ def _run(name: str, argv: list[str]) -> None:
 
             raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)} `srlhfv --help` lists them")
     command.main(argv)
-
-
-def _terminated(*_) -> None:
-    """Outside the training loop there is nothing to save: the last checkpoint stands, finished work is skipped next time.
-
-    Not an exception: one raised while a callback of XLA runs is printed and swallowed.
-    """
-    sys.stderr.flush()
-    os._exit(128 + signal.SIGTERM)

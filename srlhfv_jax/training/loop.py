@@ -9,7 +9,6 @@ on the clock except the progress line: a run that was killed and resumed writes 
 import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import jax
 from jax.experimental import multihost_utils
 
+from srlhfv_jax import signals
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
@@ -26,7 +26,10 @@ from srlhfv_jax.training.progress import Progress
 
 
 class Preempted(SystemExit):
-    """SIGTERM came (or `stop` said so) and the state is saved. Not caught by anyone, it ends the process with exit code 143."""
+    """SIGTERM came (or `stop` said so) and the state is saved. Not caught by anyone, it ends the process with exit code 143.
+
+    After Ctrl-C it is a KeyboardInterrupt instead.
+    """
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -71,7 +74,7 @@ def run(
         notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
 
     Raises:
-        Preempted: after saving.
+        Preempted, KeyboardInterrupt: after saving.
         UserError: a metric is not finite; the checkpoints are those from before.
     """
     notes = {} if notes is None else notes
@@ -87,7 +90,7 @@ def run(
         progress.update(step, values)
 
     closing = contextlib.closing
-    with _sigterm() as terminated, closing(writer), closing(manager), Watch(progress.say) as watch:
+    with _signals() as came, closing(writer), closing(manager), Watch(progress.say) as watch:
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
             if step == start + 1:
@@ -101,7 +104,8 @@ def run(
             running = (step, metrics, began)
 
             last = step == total_steps
-            stopping = terminated(step) or (stop is not None and stop(step))
+            number = came(step)
+            stopping = number > 0 or (stop is not None and stop(step))
             evaluating = evaluate is not None and evaluate_every > 0 and (last or step % evaluate_every == 0)
             saving = last or stopping or manager.due(step)
             if evaluating or saving:  # never keep, or judge, a state whose own numbers were not checked
@@ -115,7 +119,7 @@ def run(
             if stopping:
                 manager.wait()
                 progress.say(f"stopped and saved at step {step} of {total_steps}; the same command goes on from there")
-                raise Preempted
+                raise KeyboardInterrupt if number == signal.SIGINT else Preempted
     return state
 
 
@@ -162,17 +166,10 @@ def _check_finite(name: str, step: int, values: dict[str, float], manager: Manag
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[int], bool]]:
-    """While inside, SIGTERM does not end the process: the function yielded tells after each step whether it came."""
-    if jax.process_count() > 1:  # JAX's own service catches the signal and agrees with the other processes on a step
-        yield multihost_utils.reached_preemption_sync_point
+def _signals() -> Iterator[Callable[[int], int]]:
+    """While inside, a signal does not end the process: the function yielded gives after each step the one that came, or 0."""
+    if jax.process_count() > 1:  # JAX's own service catches SIGTERM and agrees with the other processes on a step
+        yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return
-    if threading.current_thread() is not threading.main_thread():  # Python only lets the main thread handle signals
-        yield lambda step: False
-        return
-    came = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    try:
-        yield lambda step: came.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with signals.heard() as came:
+        yield lambda step: came()
