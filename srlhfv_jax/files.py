@@ -1,9 +1,10 @@
-"""JSON files that others wrote: whatever is wrong with one is a single `UserError` that names it.
+"""Paths that users give, and JSON files that others wrote: whatever is wrong with one is a single `UserError` that names it.
 
 A file may be missing, a folder, cut, of another encoding, nested without end, or hold a value of another type than is needed.
 """
 
 import json
+import re
 import sys
 import types
 import typing
@@ -12,9 +13,27 @@ from typing import Any
 
 from srlhfv_jax.errors import UserError, reason, shown
 
+URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # also "gs:/b", which is what a path makes of gs://b
 AGAIN = "copy it again, or restore it"
 UNIONS = (typing.Union, types.UnionType)
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def local(text: str | Path, name: str) -> Path:
+    """The path of this machine that a setting or flag means; `~` is the home folder.
+
+    Raises:
+        UserError: a URL, which would become a folder of that name; no path at all.
+    """
+    text = str(text)
+    if URL.match(text):
+        raise UserError(f"{name}={shown(text)} is a URL: give a folder of this machine, such as one where the bucket is mounted")
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{name}={shown(text)} is no path: give a folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # of a user that is not known
+        raise UserError(f"{name}={shown(text)}: {reason(error)}") from None
 
 
 def read_json(path: Path, kind: Any = dict, *, advice: str = AGAIN) -> Any:

@@ -136,7 +136,7 @@ def test_a_changed_setting_is_refused_before_anything_is_overwritten(tmp_path):
         stage.run(never, settings_of("--config.steps=8"), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     stage.run(lambda settings, workdir: {}, settings_of("--config.steps=9", "--config.log.every_steps=5"), tmp_path)
-    with pytest.raises(UserError, match="is a file: give a folder"):
+    with pytest.raises(UserError, match="is a file, or lies in one: give a folder"):
         stage.run(never, settings_of(), tmp_path / "config.json")
 
 

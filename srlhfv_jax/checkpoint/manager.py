@@ -27,7 +27,8 @@ class Manager:
     def __init__(self, workdir: Path, every_steps: int, keep: int, settings: dict[str, Any] | None = None) -> None:
         if keep < 1:
             raise UserError(f"config.checkpoint.keep must be at least 1, got {keep}")
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.workdir = Path(workdir).absolute()
+        self.folder = self.workdir / "checkpoints"
         self._manifests = self.folder / "manifests"
         self._every_steps = every_steps
         self._keep = keep

@@ -49,6 +49,13 @@ def main(argv: list[str]) -> None:
     scorers = [path for path in values.scorer.split(",") if path]
     if values.pairs and not scorers:
         raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
+    from srlhfv_jax.checkpoint import lock
+
+    with lock.held(Path(values.workdir)):
+        _run(values, scorers)
+
+
+def _run(values: absl_flags.FlagValues, scorers: list[str]) -> None:
     began = time.monotonic()
     result = _measure_scorer(values, scorers) if values.pairs else {}
     if values.policies or not values.pairs:

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import srlhfv_jax.configs
+from srlhfv_jax import files
 from srlhfv_jax.errors import UserError, reason, short, shown
 from srlhfv_jax.parsing import parse
 
@@ -24,6 +25,7 @@ Settings = TypeVar("Settings")
 
 CONFIGS = Path(srlhfv_jax.configs.__file__).parent
 SEEDS = 2**31 - 1  # the largest seed, as in config.Seed
+OUTPUTS = ("workdir", "out", "output", "target")  # flags that name where to write
 LONGEST = 200  # characters of a flag's name
 WORKDIR = "folder of the run: config.json, metrics.jsonl, checkpoints/, export/, result.json; an interrupted run goes on there"
 
@@ -75,6 +77,9 @@ def read(values: flags.FlagValues, command: str, argv: list[str], doc: str) -> N
         ) from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_wrong_value(str(error), values)) from error
+    for name in OUTPUTS:
+        if name in values and values[name].value not in (None, values[name].default):
+            values[name].value = str(files.local(values[name].value, f"--{name}"))
     for name in _own(values):
         if isinstance(values[name].value, float) and not math.isfinite(values[name].value):
             raise UserError(f"--{name} must be a finite number, got {values[name].value}")

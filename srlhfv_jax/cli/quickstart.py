@@ -32,13 +32,20 @@ def main(argv: list[str]) -> None:
         if values[name].value is not None:
             found[name] = values[name].value
     settings, workdir = parse(QuickstartConfig, found), Path(values.workdir)
+    from srlhfv_jax.checkpoint import lock
+
+    with lock.held(workdir):
+        _run(settings, workdir, values.sweep)
+
+
+def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
     stage.check_unchanged(settings, workdir)
     _cache_compilations(workdir)
     from srlhfv_jax.report import targets
     from srlhfv_jax.report.build import write_report
     from srlhfv_jax.stages import quickstart
 
-    result = quickstart.run(settings, workdir, sweep=values.sweep)
+    result = quickstart.run(settings, workdir, sweep=sweep)
     for outcome in targets.check(result):
         aim = f"  ({outcome.aim})" if outcome.aim else ""
         print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")

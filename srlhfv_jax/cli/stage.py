@@ -17,31 +17,31 @@ def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Pa
 
     result.json gets `seconds`, those of the last start, beside the numbers of the stage.
     """
+    from srlhfv_jax.checkpoint import lock
     from srlhfv_jax.parallel import cpu, hosts
     from srlhfv_jax.training import metrics
 
     cpu.prepare()
     hosts.initialize()
-    check_unchanged(settings, workdir)
-    metrics.write_json(workdir / "config.json", to_dict(settings))
-    began = time.monotonic()
-    try:
-        result = stage(settings, workdir)
-    except Exception as error:
-        if (lost := hosts.lost(error)) is None:
-            raise
-        print(f"srlhfv: error: {lost}; the same command in all processes goes on from the last checkpoint", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)  # an orderly end would wait for the others
-    metrics.write_result(workdir, {**result, "seconds": time.monotonic() - began})
+    with lock.held(workdir):
+        check_unchanged(settings, workdir)
+        metrics.write_json(workdir / "config.json", to_dict(settings))
+        began = time.monotonic()
+        try:
+            result = stage(settings, workdir)
+        except Exception as error:
+            if (lost := hosts.lost(error)) is None:
+                raise
+            print(f"srlhfv: error: {lost}; the same command in all processes goes on from the last checkpoint", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)  # an orderly end would wait for the others
+        metrics.write_result(workdir, {**result, "seconds": time.monotonic() - began})
 
 
 def check_unchanged(settings: Any, workdir: Path) -> None:
     """Raise UserError where `workdir` has checkpoints (its own, or those of a pipeline's stages) made with other settings."""
     from srlhfv_jax.checkpoint import provenance
 
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: give a folder")
     before = workdir / "config.json"
     if before.is_file() and ((workdir / "checkpoints").is_dir() or any(workdir.glob("*/checkpoints"))):
         provenance.check_same({"settings": json.loads(before.read_text())}, to_dict(settings))

@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from srlhfv_jax import signals
+from srlhfv_jax.checkpoint import lock
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
@@ -75,11 +76,9 @@ def run(
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
-        UserError: a metric is not finite; the checkpoints are those from before.
+        UserError: a metric is not finite, and the checkpoints are those from before; or another run is in the workdir.
     """
     notes = {} if notes is None else notes
-    state, start = _resume(name, state, batches, manager, writer, notes)
-    progress = Progress(name, start, total_steps, show)
 
     def report(step: int, metrics: dict[str, Any], began: float) -> None:
         values = _numbers(metrics)
@@ -90,7 +89,10 @@ def run(
         progress.update(step, values)
 
     closing = contextlib.closing
-    with _signals() as came, closing(writer), closing(manager), Watch(progress.say) as watch:
+    with lock.held(manager.workdir), closing(writer), closing(manager), contextlib.ExitStack() as stack:
+        state, start = _resume(name, state, batches, manager, writer, notes)
+        progress = Progress(name, start, total_steps, show)
+        came, watch = stack.enter_context(_signals()), stack.enter_context(Watch(progress.say))
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
             if step == start + 1:
