@@ -185,6 +185,27 @@ def test_resuming_with_other_data_is_refused(made):
         loader.batches(examples(9), "prompts", made, settings(), seed=0).set_state(state)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": "where is this ?"},
+        {"responses": ("a", "a knife .")},
+        {"images": (png(7),)},
+        {"chosen": None, "helpful_tie": True},
+        {"severity": (0.5, -0.25)},
+        {},  # the order alone
+    ],
+    ids=lambda change: "-".join(change) or "order",
+)
+def test_resuming_with_as_many_rows_of_other_content_is_refused(made, change):
+    rows = examples(9)
+    state = json.loads(json.dumps(loader.batches(rows, "pairs", made, settings(), seed=0).get_state()))
+    loader.batches(examples(9), "pairs", made, settings(), seed=0).set_state(state)
+    other = [*rows[:4], rows[4]._replace(**change), *rows[5:]] if change else rows[::-1]
+    with pytest.raises(UserError, match="9 usable rows, as the run to be resumed had, but other ones"):
+        loader.batches(other, "pairs", made, settings(), seed=0).set_state(state)
+
+
 def test_a_batch_must_divide_over_the_processes(made, prompts):
     with pytest.raises(UserError, match="must be a positive multiple of the 3 processes, got 4"):
         loader.batches(prompts, "prompts", made, settings(), seed=0, process_count=3)

@@ -6,6 +6,7 @@ contiguous part of every global batch, so runs with different numbers of process
 straddle two epochs; no row is left out.
 """
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -128,6 +129,7 @@ class Batches:
     def __init__(self, prepared: Prepared, iterator: grain.DatasetIterator):
         self.prepared = prepared
         self._iterator = iterator
+        self._digest = digest(prepared)
 
     def __iter__(self) -> "Batches":
         return self
@@ -137,7 +139,7 @@ class Batches:
 
     def get_state(self) -> dict[str, Any]:
         """Which batch is next, to be stored in a checkpoint."""
-        return {**self._iterator.get_state(), "rows": len(self.prepared.rows)}
+        return {**self._iterator.get_state(), "rows": len(self.prepared.rows), "digest": self._digest}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called: the next batches equal those of a run that was never interrupted."""
@@ -145,7 +147,23 @@ class Batches:
         before, now = state.pop("rows"), len(self.prepared.rows)
         if before != now:
             raise UserError(f"the data has {now} usable rows and the run to be resumed had {before}: give it the same data again")
+        if state.pop("digest", self._digest) != self._digest:  # checkpoints of before had none
+            raise UserError(
+                f"the data has {now} usable rows, as the run to be resumed had, but other ones (text, pictures, labels or their "
+                "order): give it the same data again, or use another --workdir"
+            )
         self._iterator.set_state(state)
+
+
+def digest(prepared: Prepared) -> str:
+    """Of all that training reads of the rows, in their order."""
+    found = hashlib.sha256()
+    for row in prepared.rows:
+        told = row.example._replace(images=(), question="", responses=(), meta={})
+        for part in (row.prompt, *row.responses):
+            found.update(b"%d:" % len(part) + np.ascontiguousarray(part, np.int64).tobytes())
+        found.update(repr((row.digests, tuple(told), prepared.labels[row.row])).encode())
+    return found.hexdigest()
 
 
 class Together:
