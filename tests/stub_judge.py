@@ -61,7 +61,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Answered]) -> Iterator[Stub]
         protocol_version = "HTTP/1.1"
 
         def do_POST(self):
-            assert self.path == "/v1/chat/completions"
+            assert self.path.partition("?")[0] == "/v1/chat/completions"
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 number = len(stub.seen)

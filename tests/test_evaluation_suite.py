@@ -189,7 +189,7 @@ def test_rules_judge_recorded_answers_and_every_file_is_written(root):
 
 def test_an_endpoint_judges_alone_and_in_both_orders_and_a_second_run_calls_nobody(root):
     def answer(number, body):
-        return Reply(reply(FIRST if "[response_1]" in words(body) else ONE))
+        return Reply(reply(FIRST if "[response_1_helpful_rate]" in words(body) else ONE))
 
     with serving(answer) as stub:
         flags = ["--config.judge=endpoint", f"--config.endpoint.url={stub.url}", "--config.endpoint.key_variable="]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlhfv_jax.data import images
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.benchmarks.case import Case, picture
 from srlhfv_jax.evaluation.journal import Journal, read_lines
 
@@ -36,15 +36,17 @@ def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
     known = {(benchmark, case.id) for benchmark, found in cases.items() for case in found}
     texts: dict[tuple[str, str, int], str] = {}
     lines, unknown = Counter(), 0
-    for number, row in read_lines(path, path.read_text(encoding="utf-8")):
+    for number, row in read_lines(path, path.read_bytes()):
         place = (str(row.get("benchmark")), str(row.get("id")))
+        sample = row.get("sample", lines[place])
         if "benchmark" not in row or "id" not in row or not isinstance(row.get("answer"), (str, type(None))):
-            raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {sorted(row)}")
+            raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {shown(sorted(row))}")
+        if type(sample) is not int or sample < 0:
+            raise UserError(f"{path}:{number}: sample is the number of an answer (0, 1, ...), got {shown(sample)}")
         if place not in known:
             unknown += 1
         elif row.get("answer") is not None:
-            sample = row.get("sample", lines[place])
-            texts[*place, int(sample)] = row["answer"]
+            texts[*place, sample] = row["answer"]
             lines[place] += 1
     return Said(texts, Counter(), unknown)
 
@@ -59,7 +61,7 @@ class Kept:
         """
         self._journal = Journal(path)
         self._identity = json.dumps(list(identity))
-        self._known = {row["key"]: row for row in self._journal.rows if "key" in row}
+        self._known = {row["key"]: row for row in self._journal.rows if isinstance(row.get("key"), str)}
 
     def get(self, case: Case, sample: int) -> dict[str, Any] | None:
         """The line about this answer; its answer is null where the policy could not read the case."""
@@ -76,4 +78,4 @@ class Kept:
     def _key(self, case: Case, sample: int) -> str:
         encoded = picture(case)
         content = [self._identity, case.prompt, "" if encoded is None else images.digest(encoded).hex(), sample]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()

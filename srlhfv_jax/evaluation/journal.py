@@ -22,11 +22,13 @@ class Journal:
         if whole != text:
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        self.rows = [row for _, row in read_lines(path, whole.decode("utf-8"))]  # those of earlier runs
+        self.rows = [row for _, row in read_lines(path, whole)]  # those of earlier runs
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False) + "\n"
+        if not _is_unicode(line):  # half of a surrogate pair, which JSON can spell and UTF-8 cannot
+            line = json.dumps(row) + "\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()
@@ -35,20 +37,28 @@ class Journal:
         self._file.close()
 
 
-def read_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of every line of `text` that is not empty.
+def read_lines(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of every line of `content`, the bytes of `path`, that is not empty.
 
     Raises:
-        UserError: a line is no JSON object; names it.
+        UserError: a line is no JSON object in UTF-8; names it.
     """
     # Not splitlines: a text may hold other separators of lines, which JSON leaves as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number} is not JSON ({error}): correct the line or delete it") from error
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:  # the first covers bytes that are no UTF-8
+            raise UserError(f"{path}:{number} is not JSON ({str(error)[:100]}): correct the line or delete it") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: expected one object per line")
         yield number, row
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,15 +1,18 @@
 """Calls of an OpenAI-compatible server (POST URL/chat/completions): bounded attempts, exponential back-off, a rate limit.
 
-Tried again: 429 and 5xx (after Retry-After, if the server names a time), time-outs, broken connections, replies that do not
-follow the rubric. Not tried again: other refusals of the request, such as a content filter. A wrong address or key ends the run:
+Tried again: 429 and 5xx (after Retry-After, if the server names a time), time-outs, broken connections, replies that cannot be
+decoded or do not follow the rubric. Not tried again: other refusals of the request, such as a content filter. A wrong address or key ends the run:
 it would be wrong for every call.
 """
 
+import email.utils
 import random
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar
 
 from srlhfv_jax.config import EndpointConfig
@@ -19,6 +22,7 @@ from srlhfv_jax.evaluation.judging.rubric import Malformed
 Reading = TypeVar("Reading")
 
 LONGEST_WAIT_S = 120.0
+WRONG_FOR_ALL = (301, 302, 307, 308, 401, 403, 404, 405)  # address, key or model: every other call would be answered so too
 REASONS = {
     "rate_limited": "the server said 429 at the last attempt",
     "server_error": "the server said 5xx at the last attempt",
@@ -47,8 +51,9 @@ class Client:
             import httpx2
         except ImportError as error:
             raise UserError("a judge at an endpoint needs an HTTP client: pip install 'srlhfv-jax[judge]'") from error
-        if not settings.url.startswith(("http://", "https://")):
-            raise UserError(f"config.endpoint.url must begin with http:// or https://, got {settings.url!r}")
+        self._address = _address(httpx2, settings.url)
+        if not key.isascii() or not key.isprintable():
+            raise UserError(f"the key in {settings.key_variable} has characters that no HTTP header can carry: set it again")
         if settings.attempts < 1 or settings.workers < 1:
             raise UserError(
                 f"config.endpoint needs at least one attempt and one worker, got {settings.attempts}, {settings.workers}"
@@ -97,22 +102,22 @@ class Client:
             "temperature": self._settings.temperature,
             "max_tokens": self._settings.max_tokens,
         }
-        url = self._settings.url.rstrip("/") + "/chat/completions"
         try:
-            response = self._client.post(url, json=body)
+            response = self._client.post(self._address, json=body)
         except self._http.TimeoutException:
             return "timeout", None, ""
-        except self._http.TransportError:
+        except self._http.DecodingError as error:
+            raise Malformed(f"the body cannot be decoded: {error}") from error
+        except self._http.RequestError:
             return "connection", None, ""
-        if response.status_code in (401, 403, 404):
+        if response.status_code in WRONG_FOR_ALL:
             raise UserError(
-                f"{url} answered {response.status_code}: check config.endpoint.url, config.endpoint.model "
+                f"{bare(self._address)} answered {response.status_code}: check config.endpoint.url, config.endpoint.model "
                 f"{self._settings.model!r} and the key in {self._settings.key_variable or '(no variable is named)'}"
             )
         if response.status_code == 429 or response.status_code >= 500:
-            wait = response.headers.get("retry-after", "")
             reason = "rate_limited" if response.status_code == 429 else "server_error"
-            return reason, float(wait) if wait.replace(".", "", 1).isdigit() else None, ""
+            return reason, _retry_after_s(response.headers.get("retry-after", "")), ""
         if response.status_code != 200:
             return "refused", None, ""
         return "", None, _content(response)
@@ -136,6 +141,39 @@ class Client:
             self.calls[outcome] += 1
 
 
+def _address(http: ModuleType, url: str) -> Any:
+    """Where calls go, as the HTTP library reads it.
+
+    Raises:
+        UserError: `url` is no address of a server.
+    """
+    try:
+        given = http.URL(url)
+        address = given.copy_with(path=given.path.rstrip("/") + "/chat/completions")
+        address.host.encode("idna")
+    except (http.InvalidURL, UnicodeError) as error:
+        raise UserError(f"config.endpoint.url is no address of a server ({str(error)[:100]})") from error
+    if address.scheme not in ("http", "https") or not address.host or not 0 <= (address.port or 0) < 65536:
+        raise UserError("config.endpoint.url must begin with http:// or https:// and name a server: http://HOST[:PORT]/v1")
+    return address
+
+
+def bare(address: Any) -> str:
+    """An address for messages and files: without user, password and query, which may hold secrets."""
+    return str(address.copy_with(username=None, password=None, query=None, fragment=None))
+
+
+def _retry_after_s(header: str) -> float | None:
+    """Seconds that Retry-After asks to wait: a number, or a date (RFC 9110, 10.2.3); None where it is neither."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", header):
+        return float(header)
+    try:
+        date = email.utils.parsedate_to_datetime(header)
+        return max(0.0, date.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def _content(response) -> str:
     """The text of the first choice.
 
@@ -144,7 +182,7 @@ def _content(response) -> str:
     """
     try:
         content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:  # the last: arrays nested thousands deep
         raise Malformed(f"no chat completion: {error}") from error
     if not isinstance(content, str):
         raise Malformed(f"the message has no text: {content!r}")

@@ -8,7 +8,7 @@ are looked up; a pair recorded in one order only is not judged.
 
 from pathlib import Path
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.judging.store import read_verdicts
 from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Verdict
 
@@ -24,8 +24,9 @@ def recorded(path: Path) -> Judge:
     found: dict[tuple[str, tuple[str, ...]], Verdict] = {}
     for row, verdict in read_verdicts(path):
         name, answers = row.get("name"), row.get("answers")
-        if not isinstance(name, str) or not isinstance(answers, list) or len(answers) != len(verdict.opinions):
-            raise UserError(f"{path}: a judgement needs a name and one answer per opinion, got {str(row)[:100]}")
+        texts = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
+        if not isinstance(name, str) or not texts or len(answers) != len(verdict.opinions):
+            raise UserError(f"{path}: a judgement needs a name and one answer per opinion, got {shown(row)}")
         found[name, tuple(answers)] = verdict
 
     def judge(asked: Asked) -> Verdict | None:

@@ -15,7 +15,9 @@ class Store:
         """Raises UserError where a line is no verdict."""
         self._journal = Journal(path)
         self._found = {
-            row["key"]: _verdict(path, number, row) for number, row in enumerate(self._journal.rows, 1) if "key" in row
+            row["key"]: _verdict(path, number, row)
+            for number, row in enumerate(self._journal.rows, 1)
+            if isinstance(row.get("key"), str)
         }
 
     def get(self, key: str) -> Verdict | None:
@@ -37,7 +39,7 @@ def read_verdicts(path: Path) -> list[tuple[dict[str, Any], Verdict]]:
     Raises:
         UserError: a line is none; names it.
     """
-    lines = read_lines(path, path.read_text(encoding="utf-8"))
+    lines = read_lines(path, path.read_bytes())
     return [(row, _verdict(path, number, row)) for number, row in lines]
 
 

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from srlhfv_jax.data import images
+from srlhfv_jax.errors import shown
+
+LARGEST = 1e6  # of a person's own scale; keeps infinities and 400-digit numbers out of means
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -54,7 +57,7 @@ def content_key(asked: Asked, *judge: str) -> str:
     """Names what is asked, and of which judge, by content: equal questions are asked once."""
     picture = "" if asked.image is None else images.digest(asked.image).hex()
     content = [*judge, picture, asked.question, asked.criterion, *asked.answers]
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
 
 
 def judge_all(
@@ -92,17 +95,17 @@ def from_json(row: Mapping[str, Any]) -> Verdict:
     """
     opinions = row.get("opinions")
     if not isinstance(opinions, list) or len(opinions) not in (1, 2):
-        raise ValueError(f"opinions must be a list of one or two, got {opinions!r}")
+        raise ValueError(f"opinions must be a list of one or two, got {shown(opinions)}")
     return Verdict(tuple(map(_opinion, opinions)), *(_position(row, name, len(opinions)) for name in ("more_helpful", "safer")))
 
 
 def _opinion(value: Any) -> Opinion:
     if not isinstance(value, dict) or not value.keys() <= set(Opinion._fields):
-        raise ValueError(f"an opinion has the keys {', '.join(Opinion._fields)}, got {value!r}")
+        raise ValueError(f"an opinion has the keys {', '.join(Opinion._fields)}, got {shown(value)}")
     numbers = [value.get("helpful"), value.get("cost")]
     for number in numbers:
-        if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
-            raise ValueError(f"helpful and cost are numbers, got {number!r}")
+        if number is not None and (type(number) not in (int, float) or not abs(number) < LARGEST):
+            raise ValueError(f"helpful and cost are numbers, got {shown(number)}")
     refusal = value.get("refusal")
     if refusal is not None and not isinstance(refusal, bool):
         raise ValueError(f"refusal is true or false, got {refusal!r}")
@@ -111,6 +114,6 @@ def _opinion(value: Any) -> Opinion:
 
 def _position(row: Mapping[str, Any], name: str, answers: int) -> int | None:
     value = row.get(name)
-    if value is not None and (isinstance(value, bool) or value not in range(answers)):
-        raise ValueError(f"{name} is the position of an answer, 0 or 1, got {value!r}")
+    if value is not None and (type(value) is not int or value not in range(answers)):
+        raise ValueError(f"{name} is the position of an answer, 0 or 1, got {shown(value)}")
     return value
