@@ -26,6 +26,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service import app as application
 from srlhfv_jax.guard.service import models
 from srlhfv_jax.guard.service import server as servers
+from srlhfv_jax.guard.service.access import Access, names
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
@@ -65,11 +66,13 @@ class Model:
 
 
 @contextlib.contextmanager
-def serving(moderate: application.Moderate, generate: application.Generate | None = None, **limits: Any) -> Iterator[Served]:
+def serving(
+    moderate: application.Moderate, generate: application.Generate | None = None, access: Access = Access(), **limits: Any
+) -> Iterator[Served]:
     bounds = Limits(**{"wait_s": 0.0} | limits)
     listening = servers.listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    server = servers.make_server(application.make_app(moderate, generate, bounds), bounds)
+    server = servers.make_server(application.make_app(moderate, generate, bounds, access), bounds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
 
@@ -191,16 +194,23 @@ def test_what_the_model_cannot_read_is_refused_by_name_and_spares_the_rest_of_it
     assert responses[1].json() == {"error": "prompt_too_long: 900 tokens"}
 
 
-def test_a_model_that_fails_costs_its_batch_and_nothing_else():
-    def moderate(items):
-        if items[0].prompt == "few":
-            return []
-        return [{"safe": 1 / len(item.response or "")} for item in items]
+def test_a_request_that_the_model_fails_on_costs_its_neighbours_nothing():
+    calls = []
 
-    with serving(moderate) as served:
-        statuses = [served.moderate(**fields).status_code for fields in ({"prompt": "a"}, {"prompt": "few"})]
-        assert statuses == [500, 500]
-        assert served.moderate(prompt="a", response="four").json() == {"safe": 0.25}
+    def moderate(items):
+        calls.append([item.prompt for item in items])
+        if "short" in calls[-1]:
+            return []
+        return [{"prompt": item.prompt, "safe": 1 / len(item.response or "")} for item in items]
+
+    with serving(moderate, batch=4, wait_s=0.5) as served:
+        asked = [{"prompt": "a", "response": "four"}, {"prompt": "none"}, {"prompt": "b", "response": "ab"}, {"prompt": "short"}]
+        responses = at_once(served, asked)
+        assert served.moderate(prompt="later", response="four").json() == {"prompt": "later", "safe": 0.25}
+    assert [response.status_code for response in responses] == [200, 500, 200, 500]
+    assert [responses[row].json() for row in (0, 2)] == [{"prompt": "a", "safe": 0.25}, {"prompt": "b", "safe": 0.5}]
+    assert "failed on this request" in responses[1].json()["error"]
+    assert sorted(map(len, calls)) == [1] * 5 + [4]
 
 
 def verdict(unsafe: float) -> Verdict:
@@ -339,6 +349,49 @@ def test_other_paths_and_methods_are_refused_in_json():
         response = served.http.post("/generate", json={"prompt": "a"})
         assert (response.status_code, "--policy" in response.json()["error"]) == (404, True)
         assert served.health()["answered"] == {"404": 2, "405": 1}
+
+
+# access
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "LOCALHOST:80"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "guard.example:443"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "localhost@evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost"}, 403),  # another port, another program
+        ({"Origin": "https://page.example"}, 200),
+    ],
+)
+def test_foreign_names_and_foreign_pages_are_refused(headers, status):
+    access = Access(names("127.0.0.1", ("guard.example",)), ("https://page.example",))
+    with serving(Model(), access=access) as served:
+        response = served.http.post("/moderate", json={"prompt": "a"}, headers=headers)
+        assert served.moderate(prompt="b").status_code == 200
+    assert response.status_code == status
+    assert status == 200 or "\n" not in response.json()["error"]
+
+
+def test_a_token_is_wanted_where_one_is_set_but_for_health():
+    with serving(Model(), access=Access(token="s3-cr")) as served:
+        sent = [{}, {"Authorization": "s3-cr"}, {"Authorization": "Bearer s3-c"}, {"Authorization": "Bearer s3-cr"}]
+        statuses = [served.http.post("/moderate", json={"prompt": "a"}, headers=one).status_code for one in sent]
+        assert statuses == [401, 401, 401, 200] and served.health()["answered"] == {"200": 1, "401": 3}
+
+
+def test_a_server_at_every_address_knows_no_names_of_its_own():
+    assert names("0.0.0.0", ()) == () and names("0.0.0.0", ("guard.example",)) == ("guard.example",)
+    assert names("10.1.2.3", ()) == ("10.1.2.3",)
 
 
 # size

@@ -3,9 +3,10 @@
 body, in chunks and bounded -> `requests` (pure; in a reader thread) -> `batching` -> JSON. Every refusal is {"error": one line}:
 
     400  not JSON, not base64, not a picture         413  body, text or picture too large
-    404  no such path, or no policy was given        422  a field is missing, unknown or wrong; the model cannot read it
-    408  the body did not come in time               500  the model failed (the log says how); the server goes on
-    504  no answer in time                           503  queue or memory is full: again after Retry-After seconds
+    401  a token is wanted                           422  a field is missing, unknown or wrong; the model cannot read it
+    403  a foreign name of the server, or page       500  the model failed on this request (the log says how)
+    404  no such path, or no policy was given        503  queue or memory is full: again after Retry-After seconds
+    408  the body did not come in time               504  no answer in time
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from srlhfv_jax.guard.service.access import Access, check
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Answer, Generate, Generation, Moderate, Moderation, Refused, generation, moderation
@@ -28,14 +30,14 @@ from srlhfv_jax.guard.service.requests import Answer, Generate, Generation, Mode
 Asked = TypeVar("Asked", Moderation, Generation)
 
 
-def make_app(moderate: Moderate, generate: Generate | None, limits: Limits) -> Starlette:
+def make_app(moderate: Moderate, generate: Generate | None, limits: Limits, access: Access = Access()) -> Starlette:
     """The application; its threads live from the startup to the shutdown of the server.
 
     Args:
-        moderate, generate: called with up to `limits.batch` requests, each from one thread of its own. An exception is a 500 for
-            the whole batch. Without `generate`, POST /generate is a 404.
+        moderate, generate: called with up to `limits.batch` requests, each from one thread of its own. After an exception each
+            request of the batch is tried alone; one that fails again is a 500. Without `generate`, POST /generate is a 404.
     """
-    service = _Service(limits)
+    service = _Service(limits, access)
     judging = Batcher(moderate, size=limits.batch, wait_s=limits.wait_s, room=limits.queue)
     answering = Batcher(generate, size=limits.batch, wait_s=limits.wait_s, room=limits.queue) if generate else None
 
@@ -87,8 +89,9 @@ def make_app(moderate: Moderate, generate: Generate | None, limits: Limits) -> S
 class _Service:
     """What the requests of one server share. Touched by its event loop alone."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, access: Access):
         self.limits = limits
+        self.access = access
         self.readers = ThreadPoolExecutor(limits.readers, "readers")
         self.held = 0  # bytes of all bodies at hand
         self.answered: Counter[int] = Counter()  # status -> requests
@@ -101,6 +104,7 @@ class _Service:
         Raises:
             Refused: any of the statuses above.
         """
+        check(request.headers, self.access)
         body, read_bytes = bytearray(), 0
         try:
             async with _within(self.limits.body_s, 408, "the body did not come in time"):

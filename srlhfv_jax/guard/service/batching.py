@@ -105,14 +105,23 @@ class Batcher(Generic[Item, Answer]):
             return [waiting for waiting in taken if waiting.answer.set_running_or_notify_cancel()]
 
     def _answer(self, batch: list[_Waiting]) -> None:
+        """Answer each item; where the batch fails each is tried alone, so that one bad item costs the others nothing."""
+        if (answers := self._called(batch)) is not None:
+            for waiting, answer in zip(batch, answers, strict=True):
+                waiting.answer.set_result(answer)
+        elif len(batch) == 1:
+            batch[0].answer.set_exception(Refused(500, "the model failed on this request; the log of the server says how"))
+        else:
+            for waiting in batch:
+                self._answer([waiting])
+
+    def _called(self, batch: list[_Waiting]) -> Sequence[Answer] | None:
+        """The model's answers; None where it failed. What its frames held is let go before anything is tried again."""
         try:
             answers = self._call([waiting.item for waiting in batch])
             if len(answers) != len(batch):
                 raise ValueError(f"{len(answers)} answers to {len(batch)} requests")
+            return answers
         except Exception:  # whatever it is, the next batch must find this thread alive
             log.exception("a batch of %d requests failed", len(batch))
-            for waiting in batch:
-                waiting.answer.set_exception(Refused(500, "the model failed on this batch; the log of the server says how"))
-            return
-        for waiting, answer in zip(batch, answers, strict=True):
-            waiting.answer.set_result(answer)
+            return None
