@@ -1,9 +1,12 @@
-"""Paths that users give, and JSON files that others wrote: whatever is wrong with one is a single `UserError` that names it.
+"""Paths that users give, and JSON files that others wrote: whatever is wrong with one is a single `UserError` that names it. And how
+files of our own are written: whole or not at all.
 
 A file may be missing, a folder, cut, of another encoding, nested without end, or hold a value of another type than is needed.
 """
 
+import errno
 import json
+import os
 import re
 import sys
 import types
@@ -95,3 +98,39 @@ def described(kind: Any) -> str:
         return " or ".join("null" if one is type(None) else described(one) for one in inner)
     name = NAMES.get(typing.get_origin(kind) or kind, "any value")
     return f"{name} of which each is {described(inner[-1])}" if inner and inner[-1] is not Any else name
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader, a kill or a power cut meets the old one or the new one, never half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    put(beside, path)
+
+
+def put(beside: Path, path: Path) -> None:
+    """Rename a finished file or folder to its place, when all of it is on the disk."""
+    sync_tree(beside)
+    os.replace(beside, path)
+    sync(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """A file, or a folder with all that is in it, is on the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    if not path.is_dir():
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """A file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # mounts that keep no such promise
+            raise
+    finally:
+        os.close(file)

@@ -1,5 +1,8 @@
 """Checkpoints: bit exact, atomic, verified, restored onto another mesh, refused where they do not belong."""
 
+import json
+import os
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 
+from srlhfv_jax.checkpoint import manifest
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.errors import UserError
@@ -32,7 +36,10 @@ def save(workdir, current, *steps, keep=3, settings=None):
 
 
 def restore(workdir, current, settings=None):
-    return Manager(workdir, 1, 3, settings).restore_latest(rules.abstract(current))
+    """(state, data_state, extra, step) of the newest sound checkpoint; None: there is none."""
+    manager = Manager(workdir, 1, 3, settings)
+    step = manager.latest()
+    return None if step is None else (*manager.restore(step, rules.abstract(current)), step)
 
 
 def assert_same_bits(left, right):
@@ -100,18 +107,91 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     assert restore(tmp_path, older)[3] == 2 and (tmp_path / "checkpoints" / "damaged" / "2").is_dir()
 
 
-def test_a_damaged_checkpoint_without_manifest_is_found_when_it_is_read(tmp_path, one_device, capsys):
-    save(tmp_path, tree(one_device), 1, 2)
-    (tmp_path / "checkpoints" / "manifests" / "2.json").unlink()
-    file_of(tmp_path, 2).write_bytes(b"not an array")
+@pytest.mark.parametrize("damage", ["whole", "truncated", "flipped"])
+def test_a_checkpoint_without_manifest_is_never_used_and_named(tmp_path, one_device, capsys, damage):
+    """A kill came before it had one: whether its files are whole is not known."""
+    save(tmp_path, tree(one_device), 1)
+    save(tmp_path, tree(one_device, scale=2.0), 2)
+    (manifests(tmp_path) / "2.json").unlink()
+    file = file_of(tmp_path, 2)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4 if damage == "flipped" else 0
+    file.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    restored, _, _, step = restore(tmp_path, tree(one_device))
+    assert step == 1 and "checkpoint 2 in" in capsys.readouterr().err
+    assert_same_bits(restored, tree(one_device))
+
+
+def test_a_kill_before_the_first_manifest_is_a_run_from_the_beginning(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1)
+    (manifests(tmp_path) / "1.json").unlink()
+    assert restore(tmp_path, tree(one_device)) is None and restore(tmp_path, tree(one_device)) is None
+
+
+def test_the_older_checkpoint_goes_when_the_newer_one_has_its_manifest(tmp_path, one_device, monkeypatch):
+    save(tmp_path, tree(one_device), 1, keep=1)
+
+    def fail(folder, target):
+        raise OSError("no manifest")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no manifest"):
+        patch.setattr(manifest, "write", fail)
+        save(tmp_path, tree(one_device), 2, keep=1)
     assert restore(tmp_path, tree(one_device))[3] == 1
-    assert "checkpoint 2 in" in capsys.readouterr().err
+    save(tmp_path, tree(one_device), 2, keep=1)
+    assert Manager(tmp_path, 1, 1).steps() == [2]
 
 
-def test_a_whole_checkpoint_without_manifest_is_used(tmp_path, one_device):
+def manifests(workdir):
+    return workdir / "checkpoints" / "manifests"
+
+
+BROKEN = [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"a": 1}', b'{"a": []}', b'{"a": [1, "b"]}', b"\0" * 300, b"[" * 99999]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=lambda content: repr(content[:12]))
+def test_a_damaged_manifest_is_damage_of_its_checkpoint(tmp_path, one_device, capsys, content):
     save(tmp_path, tree(one_device), 1, 2)
-    (tmp_path / "checkpoints" / "manifests" / "2.json").unlink()
-    assert restore(tmp_path, tree(one_device))[3] == 2
+    (manifests(tmp_path) / "2.json").write_bytes(content)
+    assert restore(tmp_path, tree(one_device))[3] == 1
+    said = capsys.readouterr().err
+    assert "checkpoint 2 in" in said and said.count("\n") == 1 and len(said) < 700
+
+
+def test_a_manifest_cut_in_the_middle_or_without_its_last_file_is_damage(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1, 2, 3)
+    path = manifests(tmp_path) / "3.json"
+    files = json.loads(path.read_text())
+    files.pop(sorted(files)[-1])
+    path.write_text(json.dumps(files))
+    other = manifests(tmp_path) / "2.json"
+    other.write_text(other.read_text()[:-40])
+    assert restore(tmp_path, tree(one_device))[3] == 1
+
+
+def test_what_others_left_among_the_checkpoints_is_left_alone(tmp_path, one_device):
+    save(tmp_path, tree(one_device), 1)
+    for name in ("note.json", "7x.json", "²5.json", "007.json"):
+        (manifests(tmp_path) / name).write_text("mine")
+    for name in ("notes", "²", "007", "-3"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "9").write_text("a file")
+    save(tmp_path, tree(one_device), 2)
+    assert restore(tmp_path, tree(one_device))[3] == 2 and Manager(tmp_path, 1, 2).steps() == [1, 2]
+    assert (manifests(tmp_path) / "note.json").read_text() == "mine"
+
+
+def test_files_are_on_the_disk_before_their_manifest_and_it_before_its_name(tmp_path, one_device, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(str(b)), replace(a, b)))
+    save(tmp_path, tree(one_device), 1)
+    named = order.index(str(manifests(tmp_path) / "1.json"))
+    arrays = file_of(tmp_path, 1)
+    for path in (arrays, arrays.parent, manifests(tmp_path) / "1.json.tmp"):
+        assert str(path) in order[:named], path
+    assert str(manifests(tmp_path)) in order[named:]
 
 
 def test_nothing_but_damage_is_an_error(tmp_path, one_device):

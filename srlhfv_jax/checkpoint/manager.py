@@ -4,10 +4,13 @@
     WORKDIR/checkpoints/manifests/<step>.json   size and checksum of each file, written after that
     WORKDIR/checkpoints/damaged/<step>   set aside on restore, named on stderr
 
-A kill at any moment leaves the last complete checkpoint. No pickles are written or read. Frozen models are not in here: the
-settings say where they are, and they are loaded again.
+A kill at any moment leaves the last checkpoint that has a manifest; one without is not used: its files may be torn. Older ones go
+when a newer one has its manifest. No pickles are written or read. Frozen models are not in here: the settings say where they are,
+and they are loaded again.
 """
 
+import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,13 @@ from srlhfv_jax.checkpoint import manifest, provenance
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
 
+STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of a checkpoint
+
 
 class Manager:
     """Saves and restores one run's state. `settings` (config.to_dict) is stored, and must match when the run is resumed."""
 
     def __init__(self, workdir: Path, every_steps: int, keep: int, settings: dict[str, Any] | None = None) -> None:
-        if keep < 1:
-            raise UserError(f"config.checkpoint.keep must be at least 1, got {keep}")
         self.workdir = Path(workdir).absolute()
         self.folder = self.workdir / "checkpoints"
         self._manifests = self.folder / "manifests"
@@ -50,7 +53,7 @@ class Manager:
         self._open().save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), about=ocp.args.JsonSave(about)), force=True
         )
-        self._sealer = threading.Thread(target=self._seal, name="checkpoint-seal")
+        self._sealer = threading.Thread(target=self._seal, args=(step,), name="checkpoint-seal")
         self._sealer.start()
 
     def wait(self) -> None:
@@ -72,58 +75,64 @@ class Manager:
         """The complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+        return sorted(int(path.name) for path in self.folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
 
-    def restore_latest(self, abstract: Any) -> tuple[Any, dict, dict, int] | None:
-        """The newest undamaged checkpoint as (state, data_state, extra, step), bit for bit as saved; None if there is none.
-
-        Args:
-            abstract: the state as ShapeDtypeStructs with shardings (`parallel.rules.abstract`); the mesh may be another one.
+    def latest(self) -> int | None:
+        """The newest checkpoint whose files are all as they were written; None if there is none. Newer ones are set aside and named.
 
         Raises:
-            UserError: every checkpoint is damaged, belongs to another model, or was made with other settings.
+            UserError: there are checkpoints, and all of them are damaged.
         """
         self.wait()
-        steps = self.steps()
+        steps, problems = self.steps(), []
         for step in reversed(steps):
-            problem = self._damage(step)
+            problem = self._problem(step)
             if problem is None:
-                try:
-                    self._check(step, abstract)
-                    return self._restore(step, abstract)
-                except UserError:
-                    raise
-                except (ValueError, KeyError, OSError) as error:
-                    if self._manifest(step).exists():  # every file is as it was written: the fault is elsewhere
-                        raise
-                    problem = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                return step
+            problems.append(problem)
             self._set_aside(step, problem)
-        if steps:
+        if any(problem != manifest.UNSEALED for problem in problems):
             raise UserError(
                 f"all {len(steps)} checkpoints in {self.folder} are damaged (moved to {self.folder / 'damaged'}): "
                 f"run the same command again to start from the beginning"
             )
         return None
 
+    def restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict]:
+        """The checkpoint of a step as (state, data_state, extra), bit for bit as saved.
+
+        Args:
+            abstract: the state as ShapeDtypeStructs with shardings (`parallel.rules.abstract`); the mesh may be another one.
+
+        Raises:
+            UserError: it belongs to another model, or was made with other settings.
+        """
+        self._check(step, abstract)
+        about = self._open().restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if self._settings is not None and "provenance" in about:
+            provenance.check_same(about["provenance"], self._settings)
+        named = self._open().restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_named(abstract))))["state"]
+        state = jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in _named(abstract)])
+        return state, about["data_state"], about["extra"]
+
     def _open(self) -> ocp.CheckpointManager:
         if self._orbax is None:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
-            )
+            options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True)
             handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
             self._orbax = ocp.CheckpointManager(epath.Path(self.folder), options=options, item_handlers=handlers)
         return self._orbax
 
-    def _seal(self) -> None:
+    def _seal(self, step: int) -> None:
         try:
             self._open().wait_until_finished()
             if hosts.process_index() == 0:
-                steps = self.steps()
-                for step in steps:
-                    if not self._manifest(step).exists():
-                        manifest.write(self.folder / str(step), self._manifest(step))
+                manifest.write(self.folder / str(step), self._manifest(step))
+                for old in self.steps()[: -self._keep]:
+                    self._manifest(old).unlink(missing_ok=True)  # first: what is half removed has none
+                    shutil.rmtree(self.folder / str(old))
+                kept = {str(step) for step in self.steps()}
                 for path in self._manifests.glob("*.json"):
-                    if int(path.stem) not in steps:
+                    if STEP.fullmatch(path.stem) and path.stem not in kept:
                         path.unlink()
         except Exception as error:  # raised again by wait(), in the thread that trains
             self._failure = error
@@ -131,13 +140,15 @@ class Manager:
     def _manifest(self, step: int) -> Path:
         return self._manifests / f"{step}.json"
 
-    def _damage(self, step: int) -> str | None:
-        """Checked by the first process; the others follow its verdict."""
+    def _problem(self, step: int) -> str | None:
+        """Found by the first process; the others follow its verdict."""
         problem = manifest.damage(self.folder / str(step), self._manifest(step)) if hosts.process_index() == 0 else None
-        return (problem or "damaged") if hosts.from_first(int(problem is not None)) else None
+        verdict = hosts.from_first(0 if problem is None else 1 if problem == manifest.UNSEALED else 2)
+        return (None, manifest.UNSEALED, problem or "damaged")[verdict]
 
     def _set_aside(self, step: int, problem: str) -> None:
-        hosts.say(f"srlhfv: checkpoint {step} in {self.folder} is damaged ({problem}); trying the one before it")
+        state = "not used" if problem == manifest.UNSEALED else "damaged"
+        hosts.say(f"srlhfv: checkpoint {step} in {self.folder} is {state} ({problem}); trying the one before it")
         if self._orbax is not None:
             self._orbax.close()
             self._orbax = None
@@ -163,14 +174,6 @@ class Manager:
                     f"checkpoint {step} in {self.folder} does not fit this run: {name} is {_text(saved.get(name))} in the "
                     f"checkpoint and {_text(wanted.get(name))} here; use another --workdir, or the settings it was made with"
                 )
-
-    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict, int]:
-        about = self._open().restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        if self._settings is not None and "provenance" in about:
-            provenance.check_same(about["provenance"], self._settings)
-        named = self._open().restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_named(abstract))))["state"]
-        state = jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in _named(abstract)])
-        return state, about["data_state"], about["extra"], step
 
 
 def _named(state: Any) -> dict[str, Any]:

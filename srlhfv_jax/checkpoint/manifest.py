@@ -1,37 +1,45 @@
-"""Size and checksum of every file of a finished checkpoint, so that a damaged one is noticed before it is used."""
+"""Size and checksum of every file of a finished checkpoint: with it a checkpoint is sealed, and a damaged one noticed before its use."""
 
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from srlhfv_jax import files
+from srlhfv_jax.errors import UserError
+
 CHUNK = 1 << 22
+UNSEALED = "the run ended before its files were recorded"
 
 
 def write(folder: Path, manifest: Path) -> None:
-    """Record the files under `folder`, atomically."""
-    beside = manifest.with_suffix(".tmp")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(_files(folder), indent=1))
-    beside.replace(manifest)
+    """Record the files under `folder`, which are on the disk then."""
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    files.sync_tree(folder)
+    files.write_text(manifest, json.dumps(_files(folder), indent=1))
 
 
 def damage(folder: Path, manifest: Path) -> str | None:
-    """What is wrong with `folder` compared with its manifest, in words; None if nothing is, or if it has no manifest.
+    """What is wrong with `folder` compared with its manifest, in words; None if nothing is.
 
-    A run killed between finishing a checkpoint and writing its manifest leaves a whole checkpoint without one.
+    UNSEALED: it has none, so nobody knows whether its files are whole.
     """
     if not manifest.exists():
-        return None
-    expected, found = json.loads(manifest.read_text()), _files(folder)
-    for name, (size, checksum) in sorted(expected.items()):
+        return UNSEALED
+    try:
+        expected = files.read_json(manifest, dict[str, list[int]])
+    except UserError as error:
+        return str(error)
+    found = _files(folder)
+    for name, sums in sorted(expected.items()):
         if name not in found:
             return f"{name} is missing"
-        if found[name][0] != size:
-            return f"{name} has {found[name][0]} bytes instead of {size}"
-        if found[name][1] != checksum:
+        if found[name][:1] != sums[:1]:
+            return f"{name} has {found[name][0]} bytes instead of {sums[:1]}"
+        if found[name] != sums:
             return f"{name} has changed (checksum)"
-    return None
+    extra = [name for name in found if name not in expected and not Path(name).name.startswith(".")]
+    return f"{extra[0]} is not in its manifest" if extra else None
 
 
 def _files(folder: Path) -> dict[str, list[int]]:

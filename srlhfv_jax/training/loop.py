@@ -127,15 +127,14 @@ def run(
 
 def _resume(name: str, state: Any, batches: Batches, manager: Manager, writer: Writer, notes: dict[str, Any]) -> tuple[Any, int]:
     """State, loader and notes of the newest checkpoint, and the metrics cut back to it; or as given, at step 0."""
-    abstract = rules.abstract(state)
-    if manager.steps():
-        for leaf in jax.tree.leaves(state):  # two copies of a large state need not fit
-            leaf.delete()
-    restored = manager.restore_latest(abstract)
-    if restored is None:
+    step = manager.latest()
+    if step is None:
         writer.cut_back(0)
         return state, 0
-    state, data_state, extra, step = restored
+    abstract = rules.abstract(state)
+    for leaf in jax.tree.leaves(state):  # two copies of a large state need not fit
+        leaf.delete()
+    state, data_state, extra = manager.restore(step, abstract)
     batches.set_state(data_state)
     notes.clear()
     notes.update(extra)
