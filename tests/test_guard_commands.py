@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,8 +117,8 @@ def test_a_guard_judges_and_filters_without_a_web_library(made):
 
 def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_to(made, tmp_path, capsys):
     given = ["generate", f"--policy={made.policy}", f"--guard={made.guard}", f"--data={made.rows}", "--batch_size=8", *GREEDY]
-    assert main.main([*given, "--rounds=2", "--nocheck_input", f"--out={tmp_path / 'regenerate'}"]) == 0
-    assert main.main([*given, "--on_unsafe=warn", f"--out={tmp_path / 'warn'}"]) == 0
+    assert main.main([*given, "--rounds=2", f"--out={tmp_path / 'regenerate'}"]) == 0
+    assert main.main([*given, "--check_input", "--on_unsafe=warn", f"--out={tmp_path / 'warn'}"]) == 0
     regenerated, warned = lines(tmp_path / "regenerate"), lines(tmp_path / "warn")
     assert len(regenerated) == len(warned) == 6
     for one, other in zip(regenerated, warned, strict=True):
@@ -131,11 +132,16 @@ def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_t
 
 def test_serve_moderates_and_generates_until_sigterm(made):
     command = [sys.executable, "-m", "srlhfv_jax", "serve", f"--guard={made.guard}", f"--policy={made.policy}", "--port=0"]
-    process = subprocess.Popen([*command, *GREEDY, "--on_unsafe=warn"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = ["--on_unsafe=warn", "--check_input", "--prompt_length=40", "--judged_length=30", "--token_variable=TOKEN"]
+    environment = os.environ | {"TOKEN": "t-1"}
+    process = subprocess.Popen(
+        [*command, *GREEDY, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith("listening at http://127.0.0.1:")
-        with httpx2.Client(base_url=line.split()[-1], timeout=60) as http:
+        token = {"Authorization": "Bearer t-1"}
+        with httpx2.Client(base_url=line.split()[-1], headers=token, timeout=60) as http:
             asked = {"prompt": made.row["question"], "image": base64.b64encode(made.image.read_bytes()).decode()}
             assert same(http.post("/moderate", json=asked).json(), made.question)
             assert same(http.post("/moderate", json=asked | {"response": made.row["response"]}).json(), made.answer)
@@ -143,6 +149,11 @@ def test_serve_moderates_and_generates_until_sigterm(made):
             assert answered["answer"] == answered["rounds"][0]["answer"] and same(answered["input"], made.question)
             refused = http.post("/moderate", json={"prompt": "a <image>"})
             assert (refused.status_code, "special_token_in_text" in refused.json()["error"]) == (422, True)
+            for field, text in (("prompt", "why ? " * 5000), ("response", "no . " * 5000)):
+                refused = http.post("/moderate", json={"prompt": "what ?"} | {field: text})
+                assert (refused.status_code, f"{field}_too_long" in refused.json()["error"]) == (422, True)
+            assert http.post("/moderate", json=asked, headers={"Origin": "https://x.example"}).status_code == 403
+            assert http.post("/moderate", json=asked, headers={"Authorization": ""}).status_code == 401
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
         assert "serve: warmed up in" in process.stderr.read()

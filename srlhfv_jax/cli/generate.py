@@ -6,7 +6,9 @@
 
 A line of --out has the question, the answer, and the row's other columns under "meta"; of a row that the policy cannot read, the
 reason under "dropped" in place of an answer; the reasons are counted at the end. With --guard also "blocked", "verdict" (of the
-answer that was kept), "input" (of the question) and "rounds" (every answer with its verdict): see guard/regenerate.py.
+answer that was kept), "rounds" (every answer with its verdict) and "input" (of the question): see guard/regenerate.py. Questions
+are answered whatever they ask, as in the published numbers: a policy that answers safely helps more than a refusal. With
+--check_input unsafe ones are refused.
 """
 
 import functools
@@ -63,7 +65,7 @@ def _flags() -> absl_flags.FlagValues:
         "what becomes of an unsafe answer: a refusal, other answers, or the answer with its verdict",
         flag_values=values,
     )
-    absl_flags.DEFINE_bool("check_input", True, "an unsafe question is refused before it is answered", flag_values=values)
+    absl_flags.DEFINE_bool("check_input", False, "an unsafe question is refused before it is answered", flag_values=values)
     absl_flags.DEFINE_bool("feedback", False, "tell the policy what the guard said of its last answer", flag_values=values)
     text("prompt", None, "the question")
     text("image", "", "file of its picture")
@@ -152,6 +154,8 @@ def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
         seed=values.seed,
     )
     checks = moderating.load(values.guard, mesh, dtype=values.dtype, batch_size=batch_size) if values.guard else None
+    if checks is not None:
+        moderating.check_acts(values.guard, checks, values.check_input)
 
     def answers(prompts: Sequence[Any], part: int) -> list[dict[str, Any]]:
         why = generating.unreadable(policy, prompts)

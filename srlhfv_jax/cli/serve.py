@@ -7,8 +7,10 @@
     curl localhost:8000/health
 
 /moderate judges the response, or without one the question: {"safe", "severity", "categories", "scores"}. /generate filters and
-regenerates: {"answer", "blocked", "verdict", "input", "rounds"}. A refusal is {"error": one line}; its statuses are in
-guard/service/app.py. There is no access control: listen where only those who may ask can come. SIGTERM stops new requests,
+regenerates: {"answer", "blocked", "verdict", "input", "rounds"}; questions themselves are answered, as in the published numbers,
+and with --check_input unsafe ones are refused. A refusal is {"error": one line}; its statuses are in
+guard/service/app.py. Who may ask: any program that reaches the port, or with --token_variable=NAME those that send the token in
+that environment variable (Authorization: Bearer TOKEN); pages in a browser only from --origins. SIGTERM stops new requests,
 answers those under way, and ends with exit code 143. Before it listens it compiles what short questions need, with a picture and
 without (--nowarm_up: it does not); another length of prompts or size of pictures compiles once, while its requests wait.
 """
@@ -16,6 +18,7 @@ without (--nowarm_up: it does not); another length of prompts or size of picture
 import dataclasses
 import functools
 import io
+import os
 import sys
 import time
 from typing import Any
@@ -42,17 +45,26 @@ def main(argv: list[str]) -> None:
         raise UserError(f"the server needs {error.name}: pip install 'srlhfv-jax[serve]'") from error
     from srlhfv_jax.stages import moderating
 
-    limits = _limits(values)
+    limits, access = _limits(values), _access(values)
     mesh = one_device()
     listening = server.listen(values.host, values.port)  # a taken port is known before minutes of loading
-    checks = moderating.load(values.guard, mesh, dtype=values.dtype, batch_size=limits.batch)
+    checks = moderating.load(
+        values.guard,
+        mesh,
+        dtype=values.dtype,
+        batch_size=limits.batch,
+        prompt_length=limits.prompt_tokens,
+        response_length=limits.response_tokens,
+    )
+    if values.policy:
+        moderating.check_acts(values.guard, checks, values.check_input)
     generate = _generate(values, limits, mesh, checks) if values.policy else None
     moderate = models.moderate_with(*checks)
     if values.warm_up:
         began = time.monotonic()
         models.warm_up(moderate, generate, _picture())
         print(f"serve: warmed up in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    built = app.make_app(moderate, generate, limits)
+    built = app.make_app(moderate, generate, limits, access)
     print(f"listening at http://{values.host}:{listening.getsockname()[1]}", flush=True)
     server.make_server(built, limits).run(sockets=[listening])
 
@@ -66,7 +78,7 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
         path="",
         split="",
         image_dir="",
-        prompt_length=values.prompt_length,
+        prompt_length=limits.prompt_tokens,
         response_length=values.response_length,
         batch_size=limits.batch,
         workers=1,
@@ -80,7 +92,21 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
         return [one or other for one, other in zip(theirs, checks.unreadable(asked), strict=True)]
 
     answers = functools.partial(generating.answers, policy)
-    return models.generate_with(answers, checks.input, checks.output, unreadable, policy=values.on_unsafe)
+    check_input = checks.input if values.check_input else None
+    return models.generate_with(answers, check_input, checks.output, unreadable, policy=values.on_unsafe)
+
+
+def _access(values: absl_flags.FlagValues) -> Any:
+    """
+    Raises:
+        UserError: the variable of the token is empty.
+    """
+    from srlhfv_jax.guard.service import access
+
+    token = os.environ.get(values.token_variable, "") if values.token_variable else ""
+    if values.token_variable and not token:
+        raise UserError(f"the environment variable {values.token_variable} is not set: put the token there")
+    return access.Access(access.names(values.host, tuple(values.hosts)), tuple(values.origins), token)
 
 
 def _picture() -> bytes:
@@ -100,6 +126,8 @@ def _limits(values: absl_flags.FlagValues) -> Limits:
         body_bytes=int(values.body_mb * MIB),
         image_bytes=int(values.image_mb * MIB),
         image_pixels=values.image_pixels,
+        prompt_tokens=values.prompt_length,
+        response_tokens=values.judged_length,
         answer_s=values.answer_s,
     )
 
@@ -109,6 +137,7 @@ def _flags() -> absl_flags.FlagValues:
     text = functools.partial(absl_flags.DEFINE_string, flag_values=values)
     whole = functools.partial(absl_flags.DEFINE_integer, flag_values=values)
     real = functools.partial(absl_flags.DEFINE_float, flag_values=values)
+    names = functools.partial(absl_flags.DEFINE_list, flag_values=values)
     choice = functools.partial(absl_flags.DEFINE_enum, flag_values=values)
     text("guard", None, "workdir of `srlhfv guard`, or its export")
     text("policy", "", "workdir of a stage, export or Hugging Face folder; empty: /moderate only")
@@ -124,9 +153,14 @@ def _flags() -> absl_flags.FlagValues:
     whole(
         "rounds", usual.rounds, "most regenerations that a request may ask for, and those of one that does not say", lower_bound=0
     )
+    absl_flags.DEFINE_bool("check_input", False, "an unsafe question is refused before it is answered", flag_values=values)
+    names("hosts", [], "further names that clients call this server by (its --host is one)")
+    names("origins", [], 'pages that may ask from a browser, such as https://example.org; "*": any')
+    text("token_variable", "", "environment variable with the token that requests must bring; empty: none")
     choice("on_unsafe", "regenerate", ["block", "regenerate", "warn"], "what becomes of an unsafe answer")
     real("temperature", 1.0, "of the answers; 0 = greedy", lower_bound=0.0)
-    whole("prompt_length", 0, "longest prompt in tokens (P); 0: any", lower_bound=0)
+    whole("prompt_length", usual.prompt_tokens, "longest question in tokens, with its picture (P)", lower_bound=1)
+    whole("judged_length", usual.response_tokens, "longest answer that is judged, in tokens", lower_bound=1)
     whole("response_length", 256, "longest answer in tokens (R)", lower_bound=1)
     whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit", lower_bound=0)
     whole("seed", 0, "of the sampling", lower_bound=0, upper_bound=flags.SEEDS)

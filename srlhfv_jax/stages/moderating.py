@@ -8,6 +8,7 @@ import jax
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.guard import Guard
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures
 from srlhfv_jax.guard.service.models import Unreadable
@@ -23,8 +24,13 @@ class Checks(NamedTuple):
     unreadable: Unreadable
 
 
-def load(path: str, mesh: jax.sharding.Mesh, *, dtype: str, batch_size: int) -> Checks:
+def load(
+    path: str, mesh: jax.sharding.Mesh, *, dtype: str, batch_size: int, prompt_length: int = 0, response_length: int = 0
+) -> Checks:
     """Load a guard.
+
+    Args:
+        prompt_length, response_length: longer ones (in tokens) are called unreadable; 0: none is too long.
 
     Raises:
         UserError: there is none at `path`.
@@ -41,10 +47,19 @@ def load(path: str, mesh: jax.sharding.Mesh, *, dtype: str, batch_size: int) -> 
 
     def unreadable(asked: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
         examples = [_example(prompt, response) for prompt, response in asked]
-        return setup.unreadable(examples, guard.pretrained, guard.max_pixels)
+        lengths = dict(prompt_length=prompt_length, response_length=response_length)
+        return setup.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
 
     parts = guard.thresholds
     return Checks(check_input if "input" in parts else None, check_output if "output" in parts else None, unreadable)
+
+
+def check_acts(path: str, checks: Checks, check_input: bool) -> None:
+    """Raise UserError where the guard at `path` would check nothing of what a policy is asked and says."""
+    if checks.output is None and not check_input:
+        raise UserError(f"{path} judges questions only: add --check_input, or train it with 'output' in config.parts")
+    if checks.input is None and check_input:
+        raise UserError(f"{path} judges answers only: leave out --check_input, or train it with 'input' in config.parts")
 
 
 def _example(prompt: Prompt, response: str | None) -> Example:

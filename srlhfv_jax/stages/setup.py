@@ -226,17 +226,18 @@ def check_closing(model: Pretrained, prepared: loader.Prepared) -> None:
 
 
 def unreadable(
-    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0
+    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0, response_length: int = 0
 ) -> list[Unusable | None]:
     """Why the model cannot read each example, whose pictures decode; None of one it can.
 
     Args:
-        prompt_length: longest prompt in tokens; 0: any.
+        prompt_length, response_length: longest prompt and answer in tokens; 0: any.
     """
     codec, found = chat.codec(model.processor, max_pixels), []
+    limits = dict(prompt_length=prompt_length or ANY_LENGTH, response_length=response_length or ANY_LENGTH)
     for row, example in enumerate(examples):
         try:
-            tokens.encode(codec, example, row, prompt_length=prompt_length or ANY_LENGTH, response_length=ANY_LENGTH)
+            tokens.encode(codec, example, row, **limits)
             found.append(None)
         except Unusable as unusable:
             found.append(unusable)

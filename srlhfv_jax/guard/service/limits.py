@@ -16,6 +16,8 @@ class Limits:
     body_bytes: int = 16 * MIB  # of one request
     held_bytes: int = 256 * MIB  # of all bodies that are being received or answered
     text_chars: int = 32 * 1024  # of a prompt or a response
+    prompt_tokens: int = 4096  # of a question with its picture and the chat template
+    response_tokens: int = 2048  # of an answer to be judged
     image_bytes: int = 8 * MIB  # of a picture as it is encoded
     image_pixels: int = 16 * MIB  # of a picture when it is decoded
     rounds: int = 5  # most rounds that a request may ask for
