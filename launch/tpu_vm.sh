@@ -69,9 +69,9 @@ setup() {
   packed=$(mktemp --suffix=.tar.gz)
   [[ -n $dry_run ]] || git -C "$ROOT" archive --format=tar.gz --output="$packed" HEAD
   tpus tpu-vm scp "$packed" "$name:srlhfv.tar.gz" --worker=all
-  on_all 'rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && python3 -m venv ~/venv && ~/venv/bin/pip install -q -e "srlhfv[tpu]"'
+  on_all 'rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && python3 -m venv ~/venv && ~/venv/bin/pip install -q -c srlhfv/constraints.txt -e "srlhfv[tpu]"'
   if [[ -n $bucket ]]; then
-    on_all "sudo mkdir -p $RUNS && sudo chmod 777 $RUNS && (mountpoint -q $RUNS || gcsfuse --implicit-dirs --rename-dir-limit=100000 ${bucket#gs://} $RUNS)"
+    on_all "sudo mkdir -p $RUNS && (mountpoint -q $RUNS || (sudo chown \"\$(id -u)\" $RUNS && gcsfuse --implicit-dirs --rename-dir-limit=100000 ${bucket#gs://} $RUNS))"
   fi
   rm -f "$packed"
 }

@@ -63,6 +63,27 @@ def test_watching_is_creating_setting_up_and_running():
     assert "v2-alpha-tpuv6e" in lines[0] and "gcsfuse" in lines[3] and "mine" in lines[3]
 
 
+def test_every_way_to_install_takes_the_versions_that_were_tested():
+    upload, install, mount = printed("tpu_vm.sh", "setup", *TPU, "--bucket=mine")
+    image, ci = ((LAUNCH.parent / path).read_text() for path in ("launch/Dockerfile", ".ci/run"))
+    assert (
+        "-c srlhfv/constraints.txt" in shlex.split(install)[-2]
+        and "--constraint constraints.txt" in image
+        and "--constraint constraints.txt" in ci
+    )
+    pins = (LAUNCH.parent / "constraints.txt").read_text().splitlines()[2:]
+    assert all("==" in pin for pin in pins) and {"jax", "transformers", "orbax-checkpoint"} <= {
+        pin.partition("==")[0] for pin in pins
+    }
+
+
+def test_nothing_is_open_to_all_and_the_image_runs_as_a_user():
+    assert "chmod" not in "".join(path.read_text() for path in LAUNCH.glob("*.sh"))
+    assert shlex.split(printed("tpu_vm.sh", "setup", *TPU, "--bucket=mine")[2])[-2].count('sudo chown "$(id -u)" /mnt/runs') == 1
+    image = (LAUNCH / "Dockerfile").read_text().split("\n")
+    assert "USER srlhfv" in image and not image[0].endswith((":latest", ":3.12-slim"))
+
+
 def test_gke_runs_the_same_command_on_slices():
     (line,) = printed("gke.sh", "run", *GKE, "--name=n", "--image=i:1", "--", "srlhfv", "sft", "--config.steps=3")
     assert line == (
