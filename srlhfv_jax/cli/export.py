@@ -25,8 +25,9 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise UserError(f"--out={out} exists: give a folder that does not")
     from srlhfv_jax import hf
-    from srlhfv_jax.hf import load, weights
+    from srlhfv_jax.hf import export, load, weights
 
+    export.clear(out.absolute().parent)
     model = hf.load_pretrained(Path(values.workdir), dtype=values.dtype)
     if model.config.activation:
         raise UserError(

@@ -1,6 +1,5 @@
 """What every stage command does around its stage: settings that must match an earlier start, config.json, result.json."""
 
-import json
 import os
 import sys
 import time
@@ -8,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from srlhfv_jax import files
 from srlhfv_jax.config import to_dict
 from srlhfv_jax.errors import UserError
+
+ADVICE = "remove it, since the checkpoints hold the settings too"
 
 
 def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Path) -> None:
@@ -44,7 +46,7 @@ def check_unchanged(settings: Any, workdir: Path) -> None:
 
     before = workdir / "config.json"
     if before.is_file() and ((workdir / "checkpoints").is_dir() or any(workdir.glob("*/checkpoints"))):
-        provenance.check_same({"settings": json.loads(before.read_text())}, to_dict(settings))
+        provenance.check_same({"settings": files.read_json(before, advice=ADVICE)}, to_dict(settings))
 
 
 def given(value: str, path: str, what: str) -> None:

@@ -6,6 +6,7 @@ are sharded over them are gathered leaf by leaf; the first process writes, the o
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from srlhfv_jax import files
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
@@ -24,6 +26,7 @@ from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
 from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
 
+LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>draft|previous)-([0-9]+-)?(?P<process>[1-9][0-9]*)")
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
 Shard = list[tuple[leaves.Leaf, list[int]]]  # leaves with those of their layers that go into one file
 SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
@@ -84,6 +87,29 @@ def export_pretrained(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path_out
+
+
+def clear(folder: Path) -> None:
+    """Remove what exports left in a folder when they were killed: drafts, and what stepped aside for them, each a whole model."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() and hosts.process_index() == 0 else ():
+        left = LEFT.fullmatch(path.name)
+        if left is None or _runs(int(left["process"])):
+            continue
+        if left["kind"] == "previous" and not path.with_name(left["name"]).exists():
+            os.replace(path, path.with_name(left["name"]))  # it was killed between two renames
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this host has this id."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()
 
 
 def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
@@ -181,9 +207,10 @@ def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
 def _replace(path_out: Path, draft: Path) -> None:
     """Put the finished draft in place; an earlier export steps aside first."""
     previous = path_out.with_name(f".{path_out.name}.previous-{os.getpid()}")
+    files.sync_tree(draft)
     if path_out.exists():
         os.replace(path_out, previous)
-    os.replace(draft, path_out)
+    files.put(draft, path_out)
     shutil.rmtree(previous, ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ prompts, sampled at temperature 1; the learned models' scores appear only as the
 import dataclasses
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srlhfv_jax import files
 from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig, to_dict
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
+from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.evaluation import compare, records
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.stages import answering, guard, ppo_lag, probes, quickstart_guard, scores, sft
@@ -72,12 +75,16 @@ class Pipeline:
     def step(self, name: str, run_stage: Callable[[Path], dict[str, float]]) -> dict[str, float]:
         """Run a stage in WORKDIR/name unless it was finished before; returns its numbers."""
         done = self.workdir / name / "done.json"
+        if done.exists() and not sound(done):
+            hosts.say(f"quickstart: {done} is damaged: {name} is run again, from its last checkpoint where it has one")
+            done.unlink()
         if not done.exists():
             hosts.say(f"quickstart: {name}")
             began = time.monotonic()
             numbers = run_stage(self.workdir / name)
-            write_json(done, {"seconds": time.monotonic() - began, "numbers": numbers})
-        found = json.loads(done.read_text())
+            found = {"seconds": time.monotonic() - began, "numbers": numbers}
+            write_json(done, found | {"checksum": checksum(found)})
+        found = files.read_json(done)
         self.seconds[name] = found["seconds"]
         return found["numbers"]
 
@@ -271,6 +278,20 @@ class Pipeline:
         )
 
 
+def checksum(found: dict[str, Any]) -> int:
+    """Of what done.json says, beside it."""
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+
+
+def sound(done: Path) -> bool:
+    """Whether done.json holds what was written there."""
+    try:
+        found = files.read_json(done)
+    except UserError:
+        return False
+    return found.pop("checksum", None) == checksum(found)
+
+
 PAIR_BATCH = 256  # prompts answered at once when no gradient is needed
 SAMPLES = 24  # rows of the report's table of answers
 
@@ -285,8 +306,18 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     pq.write_table(pa.Table.from_pylist(rows), beside)
-    beside.replace(path)
+    files.put(beside, path)
 
 
 def read_rows(path: Path) -> list[dict]:
-    return pq.read_table(path).to_pylist()
+    """What `write_rows` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}): remove it and {path.with_name('done.json')}, and run the same command again"
+        ) from error

@@ -5,7 +5,6 @@ start -> load -> (rows) -> place -> training.loop.run -> finish
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from srlhfv_jax import files
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import DataConfig, GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, to_dict
 from srlhfv_jax.data import chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import card
+from srlhfv_jax.hf import card, export
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
 from srlhfv_jax.models import kernels, lora, quantize, vlm
@@ -28,6 +28,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh
 from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.training import metrics
 from srlhfv_jax.training.metrics import Writer, write_json, write_result
 
 EXPORT = "export"
@@ -51,6 +52,7 @@ def start(settings: Any, workdir: Path) -> Started:
     hosts.say(describe(mesh))
     workdir = Path(workdir)
     write_json(workdir / "config.json", to_dict(settings))
+    export.clear(workdir)
     manager = Manager(workdir, settings.checkpoint.every_steps, settings.checkpoint.keep, to_dict(settings))
     return Started(workdir, mesh, Writer(workdir, settings.log.tensorboard), manager)
 
@@ -332,9 +334,8 @@ def _card(workdir: Path, stage: str, result: dict[str, float]) -> str | None:
     """The model card, from what the first process wrote, which also writes the export."""
     if hosts.process_index() > 0:
         return None
-    settings = json.loads((workdir / "config.json").read_text())
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    trace = [(line["step"], line["lambda"]) for line in lines if "lambda" in line]
+    settings = files.read_json(workdir / "config.json")
+    trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
     base = settings["policy" if "policy" in settings else "init"]  # as the user named it
     return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)

@@ -1,7 +1,6 @@
 """What SFT and score training share: one jitted, donated update around a loss, run by the one loop."""
 
 import functools
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.stages.setup import Started
-from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
+from srlhfv_jax.training import loop, metrics, optimizer as optimizers, state as states, step
 
 
 def train(
@@ -67,7 +66,6 @@ def make_update(loss: Callable[[Any, Any], Loss], optimizer: optax.GradientTrans
 def last_numbers(started: Started) -> dict[str, float]:
     """The numbers of the last logged step, read back from metrics.jsonl: the same after a run and after its resumption."""
     numbers: dict[str, float] = {}
-    for line in started.writer.path.read_text().splitlines():
-        row = json.loads(line)
+    for row in metrics.read(started.writer.path):
         numbers = numbers | row if row["step"] == numbers.get("step") else row
     return numbers

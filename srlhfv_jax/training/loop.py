@@ -117,6 +117,7 @@ def run(
                 watch.evaluation(step)
                 writer.write(step, evaluate(state, step))
             if saving:
+                writer.sync()
                 manager.save(step, state, batches.get_state(), notes)
             if stopping:
                 manager.wait()

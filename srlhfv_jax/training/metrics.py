@@ -13,7 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from srlhfv_jax import files
 from srlhfv_jax.parallel import hosts
+
+
+ADVICE = "remove that line"
 
 
 class Writer:
@@ -33,8 +37,8 @@ class Writer:
         self.close()
         if not self._first:
             return
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-        replace(self.path, "".join(line + "\n" for line in kept))
+        kept = [row for row in read(self.path) if row["step"] <= step]
+        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
         if self._events is not None:
             from tensorboardX import SummaryWriter  # here, because it imports torch where that is installed: seconds
@@ -50,6 +54,11 @@ class Writer:
         self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
         self._file.flush()  # survives a kill -9 of this process
         self._scalars(step, values)
+
+    def sync(self) -> None:
+        """What was written is on the disk, before a checkpoint goes there that stands for it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def timing(self, step: int, seconds: float) -> None:
         """Seconds of one step, for TensorBoard only."""
@@ -78,14 +87,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically, on the first process."""
     if hosts.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(value, indent=1) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill, meets the old one or the new one, never half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+        files.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +100,15 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a metrics file: a last line without its newline was torn by a kill."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, each with its "step"; a last one without its newline was torn by a kill and is left out.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
+        origin = f"{path} line {number}"
+        rows.append(files.parse_json(line, origin, advice=ADVICE))
+        files.take(rows[-1], "step", int, origin, advice=ADVICE)
+    return rows
