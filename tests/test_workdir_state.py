@@ -14,7 +14,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.stages import quickstart, setup
-from srlhfv_jax.training import loop
+from srlhfv_jax.training import loop, metrics
 
 DAMAGED = [
     b"",
@@ -69,17 +69,25 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES, ids=short)
-def test_a_damaged_line_of_metrics_is_named_and_without_it_the_run_goes_on(tmp_path, one_device, line):
+def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
+    writer, path = metrics.Writer(tmp_path, tensorboard=False), tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    before = path.read_bytes()
+    with pytest.raises(UserError) as error:
+        writer.cut_back(1)
+    said = str(error.value)
+    assert f"{path} line 2" in said and "remove that line" in said and "\n" not in said and path.read_bytes() == before
+
+
+def test_without_its_damaged_line_of_metrics_the_run_goes_on(tmp_path, one_device):
     with pytest.raises(loop.Preempted):
         tiny.train(tmp_path, one_device, stop=lambda step: step == 3)
     path = tmp_path / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")
-    path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]))
-    with pytest.raises(UserError) as error:
+    whole = path.read_bytes()
+    path.write_bytes(b"{\n" + whole)
+    with pytest.raises(UserError, match="line 1 is not JSON"):
         tiny.train(tmp_path, one_device)
-    said = str(error.value)
-    assert f"{path} line 2" in said and "remove that line" in said and "\n" not in said
-    path.write_bytes(b"\n".join(lines))
+    path.write_bytes(whole)
     tiny.train(tmp_path, one_device, steps=3)
     assert [row["step"] for row in tiny.rows(tmp_path)] == [1, 2, 3]
 
