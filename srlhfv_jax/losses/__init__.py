@@ -13,7 +13,8 @@ never rebuilt from values. Nothing here slices `[:, start:]`, and whatever an ar
 neither a result nor a gradient.
 
 Every loss and every metric is a pair (sum, count), added over microbatches and hosts and divided once: padding, accumulation and
-sharding cannot change a mean. Everything is float32.
+sharding cannot change a mean. Terms that count different things (reward and cost, severity and categories) are pairs of their own.
+Everything is float32.
 
     logprob      log-probabilities at the rollout temperature, chunked over positions
     sft          supervised loss, also the PTX term

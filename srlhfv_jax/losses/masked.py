@@ -16,10 +16,10 @@ CONSTANT = 1e-5
 
 
 class Loss(NamedTuple):
-    """A loss, and beside it what to log; all pairs (sum, count)."""
+    """A loss, and beside it what to log; all pairs (sum, count). A loss of several terms has dicts of their sums and counts."""
 
-    sum: Float[Array, ""]
-    count: Float[Array, ""]
+    sum: Float[Array, ""] | dict[str, Float[Array, ""]]
+    count: Float[Array, ""] | dict[str, Float[Array, ""]]
     metrics: dict[str, Mean]
     rows: Any = ()  # what it found out about each row on the way, for a later loss
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from srlhfv_jax.batches import GuardBatch, PairBatch
@@ -147,19 +146,21 @@ def pair_data(settings: GuardConfig) -> DataConfig:
 def loss(
     config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], settings: GuardConfig, tree: Any, batch: GuardBatch
 ) -> masked.Loss:
-    """L = L_severity + category_weight L_categories, each the mean over its own known entries."""
+    """L = L_severity + category_weight L_categories: two terms, each the mean over its own known entries."""
     severity_BQJ, category_BQA = guard_model.logits(config, tree, batch)
     severity = _binary(severity_BQJ, batch.exceeds_BQJ, batch.exceeds_known_BQJ, weights[0])
     kinds = _binary(category_BQA, batch.category_BQA, batch.category_known_BQA, weights[1])
-    total = _mean(severity) + settings.category_weight * _mean(kinds)
-    rows = jnp.float32(batch.exceeds_BQJ.shape[0])
     metrics = {
         "severity_loss": (severity.sum, severity.count),
         "severity_accuracy": severity.metrics["accuracy"],
         "category_loss": (kinds.sum, kinds.count),
         "category_accuracy": kinds.metrics["accuracy"],
     }
-    return masked.Loss(total * rows, rows, metrics)
+    return masked.Loss(
+        {"severity": severity.sum, "categories": settings.category_weight * kinds.sum},
+        {"severity": severity.count, "categories": kinds.count},
+        metrics,
+    )
 
 
 def _binary(*arrays: np.ndarray | jax.Array) -> masked.Loss:
@@ -177,8 +178,8 @@ def joint_loss(
     """L = L_guard + pairs.coef (L_RM + L_CM): three heads on one backbone, each with rows of its own."""
     judged = loss(config, weights, settings, tree, batch[0])
     scored = scores.loss(config, settings.pairs, tree, batch[1])
-    total = judged.sum + settings.pairs.coef * _mean(scored) * judged.count
-    return masked.Loss(total, judged.count, judged.metrics | scored.metrics)
+    weighted = {name: settings.pairs.coef * total for name, total in scored.sum.items()}
+    return masked.Loss(judged.sum | weighted, judged.count | scored.count, judged.metrics | scored.metrics)
 
 
 def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
@@ -269,7 +270,3 @@ def _about(settings: GuardConfig, thresholds: dict[str, float], rows: loader.Pre
         "template": guard_model.template_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
     }
-
-
-def _mean(part: masked.Loss):
-    return part.sum / jnp.maximum(part.count, 1.0)

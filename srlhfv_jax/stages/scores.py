@@ -77,17 +77,16 @@ def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array)
 
 
 def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: PairBatch) -> masked.Loss:
-    """The joint loss; each head's mean over its own labelled rows, so that unlabelled rows dilute neither."""
+    """The joint loss, a term for each head: its mean is over its own labelled rows, so that unlabelled rows dilute neither."""
     scored_BS = _scores(config, tree, batch)
-    total, metrics = jnp.float32(0), {}
+    terms, metrics = {}, {}
     if "reward" in scored_BS:
         chosen_B, rejected_B = _ordered(scored_BS["reward"], batch.chosen_B)
-        part = reward.reward(chosen_B, rejected_B, batch.helpful_weight_B, score_l2=settings.score_l2)
-        total += _mean(part)
+        terms["reward"] = part = reward.reward(chosen_B, rejected_B, batch.helpful_weight_B, score_l2=settings.score_l2)
         metrics |= {"reward_loss": (part.sum, part.count), "reward_accuracy": part.metrics["pair_accuracy"]}
     if "cost" in scored_BS:
         safer_B, costlier_B = _ordered(scored_BS["cost"], batch.safer_B)
-        part = cost.cost(
+        terms["cost"] = part = cost.cost(
             costlier_B,
             safer_B,
             batch.safety_weight_B,
@@ -96,14 +95,14 @@ def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: P
             sign_weight=settings.sign_weight,
             score_l2=settings.score_l2,
         )
-        total += _mean(part)
         metrics |= {
             "cost_loss": (part.sum, part.count),
             "cost_accuracy": part.metrics["pair_accuracy"],
             "cost_sign_accuracy": part.metrics["sign_accuracy"],
         }
-    rows = jnp.float32(batch.chosen_B.shape[0])
-    return masked.Loss(total * rows, rows, metrics)
+    return masked.Loss(
+        {name: part.sum for name, part in terms.items()}, {name: part.count for name, part in terms.items()}, metrics
+    )
 
 
 def score_pairs(
@@ -138,7 +137,3 @@ def _ordered(score_BS, side_B):
     """(the score of the named side, the score of the other)."""
     named = jnp.take_along_axis(score_BS, side_B[:, None], axis=1)[:, 0]
     return named, jnp.take_along_axis(score_BS, 1 - side_B[:, None], axis=1)[:, 0]
-
-
-def _mean(loss: masked.Loss):
-    return loss.sum / jnp.maximum(loss.count, 1.0)

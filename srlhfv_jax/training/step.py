@@ -1,6 +1,7 @@
 """One update, jit-able and pure: gradients of sums over microbatches, one division by the total count, the optimizer.
 
-Losses and metrics travel as (sum, count); a mean of means would weigh a short microbatch, or a short host, too much.
+Losses and metrics travel as (sum, count); a mean of means would weigh a short microbatch, or a short host, too much. A loss of
+several terms has a count for each: every term is divided by its own, of the whole batch.
 """
 
 from collections.abc import Callable
@@ -25,12 +26,13 @@ def accumulate(
     """Gradient of the mean loss of `batch`, computed in `microbatches` parts.
 
     Args:
-        loss_fn: gives the SUM of the loss over its rows, the count to divide by (independent of the parameters), and metrics.
+        loss_fn: gives the SUM of the loss over its rows, the count to divide by (independent of the parameters), and metrics; or
+            dicts of sums and of counts, one for each term.
         trainable: tree of bools (`optimizer.trainable`); a frozen leaf is not differentiated and gets zeros. None = all of them.
 
     Returns:
-        The gradients of (sum of sums) / (sum of counts), in the parameters' dtypes; the summed metrics, "loss" among them; and
-        the loss's `rows`, those of all microbatches in the order of the batch.
+        The gradients of (sum of sums) / (sum of counts), for terms of the sum of these over the terms, in the parameters' dtypes;
+        the summed metrics, "loss" among them; and the loss's `rows`, those of all microbatches in the order of the batch.
     """
     leaves, treedef = jax.tree.flatten(params)
     flags = [True] * len(leaves) if trainable is None else treedef.flatten_up_to(trainable)
@@ -39,17 +41,21 @@ def accumulate(
     def total(trained: list[Array], part: Any) -> tuple[Float[Array, ""], tuple[Metrics, Any]]:
         rest = iter(trained)
         full = treedef.unflatten([next(rest) if flag else leaf for leaf, flag in zip(leaves, flags)])
-        loss = loss_fn(full, part)
+        loss = _as_one(loss_fn(full, part), counts, microbatches)
         return loss.sum, ({"loss": (loss.sum, jnp.asarray(loss.count, jnp.float32)), **loss.metrics}, loss.rows)
 
     def part_gradients(part: Any) -> tuple[tuple[list[Array], Metrics], Any]:
         grads, (metrics, rows) = jax.grad(total, has_aux=True)(trained, rules.keep_rows(part))
         return (grads, metrics), rows
 
+    counts = None  # of the terms in the whole batch; None where the part is the batch
     if microbatches == 1:
         (grads, metrics), rows = part_gradients(batch)
     else:
         parts.check(jax.tree.leaves(batch)[0].shape[0], microbatches, "config.microbatches")
+        # A part's gradient needs them before the other parts were read. No parameter changes a count: compiled, nothing of the
+        # forward pass is left here.
+        counts = loss_fn(params, rules.keep_rows(batch)).count
         (grads, metrics), rows = _sum_over(part_gradients, parts.split(batch, microbatches))
         rows = parts.join(rows)
     count = metrics["loss"][1]
@@ -60,6 +66,15 @@ def accumulate(
         for leaf, flag in zip(leaves, flags)
     ]
     return treedef.unflatten(full), metrics, rows
+
+
+def _as_one(loss: Loss, counts: Any, microbatches: int) -> Loss:
+    """A loss of terms as one (sum, count): the sum of the terms' means over `counts`, of which all parts together are 1."""
+    if not isinstance(loss.sum, dict):
+        return loss
+    whole = loss.count if counts is None else counts
+    means = jax.tree.map(lambda total, count: total / jnp.where(count > 0, count, 1), loss.sum, whole)
+    return loss._replace(sum=sum(means.values()), count=1 / microbatches)
 
 
 def apply_updates(
