@@ -45,13 +45,13 @@ def where(folder: Path) -> dict:
     return {"data.path": str(folder / "pku.jsonl"), "data.split": "", "data.response_length": 6, "data.batch_size": ROWS}
 
 
-def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, unroll: int = 1) -> list[dict]:
+def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, unroll: int = 1, iterations: int = 2) -> list[dict]:
     """Train; gives the numbers of its log."""
     adapted = way == "adapters"
     policy, scorer = (str(folder / name) for name in (("adapter", "adapter_scores") if adapted else ("llama", "scores")))
     roles = {"reward": scorer, "cost": scorer} if way == "separate" else {"scorer": scorer}
     mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "model.scan_unroll": unroll}
-    changes = {"policy": policy, "iterations": 2, "validation.path": ""} | roles | mesh | where(folder) | WAYS[way]
+    changes = {"policy": policy, "iterations": iterations, "validation.path": ""} | roles | mesh | where(folder) | WAYS[way]
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **changes), out / way)
     return numbers(out / way)
 

@@ -70,9 +70,14 @@ def place(tree: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
     return jax.device_put(tree, shardings(tree, mesh, rules))
 
 
+def whole(mesh: Mesh) -> NamedSharding:
+    """On every device of the mesh all of it."""
+    return NamedSharding(mesh, P())
+
+
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Put small things (controller state, step) whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return jax.device_put(tree, whole(mesh))
 
 
 def keep_rows(batch: Tree) -> Tree:

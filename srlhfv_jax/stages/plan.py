@@ -156,7 +156,8 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
     state = {"trained": shapes.size(tree), "optimizer": shapes.size(opt_state)}
     state |= {} if base is None else {"base": shapes.size(base)}
     whole = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh), ())
-    update = supervised.make_update(loss, optimizer, optimizers.trainable(settings.optimizer, tree), settings.microbatches)
+    trainable, places = optimizers.trainable(settings.optimizer, tree), states.places(tree, optimizer, mesh)
+    update = supervised.make_update(loss, optimizer, trainable, settings.microbatches, places)
     found, _ = _compile("update", update, 0, limit, 1, whole, base, batch)
     return Plan(state, [found])
 

@@ -121,6 +121,7 @@ class Iteration:
         self.vocabulary = vocabulary
         backbone = models.backbone(models.trained["policy"])
         self.layout = layout.target(backbone, mesh, models.policy.config.dtype, settings.rollout.layout)
+        rows, whole = hosts.row_sharding(mesh), rules.whole(mesh)
         self.generate = jax.jit(
             functools.partial(
                 generation.generate,
@@ -130,12 +131,19 @@ class Iteration:
                 sampling=Sampling(settings.rollout.temperature),
                 early_exit=early_exit,
                 microbatches=settings.rollout.microbatches,
-            )
+            ),
+            out_shardings=rows,
         )
-        self.score = jax.jit(functools.partial(_score, models.policy.config, how, settings.constraint))
-        self.update = jax.jit(functools.partial(_update, models.policy.config, update), donate_argnums=(0, 1))
-        self.warm_up = jax.jit(
-            functools.partial(_update, models.policy.config, update._replace(train_policy=False)), donate_argnums=(0, 1)
+        self.score = jax.jit(
+            functools.partial(_score, models.policy.config, how, settings.constraint), out_shardings=(rows, whole, whole)
+        )
+        self.update, self.warm_up = (
+            jax.jit(
+                functools.partial(_update, models.policy.config, one),
+                donate_argnums=(0, 1),
+                out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), whole),
+            )
+            for one in (update, update._replace(train_policy=False))
         )
         self.resting = resting(settings, models)
         self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
@@ -143,6 +151,10 @@ class Iteration:
     def updates(self) -> int:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
         return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
+
+    def _optimizer_places(self) -> dict[str, Any]:
+        trees = self.models.trained
+        return {name: states.optimizer_places(one, trees[name], self.mesh) for name, one in self.optimizers.items()}
 
     def sampler(self, policy: dict) -> dict:
         """The backbone that `generate` reads: copies of what lies otherwise than `config.rollout.layout` says."""

@@ -34,7 +34,8 @@ def train(
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     trainable = optimizers.trainable(settings.optimizer, tree)
 
-    update = make_update(loss, optimizer, trainable, settings.microbatches)
+    places = states.places(tree, optimizer, started.mesh)
+    update = make_update(loss, optimizer, trainable, settings.microbatches, places)
     state = loop.run(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
@@ -49,10 +50,16 @@ def train(
     return state.params
 
 
-def make_update(loss: Callable[[Any, Any], Loss], optimizer: optax.GradientTransformation, trainable: Any, microbatches: int):
-    """The jitted step (state, base, batch) -> state, metrics; the state is donated."""
+def make_update(
+    loss: Callable[[Any, Any], Loss],
+    optimizer: optax.GradientTransformation,
+    trainable: Any,
+    microbatches: int,
+    places: states.TrainState,
+):
+    """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
     def update(state: states.TrainState, base, batch):
         grads, metrics, _ = step.accumulate(
             lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, microbatches, trainable

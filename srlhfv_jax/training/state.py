@@ -31,8 +31,18 @@ def create(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, ext
 
 def init_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
     """`optimizer.init(params)`, made in place by the sharding rules."""
-    places = rules.shardings(jax.eval_shape(optimizer.init, params), mesh)
-    return jax.jit(optimizer.init, out_shardings=places)(params)
+    return jax.jit(optimizer.init, out_shardings=optimizer_places(optimizer, params, mesh))(params)
+
+
+def optimizer_places(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """Where the rules put what `optimizer.init(params)` makes."""
+    return rules.shardings(jax.eval_shape(optimizer.init, params), mesh)
+
+
+def places(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Where a state lies that `create` makes: for out_shardings, so that every step leaves it where it was."""
+    whole = rules.whole(mesh)
+    return TrainState(rules.shardings(params, mesh), optimizer_places(optimizer, params, mesh), whole, whole)
 
 
 def key(seed: int, step: Int[Array, ""] | int, purpose: str) -> Key[Array, ""]:
