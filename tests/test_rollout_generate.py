@@ -188,6 +188,13 @@ def test_no_forbidden_token_is_drawn_at_either_end_of_the_uniform(uniform):
     assert (weight_BV[np.arange(3), drawn_B] > 0).all()
 
 
+def test_a_uniform_of_zero_draws_no_token_that_hardly_any_other_number_would():
+    weight_V = np.zeros(300, np.float32)
+    weight_V[[3, 150, 290]] = 1e-30, 1e-9, 0.7
+    uniform_B = jnp.asarray([0.0, 2.0**-23], jnp.float32)
+    assert sampling.draw(uniform_B, jnp.asarray(np.tile(weight_V, (2, 1)))).tolist() == [290, 290]
+
+
 def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
     params, rollout = {"backbone": backbone()}, sample(prompts())
     args = dict(vocabulary=VOCABULARY, recompute=False)
