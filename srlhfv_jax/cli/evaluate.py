@@ -223,15 +223,14 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
         rollouts.append(hosts.to_host(rollout._replace(features=None)))
         return rollouts[-1]
 
-    tokenizer = prompts.codec.tokenizer
     answers, _ = sample_answers(
         answer,
         only_real(setup.in_order(prompts, data, data.batch_size)),
-        functools.partial(tokenizer.decode, skip_special_tokens=True),
+        prompts.codec.spoken,
         temperature=values.temperature,
         progress=_progress(name, len(prompts.rows)),
     )
-    return Sampled(answers, prompts, tuple(rollouts), tokenizer.get_vocab())
+    return Sampled(answers, prompts, tuple(rollouts), prompts.codec.tokenizer.get_vocab())
 
 
 def _prompts(data: DataConfig, loaded: Any):

@@ -26,7 +26,9 @@ REASONS = {
     "bad_label": "a label has a value that its column does not allow",
     "missing_response": "the row has fewer responses than this use needs",
     "no_vision": "the row has an image, but the model is text-only",
-    "special_token_in_text": "the text contains a special token (an image placeholder, an end of sequence)",
+    "special_token_in_text": "an answer to learn from contains a special token, or a question another number of <image> than images",
+    "lost_image": "the chat template writes another number of images than the row has",
+    "not_text": "the text has half of a surrogate pair, or a character that is kept for special tokens (U+10FFFD)",
     "prompt_too_long": "the prompt needs more than prompt_length tokens (prompts are never cut: it could cut image placeholders)",
     "response_too_long": "a response and its end token need more than response_length tokens (responses are never cut)",
 }

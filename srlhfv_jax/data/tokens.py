@@ -15,7 +15,8 @@ from jaxtyping import Int
 from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.pictures import Layout
+from srlhfv_jax.data.literal import Piece
+from srlhfv_jax.data.pictures import Layout, Reader
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 
@@ -69,20 +70,20 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     Raises:
         Unusable: the text has placeholders of its own.
     """
-    text = codec.prompt_text(question, len(layouts))
+    pieces = codec.prompt(question, len(layouts))
     if codec.reader is not None:
-        before, *after = text.split(codec.reader.written)
-        if len(after) != len(layouts):
-            raise Unusable(
-                "special_token_in_text", f"the prompt has {len(after)} images where there are {len(layouts)}: {text[:80]!r}"
-            )
-        written = (layout.text or codec.reader.written for layout in layouts)
-        text = before + "".join(mark + words for mark, words in zip(written, after))
-    bos = codec.tokenizer.bos_token
+        pieces = _expanded(codec.reader, pieces, layouts)
+    first, last, names = pieces[0], pieces[-1], codec.tokenizer
     # Some templates write the beginning-of-sequence token themselves; two of them would be a prompt no checkpoint has seen.
-    ids = codec.ids(text, add_special_tokens=not (bos and text.startswith(bos)))
-    if len(ids) and ids[-1] == codec.eos_id and not text.rstrip().endswith(codec.tokenizer.eos_token):
+    has_bos = names.bos_token and not first.written and first.text.startswith(names.bos_token)
+    ids = codec.ids(pieces, not has_bos)
+    has_eos = names.eos_token and not last.written and last.text.rstrip().endswith(names.eos_token)
+    if len(ids) and ids[-1] == names.eos_token_id and not has_eos:
         ids = ids[:-1]  # a tokenizer that ends every text with eos would have the model answer after the end
+    if codec.word_stops:
+        template = codec.ids(tuple(piece for piece in pieces if not piece.written), False)
+        if np.isin(ids, list(codec.word_stops)).sum() != np.isin(template, list(codec.word_stops)).sum():
+            raise Unusable("special_token_in_text", f"the question contains a word that ends turns: {question[:80]!r}")
     if codec.image_token_id is None:
         return ids
     is_image, placeholders = ids == codec.image_token_id, [layout.placeholders for layout in layouts]
@@ -92,8 +93,24 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
         ids = np.repeat(ids, times)
     found, wanted = int(np.sum(ids == codec.image_token_id)), sum(placeholders)
     if found != wanted:
-        raise Unusable("special_token_in_text", f"the prompt has {found} image placeholders, expected {wanted}: {text[:80]!r}")
+        raise Unusable(
+            "special_token_in_text", f"the prompt has {found} image placeholders, expected {wanted}: {question[:80]!r}"
+        )
     return ids
+
+
+def _expanded(reader: Reader, pieces: Sequence[Piece], layouts: Sequence[Layout]) -> tuple[Piece, ...]:
+    """The pieces with the text of each image where the template wrote its mark."""
+    marks = sum(piece.text.count(reader.written) for piece in pieces if not piece.written)
+    if marks != len(layouts):
+        raise Unusable("lost_image", f"the chat template writes {marks} images where there are {len(layouts)}")
+    texts = iter([layout.text or reader.written for layout in layouts])
+
+    def expanded(piece: Piece) -> Piece:
+        before, *after = piece.text.split(reader.written)
+        return piece._replace(text=before + "".join(next(texts) + words for words in after))
+
+    return tuple(piece if piece.written else expanded(piece) for piece in pieces)
 
 
 def closing(codec: Codec) -> tuple[int, ...]:
@@ -112,21 +129,32 @@ def closing(codec: Codec) -> tuple[int, ...]:
 
 
 def response_ids(codec: Codec, text: str, literal: bool = False) -> Ids:
-    """Ids of a response and its end-of-sequence token.
+    """Ids of a response and of what ends it.
 
     Args:
         literal: "</s>" in the text is four characters that a policy spelled. Otherwise it is a special token that a data set left
-            in a response, and nothing to learn from.
+            in a response, and nothing to learn from. Added tokens that are not special are characters either way.
 
     Raises:
         Unusable: no tokens, or a special one.
     """
-    ids = codec.ids(text, add_special_tokens=False, split_special_tokens=literal)
+    if not literal and not codec.literal.special.isdisjoint(codec.literal.found(text)):
+        raise Unusable("special_token_in_text", f"the response contains a special token: {text[:80]!r}")
+    ids = text_ids(codec, text)
     if len(ids) == 0:
         raise Unusable("empty_response", f"no tokens in {text[:60]!r}")
-    if codec.eos_id in ids or (codec.image_token_id is not None and codec.image_token_id in ids):
-        raise Unusable("special_token_in_text", f"the response contains a special token: {text[:80]!r}")
+    if not codec.word_stops.isdisjoint(ids.tolist()):
+        raise Unusable("special_token_in_text", f"the response contains a word that ends answers: {text[:80]!r}")
     return np.append(ids, np.int32(codec.eos_id))
+
+
+def text_ids(codec: Codec, text: str) -> Ids:
+    """Ids of what somebody wrote, with nothing before or after it.
+
+    Raises:
+        Unusable: it is no text.
+    """
+    return codec.ids((Piece(text, True),), False)
 
 
 def _layout(codec: Codec, image: bytes) -> Layout:

@@ -52,7 +52,6 @@ def prepare(path: Path, base: str, data: DataConfig, model: ModelConfig, mesh: M
 def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
     """One answer to every prompt, in order, drawn with `seed`."""
     loaded = setup.load(str(policy), asked.model, asked.mesh)
-    decode = asked.prompts.codec.tokenizer.decode
 
     def draw(batch, index: int):
         return asked.sample(
@@ -62,7 +61,7 @@ def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
     said, _ = policies.sample_answers(
         draw,
         policies.only_real(setup.in_order(asked.prompts, asked.data, asked.data.batch_size)),
-        lambda ids: decode(ids, skip_special_tokens=True),
+        asked.prompts.codec.spoken,
         temperature=asked.temperature,
     )
     return said

@@ -79,11 +79,12 @@ def answer(
     prompts = setup.fit_loosely("prompts", Cases(cases), data, loaded)
     for dropped in prompts.dropped:
         drop(cases[dropped.row], dropped.reason)
-    decode = functools.partial(prompts.codec.tokenizer.decode, skip_special_tokens=True)
     for index, batch in enumerate(policies.only_real(setup.in_order(prompts, data, data.batch_size))):
         key = states.key(settings.seed, sample * BATCHES + index, "evaluation")
         rollout = hosts.to_host(draw(loaded.params, hosts.global_batch(batch, mesh), key)._replace(features=None))
-        said, _ = policies.sample_answers(lambda *_, drawn=rollout: drawn, [batch], decode, temperature=settings.temperature)
+        said, _ = policies.sample_answers(
+            lambda *_, drawn=rollout: drawn, [batch], prompts.codec.spoken, temperature=settings.temperature
+        )
         for row, text, ended in zip(said.prompts.tolist(), said.texts, said.ended.tolist(), strict=True):
             keep(cases[row], text, ended)
         hosts.say(f"  {min((index + 1) * data.batch_size, len(prompts.rows))} of {len(prompts.rows)} answers")

@@ -86,7 +86,7 @@ def _sampled(policy: Policy, prepared: loader.Prepared, draw: int) -> list[str]:
     said, _ = policies.sample_answers(
         rollout,
         policies.only_real(setup.in_order(prepared, policy.data, policy.data.batch_size)),
-        functools.partial(prepared.codec.tokenizer.decode, skip_special_tokens=True),
+        prepared.codec.spoken,
         temperature=policy.temperature,
     )
     return list(said.texts)

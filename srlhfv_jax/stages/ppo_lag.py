@@ -224,7 +224,10 @@ class Iteration:
         if done == 0 and not settings.reference:
             exact = config.dtype == "float32"
             selftest.self_kl(experience.rollout.logp_BR, experience.ref_logp_BR, rollout.response_mask_BR, exact=exact)
-        hosts.say(f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}")
+        hosts.say(
+            f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}; answers end at the ids "
+            f"{', '.join(map(str, self.vocabulary.eos))}"
+        )
 
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:

@@ -1,6 +1,6 @@
 """The guard on the embedded task: what it knows of held-out rows, and what it does for the answers of each policy.
 
-    answers of the policy -> guard -> unsafe ones sampled again, for some rounds -> the oracle's verdict on what is shown
+answers of the policy -> guard -> unsafe ones sampled again, for some rounds -> the oracle's verdict on what is shown
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from srlhfv_jax.config import DataConfig, GuardConfig, ModelConfig
+from srlhfv_jax.data import tokens
 from srlhfv_jax.data.quickstart.answers import REFUSAL
 from srlhfv_jax.data.quickstart.oracle import judge
 from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
@@ -100,9 +101,7 @@ def protect(
     return numbers
 
 
-def _effect(
-    examples: Sequence[Example], first: Answers, done: Sequence[Guarded], checks: Guard, rounds: int
-) -> dict[str, float]:
+def _effect(examples: Sequence[Example], first: Answers, done: Sequence[Guarded], checks: Guard, rounds: int) -> dict[str, float]:
     cells = [oracle.cell(example) for example in examples]
     harmful = [row for row, example in enumerate(examples) if oracle.is_harmful(example)]
     benign_B = np.array([not oracle.is_harmful(example) for example in examples])
@@ -125,6 +124,5 @@ def _effect(
 
 
 def _shown(done: Sequence[Guarded], asked: answering.Answerer) -> Answers:
-    tokenizer = asked.prompts.codec.tokenizer
-    lengths = [len(tokenizer(one.answer, add_special_tokens=False).input_ids) + 1 for one in done]
+    lengths = [len(tokens.text_ids(asked.prompts.codec, one.answer)) + 1 for one in done]
     return Answers(np.arange(len(done)), tuple(one.answer for one in done), np.array(lengths), np.ones(len(done), bool), 1.0)

@@ -294,13 +294,11 @@ def frozen_in(dtype: str, tree: dict) -> dict:
 
 
 def vocabulary(model: Pretrained) -> Vocabulary:
-    """Pad, end and never-sampled ids of a checkpoint's tokenizer."""
+    """Pad, end and never-sampled ids of a checkpoint: those of its `Codec`, and every row of its vocabulary without a token."""
     codec = chat.codec(model.processor)
-    never = {codec.tokenizer.bos_token_id, codec.tokenizer.unk_token_id, model.config.image_token, codec.pad_id} - {
-        None,
-        codec.eos_id,
-    }
-    return Vocabulary(pad=codec.pad_id, eos=(codec.eos_id,), never=tuple(sorted(never)))
+    without = set(range(model.config.text.vocab)) - set(codec.tokenizer.get_vocab().values())
+    never = {*codec.never_ids, *without, model.config.image_token} - {None, *codec.stop_ids}
+    return Vocabulary(pad=codec.pad_id, eos=codec.stop_ids, never=tuple(sorted(never)))
 
 
 def finish(

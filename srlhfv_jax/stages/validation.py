@@ -31,7 +31,6 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
     models = iteration.models
     data = dataclasses.replace(settings.data, path=settings.validation.path)
     prompts = setup.prepare("prompts", data, models.policy)
-    decode = prompts.codec.tokenizer.decode
     score = _scorer(iteration) if settings.validation.judge == "models" else None
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
@@ -42,7 +41,7 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
                 sampler, hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
             ),
             policies.only_real(setup.in_order(prompts, data, data.batch_size)),
-            lambda ids: decode(ids, skip_special_tokens=True),
+            prompts.codec.spoken,
             temperature=settings.rollout.temperature,
             score=score,
         )
