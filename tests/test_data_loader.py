@@ -113,13 +113,13 @@ def test_rows_index_the_examples_and_not_what_was_left_of_them(made):
         assert rows[row].question in asked
 
 
-def test_two_processes_share_the_batches_of_one(made):
+def test_a_process_gets_its_own_rows_of_the_batches_of_one(made):
     data = settings()
     prepared = loader.fit("pairs", examples(), made, data)
     whole = take(loader.batches(prepared, "pairs", made, data, seed=7), 5)
-    parts = [take(loader.batches(prepared, "pairs", made, data, seed=7, process_index=i, process_count=2), 5) for i in (0, 1)]
-    for batch, first, second in zip(whole, *parts, strict=True):
-        assert_same(batch, jax.tree.map(lambda *parts: np.concatenate(parts), first, second))
+    for own in (np.array([1]), np.array([0, 3]), np.arange(4)):
+        for batch, mine in zip(whole, take(loader.batches(prepared, "pairs", made, data, seed=7, own=own), 5), strict=True):
+            assert_same(jax.tree.map(lambda values: values[own], batch), mine)
 
 
 def test_evaluation_sees_every_row_once_in_order(made, prompts):
@@ -141,11 +141,15 @@ def test_filler_rows_take_no_part_in_any_loss(made):
 
 def test_evaluation_over_processes_covers_every_row(made, prompts):
     parts = [
-        list(loader.all_batches(prompts, "prompts", made, settings(), batch_size=4, process_index=i, process_count=2))
-        for i in (0, 1)
+        list(loader.all_batches(prompts, "prompts", made, settings(), batch_size=4, own=np.array(own)))
+        for own in ([0, 3], [1, 2])
     ]
     assert len(parts[0]) == len(parts[1]) == 3
-    assert sorted(row for part in parts for batch, real_B in part for row in batch.row_B[real_B]) == list(range(11))
+    found = []
+    for (first, real_B), (second, also_B) in zip(*parts, strict=True):
+        assert real_B.tolist() == also_B.tolist()  # of the whole batch, on every process
+        found += np.stack([first.row_B[0], *second.row_B, first.row_B[1]])[real_B].tolist()
+    assert found == list(range(11))
 
 
 def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, prompts, monkeypatch):
@@ -206,9 +210,9 @@ def test_resuming_with_as_many_rows_of_other_content_is_refused(made, change):
         loader.batches(other, "pairs", made, settings(), seed=0).set_state(state)
 
 
-def test_a_batch_must_divide_over_the_processes(made, prompts):
-    with pytest.raises(UserError, match="must be a positive multiple of the 3 processes, got 4"):
-        loader.batches(prompts, "prompts", made, settings(), seed=0, process_count=3)
+def test_a_batch_has_at_least_one_row(made, prompts):
+    with pytest.raises(UserError, match="data.batch_size must be at least 1, got 0"):
+        loader.batches(prompts, "prompts", made, settings(batch_size=0), seed=0)
 
 
 def test_a_picture_that_went_bad_stops_the_run_with_its_row(made):
@@ -231,7 +235,7 @@ def test_pictures_of_several_sizes_come_in_few_shapes():
     assert len(allowed) == 3 and allowed[-1] == max(totals) and set(allowed) <= set(totals)
     found = [[], []]
     for process in (0, 1):
-        made = loader.batches(prepared, "prompts", None, data, seed=4, process_index=process, process_count=2, epochs=4)
+        made = loader.batches(prepared, "prompts", None, data, seed=4, own=np.array([process]), epochs=4)
         found[process] = [batch.images for batch in made]
     for two in zip(*found):
         assert two[0].patches_BNC.shape == two[1].patches_BNC.shape

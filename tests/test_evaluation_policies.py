@@ -171,7 +171,8 @@ def test_filler_rows_are_not_answers_and_padding_is_not_text():
     told = []
     found, scores = policies.sample_answers(
         echo,
-        policies.only_real(sampled_batches()),
+        sampled_batches(),
+        [10, 11, 12],
         lambda ids: " ".join(map(str, ids)),
         temperature=0.5,
         score=lambda batch, rollout: {"cost": batch.row_B / 4},

@@ -213,9 +213,10 @@ def test_the_joint_loss_is_the_sum_of_the_two(joint):
     wanted, _, _ = joint
     model = load_pretrained(wanted.init)
     rows, data = guard.prepare(wanted, wanted.data, model), guard.pair_data(wanted)
-    judged = next(setup.batches(rows, wanted.data, 3))
-    scored = next(setup.batches(setup.prepare("pairs", data, model), data, 3))
-    heads = scores.start_heads(model, guard.SCORES, make_mesh(wanted.mesh), jax.random.key(1))
+    mesh = make_mesh(wanted.mesh)
+    judged = next(setup.batches(rows, wanted.data, 3, mesh))
+    scored = next(setup.batches(setup.prepare("pairs", data, model), data, 3, mesh))
+    heads = scores.start_heads(model, guard.SCORES, mesh, jax.random.key(1))
     tree = {"backbone": model.params, "heads": heads}
     tree |= {"guard": guard_heads.init(model.config, len(rows.categories), jax.random.key(2))}
     weights = guard._weights(rows, balance=True)

@@ -73,7 +73,7 @@ def test_sizes_that_do_not_fit_are_named(sizes, message):
 
 def test_a_batch_that_does_not_divide_names_both_numbers(eight_devices):
     assert row_shards(eight_devices) == 4
-    with pytest.raises(UserError, match=r"batch of 30 rows must be a multiple of 4 \(data=2 x fsdp=2 of the mesh\)"):
+    with pytest.raises(UserError, match=r"batch of 30 rows must be a positive multiple of 4 \(data=2 x fsdp=2 of the mesh\)"):
         hosts.global_batch({"x": np.zeros((30, 2))}, eight_devices)
 
 

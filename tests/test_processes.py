@@ -1,5 +1,6 @@
 """One run on more devices, or on several processes, is the same run; and one whose partner dies says so, and goes on later."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -24,6 +25,11 @@ def alone(folder):
     return {way: tiny.run(folder, folder / "alone", way, 1, 1, 1) for way in tiny.WAYS if way != "idle"}
 
 
+@pytest.fixture(scope="module")
+def stages_alone(folder):
+    return {name: tiny.stage(folder, folder / "stages", name, 1, 1, 1) for name in tiny.STAGES}
+
+
 def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
     """Two processes of one run, each with some devices."""
     with socket.socket() as free:
@@ -38,6 +44,13 @@ def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
         subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in (0, 1)
     ]
+
+
+def both(folder, out, mesh: tuple[int, int, int], devices: int, *names: str) -> None:
+    """Run some of tiny_sharing's stages on two processes."""
+    command = [sys.executable, tiny.__file__, str(folder), str(out), *map(str, mesh), *names]
+    for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in pair(command, devices)]:
+        assert code == 0, said[-2000:]
 
 
 MESHES = {"shared": [(1, 2, 1), (1, 2, 2), (2, 2, 2)], "separate": [(2, 2, 2)], "adapters": [(1, 2, 2), (2, 2, 2)]}
@@ -56,11 +69,20 @@ def test_unrolled_layers_on_four_devices_give_the_same_numbers(folder, alone, tm
 
 
 def test_two_processes_of_four_devices_give_the_same_numbers(folder, alone, tmp_path):
-    started = pair([sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "2"], 4)
-    for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in started]:
-        assert code == 0, said[-2000:]
+    both(folder, tmp_path, (2, 2, 2), 4, *tiny.WAYS)
     for way in tiny.WAYS:
         same_numbers(numbers(tmp_path / way), alone["shared" if way == "idle" else way], 2e-4)
+
+
+@pytest.mark.parametrize(("mesh", "devices"), [((1, 1, 2), 1), ((2, 1, 2), 2), ((1, 2, 2), 2)])
+def test_every_stage_and_its_held_out_rows_give_the_same_numbers_where_rows_lie_on_two_processes(
+    folder, stages_alone, mesh, devices, tmp_path
+):
+    """(1, 1, 2): all rows on both, whose devices share the heads. The numbers are those of both processes."""
+    both(folder, tmp_path, mesh, devices, *tiny.STAGES)
+    for name, expected in stages_alone.items():
+        for process in (0, 1):
+            same_numbers(json.loads((tmp_path / f"{name}.{process}.json").read_text()), expected, 2e-4)
 
 
 def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):

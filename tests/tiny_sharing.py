@@ -1,6 +1,7 @@
-"""PPO-Lagrangian on a tiny text model in every way of sharing: as a library for tests, and as one of several processes.
+"""PPO-Lagrangian on a tiny text model in every way of sharing, and the other stages with their held-out rows: as a library for
+tests, and as one of several processes.
 
-python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR      FOLDER as `prepare` left it; OUT/<way>/metrics.jsonl
+python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR NAME...     FOLDER as `prepare` left it; a NAME of WAYS or STAGES
 """
 
 import json
@@ -9,11 +10,12 @@ from pathlib import Path
 
 from tiny_stages import numbers, settings
 
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import ppo_lag, scores, sft
+from srlhfv_jax.stages import guard, ppo_lag, scores, sft
 
 ROWS = 8
+HELD_OUT = 11  # two batches, the second with rows that only fill it up
 LORA = {"lora.rank": 4, "lora.alpha": 8.0}
 WAYS = {
     "shared": {"sharing": "shared"},
@@ -28,21 +30,48 @@ def prepare(folder: Path) -> None:
     import tiny_hf  # needs PyTorch, which `run` does without
 
     tiny_hf.save(folder / "llama", tiny_hf.llama_config())
-    lines = []
-    for i in range(ROWS):
-        row = {"prompt": " ".join(f"w{7 + i + k}" for k in range(1 + i % 3)), "response_0": "w5 w6", "response_1": "w8 w9 w10"}
-        row |= {"better_response_id": i % 2, "safer_response_id": 1}
-        row |= {f"is_response_{k}_safe": bool(k) for k in (0, 1)} | {f"response_{k}_severity_level": 2 - 2 * k for k in (0, 1)}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "pku.jsonl").write_text("".join(lines))
+    (folder / "pku.jsonl").write_text("".join(_line(i) for i in range(ROWS)))
+    (folder / "heldout.jsonl").write_text("".join(_line(3 * i + 1) for i in range(HELD_OUT)))
     rows = where(folder)
     scores.run(settings(ScoresConfig, "scores", init=str(folder / "llama"), steps=2, **rows), folder / "scores")
     sft.run(settings(SFTConfig, "sft", init=str(folder / "llama"), steps=2, **rows, **LORA), folder / "adapter")
     scores.run(settings(ScoresConfig, "scores", init=str(folder / "adapter"), steps=2, **rows, **LORA), folder / "adapter_scores")
 
 
+def _line(i: int) -> str:
+    row = {"prompt": " ".join(f"w{7 + i + k}" for k in range(1 + i % 3)), "response_0": "w5 w6", "response_1": "w8 w9 w10"}
+    row |= {"better_response_id": i % 2, "safer_response_id": 1}
+    row |= {f"is_response_{k}_safe": bool(k) for k in (0, 1)} | {f"response_{k}_severity_level": 2 - 2 * k for k in (0, 1)}
+    return json.dumps(row) + "\n"
+
+
 def where(folder: Path) -> dict:
     return {"data.path": str(folder / "pku.jsonl"), "data.split": "", "data.response_length": 6, "data.batch_size": ROWS}
+
+
+def stage(folder: Path, out: Path, name: str, data: int, fsdp: int, tensor: int) -> list[dict]:
+    """Run one of STAGES with all held-out rows that it can read; gives the numbers of its log, and at the end its result."""
+    held_out, paired = str(folder / "heldout.jsonl"), {"batch_size": ROWS // 2, "path": str(folder / "pku.jsonl")}
+    mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    rows, llama = where(folder) | mesh, str(folder / "llama")
+    match name:
+        case "sft":
+            result = sft.run(settings(SFTConfig, "sft", init=llama, steps=2, **rows), out / name)
+        case "scores":
+            result = scores.run(settings(ScoresConfig, "scores", init=llama, steps=2, evaluation=held_out, **rows), out / name)
+        case "guard":
+            held = {"parts": ("output",), "calibration": rows["data.path"], "evaluation": held_out, "pairs.evaluation": held_out}
+            rows |= held | {f"pairs.{key}": value for key, value in paired.items()}
+            result = guard.run(settings(GuardConfig, "guard", init=llama, steps=2, taxonomy="pku_saferlhf", **rows), out / name)
+        case "ppo_lag":
+            rows |= {"validation.path": held_out, "validation.every_steps": 1, "validation.budget": 1e3}
+            rows |= {"ptx.coef": 2.0, "ptx.path": rows["data.path"], "policy": llama, "scorer": str(folder / "scores")}
+            result = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", iterations=2, **rows), out / name)
+    assert (out / name / "export" / "config.json").exists()
+    return [*numbers(out / name), result]
+
+
+STAGES = ("sft", "scores", "guard", "ppo_lag")
 
 
 def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, unroll: int = 1, iterations: int = 2) -> list[dict]:
@@ -58,5 +87,6 @@ def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, un
 
 if __name__ == "__main__":
     hosts.initialize()
-    for name in WAYS:
-        run(Path(sys.argv[1]), Path(sys.argv[2]), name, *map(int, sys.argv[3:6]))
+    for asked in sys.argv[6:]:
+        made = (run if asked in WAYS else stage)(Path(sys.argv[1]), Path(sys.argv[2]), asked, *map(int, sys.argv[3:6]))
+        (Path(sys.argv[2]) / f"{asked}.{hosts.process_index()}.json").write_text(json.dumps(made))

@@ -202,7 +202,7 @@ def _data(values: absl_flags.FlagValues, path: str) -> DataConfig:
 
 def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, draw, values: absl_flags.FlagValues) -> Sampled:
     """Load one policy and answer every prompt once."""
-    from srlhfv_jax.evaluation.policies import only_real, sample_answers
+    from srlhfv_jax.evaluation.policies import sample_answers
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.rollout.sampling import Sampling
     from srlhfv_jax.stages import setup
@@ -219,13 +219,14 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
 
     def answer(batch, index: int):
         key = states.key(values.seed, index, "evaluation")
-        rollout = draw(loaded.config, loaded.params, hosts.global_batch(batch, mesh), key, **settings)
+        rollout = draw(loaded.config, loaded.params, batch, key, **settings)
         rollouts.append(hosts.to_host(rollout._replace(features=None)))
         return rollouts[-1]
 
     answers, _ = sample_answers(
         answer,
-        only_real(setup.in_order(prompts, data, data.batch_size)),
+        setup.in_order(prompts, data, mesh),
+        [row.row for row in prompts.rows],
         prompts.codec.spoken,
         temperature=values.temperature,
         progress=_progress(name, len(prompts.rows)),
@@ -275,10 +276,12 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
     def ends(tree, rollout, images):
         return forward.end_scores(loaded.config, tree, rollout, forward.encode(loaded.config, tree, images))
 
+    own = hosts.own_rows(data.batch_size, mesh)
+
     def score(pair):
         batch, rollout = pair
-        placed = hosts.global_batch((rollout, batch.images), mesh)
-        return hosts.to_host(ends(tree, *placed))
+        placed = hosts.global_batch(jax.tree.map(lambda values: values[own], rollout), mesh)
+        return hosts.to_host(ends(tree, placed, batch.images))
 
     found = {}
     for name, policy in sampled.items():
@@ -286,7 +289,7 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
             raise UserError(
                 f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
             )
-        batches = setup.in_order(policy.prompts, data, data.batch_size)
+        batches = setup.in_order(policy.prompts, data, mesh)
         pairs = (((batch, rollout), real_B) for (batch, real_B), rollout in zip(batches, policy.rollouts, strict=True))
         found[name] = model_scores(score, pairs)
     return found

@@ -1,9 +1,9 @@
 """Batches: shuffled every epoch, sharded over processes, prepared ahead in threads, resumed exactly.
 
 `fit` does every check before step 0 and keeps the token ids; `batches` walks through shuffled epochs for training, `all_batches`
-once in order for evaluation. The order of rows depends on the seed and the number of rows only: each process takes its
-contiguous part of every global batch, so runs with different numbers of processes see the same global batches. A batch may
-straddle two epochs; no row is left out.
+once in order for evaluation. The order of rows depends on the seed and the number of rows only: each process takes the rows of
+every global batch that its devices hold (parallel/hosts.py: `own_rows`), so runs with different numbers of processes see the same
+global batches. A batch may straddle two epochs; no row is left out.
 """
 
 import hashlib
@@ -191,29 +191,30 @@ def batches(
     data: DataConfig,
     *,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     epochs: int | None = None,
     sign: str = "label",
 ) -> Batches:
-    """Shuffled batches of `data.batch_size` rows over all processes; this process gets its part of each.
+    """Shuffled batches of `data.batch_size` rows over all processes; this process gets its own rows of each.
 
     Args:
         examples: rows, or what `fit` made of them (so that drops are known and shown before the first batch).
         kind: "supervised", "pairs" or "prompts".
         processor: not read where `fit` was called before; None will do then.
         seed: of the order of rows.
+        own: which rows of every batch this process gets, ascending; None: all.
         epochs: passes over the rows, None = endless. Only at the very end are rows left out that do not fill a batch.
         sign: of pairs: "label" or "graded".
 
     Raises:
-        UserError: the batch size does not divide over the processes, or no row can be used.
+        UserError: the batch size is not positive, or no row can be used.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
-    part = _part(data.batch_size, process_index, process_count)
-    assemble = _Assemble(prepared)
+    if data.batch_size < 1:
+        raise UserError(f"data.batch_size must be at least 1, got {data.batch_size}")
+    assemble = _Assemble(prepared, own)
     order = grain.MapDataset.range(len(prepared.rows)).seed(seed).shuffle().repeat(epochs)
-    made = order.batch(data.batch_size, drop_remainder=True).map(lambda numbers: assemble(numbers, part))
+    made = order.batch(data.batch_size, drop_remainder=True).map(assemble)
     options = grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=2 * data.workers)
     return Batches(prepared, iter(made.to_iter_dataset(options)))
 
@@ -225,35 +226,33 @@ def all_batches(
     data: DataConfig,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     sign: str = "label",
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
-    """Every row once, in order: (batch, which of its rows are real).
+    """Every row once, in order: (this process's `own` rows of a batch, which rows of the whole batch are real).
 
     The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and
     signs are zero, and the second value is false for them.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
-    part = _part(batch_size, process_index, process_count)
-    assemble = _Assemble(prepared)
+    assemble = _Assemble(prepared, own)
     count = len(prepared.rows)
     for start in range(0, count, batch_size):
         numbers = np.arange(start, start + batch_size)
-        real_B = numbers[part] < count
-        yield _silence(assemble(np.minimum(numbers, count - 1), part), real_B), real_B
+        real_B = numbers < count
+        yield _silence(assemble(np.minimum(numbers, count - 1)), real_B if own is None else real_B[own]), real_B
 
 
 class _Assemble:
-    """Row numbers of a global batch -> this process's part of it."""
+    """Row numbers of a global batch -> this process's `own` rows of it; None: all."""
 
-    def __init__(self, prepared: Prepared):
-        self._prepared = prepared
+    def __init__(self, prepared: Prepared, own: np.ndarray | None):
+        self._prepared, self._own = prepared, own
 
-    def __call__(self, numbers: np.ndarray, part: slice) -> Batch:
+    def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
         every_row = [prepared.rows[number] for number in numbers]
-        rows, images = every_row[part], None
+        rows, images = every_row if self._own is None else [every_row[place] for place in self._own], None
         if prepared.room is not None:
             size = collate.fitting(prepared.room, every_row)  # the same on every process
             images = collate.stack_images(rows, self._pictures(rows), prepared.room, size)
@@ -316,14 +315,6 @@ def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any,
     if examples.kind != kind:
         raise ValueError(f"rows prepared as {examples.kind} cannot be batched as {kind}")
     return examples
-
-
-def _part(batch_size: int, process_index: int, process_count: int) -> slice:
-    """This process's rows of a global batch."""
-    if batch_size <= 0 or batch_size % process_count:
-        raise UserError(f"data.batch_size must be a positive multiple of the {process_count} processes, got {batch_size}")
-    own = batch_size // process_count
-    return slice(process_index * own, (process_index + 1) * own)
 
 
 def _silence(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:

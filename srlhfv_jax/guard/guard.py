@@ -8,7 +8,7 @@ Batched and jitted: rows are padded to a few lengths and to whole batches, so th
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Guard:
     batch_size: int
     max_pixels: int
     logits: Callable[..., Any]
-    place: Callable[[Any], Any]
+    mesh: Mesh | None  # None: one device
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: str = "float32", batch_size: int = 32, mesh: Mesh | None = None) -> "Guard":
@@ -64,7 +64,7 @@ class Guard:
             batch_size,
             about["max_pixels"],
             jax.jit(functools.partial(model.logits, loaded.config)),
-            (lambda batch: batch) if mesh is None else functools.partial(hosts.global_batch, mesh=mesh),
+            mesh,
         )
 
     def check_input(self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str]) -> list[Verdict]:
@@ -107,10 +107,15 @@ class Guard:
         prompt = max(len(row.prompt) for row in rows.rows)
         answer = max((len(ids) for row in rows.rows for ids in row.responses), default=0)
         frame = rows.frame._replace(prompt_length=rounded(prompt), response_length=rounded(answer))
-        batches = loader.all_batches(rows._replace(frame=frame), "guard", None, data, batch_size=self.batch_size)
-        severity_BQJ, category_BQA = model.probabilities(self.logits, self.tree, batches, self.place)
+        severity_BQJ, category_BQA = model.probabilities(self.logits, self.tree, self._batches(rows._replace(frame=frame), data))
         which = guard_rows.PARTS.index(part)
         return model.verdicts(severity_BQJ[:, which], category_BQA[:, which], self.thresholds[part], self.categories)
+
+    def _batches(self, rows: loader.Prepared, data: DataConfig) -> Iterator[tuple[Any, Any]]:
+        """Every row once, in order: a batch on the devices, and which of its rows are real."""
+        own = None if self.mesh is None else hosts.own_rows(self.batch_size, self.mesh)
+        for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, own=own):
+            yield batch if self.mesh is None else hosts.global_batch(batch, self.mesh), real_B
 
 
 def rounded(length: int) -> int:

@@ -28,17 +28,16 @@ def probabilities(
     logits_of: Callable[[Any, GuardBatch], tuple[Array, Array]],
     tree: Any,
     batches: Iterable[tuple[GuardBatch, Bool[np.ndarray, "B"]]],
-    place: Callable[[GuardBatch], GuardBatch],
 ) -> tuple[Float[np.ndarray, "B 2 J"], Float[np.ndarray, "B 2 A"]]:
     """P(severity > k), never rising with k, and the probability of each category, for the real rows of all batches in order.
 
     Args:
         logits_of: `logits` of a model, jitted.
-        place: puts a batch on the devices.
+        batches: on the devices, with which of their rows are real.
     """
     parts = []
     for batch, real_B in batches:
-        parts.append([_sigmoid(found)[real_B] for found in hosts.to_host(logits_of(tree, place(batch)))])
+        parts.append([_sigmoid(found)[real_B] for found in hosts.to_host(logits_of(tree, batch))])
     severity_BQJ, category_BQA = (np.concatenate(part) for part in zip(*parts, strict=True))
     return np.minimum.accumulate(severity_BQJ, axis=2), category_BQA
 

@@ -112,10 +112,10 @@ def from_first(value: int) -> int:
 def check_batch(rows: int, mesh: Mesh, name: str = "batch of") -> None:
     """Raise UserError unless a batch of `rows` rows (over all processes) divides evenly over the mesh."""
     shards = row_shards(mesh)
-    if rows % shards:
+    if rows < 1 or rows % shards:
         sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
         raise UserError(
-            f"{name} {rows} rows must be a multiple of {shards} ({sizes} of the mesh): change the batch size or config.mesh"
+            f"{name} {rows} rows must be a positive multiple of {shards} ({sizes} of the mesh): change the batch size or config.mesh"
         )
 
 
@@ -124,17 +124,44 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def own_rows(rows: int, mesh: Mesh, process: int | None = None) -> np.ndarray:
+    """Which rows of a batch of `rows` rows (over all processes) a process loads: those of the row shards that its devices hold.
+
+    Ascending, each once. Where the tensor axis crosses processes, several of them load the same rows.
+
+    Args:
+        process: its index; None: this one.
+
+    Raises:
+        UserError: the rows do not divide over the mesh.
+    """
+    check_batch(rows, mesh)
+    asked = jax.process_index() if process is None else process
+    places = row_sharding(mesh).devices_indices_map((rows,))
+    held = [np.arange(rows)[place] for device, place in places.items() if device.process_index == asked]
+    return np.unique(np.concatenate(held))
+
+
 def global_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Make global arrays, axis 0 split over (data, fsdp), from each process's own NumPy rows.
+    """Make global arrays, axis 0 split over (data, fsdp), from each process's NumPy rows: its `own_rows`, in their order.
 
     Raises:
         UserError: the rows of all processes together do not divide over the mesh.
     """
-    sharding = row_sharding(mesh)
+    sharding, shards = row_sharding(mesh), row_shards(mesh)
+    held = len(own_rows(shards, mesh))
 
     def put(local: np.ndarray) -> jax.Array:
-        check_batch(len(local) * jax.process_count(), mesh)
-        return jax.make_array_from_process_local_data(sharding, np.asarray(local))
+        local = np.asarray(local)
+        rows = len(local) * shards // held
+        own = own_rows(rows, mesh)
+
+        def shard(place: tuple[slice, ...]) -> np.ndarray:
+            first, end, _ = place[0].indices(rows)
+            start = np.searchsorted(own, first)
+            return local[start : start + end - first]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, batch)
 

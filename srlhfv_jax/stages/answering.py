@@ -12,7 +12,6 @@ from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import policies
 from srlhfv_jax.evaluation.answers import Answers
-from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
@@ -54,13 +53,12 @@ def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
     loaded = setup.load(str(policy), asked.model, asked.mesh)
 
     def draw(batch, index: int):
-        return asked.sample(
-            loaded.config, loaded.params, hosts.global_batch(batch, asked.mesh), states.key(seed, index, "evaluation")
-        )
+        return asked.sample(loaded.config, loaded.params, batch, states.key(seed, index, "evaluation"))
 
     said, _ = policies.sample_answers(
         draw,
-        policies.only_real(setup.in_order(asked.prompts, asked.data, asked.data.batch_size)),
+        setup.in_order(asked.prompts, asked.data, asked.mesh),
+        [row.row for row in asked.prompts.rows],
         asked.prompts.codec.spoken,
         temperature=asked.temperature,
     )

@@ -79,15 +79,20 @@ def answer(
     prompts = setup.fit_loosely("prompts", Cases(cases), data, loaded)
     for dropped in prompts.dropped:
         drop(cases[dropped.row], dropped.reason)
-    for index, batch in enumerate(policies.only_real(setup.in_order(prompts, data, data.batch_size))):
+    readable = [row.row for row in prompts.rows]
+    for index, batch in enumerate(setup.in_order(prompts, data, mesh)):
         key = states.key(settings.seed, sample * BATCHES + index, "evaluation")
-        rollout = hosts.to_host(draw(loaded.params, hosts.global_batch(batch, mesh), key)._replace(features=None))
+        done, end = (min(number * data.batch_size, len(readable)) for number in (index, index + 1))
         said, _ = policies.sample_answers(
-            lambda *_, drawn=rollout: drawn, [batch], prompts.codec.spoken, temperature=settings.temperature
+            lambda asked, _, key=key: draw(loaded.params, asked, key),
+            [batch],
+            readable[done:end],
+            prompts.codec.spoken,
+            temperature=settings.temperature,
         )
         for row, text, ended in zip(said.prompts.tolist(), said.texts, said.ended.tolist(), strict=True):
             keep(cases[row], text, ended)
-        hosts.say(f"  {min((index + 1) * data.batch_size, len(prompts.rows))} of {len(prompts.rows)} answers")
+        hosts.say(f"  {end} of {len(readable)} answers")
 
 
 def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answers: Sequence[str]) -> list[Opinion | None]:
@@ -108,9 +113,7 @@ def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answe
     def ends(tree, batch):
         return forward.end_scores(loaded.config, tree, batch, forward.encode(loaded.config, tree, batch.images))
 
-    found = judges.model_scores(
-        lambda batch: hosts.to_host(ends(tree, hosts.global_batch(batch, mesh))), setup.in_order(rows, data, data.batch_size)
-    )
+    found = judges.model_scores(lambda batch: hosts.to_host(ends(tree, batch)), setup.in_order(rows, data, mesh))
     opinions: list[Opinion | None] = [None] * len(cases)
     for row, reward, cost in zip(rows.rows, found[judges.REWARD], found[judges.COST], strict=True):
         opinions[row.row] = Opinion(float(reward), float(cost))

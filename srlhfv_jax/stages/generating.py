@@ -17,7 +17,6 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import policies
 from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.stages import setup
@@ -79,13 +78,12 @@ def _sampled(policy: Policy, prepared: loader.Prepared, draw: int) -> list[str]:
     key = states.key(policy.seed, draw, "evaluation")
 
     def rollout(batch, index: int):
-        prompts, own = hosts.global_batch(batch, policy.mesh), jax.random.fold_in(key, index)
-        drawn = policy.sample(policy.loaded.params, prompts, own)
-        return hosts.to_host(drawn._replace(features=None))
+        return policy.sample(policy.loaded.params, batch, jax.random.fold_in(key, index))
 
     said, _ = policies.sample_answers(
         rollout,
-        policies.only_real(setup.in_order(prepared, policy.data, policy.data.batch_size)),
+        setup.in_order(prepared, policy.data, policy.mesh),
+        [row.row for row in prepared.rows],
         prepared.codec.spoken,
         temperature=policy.temperature,
     )

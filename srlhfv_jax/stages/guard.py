@@ -72,10 +72,10 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     setup.describe_parameters("guard", tree, started.mesh)
     rows = prepare(settings, settings.data, model)
     weights = _weights(rows, settings.balance)
-    batches = setup.batches(rows, settings.data, settings.seed)
+    batches = setup.batches(rows, settings.data, settings.seed, started.mesh)
     if joint:
         pairs = setup.prepare("pairs", pair_data(settings), model, sign=settings.pairs.sign)
-        batches = loader.Together(guard=batches, pairs=setup.batches(pairs, pair_data(settings), settings.seed + 1))
+        batches = loader.Together(guard=batches, pairs=setup.batches(pairs, pair_data(settings), settings.seed + 1, started.mesh))
     tree = supervised.train(
         "guard",
         settings,
@@ -189,8 +189,7 @@ def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.shardin
     severity_BQJ, category_BQA = guard_model.probabilities(
         jax.jit(functools.partial(guard_model.logits, model.config)),
         tree,
-        setup.in_order(rows, data, data.batch_size),
-        functools.partial(hosts.global_batch, mesh=mesh),
+        setup.in_order(rows, data, mesh),
     )
     given = [rows.labels[row.row] for row in rows.rows]
     judged_BQ = np.array([[labels != guard_rows.UNKNOWN for labels in both] for both in given])

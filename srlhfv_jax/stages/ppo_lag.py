@@ -71,7 +71,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         name="ppo_lag",
         step_fn=iteration,
         state=iteration.initial_state(),
-        batches=_batches(settings, models, prompts),
+        batches=_batches(settings, models, prompts, started.mesh),
         total_steps=settings.iterations,
         manager=started.manager,
         writer=started.writer,
@@ -358,10 +358,10 @@ def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experien
     return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)
 
 
-def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared) -> loader.Together:
+def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared, mesh) -> loader.Together:
     """Prompts, and supervised rows for PTX."""
     ptx = None
     if settings.ptx.coef > 0:
         data = dataclasses.replace(settings.data, path=settings.ptx.path)
-        ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1)
-    return loader.Together(prompts=setup.batches(prompts, settings.data, settings.seed), ptx=ptx)
+        ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1, mesh)
+    return loader.Together(prompts=setup.batches(prompts, settings.data, settings.seed, mesh), ptx=ptx)

@@ -50,7 +50,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         settings,
         started,
         tree,
-        setup.batches(rows, settings.data, settings.seed),
+        setup.batches(rows, settings.data, settings.seed, started.mesh),
         functools.partial(loss, model.config, settings),
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
@@ -112,11 +112,11 @@ def score_pairs(
     scores_fn = jax.jit(functools.partial(_scores, config))
     scores: dict[str, list[np.ndarray]] = {}
     labels: dict[str, list[np.ndarray]] = {}
-    for batch, real_B in setup.in_order(rows, data, data.batch_size):
-        for name, scores_BS in hosts.to_host(scores_fn(tree, hosts.global_batch(batch, mesh))).items():
+    for batch, real_B in setup.in_order(rows, data, mesh):
+        for name, scores_BS in hosts.to_host(scores_fn(tree, batch)).items():
             scores.setdefault(name, []).append(scores_BS[real_B])
         for name in LABELS:
-            labels.setdefault(name, []).append(batch._asdict()[name][real_B])
+            labels.setdefault(name, []).append(hosts.to_host(batch._asdict()[name])[real_B])
     return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, labels))
 
 

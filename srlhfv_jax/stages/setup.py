@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax import files
@@ -263,16 +264,17 @@ def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
             )
 
 
-def batches(prepared: loader.Prepared, data: DataConfig, seed: int) -> loader.Batches:
-    """Endless shuffled batches: this process's part of each."""
-    place = dict(process_index=hosts.process_index(), process_count=hosts.process_count())
-    return loader.batches(prepared, prepared.kind, None, data, seed=seed, **place)
+def batches(prepared: loader.Prepared, data: DataConfig, seed: int, mesh: Mesh) -> loader.Batches:
+    """Endless shuffled batches: this process's rows of each."""
+    own = hosts.own_rows(data.batch_size, mesh)
+    return loader.batches(prepared, prepared.kind, None, data, seed=seed, own=own)
 
 
-def in_order(prepared: loader.Prepared, data: DataConfig, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """This process's part of every row, once, in order: (batch, which rows are real)."""
-    place = dict(process_index=hosts.process_index(), process_count=hosts.process_count())
-    return loader.all_batches(prepared, prepared.kind, None, data, batch_size=batch_size, **place)
+def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterator[tuple[Any, np.ndarray]]:
+    """Every row once, in order: (a batch on the devices of all processes, which of its rows are real)."""
+    own = hosts.own_rows(data.batch_size, mesh)
+    for batch, real_B in loader.all_batches(prepared, prepared.kind, None, data, batch_size=data.batch_size, own=own):
+        yield hosts.global_batch(batch, mesh), real_B
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:

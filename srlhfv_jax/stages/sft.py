@@ -30,7 +30,7 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         settings,
         started,
         tree,
-        setup.batches(rows, settings.data, settings.seed),
+        setup.batches(rows, settings.data, settings.seed, started.mesh),
         functools.partial(loss, model.config),
         show=("loss", "entropy"),
         base=base,

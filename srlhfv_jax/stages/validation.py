@@ -37,10 +37,9 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
         policy = state.params["policy"]
         sampler = iteration.sampler(policy)
         said, scores = policies.sample_answers(
-            lambda batch, index: iteration.generate(
-                sampler, hosts.global_batch(batch, started.mesh), states.key(settings.seed, index, "evaluation")
-            ),
-            policies.only_real(setup.in_order(prompts, data, data.batch_size)),
+            lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
+            setup.in_order(prompts, data, started.mesh),
+            [row.row for row in prompts.rows],
             prompts.codec.spoken,
             temperature=settings.rollout.temperature,
             score=score,
