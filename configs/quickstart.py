@@ -107,6 +107,7 @@ def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
         path="",
         split="",
         image_dir="",
+        allow_dir="",
         max_pixels=0,
         picture_buckets=1,
         prompt_length=prompt,

@@ -51,6 +51,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         path="",  # --config.data.path=...
         split="train",
         image_dir="",
+        allow_dir="",
         max_pixels=0,
         picture_buckets=1,
         prompt_length=prompt,

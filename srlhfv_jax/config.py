@@ -89,8 +89,9 @@ class DataConfig:
     """One source of rows and how they become batches."""
 
     path: str  # folder of a TFDS data set, a .jsonl or .parquet file, or a folder of parquet files
-    split: str  # of a TFDS data set; for files "" or a slice such as "[:1000]"
+    split: str  # of a TFDS data set or a folder of files, with or without a slice such as "train[:1000]"; one file needs none
     image_dir: str  # images named by relative paths are looked up here; "" = beside the file
+    allow_dir: str  # a second folder that links of images may lead to, and absolute paths name; "" = none
     prompt_length: Tokens  # P
     response_length: Annotated[int, Range(1, 2**20)]  # R
     batch_size: Rows  # over all processes

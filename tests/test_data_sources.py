@@ -158,7 +158,16 @@ def test_mistakes_in_files_are_named(tmp_path):
     ("path", "split", "image_dir", "message"),
     [
         ("nowhere", "", "", r"nowhere' does not exist: expected a .jsonl or .parquet file"),
-        ("rows.jsonl", "train", "", r"is one file: it takes a slice such as '\[:1000\]', not the split name 'train'"),
+        ("rows.jsonl", "test", "", r"is one file: it takes a slice such as '\[:1000\]', not the split name 'test'"),
+        ("rows.jsonl", f"[:{'9' * 5000}]", "", r"split '\[:9+\.\.\. \(\d+ characters\) is not understood"),
+        ("a" * 300, "", "", "does not exist"),
+        ("a\0b", "", "", "does not exist"),
+        ("rows.jsonl", "", "a" * 300, "image folder .* does not exist"),
+        ("named", "train", "", "has no files of a split 'train'; it has test: set data.split"),
+        ("two", "train", "", "has no files of a split 'train'; it has a, b: set data.split"),
+        ("packed", "", "", r"found .gz \(unpack it: gunzip FILE.gz\)"),
+        ("list.json", "", "", r"found .json \(write one object per line: jq"),
+        ("saved", "", "", r"found .arrow, .json \(of save_to_disk: datasets.load_from_disk"),
         ("rows.jsonl", "[1:2:3]", "", r"split '\[1:2:3\]' is not understood"),
         ("rows.jsonl", "", "gone", "image folder .*gone' does not exist"),
         ("folder", "test", "", "has no files of a split 'test'; it has train"),
@@ -168,9 +177,183 @@ def test_mistakes_in_files_are_named(tmp_path):
 def test_mistakes_in_paths_are_named(tmp_path, path, split, image_dir, message):
     write_jsonl(tmp_path / "rows.jsonl", [{"question": "q"}])
     write_jsonl(tmp_path / "folder" / "train.jsonl", [{"question": "q"}])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=message):
+    for empty in ("empty", "named", "two", "packed", "saved"):
+        (tmp_path / empty).mkdir()
+    for file in (
+        "named/test.jsonl",
+        "two/a.jsonl",
+        "two/b.jsonl",
+        "packed/train.jsonl.gz",
+        "list.json",
+        "saved/data-00000.arrow",
+    ):
+        (tmp_path / file).write_text('{"question": "q"}')
+    (tmp_path / "saved" / "dataset_info.json").write_text('{"features": {}, "splits": {}}')
+    with pytest.raises(UserError, match=message) as caught:
         open_rows(str(tmp_path / path), split, str(tmp_path / image_dir) if image_dir else "")
+
+
+@pytest.mark.parametrize("split", ["", "train", "[:2]", "train[:2]", "train[:50%]"])
+@pytest.mark.parametrize("path", ["rows.jsonl", "one", "parts", "train.jsonl", "test.jsonl"])
+def test_one_set_needs_no_split(tmp_path, path, split):
+    """One file, or a folder whose files are one set without the name of a split; the config files' default is "train"."""
+    every = [{"question": f"q {i}"} for i in range(4)]
+    for name in ("rows.jsonl", "train.jsonl", "test.jsonl", "one/rows.jsonl"):
+        write_jsonl(tmp_path / name, every)
+    for part in range(2):
+        write_jsonl(tmp_path / "parts" / f"data-0000{part}-of-00002.jsonl", every[2 * part : 2 * part + 2])
+    assert questions(tmp_path / path, split) == [f"q {i}" for i in range(2 if "[" in split else 4)]
+
+
+def test_converted_parquet_is_split_by_its_folders(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "default" / split / "0000.parquet", [{"question": split}])
+    assert questions(tmp_path, "train") == ["train"] and questions(tmp_path, "test") == ["test"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-8"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_unicode_encoding_and_line_end_is_read(tmp_path, encoding, end):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        (end.join(json.dumps({"question": text}, ensure_ascii=False) for text in ("wäs", "שלום")) + end).encode(encoding)
+    )
+    assert questions(path) == ["wäs", "שלום"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "wäs"}\n'.encode("latin-1"), "is not utf-8 text .*: write it anew as UTF-8$"),
+        (b'{"question": ' + b"1" * 5000 + b"}", ":1 is not JSON"),
+        (b'{"question": ' + b"[" * 100000 + b"}", ":1 is not JSON"),
+        (b'{"question": "q"}\n\x00\x01', ":2 is not JSON"),
+    ],
+)
+def test_lines_that_no_reader_takes_are_one_short_line(tmp_path, content, message):
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_rows(str(tmp_path / "rows.jsonl"), "", "")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_damaged_parquet_is_one_line_wherever_it_is_cut_or_changed(tmp_path):
+    whole = write_parquet(tmp_path / "train.parquet", [pku_row()] * 3).read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.integers(4, len(whole), 60):
+        changed = whole[:place] if place % 3 == 0 else whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :]
+        (tmp_path / "train.parquet").write_bytes(changed)
+        try:
+            load_examples(settings(tmp_path))
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_parquet_files_of_different_types_are_named(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [pku_row()])
+    write_parquet(tmp_path / "train-1.parquet", [pku_row(better_response_id="0")])
+    with pytest.raises(UserError, match="columns of different types .*better_response_id.*: write them with one type"):
+        open_rows(str(tmp_path), "", "")
+
+
+def test_no_usable_row_shows_what_was_wrong_with_the_first_and_what_was_not_read(tmp_path, capsys):
+    rows = [{"prompt": "what ?", "chosen": "a cat", "rejected": "a dog"}] * 2
+    with pytest.raises(UserError, match="row 0: chosen must be 0, 1 or 'tie', got 'a cat'; not read: the columns rejected, "):
+        load_examples(settings(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert "rejected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"image_path": "a.png"}, "image_path"),
+        ({"image_url": "https://x/a"}, "image_url"),
+        ({"img": "a"}, "img"),
+        ({"shot": "x/a.JPG"}, "shot"),
+        ({"cell": "data:image/png;base64,AAAA"}, "cell"),
+        ({"completion": "a"}, "completion"),
+        ({"answer": "a"}, "answer"),
+        ({"label": 1}, "label"),
+        ({"isSafe": 1, "is_toxic": 0}, "is_toxic"),
+    ],
+)
+def test_a_column_that_should_perhaps_be_read_is_named(tmp_path, capsys, row, named):
+    assert len(load_examples(settings(write_jsonl(tmp_path / "rows.jsonl", [{"question": "q"} | row])))) == 1
+    warning = capsys.readouterr().err
+    assert "read as plain, without the columns " in warning and named in warning and warning.count("\n") == 1
+
+
+@pytest.mark.parametrize("row", [dual_row(), pku_row(), {"question": "q", "response": "a", "source": "s", "topic": "t"}])
+def test_columns_of_published_sets_are_no_surprise(tmp_path, capsys, row):
+    write_parquet(tmp_path / "rows.parquet", [row])
+    load_examples(settings(tmp_path / "rows.parquet"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "WEBP", "GIF"])
+def test_a_ramp_stays_a_ramp(mode):
+    import io
+
+    from PIL import Image
+
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (8, 1)))
+    kind = {"CMYK": "JPEG", "WEBP": "WEBP", "GIF": "GIF"}.get(mode, "PNG")
+    shown = (
+        Image.fromarray(np.asarray(ramp, np.uint16) * 257)
+        if mode == "I;16"
+        else ramp.convert(mode if kind in ("PNG", "JPEG") else "L")
+    )
+    buffer = io.BytesIO()
+    shown.save(buffer, kind)
+    found = np.asarray(images.decode(buffer.getvalue()), int)[:, :, 0].mean(axis=0).reshape(16, 16).mean(axis=1)
+    assert np.all(np.abs(found - np.arange(7.5, 256, 16)) < 12), found
+
+
+def test_pictures_in_text_are_read_and_what_is_none_is_a_counted_drop(tmp_path):
+    import base64
+
+    text = base64.b64encode(png(3)).decode()
+    write_jsonl(tmp_path / "rows.jsonl", [])
+    wrapped = "\n".join(text[i : i + 76] for i in range(0, len(text), 76))
+    good = [text, wrapped, f"data:image/png;base64,{text}", {"bytes": text}, base64.b64encode(jpeg(1)).decode()]
+    bad = {
+        "a\0b": "missing_image",
+        "x\udfff y.png": "missing_image",
+        "a" * 5000: "missing_image",
+        text[:-3]: "not_an_image",
+        "data:image/png;base64,%%%": "not_an_image",
+        "https://example.org/a.png": "image_not_here",
+        "file:///etc/hostname": "image_not_here",
+        "ring": "missing_image",
+    }
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    cells = [*good, *bad, 5, {"url": "a"}, ["a.png"]]
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "image": cell} for cell in cells])
+    examples = load_examples(settings(path))
+    assert [example.images for example in examples] == [(png(3),)] * 4 + [(jpeg(1),)]
+    assert [drop.reason for drop in examples.dropped] == [*bad.values(), "not_an_image", "not_an_image", "not_an_image"]
+
+
+def test_links_are_followed_inside_the_data_the_hub_s_cache_and_a_folder_that_is_allowed(tmp_path):
+    """Snapshots of the hub's cache are trees of links to ../../../blobs; elsewhere a link out of the data needs data.allow_dir."""
+    snapshot, disk = tmp_path / "datasets--a--b" / "snapshots" / "1f", tmp_path / "disk"
+    for folder in (snapshot / "images", snapshot / "more", tmp_path / "datasets--a--b" / "blobs", disk):
+        folder.mkdir(parents=True)
+    (tmp_path / "datasets--a--b" / "blobs" / "77").write_bytes(png(1))
+    (disk / "b.png").write_bytes(png(2))
+    (snapshot / "images" / "a.png").symlink_to("../../../blobs/77")
+    (snapshot / "images" / "inner.png").symlink_to("../more/c.png")
+    (snapshot / "more" / "c.png").write_bytes(png(3))
+    (snapshot / "linked").symlink_to(disk)
+    cells = ["images/a.png", "images/inner.png", "linked/b.png", "../../blobs/77", str(disk / "b.png")]
+    path = write_jsonl(snapshot / "rows.jsonl", [{"question": "q", "image": cell} for cell in cells])
+    examples = load_examples(settings(path))
+    assert examples.kept == (0, 1, 3) and examples.drops == {"path_outside_folder": 2}
+    assert load_examples(settings(path, allow_dir=str(disk))).kept == (0, 1, 2, 3, 4)
+    beside = write_jsonl(snapshot / "two.jsonl", [{"question": "q", "image": "inner.png"}])
+    assert (
+        len(load_examples(settings(beside, image_dir=str(snapshot / "images")))) == 1
+    )  # the tree of the data, not of the pictures
 
 
 def test_pixels_are_those_of_the_checkpoints_image_processor():

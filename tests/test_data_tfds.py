@@ -1,5 +1,6 @@
 """TFDS folders are written and read without TensorFlow and without network, and give back what was put in."""
 
+import base64
 import json
 import os
 import subprocess
@@ -74,6 +75,112 @@ def test_a_written_data_set_gives_back_the_same_examples_in_order(tmp_path, kind
     assert [e.question for e in load_examples(settings(folder, split="train[2:4]"))] == ["q 2", "q 3"]
 
 
+FLAGS = ["yes", "No", True, False, 1, 0, "1", "false", " yes ", 1.0, None, "", "tie", "maybe", 2.7, [True], {"a": 1}]
+IDS = [0, 1, 2, "0", "1", "2", 1.0, "1.0", "tie", None, "", True, 2.7, "Tie", -1, [1]]
+NUMBERS = [0, 3, -3, "2", 2.7, "2.7", "-0.5", None, "", "much", True, 10**400, [2], float("nan")]
+TABLES = [
+    {"a": True, "b": False},
+    {"a": "yes", "b": "false"},
+    {"a": 1, "b": None},
+    {"b": "0"},
+    {},
+    None,
+    '{"a": true}',
+    "a",
+    {"a": "maybe"},
+    ["a"],
+    {"né, ü": True},
+]
+NAMES = ["violence", None, "", "none", 3, {"a": True}, ["violence"]]
+TEXT = {"prompt": "q", "response": "a", "is_safe": False, "category": {"self_harm": True}}
+SPELLINGS = [
+    (
+        BeavertailsV,
+        dual_row,
+        {"more_helpful_response_id": IDS, "safer_response_id": IDS, "is_response_1_safe": FLAGS, "harmful": FLAGS},
+    ),
+    (BeavertailsV, dual_row, {"response_2_harmless_rate": NUMBERS, "response_1_helpful_rate": NUMBERS, "category": NAMES}),
+    (BeavertailsVQa, qa_row, {"is_response_safe": FLAGS, "category": NAMES, "image_severity": NUMBERS, "harmful": FLAGS}),
+    (PkuSaferlhf, pku_row, {"better_response_id": IDS, "safer_response_id": IDS, "is_response_0_safe": FLAGS, "harmful": FLAGS}),
+    (PkuSaferlhf, pku_row, {"response_1_severity_level": NUMBERS, "response_0_harm_category": TABLES, "prompt_source": TABLES}),
+    (Beavertails, lambda **changes: TEXT | changes, {"is_safe": FLAGS, "category": TABLES, "harmful": FLAGS}),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "spelt"), SPELLINGS, ids=lambda value: value.name if isinstance(value, type) else None)
+def test_reading_through_tfds_is_reading_the_file_for_every_spelling_of_a_label(tmp_path, kind, row, spelt):
+    """Row for row: the same examples, and the same rows dropped for the same reasons."""
+    rows = [row(**{name: value}) for name, values in spelt.items() for value in values]
+    for one in rows:
+        if "image" in one:
+            one["image"] = base64.b64encode(one["image"]["bytes"]).decode()
+    write(tmp_path / "s" / "train.jsonl", rows)
+    before = load_examples(settings(tmp_path / "s" / "train.jsonl"))
+    folder = build(kind, tmp_path / "s", tmp_path / "t")
+    after = load_examples(settings(folder, split="train"))
+    assert list(after) == list(before) and len(before) > len(rows) // 3
+    assert json.loads((folder / "drops.json").read_text()) == before.drops
+
+
+def test_pictures_that_a_folder_has_no_place_for_are_not_lost(tmp_path):
+    write(tmp_path / "s" / "train.parquet", [pku_row(image={"bytes": png(1), "path": None})])
+    with pytest.raises(UserError, match="a row has 1 pictures where a pku_saferlhf folder keeps 0: give its file to the stages"):
+        build(PkuSaferlhf, tmp_path / "s", tmp_path / "t")
+
+
+DAMAGE = {
+    "no features": lambda folder: (folder / "features.json").unlink(),
+    "empty features": lambda folder: (folder / "features.json").write_bytes(b""),
+    "cut features": lambda folder: cut(folder / "features.json"),
+    "features of another type": lambda folder: (folder / "features.json").write_text("[1]"),
+    "empty info": lambda folder: (folder / "dataset_info.json").write_bytes(b""),
+    "cut info": lambda folder: cut(folder / "dataset_info.json"),
+    "info of a picture": lambda folder: (folder / "dataset_info.json").write_bytes(png(1)),
+    "info of another tool": lambda folder: (folder / "dataset_info.json").write_text('{"mine": {"file_name": "a.json"}}'),
+    "another format": lambda folder: changed(folder / "dataset_info.json", "array_record", "tfrecord"),
+    "more rows than there are": lambda folder: changed(folder / "dataset_info.json", '"3"', '"900000000000"'),
+    "no shard": lambda folder: next(folder.glob("*array_record-*")).unlink(),
+    "an empty shard": lambda folder: next(folder.glob("*array_record-*")).write_bytes(b""),
+    "a cut shard": lambda folder: cut(next(folder.glob("*array_record-*"))),
+    "a shard of noise": lambda folder: next(folder.glob("*array_record-*")).write_bytes(b"noise" * 30000),
+    "a class of its choice": lambda folder: changed(
+        folder / "features.json", "tensorflow_datasets.core.features.text_feature", "this"
+    ),
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(path, before, after):
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_one_line_and_imports_nothing(tmp_path, damage):
+    write(tmp_path / "s" / "train.jsonl", [pku_row()] * 3)
+    folder = build(PkuSaferlhf, tmp_path / "s", tmp_path / "t")
+    DAMAGE[damage](folder)
+    with pytest.raises(UserError) as caught:
+        load_examples(settings(folder, split="train"))
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value) and "this" not in sys.modules
+
+
+def test_what_other_tools_call_dataset_info_is_no_tfds_folder(tmp_path):
+    """LLaMA-Factory and ms-swift list their sets in it, `datasets` describes one beside its parquet files."""
+    for place, content in (
+        ("", '{"mine": {"file_name": "a.json"}}'),
+        ("a/b/", '[{"hf_dataset_id": "x/y"}]'),
+        ("a/", '{"splits": {}}'),
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "dataset_info.json").write_text(content)
+    write(tmp_path / "train.jsonl", [{"question": "q"}])
+    assert len(load_examples(settings(tmp_path, split="train"))) == 1
+
+
 def test_unusable_rows_are_left_out_and_counted(tmp_path):
     rows = [
         dual_row(),
@@ -85,8 +192,8 @@ def test_unusable_rows_are_left_out_and_counted(tmp_path):
     write(tmp_path / "s" / "evaluation-00000-of-00001.parquet", [dual_row(question="")] + [dual_row()] * 2)
     folder = build(BeavertailsV, tmp_path / "s", tmp_path / "t")
     drops = json.loads((folder / "drops.json").read_text())
-    assert drops == {"missing_image": 1, "not_an_image": 1, "missing_label": 1, "empty_question": 1}
-    assert [len(open_rows(str(folder), split, "").items) for split in ("train", "evaluation")] == [1, 2]
+    assert drops == {"missing_image": 1, "not_an_image": 1, "empty_question": 1}
+    assert [len(open_rows(str(folder), split, "").items) for split in ("train", "evaluation")] == [2, 2]
 
 
 def test_a_data_set_is_not_overwritten_unasked(tmp_path):

@@ -15,7 +15,7 @@ from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.stages import generating
 
-DATA = DataConfig("", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
+DATA = DataConfig("", "", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
 MODEL = inference("float32")
 CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
 PROMPTS = [

@@ -143,6 +143,7 @@ def settings(path: str = "", **changes: Any) -> DataConfig:
         "path": str(path),
         "split": "",
         "image_dir": "",
+        "allow_dir": "",
         "max_pixels": 0,
         "picture_buckets": 1,
         "prompt_length": 24,

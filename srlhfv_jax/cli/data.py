@@ -42,6 +42,7 @@ def _inspect(argv: list[str]) -> None:
     absl_flags.DEFINE_string(
         "image_dir", "", "folder of images named by relative paths; empty: beside the file", flag_values=values
     )
+    absl_flags.DEFINE_string("allow_dir", "", "a second folder that links of images may lead to; empty: none", flag_values=values)
     absl_flags.DEFINE_integer("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", flag_values=values)
     absl_flags.DEFINE_string("model", "", "Hugging Face folder: also count tokens and check the lengths", flag_values=values)
     absl_flags.DEFINE_enum("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for", flag_values=values)
@@ -58,6 +59,7 @@ def _inspect(argv: list[str]) -> None:
         path=values.path,
         split=values.split,
         image_dir=values.image_dir,
+        allow_dir=values.allow_dir,
         prompt_length=values.prompt_length,
         response_length=values.response_length,
         batch_size=1,
@@ -139,7 +141,8 @@ def _build_files(values: absl_flags.FlagValues) -> Path:
     if not values.source or not source.exists():
         raise UserError(f"--source={values.source} does not exist: give the files of the data set, downloaded before")
     first = next(iter(records.local_splits(source).values()))[0]
-    layout = values.name or rows.detect(sources.open_rows(str(first), "", "").columns)
+    columns = sources.open_rows(str(first), "", "").columns
+    layout = values.name or rows.detect(columns)
     match layout:
         case "beavertails_v":
             from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV as Builder
@@ -153,6 +156,9 @@ def _build_files(values: absl_flags.FlagValues) -> Path:
             raise UserError(f"{first} is a plain question file, which stages read as it is: there is nothing to prepare")
         case other:
             raise UserError(f"there is no data set {other!r}; {flags.nearest(other, (*BUILDERS, TASK))}")
+    left_out = [name for name in columns if name not in Builder.COLUMNS]
+    if left_out:
+        print(f"columns that are not written: {', '.join(map(ascii, left_out))}")
     return records.build(partial(Builder, source=source), Path(values.target), overwrite=values.overwrite)
 
 

@@ -108,6 +108,7 @@ def _flags() -> absl_flags.FlagValues:
     text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
     text("pairs", "", "labelled pairs: measures the scorer itself, with its own pictures, with shuffled and with grey ones")
     text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
+    text("allow_dir", "", "a second folder that links of images may lead to; empty: none")
     whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", lower_bound=0)
     text("scorer", "", "workdir or export with the heads reward and cost, or REWARD,COST: two with one each")
     absl_flags.DEFINE_enum(
@@ -191,6 +192,7 @@ def _data(values: absl_flags.FlagValues, path: str) -> DataConfig:
         path=path,
         split=values.split,
         image_dir=values.image_dir,
+        allow_dir=values.allow_dir,
         prompt_length=values.prompt_length,
         response_length=values.response_length,
         batch_size=values.batch_size,

@@ -73,6 +73,7 @@ def _flags() -> absl_flags.FlagValues:
     text("out", None, "file of JSON lines to write, which must not exist yet")
     text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
     text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
+    text("allow_dir", "", "a second folder that links of images may lead to; empty: none")
     whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit", lower_bound=0)
     absl_flags.DEFINE_float("temperature", 1.0, "of the answers; 0 = greedy", lower_bound=0.0, flag_values=values)
     whole("prompt_length", 0, "longest prompt in tokens (P); 0: any", lower_bound=0)
@@ -211,6 +212,7 @@ def _data(values: absl_flags.FlagValues, batch_size: int) -> DataConfig:
         path=values.data or "",
         split=values.split,
         image_dir=values.image_dir,
+        allow_dir=values.allow_dir,
         prompt_length=values.prompt_length,
         response_length=values.response_length,
         batch_size=batch_size,

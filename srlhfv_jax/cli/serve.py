@@ -78,6 +78,7 @@ def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: 
         path="",
         split="",
         image_dir="",
+        allow_dir="",
         prompt_length=limits.prompt_tokens,
         response_length=values.response_length,
         batch_size=limits.batch,

@@ -7,12 +7,14 @@ inspect` shows them.
 from typing import NamedTuple
 
 REASONS = {
-    "missing_image": "the image cell is empty or names a file that does not exist",
+    "missing_image": "the image cell is empty or names a file that does not exist or cannot be read",
     "not_an_image": "the bytes are not a PNG, JPEG, WebP, GIF or BMP picture",
     "truncated_image": "the picture begins well but cannot be decoded to its end",
     "image_too_large": "the picture has more pixels than is sane (a decompression bomb)",
     "image_too_narrow": "the picture is so much longer than wide that the model cannot read it",
-    "path_outside_folder": "the image path leaves the image folder",
+    "path_outside_folder": "the image path leaves the image folder, and data.allow_dir is not the folder it leads to",
+    "image_not_here": "the image cell is the address of a picture, and none is downloaded",
+    "broken_text": "a text holds half of a surrogate pair, which is no character",
     "empty_question": "the question has no text",
     "empty_response": "a response has no text, or no tokens",
     "identical_responses": "both responses of the pair are the same",

@@ -1,54 +1,123 @@
-"""Pictures on disk: from a cell of a row (bytes or a path inside the data folder) to a decoded image.
+"""Pictures on disk: from a cell of a row (bytes, base64, or a path inside the data folder) to a decoded image.
 
-Nothing here trusts a data set: paths may not leave the folder, only a few formats are opened, sizes are limited before decoding,
-and every picture is decoded once before step 0, so that a damaged file is a counted drop and not a crash at step 9000.
+Nothing here trusts a data set: paths may not leave the folder, links only to places that were allowed, only a few formats are
+opened, sizes are limited before decoding, and every picture is decoded once before step 0, so that a damaged file is a counted drop
+and not a crash at step 9000.
 """
 
+import base64
+import binascii
 import hashlib
 import io
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.errors import reason, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is stored on its side
 MAX_PIXELS = 64 * 1024 * 1024  # no vision tower needs more; PIL itself refuses at 179 million
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: what so many pixels of 16 bits and four channels take unpacked
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+# Base64 of a PNG, JPEG, GIF, WebP or BMP: no file is called so.
+_BASE64 = re.compile(r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{40,}={0,2}\s*$")
 
 
-def cell_bytes(cell: Any, folder: Path | None) -> bytes | None:
+class Place(NamedTuple):
+    """Where pictures are looked up."""
+
+    folder: Path
+    trees: tuple[Path, ...]  # resolved; where the files may lie in the end: links may lead from one to another
+
+
+def place(folder: Path, *allowed: Path) -> Place:
+    """`folder`, whose links may lead anywhere in it, in the folders `allowed`, and in the hub's cache where it lies there."""
+    trees = [tree.resolve() for tree in (folder, *allowed)]
+    # A snapshot of the hub's cache is a tree of links: REPOSITORY/snapshots/REVISION/x -> REPOSITORY/blobs/HASH.
+    repositories = [above.parents[1] for above in (trees[0], *trees[0].parents) if above.parent.name == "snapshots"]
+    return Place(folder, (*trees, *(found / "blobs" for found in repositories)))
+
+
+def cell_bytes(cell: Any, where: Place | None) -> bytes | None:
     """The encoded picture of one image cell; None for an empty cell.
 
-    A cell is bytes, a path relative to `folder`, or Hugging Face's {"bytes", "path"}.
+    A cell is bytes, a path relative to `where`, base64 text, a data URI, or Hugging Face's {"bytes", "path"}.
 
     Raises:
-        Unusable: the file is missing, or the path leaves the folder.
+        Unusable: the file is missing, too large, or outside, or this is no picture.
     """
-    if isinstance(cell, dict):
+    if isinstance(cell, Mapping):
+        if cell and not {"bytes", "path"} & cell.keys():
+            raise Unusable("not_an_image", f"expected bytes or path, got an object with {shown(list(cell))}")
         cell = cell.get("bytes") or cell.get("path")
     if cell is None or cell == "":
         return None
     if isinstance(cell, (bytes, bytearray, memoryview)):
         return bytes(cell)
     if not isinstance(cell, str):
-        raise Unusable("not_an_image", f"expected bytes or a path, got {type(cell).__name__}")
-    if folder is None:
-        raise Unusable("missing_image", f"{cell}: these rows have no image folder (set data.image_dir)")
-    path = inside(folder, cell)
-    if not path.is_file():
-        raise Unusable("missing_image", f"{cell}: no such file in {folder}")
-    return path.read_bytes()
+        raise Unusable("not_an_image", f"expected bytes or a path, got {shown(cell)}")
+    if _ADDRESS.match(cell):
+        raise Unusable("image_not_here", f"{shown(cell)}: save the picture, and give its path")
+    if cell[:5].lower() == "data:":
+        return _unpacked(cell.partition(",")[2])
+    if _BASE64.match(cell):
+        return _unpacked(cell)
+    if where is None:
+        raise Unusable("missing_image", f"{shown(cell)}: these rows have no image folder (set data.image_dir)")
+    return read_file(inside(where, cell))
 
 
-def inside(folder: Path, name: str) -> Path:
-    """`folder`/`name`, with links followed; Unusable when that is not inside `folder`."""
-    root = folder.resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root):
-        raise Unusable("path_outside_folder", f"{name} leads to {path}, outside {root}")
+def read_file(path: Path) -> bytes:
+    """What a file holds, unless that is more than any picture.
+
+    Raises:
+        Unusable: it is larger, or cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise Unusable("image_too_large", f"{shown(str(path))} has {size} bytes, at most {MAX_BYTES} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable("missing_image", f"{shown(str(path))}: {reason(error)}") from error
+
+
+def _unpacked(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Unusable("not_an_image", f"{shown(text)} is not base64 ({reason(error)})") from error
+
+
+def inside(where: Place, name: str) -> Path:
+    """The file `name` of a place, with links followed.
+
+    Raises:
+        Unusable: there is none, or it lies outside of what is allowed.
+    """
+    try:
+        path = (where.folder / name).resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a NUL, half a surrogate; a ring of links
+        raise Unusable("missing_image", f"{shown(name)} cannot be a file ({reason(error)})") from error
+    if not _allowed(path, where.trees):
+        raise Unusable("path_outside_folder", f"{shown(name)} leads to {shown(str(path))}, outside {where.folder}")
+    if not found:
+        raise Unusable("missing_image", f"{shown(name)}: no such file in {where.folder}")
     return path
+
+
+def _allowed(path: Path, trees: tuple[Path, ...]) -> bool:
+    """In one of the trees, or a file of some data set in the hub's cache, to which downloads of older versions are links."""
+    blobs = path.parent.name == "blobs" and path.parents[1].name.startswith("datasets--")
+    return any(path.is_relative_to(tree) for tree in trees) or (blobs and path.parents[2] == Path(HF_HUB_CACHE).resolve())
 
 
 def digest(encoded: bytes) -> bytes:
@@ -65,20 +134,27 @@ def decode(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise Unusable("image_too_large", str(error)) from error
+        raise Unusable("image_too_large", reason(error)) from error
     except UnidentifiedImageError as error:
         raise Unusable("not_an_image", f"{len(encoded)} bytes, beginning {encoded[:8]!r}") from error
     except Exception as error:  # the header of a known format is damaged: codecs raise SyntaxError, struct.error, EOFError, ...
-        raise Unusable("truncated_image", f"{type(error).__name__}: {error}") from error
+        raise Unusable("truncated_image", f"{type(error).__name__}: {reason(error)}") from error
     width, height = image.size
     if width * height > max_pixels:
         raise Unusable("image_too_large", f"{width} x {height} pixels, at most {max_pixels} are decoded")
     try:
         image.load()
         # As transformers.image_utils.load_image does it, so that pictures look the same to both.
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except Exception as error:
-        raise Unusable("truncated_image", f"{image.format} {width} x {height}: {error}") from error
+        raise Unusable("truncated_image", f"{image.format} {width} x {height}: {reason(error)}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Gray of 16 bits in 8: `convert` cuts all above 255 off instead, which is white."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.clip(np.asarray(image, np.int32), 0, 0xFFFF) // 257).astype(np.uint8))
 
 
 def upright_size(encoded: bytes) -> tuple[int, int]:

@@ -13,16 +13,18 @@ Five layouts are recognised by their columns:
 
 In every layout a column of our own, `harmful` (yes or no), may say whether answering the question would do harm.
 
-Anywhere an id may be "tie": labelled, and neither response is preferred. Rows with the same question and different images are
+Anywhere an id may be "tie": labelled, and neither response is preferred. A label may be text, a number or true and false, and a table
+of flags JSON text: `data/tfds` keeps all of them as text, so that this file alone says what a spelling means. Rows with the same question and different images are
 different rows. Images are fetched through a function, so that this file needs neither folders nor codecs.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from srlhfv_jax.data import labels
 from srlhfv_jax.data.drops import Drop, Unusable
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 
 Row = Mapping[str, Any]
 ReadImage = Callable[[Any], bytes | None]
@@ -32,6 +34,26 @@ _QA = {"question", "response", "is_response_safe"}
 _PKU = {"prompt", "response_0", "response_1"}
 _TEXT_QA = {"prompt", "response", "category", "is_safe"}
 _PLAIN_LABELS = ("chosen", "safer", "unsafe", "severity")
+
+_USED = {  # columns that a reader takes apart; it leaves all others in `meta`
+    "beavertails_v": {"image", "question", "more_helpful_response_id", "safer_response_id"}
+    | {f"{a}response_{k}{b}" for k in (1, 2) for a, b in (("", ""), ("is_", "_safe"), ("", "_harmless_rate"))},
+    "beavertails_v_qa": {"image", "question", "response", "is_response_safe"},
+    "pku_saferlhf": {"image", "prompt", "better_response_id", "safer_response_id"}
+    | {f"{a}response_{k}{b}" for k in (0, 1) for a, b in (("", ""), ("is_", "_safe"), ("", "_severity_level"))},
+    "beavertails": {"image", "prompt", "response", "is_safe"},
+    "plain": {"image", "images", "response", "responses", *_PLAIN_LABELS},
+}
+# Read besides, or columns of the published sets that are left in `meta` on purpose.
+_KNOWN = re.compile("images|harmful|category|image_severity|response_[012]_(from|helpful_rate|source|sha256|harm_category)")
+_TELLING = frozenset(
+    """image images img imgs picture pictures photo photos jpg jpeg png pixel pixels screenshot file filename filepath path media video
+    videos response responses answer answers output outputs completion completions chosen rejected accepted reply target messages
+    conversation conversations solution generation assistant label labels safe unsafe safer safety harm harmful harmless severity
+    preference preferred better worse score scores rating ratings rate reward rank toxicity toxic flagged refusal violation category
+    categories""".split()
+)
+_PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)|data:image", re.IGNORECASE)
 
 
 class Example(NamedTuple):
@@ -84,13 +106,29 @@ def read(layout: str, row: Row, read_image: ReadImage) -> Example | Drop:
     return example
 
 
+def unread(layout: str, columns: Iterable[str], some: Sequence[Row]) -> tuple[str, ...]:
+    """Columns that look like a picture, an answer or a label, by their name or by the pictures in these rows, and that readers of
+    this layout leave in `meta` or aside."""
+    return tuple(
+        name
+        for name in columns
+        if name not in _USED[layout]
+        and not _KNOWN.fullmatch(name)
+        and (_TELLING & set(re.split("[^a-z]+", name.lower())) or any(_is_picture(row.get(name)) for row in some))
+    )
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get("bytes"), bytes)
+    return isinstance(value, bytes) or (isinstance(value, str) and _PICTURE_NAME.search(value[-9:] + value[:11]) is not None)
+
+
 def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
-    chosen, helpful_tie = _choice(row, "more_helpful_response_id", first=1)
-    safer, safety_tie = _choice(row, "safer_response_id", first=1)
-    rates = [_number(row, f"response_{k}_harmless_rate") for k in (1, 2)]
-    unsafe = (_not(_flag(row, "is_response_1_safe")), _not(_flag(row, "is_response_2_safe")))
-    used = {"image", "question", "more_helpful_response_id", "safer_response_id"}
-    used |= {f"{a}response_{k}{b}" for k in (1, 2) for a, b in (("", ""), ("is_", "_safe"), ("", "_harmless_rate"))}
+    chosen, helpful_tie = labels.choice(row, "more_helpful_response_id", first=1)
+    safer, safety_tie = labels.choice(row, "safer_response_id", first=1)
+    rates = [labels.number(row, f"response_{k}_harmless_rate") for k in (1, 2)]
+    unsafe = (labels.opposite(labels.flag(row, "is_response_1_safe")), labels.opposite(labels.flag(row, "is_response_2_safe")))
     return Example(
         images=_images(row, read_image, required=True),
         question=_text(row, "question"),
@@ -101,33 +139,31 @@ def _beavertails_v(row: Row, read_image: ReadImage) -> Example:
         safety_tie=safety_tie,
         unsafe=unsafe,
         severity=tuple(None if rate is None else 0.0 - rate for rate in rates),
-        categories=tuple(_category(row, flag) for flag in unsafe),
-        harmful=_flag(row, "harmful"),
-        meta=_meta(row, used),
+        categories=tuple(labels.category(row, flag) for flag in unsafe),
+        harmful=labels.flag(row, "harmful"),
+        meta=_meta(row, _USED["beavertails_v"]),
     )
 
 
 def _beavertails_v_qa(row: Row, read_image: ReadImage) -> Example:
-    unsafe = _not(_flag(row, "is_response_safe"))
+    unsafe = labels.opposite(labels.flag(row, "is_response_safe"))
     return Example(
         images=_images(row, read_image, required=True),
         question=_text(row, "question"),
         responses=(_text(row, "response"),),
         unsafe=(unsafe,),
         severity=(None,),
-        categories=(_category(row, unsafe),),
-        harmful=_flag(row, "harmful"),
-        meta=_meta(row, {"image", "question", "response", "is_response_safe"}),
+        categories=(labels.category(row, unsafe),),
+        harmful=labels.flag(row, "harmful"),
+        meta=_meta(row, _USED["beavertails_v_qa"]),
     )
 
 
 def _pku_saferlhf(row: Row, read_image: ReadImage) -> Example:
-    chosen, helpful_tie = _choice(row, "better_response_id", first=0)
-    safer, safety_tie = _choice(row, "safer_response_id", first=0)
-    unsafe = (_not(_flag(row, "is_response_0_safe")), _not(_flag(row, "is_response_1_safe")))
-    levels = [_number(row, f"response_{k}_severity_level") for k in (0, 1)]
-    used = {"image", "prompt", "better_response_id", "safer_response_id"}
-    used |= {f"{a}response_{k}{b}" for k in (0, 1) for a, b in (("", ""), ("is_", "_safe"), ("", "_severity_level"))}
+    chosen, helpful_tie = labels.choice(row, "better_response_id", first=0)
+    safer, safety_tie = labels.choice(row, "safer_response_id", first=0)
+    unsafe = (labels.opposite(labels.flag(row, "is_response_0_safe")), labels.opposite(labels.flag(row, "is_response_1_safe")))
+    levels = [labels.number(row, f"response_{k}_severity_level") for k in (0, 1)]
     return Example(
         images=_images(row, read_image, required=False),
         question=_text(row, "prompt"),
@@ -139,9 +175,9 @@ def _pku_saferlhf(row: Row, read_image: ReadImage) -> Example:
         unsafe=unsafe,
         # Level 0 is "safe": as a graded cost it must be negative, or a safe response would get no sign gradient at all.
         severity=tuple(None if level is None else (level if level > 0 else -1.0) for level in levels),
-        categories=tuple(_flagged(row, f"response_{k}_harm_category") for k in (0, 1)),
-        harmful=_flag(row, "harmful"),
-        meta=_meta(row, used),
+        categories=tuple(labels.flagged(row, f"response_{k}_harm_category") for k in (0, 1)),
+        harmful=labels.flag(row, "harmful"),
+        meta=_meta(row, _USED["pku_saferlhf"]),
     )
 
 
@@ -150,29 +186,31 @@ def _beavertails(row: Row, read_image: ReadImage) -> Example:
         images=_images(row, read_image, required=False),
         question=_text(row, "prompt"),
         responses=(_text(row, "response"),),
-        unsafe=(_not(_flag(row, "is_safe")),),
+        unsafe=(labels.opposite(labels.flag(row, "is_safe")),),
         severity=(None,),
-        categories=(_flagged(row, "category"),),
-        harmful=_flag(row, "harmful"),
-        meta=_meta(row, {"image", "prompt", "response", "is_safe"}),
+        categories=(labels.flagged(row, "category"),),
+        harmful=labels.flag(row, "harmful"),
+        meta=_meta(row, _USED["beavertails"]),
     )
 
 
 def _plain(row: Row, read_image: ReadImage) -> Example:
     question = "question" if row.get("question") is not None else "prompt"
-    several = row.get("responses")
-    if several is not None and len(several):
+    several = labels.cells(row, "responses")
+    if several:
         responses = tuple(_clean(value, "responses") for value in several)
     elif row.get("response") is not None:
         responses = (_text(row, "response"),)
     else:
         responses = ()
-    chosen, helpful_tie = _choice(row, "chosen", first=0)
-    safer, safety_tie = _choice(row, "safer", first=0)
-    unsafe, severity = ([None] * len(responses) if row.get(name) is None else list(row[name]) for name in ("unsafe", "severity"))
-    flags = tuple(_flag({"unsafe": value}, "unsafe") for value in unsafe)
+    chosen, helpful_tie = labels.choice(row, "chosen", first=0)
+    safer, safety_tie = labels.choice(row, "safer", first=0)
+    unsafe, severity = (
+        [None] * len(responses) if labels.absent(row.get(name)) else labels.cells(row, name) for name in ("unsafe", "severity")
+    )
     if len(unsafe) != len(responses) or len(severity) != len(responses):
         raise Unusable("bad_label", f"{len(responses)} responses, {len(unsafe)} unsafe flags, {len(severity)} severities")
+    flags = tuple(labels.flag({"unsafe": value}, "unsafe") for value in unsafe)
     return Example(
         images=_images(row, read_image, required=False),
         question=_text(row, question),
@@ -182,10 +220,10 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
         helpful_tie=helpful_tie,
         safety_tie=safety_tie,
         unsafe=flags,
-        severity=tuple(_number({"severity": value}, "severity") for value in severity),
-        categories=tuple(_category(row, flag) for flag in flags),
-        harmful=_flag(row, "harmful"),
-        meta=_meta(row, {"image", "images", question, "response", "responses", *_PLAIN_LABELS}),
+        severity=tuple(labels.number({"severity": value}, "severity") for value in severity),
+        categories=tuple(labels.category(row, flag) for flag in flags),
+        harmful=labels.flag(row, "harmful"),
+        meta=_meta(row, _USED["plain"] | {question}),
     )
 
 
@@ -222,14 +260,15 @@ def _check(example: Example) -> None:
 def _images(row: Row, read_image: ReadImage, *, required: bool) -> tuple[bytes, ...]:
     """One picture in `image`, or a list of them in `images`."""
     one, several = row.get("image"), row.get("images")
-    if several is not None and len(several):
-        if not _absent(one):
+    several = [several] if isinstance(several, (str, bytes, Mapping)) and several else labels.cells(row, "images")
+    if several:
+        if not labels.absent(one):
             raise Unusable("bad_label", "the row has both image and images: expected one of them")
         found = tuple(map(read_image, several))
         if None in found:
             raise Unusable("missing_image", f"cell {found.index(None)} of {len(found)} in images is empty")
         return found
-    image = read_image(one)
+    image = None if labels.absent(one) else read_image(one)
     if image is None and required:
         raise Unusable("missing_image", "the image cell is empty")
     return () if image is None else (image,)
@@ -243,81 +282,26 @@ def _clean(value: Any, name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Unusable("bad_label", f"{name} must be text, got {value!r}")
+        raise Unusable("bad_label", f"{name} must be text, got {shown(value)}")
+    if value != writable(value):
+        raise Unusable("broken_text", f"{name} is {shown(value)}")
     return value.strip()
 
 
-def _absent(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def _choice(row: Row, name: str, *, first: int) -> tuple[int | None, bool]:
-    """(0 or 1, None without preference; whether it is a tie). Published ids count from `first`, as text or number."""
-    value = row.get(name)
-    if _absent(value):
-        return None, False
-    if value == "tie":
-        return None, True
-    known = {str(first): 0, str(first + 1): 1}
-    key = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if isinstance(value, bool) or key not in known:
-        raise Unusable("bad_label", f"{name} must be {first}, {first + 1} or 'tie', got {value!r}")
-    return known[key], False
-
-
-def _flag(row: Row, name: str) -> bool | None:
-    value = row.get(name)
-    if _absent(value):
-        return None
-    flag = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}.get(str(value).strip().lower())
-    if flag is None:
-        raise Unusable("bad_label", f"{name} must be yes or no, got {value!r}")
-    return flag
-
-
-def _category(row: Row, unsafe: bool | None) -> tuple[str, ...] | None:
-    """Of an answer, where `category` is the row's: that of the harm it does, if it does any."""
-    name = row.get("category")
-    if unsafe is None or (unsafe and (_absent(name) or name == "none")):
-        return None
-    return (str(name),) if unsafe else ()
-
-
-def _flagged(row: Row, name: str) -> tuple[str, ...] | None:
-    """The names that are true in a table of flags."""
-    table = row.get(name)
-    if _absent(table):
-        return None
-    if not isinstance(table, Mapping):
-        raise Unusable("bad_label", f"{name} must be a table of flags, got {table!r}")
-    return tuple(key for key in table if _flag(table, key))
-
-
-def _not(flag: bool | None) -> bool | None:
-    return None if flag is None else not flag
-
-
-def _number(row: Row, name: str) -> float | None:
-    value = row.get(name)
-    if _absent(value):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number) or isinstance(value, bool):
-        raise Unusable("bad_label", f"{name} must be a number, got {value!r}")
-    return number
+def writable(text: str) -> str:
+    """Without half surrogates, which no file, tokenizer or terminal takes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _meta(row: Row, used: set[str]) -> dict[str, str]:
     """The columns no reader used, as text; a table of flags (harm categories) becomes the list of those that are true."""
     meta = {}
     for name, value in row.items():
-        if name in used or _absent(value):
+        if name in used or labels.absent(value):
             continue
-        if isinstance(value, dict) and all(isinstance(flag, bool) for flag in value.values()):
-            meta[name] = ", ".join(key for key, flag in value.items() if flag)
+        names = labels.true_names(value)
+        if names is not None:
+            meta[name] = ", ".join(names)
         elif isinstance(value, (str, int, float, bool)):
             meta[name] = str(value)
-    return meta
+    return {writable(name): writable(value) for name, value in meta.items()}

@@ -7,6 +7,7 @@ data prepare`, whose ArrayRecord files are read row by row from the disk.
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,11 +22,14 @@ from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import images, rows
 from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
+from srlhfv_jax.errors import UserError, reason, shown
 
 ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
-_SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?")
+DEFAULT_SPLIT = "train"  # of the config files: it also stands for the one set there is, where that has no name of a split
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "evaluation", "eval")
 
 
 class Rows(NamedTuple):
@@ -34,7 +37,7 @@ class Rows(NamedTuple):
 
     columns: tuple[str, ...]
     items: Sequence[dict[str, Any]]
-    image_dir: Path
+    images: images.Place
 
 
 class Dropped(NamedTuple):
@@ -81,11 +84,16 @@ class Examples(Sequence[Example]):
 def load_examples(data: DataConfig) -> Examples:
     """Open `data.path` and check every row, images included (each distinct picture is decoded once).
 
+    Columns that look as if they should be read and are not, are named on stderr.
+
     Raises:
         UserError: nothing there, an unknown layout, or no usable row.
     """
-    source = open_rows(data.path, data.split, data.image_dir)
+    source = open_rows(data.path, data.split, data.image_dir, data.allow_dir)
     layout = rows.detect(source.columns)
+    unread = rows.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
+    if unread:
+        print(f"warning: {data.path}: read as {layout}, without {_unread(unread)}", file=sys.stderr, flush=True)
     seen: set[bytes] = set()
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
         parts = pool.map(partial(_check, source, layout, seen), _parts(len(source.items)))
@@ -94,7 +102,10 @@ def load_examples(data: DataConfig) -> Examples:
     dropped = [Dropped(number, *drop) for number, drop in enumerate(checked) if drop is not None]
     examples = Examples(source, layout, kept, dropped)
     if not kept:
-        raise UserError(f"{data.path}: none of the {len(source.items)} rows can be used ({describe_drops(examples.drops)})")
+        raise UserError(
+            f"{data.path}: none of the {len(source.items)} rows can be used ({describe_drops(examples.drops)}{describe_first(dropped)}"
+            + (f"; not read: {_unread(unread)})" if unread else ")")
+        )
     return examples
 
 
@@ -103,36 +114,57 @@ def describe_drops(drops: Counter) -> str:
     return ", ".join(f"{reason} {count} ({REASONS[reason]})" for reason, count in drops.most_common()) or "none dropped"
 
 
-def open_rows(path: str, split: str, image_dir: str) -> Rows:
+def describe_first(dropped: Sequence[Dropped]) -> str:
+    """What was wrong with one row, to go on with after `describe_drops`; nothing without drops."""
+    return f"; row {dropped[0].row}: {dropped[0].detail}" if dropped else ""
+
+
+def _unread(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"the columns {', '.join(shown(name)[1:-1] for name in names[:8])}{more}, which look like pictures, answers or labels"
+
+
+def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Rows:
     """Open a .jsonl or .parquet file, a folder of them, or a TFDS folder.
 
     Args:
         path: the file or folder.
-        split: "train", "train[:1000]", "[10%:20%]". The name selects a TFDS split, or in a folder the files that are called
-            train.* or train-*; a single file takes only a slice.
+        split: "train", "train[:1000]", "[10%:20]". The name selects a TFDS split, or in a folder the files that are called
+            train.* or train-*, or lie in a folder of this name. One file has no split and needs none, as one set of files without
+            the name of a split: there "train" stands for all of it.
         image_dir: images named by relative paths are looked up here; "" = beside the file.
+        allow_dir: a second folder that the links of images may lead to; "" = none.
     """
     root = Path(path)
-    if not path or not root.exists():
+    if not path or _kind_of(root) is None:
         raise UserError(
-            f"data path {path!r} does not exist: expected a .jsonl or .parquet file, a folder of them, or a TFDS folder"
+            f"data path {shown(path)} does not exist: expected a .jsonl or .parquet file, a folder of them, or a TFDS folder"
         )
     match = _SPLIT.fullmatch(split)
     if match is None:
         raise UserError(
-            f"split {split!r} is not understood: expected a name, a slice, or both, such as 'train[:1000]' or '[10%:]'"
+            f"split {shown(split)} is not understood: expected a name, a slice, or both, such as 'train[:1000]' or '[10%:]'"
         )
-    folder = Path(image_dir) if image_dir else (root if root.is_dir() else root.parent)
-    if not folder.is_dir():
-        raise UserError(f"image folder {image_dir!r} does not exist: data.image_dir must be a folder")
-    if root.is_dir() and (info := _tfds_folder(root)) is not None:
-        return _open_tfds(info, match, folder)
-    files = _files(root, match["name"])
-    if all(file.suffix == ".parquet" for file in files):
-        columns, items = _open_parquet(files)
+    folders = {"image_dir": image_dir, "allow_dir": allow_dir}
+    for name, given in folders.items():
+        if given and _kind_of(Path(given)) != "folder":
+            raise UserError(f"image folder {shown(given)} does not exist: data.{name} must be a folder")
+    own = root if _kind_of(root) == "folder" else root.parent
+    where = images.place(Path(image_dir) if image_dir else own, own, *([Path(allow_dir)] if allow_dir else []))
+    if root.is_dir() and (info := tfds_folder(root)) is not None:
+        columns, items = open_tfds(info, match["name"])
     else:
-        columns, items = _open_jsonl(files)
-    return Rows(columns, _Part(items, _range(match, len(items))), folder)
+        files = _files(root, match["name"])
+        columns, items = _open_parquet(files) if files[0].suffix == ".parquet" else _open_jsonl(files)
+    return Rows(columns, _Part(items, _range(match, len(items))), where)
+
+
+def _kind_of(path: Path) -> str | None:
+    """ "file", "folder" or None, also of what no path can be called."""
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 class _Part(Sequence):
@@ -169,35 +201,8 @@ class _Table(Sequence):
         return self._table.slice(index, 1).to_pylist()[0]
 
 
-class _Records(Sequence):
-    """Rows of a TFDS data source, with NumPy values turned into plain ones and pictures left encoded."""
-
-    def __init__(self, source: Sequence, images: frozenset[str]):
-        self._source, self._images = source, images
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return {name: value if name in self._images else _plain(value) for name, value in self._source[index].items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray) and value.ndim:
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.item())
-    return value
-
-
 def _read(source: Rows, layout: str, row: dict[str, Any]) -> Example | Drop:
-    return rows.read(layout, row, partial(images.cell_bytes, folder=source.image_dir))
+    return rows.read(layout, row, partial(images.cell_bytes, where=source.images))
 
 
 def _parts(count: int) -> list[slice]:
@@ -236,75 +241,93 @@ def _range(match: re.Match, count: int) -> range:
 
 def _files(root: Path, name: str) -> list[Path]:
     if root.is_file():
-        if name:
-            raise UserError(f"{root} is one file: it takes a slice such as '[:1000]', not the split name {name!r}")
+        if name not in ("", DEFAULT_SPLIT, _set_name(root, root.parent)):
+            raise UserError(
+                f"{root} is one file: it takes a slice such as '[:1000]', not the split name {name!r}; a folder may hold several splits"
+            )
         files = [root]
     else:
-        found = [file for file in sorted(root.rglob("*")) if file.suffix in (".parquet", ".jsonl") and file.is_file()]
-        files = [file for file in found if not name or file.stem == name or file.stem.startswith(f"{name}-")]
+        every = [file for file in sorted(root.rglob("*")) if not _hidden(file, root) and file.is_file()]
+        found = [file for file in every if file.suffix in (".parquet", ".jsonl")]
+        sets = sorted({_set_name(file, root) for file in found})
+        whole = not name or (name == DEFAULT_SPLIT and len(sets) == 1 and sets[0] not in SPLITS)
+        files = [file for file in found if whole or name == _set_name(file, root) or file.stem.startswith(f"{name}-")]
         if found and not files:
-            known = sorted({file.stem.split("-")[0] for file in found})
-            raise UserError(f"{root} has no files of a split {name!r}; it has {', '.join(known)}")
+            raise UserError(f"{root} has no files of a split {name!r}; it has {', '.join(sets)}: set data.split")
+        if not found:
+            files = [file for file in every if file.suffix in _ADVICE]
     if not files or {file.suffix for file in files} not in ({".parquet"}, {".jsonl"}):
-        seen = ", ".join(sorted({file.suffix or file.name for file in files})) or "neither"
+        seen = sorted({file.suffix or file.name for file in files})
+        advice = next((f" ({_ADVICE[suffix]})" for suffix in seen if suffix in _ADVICE), "")
         raise UserError(
-            f"{root}: expected .jsonl or .parquet files of one kind, or a TFDS folder (dataset_info.json); found {seen}"
+            f"{root}: expected .jsonl or .parquet files of one kind, or a TFDS folder (dataset_info.json and features.json); "
+            f"found {', '.join(seen[:8]) or 'neither'}{advice}"
         )
     return files
+
+
+_ADVICE = {
+    ".gz": "unpack it: gunzip FILE.gz",
+    ".xz": "unpack it: xz -d FILE.xz",
+    ".zst": "unpack it: zstd -d FILE.zst",
+    ".zip": "unpack it: unzip FILE.zip",
+    ".json": "write one object per line: jq -c '.[]' FILE.json > FILE.jsonl",
+    ".csv": "write it as parquet: pandas.read_csv(FILE).to_parquet('FILE.parquet')",
+    ".arrow": "of save_to_disk: datasets.load_from_disk(FOLDER).to_parquet('FILE.parquet'), for each split",
+}
+
+
+def _set_name(file: Path, root: Path) -> str:
+    """The split a file belongs to: train-00000-of-00002.parquet and train/0000.parquet both to "train"."""
+    name = file.stem.split("-")[0]
+    return file.parent.name if name.isdigit() and file.parent != root else name
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _open_parquet(files: list[Path]) -> tuple[tuple[str, ...], Sequence]:
     tables = []
     for file in files:
         try:
-            tables.append(pq.read_table(file))
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{file} cannot be read as parquet ({error}): is the download complete?") from error
-    table = pa.concat_tables(tables, promote_options="default")
+            table = pq.read_table(file)
+            table.validate(full=True)  # text that is no UTF-8 fails only where its row is read
+            tables.append(table)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read as parquet ({reason(error)}): is the download complete?") from error
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise UserError(
+            f"the files {files[0]} to {files[-1].name} have columns of different types ({reason(error)}): write them with one type"
+        ) from error
     return tuple(table.column_names), _Table(table)
 
 
 def _open_jsonl(files: list[Path]) -> tuple[tuple[str, ...], Sequence]:
     items, columns = [], {}
     for file in files:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    items.append(_json_row(file, number, line))
-                    columns.update(dict.fromkeys(items[-1]))
+        try:
+            with file.open("rb") as start:
+                encoding = json.detect_encoding(start.read(4))
+            with file.open(encoding=encoding) as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        items.append(_json_row(file, number, line))
+                        columns.update(dict.fromkeys(items[-1]))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not {encoding} text ({reason(error)}): write it anew as UTF-8") from error
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({reason(error)}): give a file that you may read") from error
     return tuple(columns), items
 
 
 def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{number} is not JSON ({error}): expected one object per line") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}:{number} is not JSON ({reason(error)}): expected one object per line") from error
     if not isinstance(row, dict):
         raise UserError(f"{file}:{number} is a JSON {type(row).__name__}: expected one object per line")
     return row
-
-
-def _tfds_folder(root: Path) -> Path | None:
-    """The folder with dataset_info.json: `root`, or the one version (or configuration and version) below it."""
-    found = [info.parent for depth in ("", "*/", "*/*/", "*/*/*/") for info in sorted(root.glob(f"{depth}dataset_info.json"))]
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]  # being written
-    if len(found) > 1:
-        raise UserError(
-            f"{root} holds {len(found)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in found)}"
-        )
-    return found[0] if found else None
-
-
-def _open_tfds(folder: Path, match: re.Match, image_dir: Path) -> Rows:
-    import tensorflow_datasets as tfds  # slow to import, needed by this kind of source alone; does not import TensorFlow
-
-    builder = tfds.builder_from_directory(folder)
-    splits = sorted(builder.info.splits)
-    name = match["name"] or (splits[0] if len(splits) == 1 else "")
-    if name not in splits:
-        raise UserError(f"{folder} has no split {name!r}: choose data.split from {', '.join(splits)}")
-    pictures = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
-    source = builder.as_data_source(name, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
-    items = _Part(_Records(source, frozenset(pictures)), _range(match, len(source)))
-    return Rows(tuple(builder.info.features), items, image_dir)

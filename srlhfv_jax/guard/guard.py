@@ -131,6 +131,7 @@ def _data(batch_size: int, max_pixels: int) -> DataConfig:
         path="the rows to judge",
         split="",
         image_dir="",
+        allow_dir="",
         prompt_length=ANY_LENGTH,
         response_length=ANY_LENGTH,
         batch_size=batch_size,

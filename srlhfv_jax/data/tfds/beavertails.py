@@ -1,6 +1,5 @@
 """BeaverTails (text only, Hugging Face `PKU-Alignment/BeaverTails`), from jsonl or parquet files: rows for a guard."""
 
-from srlhfv_jax.data import taxonomies
 from srlhfv_jax.data.tfds.local_files import LocalFiles, download
 
 
@@ -12,4 +11,4 @@ class Beavertails(LocalFiles):
     DESCRIPTION = "Questions with one answer each: is it safe, and in which of 14 ways is it not."
     CITATION = "BeaverTails, arXiv:2307.04657"
     MANUAL_DOWNLOAD_INSTRUCTIONS = download(HUB, "unpack the files of one size, use their folder.")
-    COLUMNS = {"prompt": "text", "response": "text", "category": taxonomies.BEAVERTAILS, "is_safe": "flag"}
+    COLUMNS = ("prompt", "response", "category", "is_safe", "harmful")

@@ -11,21 +11,22 @@ class BeavertailsV(LocalFiles):
     DESCRIPTION = "Questions about pictures, two answers each: which is more helpful, which is safer, is each safe."
     CITATION = "Safe RLHF-V, arXiv:2503.17682"
     MANUAL_DOWNLOAD_INSTRUCTIONS = download(HUB)
-    COLUMNS = {
-        "image": "image",
-        "question": "text",
-        "category": "text",
-        "image_severity": "integer",
-        "response_1": "text",
-        "response_2": "text",
-        "response_1_from": "text",
-        "response_2_from": "text",
-        "more_helpful_response_id": "text",
-        "safer_response_id": "text",
-        "is_response_1_safe": "text",
-        "is_response_2_safe": "text",
-        "response_1_harmless_rate": "integer",
-        "response_2_harmless_rate": "integer",
-        "response_1_helpful_rate": "integer",
-        "response_2_helpful_rate": "integer",
-    }
+    COLUMNS = (
+        "image",
+        "question",
+        "category",
+        "image_severity",
+        "response_1",
+        "response_2",
+        "response_1_from",
+        "response_2_from",
+        "more_helpful_response_id",
+        "safer_response_id",
+        "is_response_1_safe",
+        "is_response_2_safe",
+        "response_1_harmless_rate",
+        "response_2_harmless_rate",
+        "response_1_helpful_rate",
+        "response_2_helpful_rate",
+        "harmful",
+    )

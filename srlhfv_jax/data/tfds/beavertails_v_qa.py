@@ -14,11 +14,12 @@ class BeavertailsVQa(LocalFiles):
     DESCRIPTION = "Questions about pictures with one answer each, and whether it is safe."
     CITATION = "Safe RLHF-V, arXiv:2503.17682"
     MANUAL_DOWNLOAD_INSTRUCTIONS = download(HUB)
-    COLUMNS = {
-        "image": "image",
-        "question": "text",
-        "category": "text",
-        "image_severity": "integer",
-        "response": "text",
-        "is_response_safe": "text",
-    }
+    COLUMNS = (
+        "image",
+        "question",
+        "category",
+        "image_severity",
+        "response",
+        "is_response_safe",
+        "harmful",
+    )

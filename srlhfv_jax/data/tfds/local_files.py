@@ -14,7 +14,7 @@ class LocalFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     code_path = None  # no checksums lie beside this file; TFDS would look for them through a package it does not declare
     VERSION = tfds.core.Version("1.0.0")
 
-    COLUMNS: records.Columns
+    COLUMNS: tuple[str, ...]
     DESCRIPTION: str
     HUB: str  # its id there
     CITATION: str

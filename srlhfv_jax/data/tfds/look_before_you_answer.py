@@ -17,30 +17,31 @@ from srlhfv_jax.data import images, rows
 from srlhfv_jax.data.drops import Drop
 from srlhfv_jax.data.tfds import records
 
-_PROMPT = {
-    "image": "image",
-    "question": "text",
-    "category": "text",
-    "image_severity": "integer",
-    "concept": "text",
-    "intent": "text",
-    "harmful": "text",
-}
-_SINGLE = _PROMPT | {"response": "text", "is_response_safe": "text"}
-_PAIR = _PROMPT | {
-    "response_1": "text",
-    "response_2": "text",
-    "response_1_from": "text",
-    "response_2_from": "text",
-    "more_helpful_response_id": "text",
-    "safer_response_id": "text",
-    "is_response_1_safe": "text",
-    "is_response_2_safe": "text",
-    "response_1_harmless_rate": "integer",
-    "response_2_harmless_rate": "integer",
-    "response_1_helpful_rate": "integer",
-    "response_2_helpful_rate": "integer",
-}
+_PROMPT = (
+    "image",
+    "question",
+    "category",
+    "image_severity",
+    "concept",
+    "intent",
+    "harmful",
+)
+_SINGLE = (*_PROMPT, "response", "is_response_safe")
+_PAIR = (
+    *_PROMPT,
+    "response_1",
+    "response_2",
+    "response_1_from",
+    "response_2_from",
+    "more_helpful_response_id",
+    "safer_response_id",
+    "is_response_1_safe",
+    "is_response_2_safe",
+    "response_1_harmless_rate",
+    "response_2_harmless_rate",
+    "response_1_helpful_rate",
+    "response_2_helpful_rate",
+)
 COLUMNS = {"naming": _SINGLE, "sft": _SINGLE, "prompts": _PROMPT, "pairs": _PAIR}
 
 Splits = Mapping[str, Sequence[Mapping]]
@@ -72,7 +73,7 @@ class LookBeforeYouAnswer(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(given) for split, given in self._splits.items()}
 
     def _generate_examples(self, given) -> Iterator[tuple[int, records.Record]]:
-        read_image = partial(images.cell_bytes, folder=None)
+        read_image = partial(images.cell_bytes, where=None)
         for key, row in enumerate(given):
             record = records.usable(rows.detect(row), row, COLUMNS[self.builder_config.name], read_image)
             if isinstance(record, Drop):

@@ -1,7 +1,8 @@
-"""What the builders share: column kinds -> TFDS features, local files -> splits, rows -> records.
+"""What the builders share: columns -> TFDS features, local files -> splits, rows -> records.
 
 Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures
-are written as the bytes they came in.
+are written as the bytes they came in, all else as the text that the file has, labels too: they are read once, by `data/labels.py`,
+so that a row means the same before and after.
 """
 
 import contextlib
@@ -15,37 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from srlhfv_jax.data import images, rows
+from srlhfv_jax.data import images, labels, rows
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.data.sources import open_rows
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, reason
 
-# A column is "text", "integer", "flag" (true or false), "image", or a tuple of names: a table of flags.
-Columns = Mapping[str, str | tuple[str, ...]]
 Record = dict[str, Any]
 
 
-def features(columns: Columns) -> tfds.features.FeaturesDict:
-    """TFDS features of the columns."""
-    return tfds.features.FeaturesDict({name: _feature(kind) for name, kind in columns.items()})
-
-
-def _feature(kind: str | tuple[str, ...]) -> Any:
-    if isinstance(kind, tuple):
-        return {name: np.bool_ for name in kind}
-    match kind:
-        case "text":
-            return tfds.features.Text()
-        case "integer":
-            return np.int64
-        case "flag":
-            return np.bool_
-        case "image":
-            return tfds.features.Image()
-    raise ValueError(f"unknown kind of column {kind!r}")
+def features(columns: Iterable[str]) -> tfds.features.FeaturesDict:
+    """TFDS features of the columns: a picture in `image`, text in the others."""
+    return tfds.features.FeaturesDict(
+        {name: tfds.features.Image() if name == "image" else tfds.features.Text() for name in columns}
+    )
 
 
 def local_splits(folder: Path) -> dict[str, list[Path]]:
@@ -62,7 +47,7 @@ def local_splits(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def from_files(files: Iterable[Path], layout: str, columns: Columns, drops: Counter) -> Iterator[tuple[int, Record]]:
+def from_files(files: Iterable[Path], layout: str, columns: tuple[str, ...], drops: Counter) -> Iterator[tuple[int, Record]]:
     """Records of the usable rows; one file in memory at a time. `drops` counts the others."""
     key = 0
     for file in files:
@@ -70,7 +55,7 @@ def from_files(files: Iterable[Path], layout: str, columns: Columns, drops: Coun
         found = rows.detect(source.columns)
         if found != layout:
             raise UserError(f"{file} has the layout {found}, this builder writes {layout}: choose --name={found}")
-        read_image = partial(images.cell_bytes, folder=source.image_dir)
+        read_image = partial(images.cell_bytes, where=source.images)
         for number in range(len(source.items)):
             record = usable(layout, source.items[number], columns, read_image)
             if isinstance(record, Drop):
@@ -80,7 +65,7 @@ def from_files(files: Iterable[Path], layout: str, columns: Columns, drops: Coun
                 key += 1
 
 
-def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: rows.ReadImage) -> Record | Drop:
+def usable(layout: str, row: Mapping[str, Any], columns: tuple[str, ...], read_image: rows.ReadImage) -> Record | Drop:
     """The record of one raw row, or why it is not written."""
     example = rows.read(layout, row, read_image)
     if isinstance(example, Drop):
@@ -88,23 +73,24 @@ def usable(layout: str, row: Mapping[str, Any], columns: Columns, read_image: ro
     try:
         for image in example.images:
             images.decode(image)
-        return {name: _value(name, kind, row.get(name), example) for name, kind in columns.items()}
     except Unusable as unusable:
         return Drop(unusable.reason, unusable.detail)
+    if len(example.images) > ("image" in columns):
+        raise UserError(
+            f"a row has {len(example.images)} pictures where a {layout} folder keeps {int('image' in columns)}: give its file to the "
+            "stages as it is"
+        )
+    record = {name: _text(row.get(name)) for name in columns}
+    return record | {"image": io.BytesIO(example.images[0])} if example.images else record
 
 
-def _value(name: str, kind: str | tuple[str, ...], value: Any, example: rows.Example) -> Any:
-    if kind == "image":
-        if not example.images:
-            raise Unusable("missing_image", "the image cell is empty")
-        return io.BytesIO(example.images[0])
-    if kind == "text":
-        return "" if value is None else str(value)
-    if isinstance(kind, tuple):
-        return {flag: bool((value or {}).get(flag, False)) for flag in kind}
-    if value is None:
-        raise Unusable("missing_label", f"{name} is empty")
-    return bool(value) if kind == "flag" else int(value)
+def _text(value: Any) -> str:
+    """A cell as text that `data/rows.py` reads as it reads the cell itself."""
+    if labels.absent(value):
+        return ""
+    if isinstance(value, Mapping):
+        return "" if labels.true_names(value) is None else json.dumps(value)
+    return rows.writable(str(value)) if isinstance(value, (str, int, float, bool)) else ""
 
 
 def build(make: Callable[..., tfds.core.GeneratorBasedBuilder], target: Path, *, overwrite: bool) -> Path:
@@ -115,6 +101,13 @@ def build(make: Callable[..., tfds.core.GeneratorBasedBuilder], target: Path, *,
         overwrite: replace an earlier data set of the same name.
     """
     target = Path(target)
+    try:
+        return _build(make, target, overwrite)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({reason(error)}): give another --target, or make room") from error
+
+
+def _build(make: Callable[..., tfds.core.GeneratorBasedBuilder], target: Path, overwrite: bool) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".writing-") as written:
         builder = make(data_dir=written)

@@ -37,7 +37,7 @@ def _read(folder: Path, split: str, layouts: tuple[str, ...]) -> Read:
 
 
 def _case(source: sources.Rows, layout: str, number: int) -> Case:
-    read_image = functools.partial(images.cell_bytes, folder=source.image_dir)
+    read_image = functools.partial(images.cell_bytes, where=source.images)
     example = rows.read(layout, source.items[number], read_image)
     if isinstance(example, Drop):
         raise Unusable(*example)
