@@ -146,6 +146,29 @@ def guard_row(name: str, safe: bool, turns: list[dict], **more) -> dict:
     return {"id": name, "image": f"bad_ads/{name}.png", "safe": safe, "instr-resp": turns} | more
 
 
+def test_vlguard_asks_harmless_questions_that_have_no_published_answer(tmp_path):
+    turns = [{"safe_instruction": "say", "response": ""}, {"unsafe_instruction": "dox", "response": "no"}]
+    put(tmp_path / "vlguard" / "test.json", [guard_row("Ads_1", True, turns)])
+    put(tmp_path / "vlguard" / "test" / "bad_ads" / "Ads_1.png", picture())
+    found, drops = read("vlguard", tmp_path)
+    assert not drops and found["Ads_1/safe_safes"].gold == "" and found["Ads_1/safe_safes"].prompt == "say"
+
+
+def test_links_of_pictures_lead_anywhere_in_the_benchmark_and_to_a_folder_that_is_allowed(tmp_path):
+    root, disk = tmp_path / "vlguard", tmp_path / "disk"
+    harm = {"harmful_category": "privacy", "harmful_subcategory": "personal data"}
+    turns = [{"instruction": "explain", "response": "x"}]
+    put(root / "test.json", [guard_row(f"Ads_{number}", False, turns, **harm) for number in (1, 2)])
+    put(root / "blobs" / "7f", picture(1))
+    put(disk / "2.png", picture(2))
+    (root / "test" / "bad_ads").mkdir(parents=True)
+    (root / "test" / "bad_ads" / "Ads_1.png").symlink_to("../../blobs/7f")
+    (root / "test" / "bad_ads" / "Ads_2.png").symlink_to(disk / "2.png")
+    found, drops = read("vlguard", tmp_path)
+    assert list(found) == ["Ads_1/unsafes"] and drops == {"path_outside_folder": 1}
+    assert len(suites.read("vlguard", tmp_path, disk).cases) == 2
+
+
 def test_vlguard_asks_a_safe_picture_twice_whatever_the_order_of_its_instructions(tmp_path):
     root = tmp_path / "vlguard"
     good, bad = {"safe_instruction": "say", "response": "said"}, {"unsafe_instruction": "dox", "response": "no"}
@@ -332,11 +355,29 @@ def test_mmsafe_po_reads_percent_encoded_names_and_keeps_earlier_turns(tmp_path)
         ("vlguard", {}, "vlguard is not a folder: unpack vlguard there as it is published"),
         ("vlguard", {"other.json": "[]"}, "has none of test.json, data/test.json"),
         ("vlguard", {"test.json": "[1"}, "test.json is not JSON"),
-        ("vlguard", {"test.json": "{}"}, "holds a JSON dict: expected a list of rows"),
+        ("vlguard", {"test.json": "{}"}, "must hold a list, got {}: unpack the benchmark there as it is published"),
         ("vlguard", {"test.json": "[]"}, "no row of vlguard can be used .it is empty"),
         ("vlguard", {"test.json": "[1, 2]"}, "no row of vlguard can be used .missing_field 2"),
         ("mm_safetybench", {"processed_questions/a.txt": "x"}, "has no .json files"),
         ("mmsafeaware", {"prompt.txt": "1\nx"}, "has no pictures: expected the folders images and images2"),
+        ("xstest", {"xstest_prompts.csv": b"id,prompt\xba"}, "cannot be read as UTF-8 text"),
+        ("figstep", {"safebench.csv": b"a\xba", "images/SafeBench/x": ""}, "cannot be read as UTF-8 text"),
+        ("mmsafeaware", {"prompt.txt": b"3\n\x99"}, "cannot be read as UTF-8 text"),
+        ("xstest", {"xstest_prompts.csv": b'id,prompt\n1,"' + b"a" * 200000}, "is no table of comma-separated values"),
+        ("vlguard", {"test.json": "[" * 100000}, "is not JSON"),
+        ("vlguard", {"test.json": [{"safe": True, "instr-resp": [1, "safe_instruction"]}]}, "missing_field 2"),
+        ("mssbench", {"combined.json": {"chat": [], "embodied": 1}}, "embodied must be a list, got 1"),
+        ("mssbench", {"combined.json": {"chat": [1, None], "embodied": ["x"]}}, "missing_field 3"),
+        (
+            "siuo",
+            {"siuo_gen.json": [1, {"question_id": 1, "image": "x" * 5000}], "images/x": ""},
+            "missing_field 1, missing_image 1",
+        ),
+        (
+            "siuo",
+            {"siuo_gen.json": [{"question_id": 1, "image": "\ud800"}], "images/x": ""},
+            "is not JSON .*surrogates not allowed",
+        ),
         ("pku_saferlhf", {"test.jsonl": '{"question": "x"}'}, "expected the columns of pku_saferlhf, got those of plain"),
     ],
 )

@@ -88,7 +88,8 @@ def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> d
             checkpoint_folder(path)
     if settings.judge == "models":
         check_heads(settings.scorer, settings.model)
-    read = {name: suites.read(name, Path(settings.root)) for name in settings.benchmarks}
+    allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
+    read = {name: suites.read(name, Path(settings.root), *allowed) for name in settings.benchmarks}
     cases = {name: found.cases[: settings.limit or None] for name, found in read.items()}
     for name, found in read.items():
         print(f"{name}: {len(cases[name])} of {len(found.cases)} cases; {_describe(found)}", flush=True)

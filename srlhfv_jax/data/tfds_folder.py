@@ -60,7 +60,7 @@ def open_tfds(folder: Path, name: str) -> tuple[tuple[str, ...], Sequence[dict[s
         held = _records_in(path)
         if held != expected:
             raise UserError(f"{path} holds {held} records, and {INFO} says {expected}: {AGAIN}")
-    pictures = frozenset(key for key, feature in features.items() if isinstance(feature, tfds.features.Image))
+    pictures = tuple(key for key, feature in features.items() if isinstance(feature, tfds.features.Image))
     try:
         source = builder.as_data_source(name, decoders={key: tfds.decode.SkipDecoding() for key in pictures})
     except Exception as error:  # as above
@@ -83,7 +83,7 @@ def _records_in(path: Path) -> int:
 class _Records(Sequence):
     """Rows of a TFDS data source, with NumPy values turned into plain ones and pictures left encoded."""
 
-    def __init__(self, source: Sequence, images: frozenset[str], folder: Path):
+    def __init__(self, source: Sequence, images: tuple[str, ...], folder: Path):
         self._source, self._images, self._folder = source, images, folder
 
     def __len__(self) -> int:

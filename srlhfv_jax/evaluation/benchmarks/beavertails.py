@@ -6,6 +6,7 @@ answer that was labelled as safer.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from srlhfv_jax.data import images, rows, sources
@@ -14,21 +15,21 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.benchmarks.case import SAFELY, Case, Read, collect
 
 
-def beavertails_v(folder: Path) -> Read:
+def beavertails_v(folder: Path, *allowed: Path) -> Read:
     """BeaverTails-V (arXiv 2503.17682): FOLDER/CATEGORY/evaluation-*.parquet, with pairs or with single answers.
 
     `subset` is the severity of the picture, `severity_1` to `severity_3`.
     """
-    return _read(folder, "evaluation", ("beavertails_v", "beavertails_v_qa"))
+    return _read(folder, "evaluation", ("beavertails_v", "beavertails_v_qa"), allowed)
 
 
-def pku_saferlhf(folder: Path) -> Read:
+def pku_saferlhf(folder: Path, *allowed: Path) -> Read:
     """PKU-SafeRLHF (arXiv 2406.15513): FOLDER/.../test.jsonl. The category is the first harm of the first harmful answer."""
-    return _read(folder, "test", ("pku_saferlhf",))
+    return _read(folder, "test", ("pku_saferlhf",), allowed)
 
 
-def _read(folder: Path, split: str, layouts: tuple[str, ...]) -> Read:
-    source = sources.open_rows(str(folder), split, "")
+def _read(folder: Path, split: str, layouts: tuple[str, ...], allowed: Sequence[Path]) -> Read:
+    source = sources.open_rows(str(folder), split, "", *map(str, allowed))
     layout = rows.detect(source.columns)
     if layout not in layouts:
         raise UserError(f"{folder}: expected the columns of {' or '.join(layouts)}, got those of {layout}")

@@ -3,7 +3,8 @@
 A reader makes one callable per row; `collect` calls them, checks ids and pictures, and counts what cannot be used.
 """
 
-import json
+import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 
 from srlhfv_jax.data import images
 from srlhfv_jax.data.drops import Drop, Unusable
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, reason, shown
+from srlhfv_jax.files import read_json
 
 # What a good answer is.
 REFUSE = "refuse"  # it declines, or names the danger instead of helping
@@ -22,6 +24,7 @@ YES_NO = "yes_no"  # it begins with `gold`, "yes" or "no"
 CHOICE = "choice"  # it names the option `gold`
 EXPECTATIONS = (REFUSE, COMPLY, SAFELY, YES_NO, CHOICE)
 
+AGAIN = "unpack the benchmark there as it is published"
 THREADS = 4  # that read and decode pictures
 
 
@@ -71,19 +74,17 @@ def collect(made: Iterable[Callable[[], Case]], *, unique_prompts: bool = False)
 
 def picture(case: Case) -> bytes | None:
     """The encoded picture of a case."""
-    return case.image.read_bytes() if isinstance(case.image, Path) else case.image
+    return images.read_file(case.image) if isinstance(case.image, Path) else case.image
 
 
-def file(folder: Path, name: str) -> Path:
-    """A picture file inside `folder`.
+def pictures_in(folder: Path, *names: str, allowed: Iterable[Path] = ()) -> images.Place:
+    """Where the pictures of a benchmark lie: the first of these folders, whose links may lead anywhere in the benchmark's own, or in
+    those that are allowed.
 
     Raises:
-        Unusable: it is not there, or the name leads out of the folder.
+        UserError: there is none of these folders.
     """
-    path = images.inside(folder, name)
-    if not path.is_file():
-        raise Unusable("missing_image", f"{name}: no such file in {folder}")
-    return path
+    return images.place(first_of(folder, *names), folder, *allowed)
 
 
 def text(row: Mapping[str, Any], name: str) -> str:
@@ -94,7 +95,7 @@ def text(row: Mapping[str, Any], name: str) -> str:
     """
     value = row.get(name) if isinstance(row, Mapping) else None
     if not isinstance(value, str) or not value.strip():
-        raise Unusable("missing_field", f"{name} must be text, got {value!r}")
+        raise Unusable("missing_field", f"{name} must be text, got {shown(value)}")
     return value.strip()
 
 
@@ -106,7 +107,7 @@ def identity(row: Mapping[str, Any], name: str) -> str:
     """
     value = row.get(name) if isinstance(row, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
-        raise Unusable("missing_field", f"{name} must be an id, got {value!r}")
+        raise Unusable("missing_field", f"{name} must be an id, got {shown(value)}")
     return str(value).strip()
 
 
@@ -119,24 +120,40 @@ def first_of(folder: Path, *names: str) -> Path:
     for name in names:
         if (folder / name).exists():
             return folder / name
-    raise UserError(f"{folder} has none of {', '.join(names)}: unpack the benchmark there as it is published")
+    raise UserError(f"{folder} has none of {', '.join(names)}: {AGAIN}")
 
 
-def load_json(path: Path, kind: type) -> Any:
-    """A JSON file whose outermost value is a list or a dict.
+def load_json(path: Path, kind: Any) -> Any:
+    """A JSON file whose outermost value is of this kind.
 
     Raises:
         UserError: it is missing, no JSON, or something else.
     """
+    return read_json(path, kind, advice=AGAIN)
+
+
+def load_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table by its first line.
+
+    Raises:
+        UserError: it cannot be read, or is no table.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): unpack the benchmark there as it is published") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): is the download complete?") from error
-    if not isinstance(value, kind):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}: expected a {kind.__name__} of rows")
-    return value
+        return list(csv.DictReader(io.StringIO(load_text(path), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is no table of comma-separated values ({reason(error)}): {AGAIN}") from error
+
+
+def load_text(path: Path) -> str:
+    """A text file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text ({reason(error)}): {AGAIN}") from error
 
 
 def _attempt(make: Callable[[], Case]) -> Case | Drop:

@@ -6,12 +6,12 @@
 (or both in FOLDER/data, as in the repository; SafeBench-Tiny has the same layout.)
 """
 
-import csv
 import functools
 from pathlib import Path
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.evaluation.benchmarks.case import REFUSE, Case, Read, collect, file, first_of, text
+from srlhfv_jax.data.images import Place, inside
+from srlhfv_jax.evaluation.benchmarks.case import REFUSE, Case, Read, collect, first_of, load_csv, pictures_in, text
 
 # The published words that go with every picture.
 INCITEMENT = (
@@ -22,16 +22,14 @@ KINDS = ("figstep", "text_only")
 _FIGSTEP = 6  # the number of this kind of query in the names of the pictures
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, *allowed: Path) -> Read:
     """`category` is the topic; `subset` "figstep" is the attack, "text_only" the paper's baseline: the question itself."""
     table = first_of(folder, "question/safebench.csv", "data/question/safebench.csv", "safebench.csv")
-    pictures = first_of(folder, "images/SafeBench", "data/images/SafeBench")
-    with table.open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    return collect(functools.partial(_case, pictures, row, kind) for row in rows for kind in KINDS)
+    pictures = pictures_in(folder, "images/SafeBench", "data/images/SafeBench", allowed=allowed)
+    return collect(functools.partial(_case, pictures, row, kind) for row in load_csv(table) for kind in KINDS)
 
 
-def _case(pictures: Path, row: dict[str, str], kind: str) -> Case:
+def _case(pictures: Place, row: dict[str, str], kind: str) -> Case:
     place = [text(row, name) for name in ("dataset", "category_id", "task_id")]
     if not (place[1].isdigit() and place[2].isdigit()):
         raise Unusable("bad_label", f"category_id and task_id must be numbers, got {place[1:]}")
@@ -39,7 +37,7 @@ def _case(pictures: Path, row: dict[str, str], kind: str) -> Case:
     drawn = kind == "figstep"
     return Case(
         id=f"{name}/{kind}",
-        image=file(pictures, f"query_{name}_{_FIGSTEP}.png") if drawn else None,
+        image=inside(pictures, f"query_{name}_{_FIGSTEP}.png") if drawn else None,
         prompt=INCITEMENT if drawn else text(row, "question"),
         expect=REFUSE,
         category=text(row, "category_name"),

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.images import Place, inside
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation.benchmarks.case import REFUSE, Case, Read, collect, file, first_of, load_json, text
+from srlhfv_jax.evaluation.benchmarks.case import REFUSE, Case, Read, collect, first_of, load_json, pictures_in, text
 
 SCENARIOS = (
     "01-Illegal_Activitiy",  # so spelt
@@ -50,7 +51,7 @@ CRITERIA = {
 }
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, *allowed: Path) -> Read:
     """All scenarios that are there; `category` is the scenario, `subset` the kind of picture.
 
     Questions of a file that is no scenario are dropped as `unknown_category`.
@@ -62,22 +63,22 @@ def read(folder: Path) -> Read:
     files = sorted(questions.glob("*.json"))
     if not files:
         raise UserError(f"{questions} has no .json files: expected one for each scenario, such as {SCENARIOS[0]}.json")
-    pictures = first_of(folder, "imgs", "data/imgs")
+    pictures = pictures_in(folder, "imgs", "data/imgs", allowed=allowed)
     rows = ((path.stem, number, row) for path in files for number, row in load_json(path, dict).items())
     return collect(
         functools.partial(_case, pictures, scenario, number, row, kind) for scenario, number, row in rows for kind in KINDS
     )
 
 
-def _case(pictures: Path, scenario: str, number: str, row: Any, kind: str) -> Case:
+def _case(pictures: Place, scenario: str, number: str, row: Any, kind: str) -> Case:
     if scenario not in SCENARIOS:
         raise Unusable("unknown_category", scenario)
     image = None
     if kind != "text_only":
         try:
-            image = file(pictures, f"{scenario}/{kind}/{number}.jpg")
+            image = inside(pictures, f"{scenario}/{kind}/{number}.jpg")
         except Unusable:
-            image = file(pictures, f"{scenario}/{kind}/{number}.png")
+            image = inside(pictures, f"{scenario}/{kind}/{number}.png")
     return Case(
         id=f"{scenario}/{kind}/{number}",
         image=image,

@@ -14,20 +14,21 @@ from typing import Any
 from urllib.parse import unquote
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.evaluation.benchmarks.case import SAFELY, Case, Read, collect, file, first_of, identity, load_json, text
+from srlhfv_jax.data.images import Place, inside
+from srlhfv_jax.evaluation.benchmarks.case import SAFELY, Case, Read, collect, first_of, identity, load_json, pictures_in, text
 
 KINDS = {"image": "question", "text_only": "text_prompt"}
 ENTITIES = ("PER", "LOC", "ORG", "MISC")
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, *allowed: Path) -> Read:
     """`category` is the kind of name (PER, LOC, ORG, MISC), `gold` the chosen answer."""
     rows = load_json(first_of(folder, "test.json", "datasets/test.json"), list)
-    pictures = first_of(folder, "images", "datasets/images", ".")
+    pictures = pictures_in(folder, "images", "datasets/images", ".", allowed=allowed)
     return collect(functools.partial(_case, pictures, row, kind) for row in rows for kind in KINDS)
 
 
-def _case(pictures: Path, row: dict[str, Any], kind: str) -> Case:
+def _case(pictures: Place, row: dict[str, Any], kind: str) -> Case:
     entity = text(row, "entity_type")
     if entity not in ENTITIES:
         raise Unusable("unknown_category", f"entity_type {entity!r}")
@@ -42,11 +43,11 @@ def _case(pictures: Path, row: dict[str, Any], kind: str) -> Case:
     )
 
 
-def _picture(pictures: Path, name: str) -> Path:
+def _picture(pictures: Place, name: str) -> Path:
     try:
-        return file(pictures, name)
+        return inside(pictures, name)
     except Unusable:
-        return file(pictures, unquote(name))
+        return inside(pictures, unquote(name))
 
 
 def _strip(dialogue: str) -> str:

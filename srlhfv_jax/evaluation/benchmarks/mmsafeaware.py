@@ -16,21 +16,22 @@ import re
 from pathlib import Path
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.images import Place, inside, place
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation.benchmarks.case import YES_NO, Case, Read, collect, file, first_of
+from srlhfv_jax.evaluation.benchmarks.case import YES_NO, Case, Read, collect, first_of, load_text
 
 TYPICAL, ATTACK, OVER_SAFE = "typical", "attack", "over_safe"
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, *allowed: Path) -> Read:
     """`category` is `typical`, `attack` (both: the right answer is "no") or `over_safe` ("yes")."""
     prompts = first_of(folder, "prompt.txt", "data/prompt.txt")
-    blocks = re.split(r"\n\s*\n", prompts.read_text(encoding="utf-8-sig").replace("\r\n", "\n").strip())
+    blocks = re.split(r"\n\s*\n", load_text(prompts).replace("\r\n", "\n").strip())
     pictures = {
-        path.stem: path
-        for place in ("images", "images2")
-        if (prompts.parent / place).is_dir()
-        for path in sorted((prompts.parent / place).iterdir())
+        path.stem: (place(path.parent, folder, *allowed), path.name)
+        for part_of in ("images", "images2")
+        if (prompts.parent / part_of).is_dir()
+        for path in sorted((prompts.parent / part_of).iterdir())
     }
     if not pictures:
         raise UserError(f"{prompts.parent} has no pictures: expected the folders images and images2 beside prompt.txt")
@@ -44,17 +45,16 @@ def part(number: int) -> str:
     return ATTACK if number < 983 else TYPICAL
 
 
-def _case(pictures: dict[str, Path], block: str) -> Case:
+def _case(pictures: dict[str, tuple[Place, str]], block: str) -> Case:
     name, _, prompt = block.partition("\n")
     if not name.strip().isdigit() or not prompt.strip():
         raise Unusable("missing_field", f"expected a line with an id and a question, got {block[:60]!r}")
     number = int(name)
     if str(number) not in pictures:
         raise Unusable("missing_image", f"no picture is called {number}")
-    path = pictures[str(number)]
     return Case(
         id=str(number),
-        image=file(path.parent, path.name),
+        image=inside(*pictures[str(number)]),
         prompt=prompt.strip(),
         expect=YES_NO,
         category=part(number),

@@ -9,20 +9,22 @@
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.images import Place, inside
 from srlhfv_jax.evaluation.benchmarks.case import (
     CHOICE,
     SAFELY,
     Case,
     Read,
     collect,
-    file,
     first_of,
     identity,
     load_json,
+    pictures_in,
     text,
 )
 
@@ -34,26 +36,26 @@ _CHOICE_PROMPT = (
 )
 
 
-def generation(folder: Path) -> Read:
+def generation(folder: Path, *allowed: Path) -> Read:
     """Open questions; three answers to each are judged and put to the vote (`rates.majority`)."""
-    return _read(folder, "siuo_gen.json", _generation)
+    return _read(folder, "siuo_gen.json", _generation, allowed)
 
 
-def multiple_choice(folder: Path) -> Read:
+def multiple_choice(folder: Path, *allowed: Path) -> Read:
     """The same questions with four answers to choose from."""
-    return _read(folder, "siuo_mcqa.json", _multiple_choice)
+    return _read(folder, "siuo_mcqa.json", _multiple_choice, allowed)
 
 
-def _read(folder: Path, name: str, make) -> Read:
-    pictures = first_of(folder, "images", "data/images")
+def _read(folder: Path, name: str, make, allowed: Sequence[Path]) -> Read:
+    pictures = pictures_in(folder, "images", "data/images", allowed=allowed)
     rows = load_json(first_of(folder, name, f"data/{name}"), list)
     return collect(functools.partial(make, pictures, row) for row in rows)
 
 
-def _generation(pictures: Path, row: dict[str, Any]) -> Case:
+def _generation(pictures: Place, row: dict[str, Any]) -> Case:
     return Case(
         id=identity(row, "question_id"),
-        image=file(pictures, text(row, "image")),
+        image=inside(pictures, text(row, "image")),
         prompt=text(row, "question"),
         expect=SAFELY,
         category=text(row, "category"),
@@ -65,7 +67,7 @@ def _generation(pictures: Path, row: dict[str, Any]) -> Case:
     )
 
 
-def _multiple_choice(pictures: Path, row: dict[str, Any]) -> Case:
+def _multiple_choice(pictures: Place, row: dict[str, Any]) -> Case:
     right, options = text(row, "correct_option"), row.get("options")
     if not isinstance(options, dict) or tuple(sorted(options)) != LETTERS:
         raise Unusable("missing_field", f"options must be A, B, C and D, got {options!r}")
@@ -74,7 +76,7 @@ def _multiple_choice(pictures: Path, row: dict[str, Any]) -> Case:
     listed = "\n".join(f"({letter}) {options[letter]}" for letter in LETTERS)
     return Case(
         id=identity(row, "question_id"),
-        image=file(pictures, text(row, "image")),
+        image=inside(pictures, text(row, "image")),
         prompt=_CHOICE_PROMPT.format(question=text(row, "question"), options=listed),
         expect=CHOICE,
         category=text(row, "category"),

@@ -17,7 +17,7 @@ from srlhfv_jax.evaluation.benchmarks import (
 )
 from srlhfv_jax.evaluation.benchmarks.case import Read
 
-READERS: dict[str, Callable[[Path], Read]] = {
+READERS: dict[str, Callable[..., Read]] = {
     "beavertails_v": beavertails.beavertails_v,
     "pku_saferlhf": beavertails.pku_saferlhf,
     "mm_safetybench": mm_safetybench.read,
@@ -33,8 +33,8 @@ READERS: dict[str, Callable[[Path], Read]] = {
 FOLDERS = {"siuo_mcq": "siuo"}  # where the folder has another name than the benchmark
 
 
-def read(name: str, root: Path) -> Read:
-    """A benchmark from ROOT/NAME.
+def read(name: str, root: Path, *allowed: Path) -> Read:
+    """A benchmark from ROOT/NAME, whose links may also lead to the folders `allowed`.
 
     Raises:
         UserError: an unknown name, no such folder, or no usable row in it.
@@ -44,7 +44,7 @@ def read(name: str, root: Path) -> Read:
     folder = root / FOLDERS.get(name, name)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: unpack {name} there as it is published (the reader's docstring shows it)")
-    found = READERS[name](folder)
+    found = READERS[name](folder, *allowed)
     if not found.cases:
         dropped = ", ".join(f"{reason} {count}" for reason, count in found.drops.most_common()) or "it is empty"
         raise UserError(f"{folder}: no row of {name} can be used ({dropped})")

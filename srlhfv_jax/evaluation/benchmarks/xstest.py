@@ -5,12 +5,11 @@
 Other copies have the columns in another order, ids such as "v2-1", or no label; a type that begins with "contrast_" is unsafe.
 """
 
-import csv
 import functools
 from pathlib import Path
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.evaluation.benchmarks.case import COMPLY, REFUSE, Case, Read, collect, first_of, identity, text
+from srlhfv_jax.evaluation.benchmarks.case import COMPLY, REFUSE, Case, Read, collect, first_of, identity, load_csv, text
 
 TYPES = frozenset(
     """homonyms figurative_language safe_targets safe_contexts definitions nons_group_real_discr real_group_nons_discr
@@ -19,10 +18,9 @@ TYPES = frozenset(
 )
 
 
-def read(folder: Path) -> Read:
+def read(folder: Path, *allowed: Path) -> Read:
     """`category` is the type; over-refusal is over the safe prompts, the attack-success rate over the unsafe ones."""
-    with first_of(folder, "xstest_prompts.csv", "xstest_v2_prompts.csv").open(encoding="utf-8-sig", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = load_csv(first_of(folder, "xstest_prompts.csv", "xstest_v2_prompts.csv"))
     return collect(functools.partial(_case, number, row) for number, row in enumerate(rows, start=1))
 
 
