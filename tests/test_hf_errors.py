@@ -158,7 +158,7 @@ def test_another_architecture_is_refused(folder):
         ({"text_config": {"rope_parameters": {"rope_type": "longrope"}}}, "rope type must be one of"),
         ({"text_config": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
         ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
-        ({"vision_config": {"image_size": [336, 224]}}, "image_size must be one number"),
+        ({"vision_config": {"image_size": [336, 224]}}, "image_size must be a whole number"),
         ({"vision_feature_select_strategy": "first"}, "'default' or 'full', got 'first'"),
     ],
 )

@@ -39,6 +39,9 @@ VARIANTS = {
     "text only, tied, dynamic rope": tiny_hf.llama_config(
         tie_word_embeddings=True, rope_parameters=dict(rope_type="dynamic", rope_theta=1000.0, factor=2.0)
     ),
+    "text only, a window in the first layer alone": tiny_hf.qwen2_config(
+        layer_types=["sliding_attention", "full_attention"], use_sliding_window=True, sliding_window=3
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from srlhfv_jax.data import pictures
+from srlhfv_jax.data import pictures, templates
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.literal import Literal, Piece, literal
 from srlhfv_jax.errors import UserError
@@ -93,15 +93,20 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         if image_token_id is None or image_token_id == tokenizer.unk_token_id:
             raise UserError(f"the tokenizer does not know the image placeholder {image_token!r} of its processor")
         owners = (tokenizer,) if isinstance(processor, pictures.Bundle) else (processor, tokenizer)
-        owner = next((part for part in owners if part.chat_template), None)
+        template = next((part.chat_template for part in owners if part.chat_template), None)
     elif isinstance(processor, PreTrainedTokenizerBase):
         tokenizer, reader, image_token_id = processor, None, None
-        owner = tokenizer if tokenizer.chat_template else None
+        template = tokenizer.chat_template or None
     else:
         raise UserError(f"expected a Hugging Face processor or tokenizer, got {type(processor).__name__}")
-    respelled = literal(tokenizer)
-    frame = functools.lru_cache(REMEMBERED)(functools.partial(_frame, owner, reader))
-    eos_id, stop_ids = _ends(tokenizer, owner, reader, respelled)
+    respelled, render = literal(tokenizer), None
+    if template is not None:
+        trials = [
+            _messages(reader, kinds, False) for kinds in ((("text",),) if reader is None else (("text",), ("image", "text")))
+        ]
+        render = templates.renderer(template, tokenizer.special_tokens_map, trials)
+    frame = functools.lru_cache(REMEMBERED)(functools.partial(_frame, render, reader))
+    eos_id, stop_ids = _ends(tokenizer, render, reader, respelled)
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
     pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     never = {tokenizer.bos_token_id, tokenizer.unk_token_id, image_token_id, pad_id} | _vision(tokenizer, respelled)
@@ -134,7 +139,9 @@ def _compare(made: Codec) -> None:
         raise UserError(f"this {name} finds the special tokens of its chat template by more than their spelling: {text[:80]!r}")
 
 
-def _ends(tokenizer: Any, owner: Any | None, reader: pictures.Reader | None, respelled: Literal) -> tuple[int, tuple[int, ...]]:
+def _ends(
+    tokenizer: Any, render: templates.Render | None, reader: pictures.Reader | None, respelled: Literal
+) -> tuple[int, tuple[int, ...]]:
     """What ends an answer that is learned from, and all that end one that is sampled: what the files say, the tokenizer's
     end-of-sequence token, and what the template writes after an assistant's turn.
 
@@ -144,7 +151,7 @@ def _ends(tokenizer: Any, owner: Any | None, reader: pictures.Reader | None, res
     stops = {index for index in _declared(tokenizer) if 0 <= index < 1 << 31 and respelled.core.id_to_token(index) is not None}
     stops |= {tokenizer.eos_token_id} - {None}
     try:
-        tail = _frame(owner, reader, ("text",), answer=True).around[-1].lstrip()
+        tail = _frame(render, reader, ("text",), answer=True).around[-1].lstrip()
     except UserError:  # a template for questions alone
         tail = ""
     first = respelled.pattern.match(tail)
@@ -209,18 +216,18 @@ def _parts(question: str, images: int) -> list[tuple[str, str]]:
 WORD, LEFT, RIGHT = "Users{}Words", "\t", "\n"
 
 
-def _frame(owner: Any | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool = False) -> Frame:
+def _frame(render: templates.Render | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool = False) -> Frame:
     """What the template writes around a message of these parts.
 
     Args:
-        owner: the processor or tokenizer that renders the chat template; None: the fallback text.
+        render: the chat template; None: the fallback text.
         answer: an assistant's turn of one text follows, and its end; otherwise the opening of such a turn.
 
     Raises:
         UserError: the template does not write each text once, as it is.
     """
     slots = kinds.count("text") + answer
-    around, padded = (_around(_rendered(owner, reader, kinds, answer, *pads), slots) for pads in (("", ""), (LEFT, RIGHT)))
+    around, padded = (_around(_rendered(render, reader, kinds, answer, *pads), slots) for pads in (("", ""), (LEFT, RIGHT)))
     lefts, rights = [], []  # of each text: whether the template strips it there
     for place, (bare, wide) in enumerate(zip(around, padded, strict=True)):
         kept = [(right, left) for right in (RIGHT, "") for left in (LEFT, "") if wide == right + bare + left]
@@ -246,19 +253,34 @@ def _around(rendered: str, slots: int) -> tuple[str, ...]:
 ALTERED = "expected a chat template that writes every text of a message once, in order and as it is; it writes"
 
 
-def _rendered(owner: Any | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str, right: str) -> str:
+def _rendered(
+    render: templates.Render | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str, right: str
+) -> str:
     """The template's text, with a word for each text of the message and of the answer."""
+    messages = _messages(reader, kinds, answer, left, right)
+    if render is not None:
+        return render(messages, not answer)
+    # LLaVA-1.5's format, which also serves a tokenizer without a template of its own
+    content, *said = (message["content"] for message in messages)
+    if reader is None:
+        flat = content
+    else:
+        flat = "".join(part.get("text", f"{reader.written}\n") for part in content)
+    return f"USER: {flat} ASSISTANT:" + "".join(f" {text if reader is None else text[0]['text']}" for text in said)
+
+
+def _messages(
+    reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str = "", right: str = ""
+) -> list[dict[str, Any]]:
+    """A user's message of these parts, and the assistant's answer, with a word for each text."""
     words = (left + WORD.format(slot) + right for slot in itertools.count())
     content = [{"type": "text", "text": next(words)} if kind == "text" else {"type": "image"} for kind in kinds]
-    if owner is None:  # LLaVA-1.5's format, which also serves a tokenizer without a template of its own
-        flat = "".join(part.get("text", f"{reader.written}\n" if reader is not None else "") for part in content)
-        return f"USER: {flat} ASSISTANT:" + (f" {next(words)}" if answer else "")
     messages = [{"role": "user", "content": content}]
     if answer:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": next(words)}]})
     if reader is None:  # templates of text-only checkpoints expect a string, those of processors a list of parts
         messages = [message | {"content": message["content"][0]["text"]} for message in messages]
-    return owner.apply_chat_template(messages, add_generation_prompt=not answer, tokenize=False)
+    return messages
 
 
 def _stripped(text: str, left: bool, right: bool) -> str:

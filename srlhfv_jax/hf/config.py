@@ -5,13 +5,13 @@
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import names, text
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.files import read_json
+from srlhfv_jax.hf import fields, names, text
 from srlhfv_jax.models.config import VLMConfig
 
 TEXT_ONLY = ("llama", "mistral", "qwen2", "gemma3_text")
@@ -28,21 +28,17 @@ def read_config(folder: str | Path, *, dtype: str = "float32", remat: str = "non
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"expected a Hugging Face model folder with a config.json, {folder} has none")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    return from_json(data, str(path), dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    return from_json(read_json(path), str(path), dtype=dtype, remat=remat, scan_unroll=scan_unroll)
 
 
 def from_json(data: dict[str, Any], origin: str, *, dtype: str, remat: str, scan_unroll: int) -> VLMConfig:
     """The same from the parsed dictionary; `origin` names it in errors."""
-    family = data.get("model_type")
+    family = fields.checked(data, origin).get("model_type")
     if family in names.FAMILIES:
         config = names.FAMILIES[family].read(data, origin)
     elif family in TEXT_ONLY:
         config = VLMConfig(family=family, text=text.read(data, family, origin), vision=None, image_token=None)
     else:
         known = ", ".join((*names.FAMILIES, *TEXT_ONLY))
-        raise UserError(f"{origin}: model_type must be one of {known}, got {family!r}; this architecture is not supported")
+        raise UserError(f"{origin}: model_type must be one of {known}, got {shown(family)}; this architecture is not supported")
     return dataclasses.replace(config, dtype=dtype, remat=remat, scan_unroll=scan_unroll)

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import llava, text, towers
+from srlhfv_jax.hf import fields, llava, text, towers
 from srlhfv_jax.hf.leaves import Leaf, single
 from srlhfv_jax.models.config import VLMConfig
 
@@ -28,12 +28,12 @@ DEFAULTS = {"image_token_index": 262144, "mm_tokens_per_image": 256, "tie_word_e
 
 def read(data: dict[str, Any], origin: str) -> VLMConfig:
     """The model that a config.json with `model_type` gemma3 describes."""
-    top, tower = DEFAULTS | data, TOWER_DEFAULTS | (data.get("vision_config") or {})
+    top, tower = DEFAULTS | data, TOWER_DEFAULTS | fields.part(data, "vision_config", origin)
     side, features = tower["image_size"] // tower["patch_size"], top["mm_tokens_per_image"]
     merge = max(round(side / features**0.5), 1)
     if (side // merge) ** 2 != features or side % merge:
         raise UserError(f"{origin}: mm_tokens_per_image {features} does not come from squares of {side} x {side} patches")
-    language = text.read(data.get("text_config") or {}, "gemma3_text", origin, top["tie_word_embeddings"])
+    language = text.read(fields.part(data, "text_config", origin), "gemma3_text", origin, top["tie_word_embeddings"])
     return VLMConfig(
         family="gemma3",
         text=dataclasses.replace(language, sees_whole_images=True),

@@ -10,8 +10,8 @@ import re
 from typing import Any
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import text, towers
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.hf import fields, text, towers
 from srlhfv_jax.hf.leaves import TRANSPOSED, Leaf, single
 from srlhfv_jax.models.config import VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS
@@ -42,17 +42,21 @@ DECODERS = ("llama", "mistral")
 def read(data: dict[str, Any], origin: str) -> VLMConfig:
     """The model that a config.json with `model_type` llava or llava_next describes."""
     top, family = DEFAULTS | data, data["model_type"]
-    decoder, tower = data.get("text_config") or {}, data.get("vision_config") or {}
+    decoder, tower = (fields.part(data, name, origin) for name in ("text_config", "vision_config"))
     kind = decoder.get("model_type", "llama")
     for part, found, allowed in (
         ("text_config", kind, DECODERS),
         ("vision_config", tower.get("model_type", "clip_vision_model"), ("clip_vision_model",)),
     ):
         if found not in allowed:
-            raise UserError(f"{origin}: {part}.model_type must be {' or '.join(map(repr, allowed))}, got {found!r}")
+            raise UserError(f"{origin}: {part}.model_type must be {' or '.join(map(repr, allowed))}, got {shown(found)}")
     if family == "llava_next" and top["vision_feature_select_strategy"] != "default":
         raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' for llava_next: tiles have no room for more")
     pinpoints = tuple(tuple(size) for size in data.get("image_grid_pinpoints") or PINPOINTS) if family == "llava_next" else ()
+    if any(len(size) != 2 for size in pinpoints):
+        raise UserError(
+            f"{origin}: image_grid_pinpoints must be pairs (height, width), got {shown(data['image_grid_pinpoints'])}"
+        )
     return VLMConfig(
         family=family,
         text=text.read(decoder, kind, origin, top["tie_word_embeddings"] or decoder.get("tie_word_embeddings", False)),
@@ -89,11 +93,11 @@ def module(name: str) -> str:
 
 def _tower(c: dict[str, Any], top: dict[str, Any], origin: str) -> VisionConfig:
     layer, depth = top["vision_feature_layer"], c["num_hidden_layers"]
-    if not isinstance(layer, int) or not (1 <= layer <= depth or -depth <= layer <= -1):
-        raise UserError(f"{origin}: vision_feature_layer must be one layer of 1..{depth} or -{depth}..-1, got {layer!r}")
+    if type(layer) is not int or not (1 <= layer <= depth or -depth <= layer <= -1):
+        raise UserError(f"{origin}: vision_feature_layer must be one layer of 1..{depth} or -{depth}..-1, got {shown(layer)}")
     strategy = top["vision_feature_select_strategy"]
     if strategy not in ("default", "full"):
-        raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' or 'full', got {strategy!r}")
+        raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' or 'full', got {shown(strategy)}")
     return towers.read(c, "clip", origin, feature_layer=layer, full=strategy == "full")
 
 

@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import text
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.hf import fields, text, towers
 from srlhfv_jax.hf.leaves import FLATTENED, SAME, TRANSPOSED, Leaf, of_layers, rows_of_norms, single
 from srlhfv_jax.models.config import VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS
@@ -30,6 +30,7 @@ TOWER_DEFAULTS = {
     "hidden_act": "quick_gelu",
 }
 NORM_EPS = 1e-6  # written into the model, not into its config
+ROPE_THETA = 10000.0  # of the towers
 
 TOWER_2_5_DEFAULTS = {
     "depth": 32,
@@ -72,7 +73,7 @@ GATED_MLP_ROWS = (
 
 def read(data: dict[str, Any], origin: str) -> VLMConfig:
     """The model that a config.json with `model_type` qwen2_vl or qwen2_5_vl describes."""
-    decoder = data.get("text_config") or data
+    decoder = data if data.get("text_config") is None else fields.part(data, "text_config", origin)
     tied = data.get("tie_word_embeddings", False) or decoder.get("tie_word_embeddings", False)
     language = text.read(decoder, "qwen2_vl_text", origin, tied)
     if sum(language.rope.sections) != language.head_dim // 2:
@@ -82,7 +83,7 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     return VLMConfig(
         family=data["model_type"],
         text=language,
-        vision=_tower(data.get("vision_config") or {}, data["model_type"] == "qwen2_5_vl", origin),
+        vision=_tower(fields.part(data, "vision_config", origin), data["model_type"] == "qwen2_5_vl", origin),
         image_token=data.get("image_token_id", IMAGE_TOKEN),
     )
 
@@ -117,6 +118,11 @@ def module(name: str) -> str:
 def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
     c = (TOWER_2_5_DEFAULTS if gated else TOWER_DEFAULTS) | data
     width = c["hidden_size"] if gated else c["embed_dim"]  # Qwen2-VL's hidden_size is the decoder's
+    rope = fields.part(data, "rope_parameters", origin)
+    if rope.get("rope_theta", ROPE_THETA) != ROPE_THETA or rope.get("rope_type", "axial") not in ("axial", "default"):
+        raise UserError(
+            f"{origin}: vision_config.rope_parameters {shown(rope)} is not supported: rope_theta must be {ROPE_THETA:g}"
+        )
     whole = VisionConfig(
         image_size=0,
         patch=c["patch_size"],
@@ -132,7 +138,12 @@ def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
         feature_layer=-1,
         merge=c["spatial_merge_size"],
     )
+    towers.sound(whole, origin)
+    if whole.width // whole.heads % 4:
+        raise UserError(f"{origin}: a head of the vision tower must be a multiple of 4 wide, got {whole.width // whole.heads}")
     if not gated:
         return whole
     window = c["window_size"] // whole.patch // whole.merge * whole.merge  # of whole features
+    if not window:
+        raise UserError(f"{origin}: vision_config.window_size {c['window_size']} is less than {whole.patch * whole.merge} pixels")
     return dataclasses.replace(whole, window=window, full_layers=tuple(c["fullatt_block_indexes"]))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import text, towers
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.hf import fields, text, towers
 from srlhfv_jax.hf.leaves import Leaf, single
 from srlhfv_jax.models.config import VLMConfig
 
@@ -23,17 +23,21 @@ DEFAULTS = {"image_token_id": 128257, "tie_word_embeddings": False, "scale_facto
 
 def read(data: dict[str, Any], origin: str) -> VLMConfig:
     """The model that a config.json with `model_type` smolvlm or idefics3 describes."""
-    top, decoder = DEFAULTS | data, data.get("text_config") or {}
+    top, decoder = DEFAULTS | data, fields.part(data, "text_config", origin)
     kind = decoder.get("model_type", "llama")
     if kind not in ("llama", "mistral"):
-        raise UserError(f"{origin}: text_config.model_type must be 'llama' or 'mistral', got {kind!r}")
+        raise UserError(f"{origin}: text_config.model_type must be 'llama' or 'mistral', got {shown(kind)}")
     if not decoder:
         decoder = {"rms_norm_eps": 1e-5}  # only where there is no text_config at all
     return VLMConfig(
         family=data["model_type"],
         text=text.read(decoder, kind, origin, top["tie_word_embeddings"]),
         vision=towers.read(
-            TOWER_DEFAULTS | (data.get("vision_config") or {}), "siglip", origin, feature_layer=-1, merge=top["scale_factor"]
+            TOWER_DEFAULTS | fields.part(data, "vision_config", origin),
+            "siglip",
+            origin,
+            feature_layer=-1,
+            merge=top["scale_factor"],
         ),
         image_token=top["image_token_id"],
         connector="linear",

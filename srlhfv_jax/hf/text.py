@@ -4,10 +4,12 @@ The first three differ in what a config leaves out, in the biases of q, k and v,
 with three positions a token. Gemma 3 has more norms, two kinds of layers, and scales of its own.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.hf import fields
 from srlhfv_jax.hf.leaves import SAME, TRANSPOSED, Leaf, of_layers, single
 from srlhfv_jax.models.config import RopeConfig, TextConfig
 from srlhfv_jax.models.layers import ACTIVATIONS
@@ -29,8 +31,11 @@ LLAMA = {
     "mlp_bias": False,
     "rope_theta": 10000.0,
     "sliding_window": None,
+    "use_sliding_window": False,  # a Llama has none, whatever its config.json says
+    "max_window_layers": 0,
 }
 MISTRAL = LLAMA | {
+    "use_sliding_window": True,
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
     "max_position_embeddings": 4096 * 32,
@@ -105,14 +110,26 @@ def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None)
 
     Args:
         tied: whether the head is the embedding, where another part of config.json says so; None: this part does.
+    Raises:
+        UserError: a setting of the wrong type, out of its range, that fits no other or is not supported.
     """
-    c = DEFAULTS[kind] | data
-    if kind == "gemma3_text":
-        return _gemma3(c, origin, tied)
+    c = fields.filled(DEFAULTS[kind], data, origin)
+    found = _gemma3(c, origin, tied) if kind == "gemma3_text" else _plain(c, kind, origin, tied)
+    if found.heads % found.kv_heads or found.head_dim % 2 or found.width % found.heads and not c["head_dim"]:
+        raise UserError(
+            f"{origin}: hidden_size {found.width}, num_attention_heads {found.heads}, num_key_value_heads {found.kv_heads} and "
+            f"head_dim {found.head_dim} do not go together: heads must divide, and head_dim be even"
+        )
+    return found
+
+
+def _plain(c: dict[str, Any], kind: str, origin: str, tied: bool | None) -> TextConfig:
+    """Llama, Mistral and Qwen2."""
     heads, depth = c["num_attention_heads"], c["num_hidden_layers"]
-    qwen = kind.startswith("qwen2")
-    window = c["sliding_window"] if c.get("use_sliding_window", True) else None
-    first_local = c.get("max_window_layers", 0) if window else depth
+    qwen, rope = kind.startswith("qwen2"), c.get("rope_scaling") or c.get("rope_parameters") or {}
+    if rope.keys() & {"full_attention", "sliding_attention"}:
+        raise UserError(f"{origin}: rope_parameters by kind of layer are not supported in this family, got {shown(rope)}")
+    window = c["sliding_window"] if c["use_sliding_window"] else None
     return TextConfig(
         vocab=c["vocab_size"],
         width=c["hidden_size"],
@@ -122,7 +139,7 @@ def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None)
         kv_heads=c["num_key_value_heads"] or heads,
         head_dim=c["head_dim"] or c["hidden_size"] // heads,
         norm_eps=c["rms_norm_eps"],
-        rope=_rope(c, origin),
+        rope=_rope({"rope_theta": c["rope_theta"]} | rope, c, origin),
         tied_head=c["tie_word_embeddings"] if tied is None else tied,
         activation=choose(c["hidden_act"], f"{origin}: hidden_act", *ACTIVATIONS),
         qkv_bias=qwen or c["attention_bias"],
@@ -130,37 +147,34 @@ def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None)
         mlp_bias=c["mlp_bias"] and kind == "llama",
         max_positions=c["max_position_embeddings"],
         window=window or 0,
-        local_layers=tuple(range(first_local, depth)),
+        local_layers=_local_layers(c, range(c["max_window_layers"] if window else depth, depth), window, origin, free=qwen),
     )
 
 
 def _gemma3(c: dict[str, Any], origin: str, tied: bool | None) -> TextConfig:
-    for name in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
-        if c.get(name):
-            raise UserError(f"{origin}: the setting {name} is not supported")
     depth, pattern = c["num_hidden_layers"], c["sliding_window_pattern"]
-    kinds = c.get("layer_types") or ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(depth)]
+    local = [layer for layer in range(depth) if (layer + 1) % pattern]
     ropes = c.get("rope_parameters") or {}
-    far = {"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {}) | (ropes.get("full_attention") or {})
-    near = {"rope_theta": c["rope_local_base_freq"]} | (ropes.get("sliding_attention") or {})
+    far = {"rope_theta": c["rope_theta"]} | fields.part(ropes, "full_attention", origin) | (c.get("rope_scaling") or {})
+    near = {"rope_theta": c["rope_local_base_freq"]} | fields.part(ropes, "sliding_attention", origin)
     return TextConfig(
         vocab=c["vocab_size"],
         width=c["hidden_size"],
         mlp=c["intermediate_size"],
         layers=depth,
         heads=c["num_attention_heads"],
-        kv_heads=c["num_key_value_heads"],
-        head_dim=c["head_dim"],
+        kv_heads=c["num_key_value_heads"] or c["num_attention_heads"],
+        head_dim=c["head_dim"] or c["hidden_size"] // c["num_attention_heads"],
         norm_eps=c["rms_norm_eps"],
-        rope=_rope(c | {"rope_parameters": far}, origin),
+        rope=_rope(far, c, origin),
         tied_head=c["tie_word_embeddings"] if tied is None else tied,
         activation=choose(c["hidden_activation"], f"{origin}: hidden_activation", *ACTIVATIONS),
         qkv_bias=c["attention_bias"],
         output_bias=c["attention_bias"],
         max_positions=c["max_position_embeddings"],
-        window=c["sliding_window"],
-        local_layers=tuple(i for i in range(depth) if kinds[i] == "sliding_attention"),
-        local_rope=_rope(c | {"rope_parameters": near}, origin),
+        window=c["sliding_window"] or 0,
+        local_layers=_local_layers(c, local, c["sliding_window"], origin, free=True),
+        local_rope=_rope(near, c, origin),
         norm_offset=1.0,
         sandwich=True,
         qk_norm=True,
@@ -185,19 +199,49 @@ def table(c: TextConfig, prefix: str, head: str) -> list[Leaf]:
     ]
 
 
-def _rope(c: dict[str, Any], origin: str) -> RopeConfig:
-    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4; older: `type`)."""
-    given = c.get("rope_parameters") or ({"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {}))
+def _local_layers(c: dict[str, Any], usual: Iterable[int], window: int | None, origin: str, *, free: bool) -> tuple[int, ...]:
+    """Layers that see a window only: those of `layer_types`, where config.json has it.
+
+    Args:
+        usual: these layers, where it has not.
+        free: whether `transformers` lets layers of this family differ; the others must have their usual kind.
+    Raises:
+        UserError: kinds that are none, too few or too many, without a window, or of a family that has none.
+    """
+    depth, usual = c["num_hidden_layers"], tuple(usual)
+    kinds = c.get("layer_types") or ["sliding_attention" if layer in usual else "full_attention" for layer in range(depth)]
+    local = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    if len(kinds) != depth or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise UserError(
+            f"{origin}: layer_types must say full_attention or sliding_attention for {depth} layers, got {shown(kinds)}"
+        )
+    if local and not window:
+        raise UserError(
+            f"{origin}: layer_types has sliding_attention, and there is no window: sliding_window must be a number"
+            + ", use_sliding_window true" * ("use_sliding_window" in c)
+        )
+    if not free and local != usual:
+        raise UserError(f"{origin}: layer_types {shown(kinds)} is not supported: layers of this family are all alike")
+    return local
+
+
+def _rope(given: dict[str, Any], c: dict[str, Any], origin: str) -> RopeConfig:
+    """Three spellings: `rope_parameters` (transformers 5), `rope_theta` with `rope_scaling` (4, and first where both are; older:
+    `type`)."""
+    fields.checked(given, origin)
     kind = given.get("rope_type", given.get("type", "default"))
     sections = tuple(given.get("mrope_section") or ())
     if kind == "mrope":
         kind = "default"
     choose(kind, f"{origin}: rope type", *ROPE_KINDS)
-    for name, neutral in (("partial_rotary_factor", 1.0), ("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
-        if given.get(name, c.get(name, neutral)) not in (neutral, None):
-            raise UserError(f"{origin}: the rope setting {name} is not supported")
+    needed = {"linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "llama3": ROPE_NUMBERS[:3]}
+    for name in needed.get(kind, ()):
+        if name not in given:
+            raise UserError(f"{origin}: a rope of type {kind} needs {name}")
+    if kind == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+        raise UserError(f"{origin}: high_freq_factor must be above low_freq_factor")
     return RopeConfig(
-        theta=float(given.get("rope_theta", c["rope_theta"])),
+        theta=float(given["rope_theta"]),
         kind=kind,
         original_max_positions=given.get("original_max_position_embeddings") or c["max_position_embeddings"],
         sections=sections,

@@ -26,12 +26,7 @@ def read(c: dict[str, Any], kind: str, origin: str, *, feature_layer: int, merge
     Args:
         kind: "clip" or "siglip"; the other arguments as in VisionConfig, `full` being `keep_class_token`.
     """
-    for name in ("image_size", "patch_size"):
-        if not isinstance(c[name], int):
-            raise UserError(f"{origin}: vision_config.{name} must be one number (a square), got {c[name]!r}")
-    if c.get("vision_use_head"):
-        raise UserError(f"{origin}: vision_config.vision_use_head is not supported: image features are those of the patches")
-    return VisionConfig(
+    whole = VisionConfig(
         image_size=c["image_size"],
         patch=c["patch_size"],
         width=c["hidden_size"],
@@ -46,6 +41,23 @@ def read(c: dict[str, Any], kind: str, origin: str, *, feature_layer: int, merge
         keep_class_token=full,
         merge=merge,
     )
+    side = whole.image_size // whole.patch
+    if not side or side % merge:
+        raise UserError(
+            f"{origin}: image_size {whole.image_size} does not hold squares of {merge} patches of {whole.patch} pixels"
+        )
+    return sound(whole, origin)
+
+
+def sound(c: VisionConfig, origin: str) -> VisionConfig:
+    """The tower, if its heads share its width evenly.
+
+    Raises:
+        UserError: they do not.
+    """
+    if c.width % c.heads:
+        raise UserError(f"{origin}: the vision tower's width {c.width} is not a multiple of its {c.heads} heads")
+    return c
 
 
 def table(c: VisionConfig, prefix: str) -> list[Leaf]:
