@@ -44,7 +44,8 @@ def get_config(arg: str = "default") -> ConfigDict:
             model=sections.model(tiny),
             mesh=sections.mesh(),
             data=sections.data(batch=4 if tiny else 64, prompt=32 if tiny else 1024, response=16 if tiny else 512),
-            optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.1, freeze=("vision/",)),
+            # Heads start from nothing: ten times the backbone's rate lets thresholds come apart by the nats that levels need.
+            optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.1, freeze=("vision/",), heads=2e-4),
             checkpoint=sections.checkpoint(1 if tiny else 100),
             log=sections.log(1 if tiny else 10),
         )

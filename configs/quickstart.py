@@ -128,6 +128,7 @@ def _optimizer(
     return dict(
         algorithm=algorithm,
         learning_rate=rate,
+        head_learning_rate=0.0,
         schedule=schedule,
         warmup_fraction=0.05,
         weight_decay=weight_decay,

@@ -61,10 +61,11 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
     )
 
 
-def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[str, ...]) -> dict:
+def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[str, ...], heads: float = 0.0) -> dict:
     return dict(
         algorithm="adamw",
         learning_rate=rate,
+        head_learning_rate=heads,
         schedule=schedule,
         warmup_fraction=0.03,
         weight_decay=weight_decay,

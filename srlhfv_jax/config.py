@@ -63,6 +63,7 @@ class OptimizerConfig:
         str, OneOf("adamw", "muon")
     ]  # "muon": for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
     learning_rate: Share
+    head_learning_rate: Share  # of score heads and of a guard's; 0 = learning_rate
     schedule: Annotated[str, OneOf("constant", "cosine", "linear")]  # (the last two to 0), after the warm-up
     warmup_fraction: Share  # of all steps
     weight_decay: Weight

@@ -49,6 +49,20 @@ def test_a_guard_is_trained_calibrated_measured_and_exported(trained):
     assert load_pretrained(folder / "guard").heads == {}
 
 
+@pytest.mark.parametrize("balance", [True, False])
+def test_an_untrained_guard_says_how_often_each_label_is_true(trained, balance):
+    """Its biases are the log-odds of the training rows as weighted, and the weights are taken back at the end."""
+    _, wanted, _ = trained
+    model = load_pretrained(wanted.init)
+    rows = guard.prepare(wanted, wanted.data, model)
+    weights = guard._weights(rows, balance)
+    heads = guard._unweighted(guard._start_heads(model.config, rows, weights, jax.random.key(0)), weights)
+    exceeds, known, category, category_known = guard._labels(rows)
+    for name, label, is_known in (("severity", exceeds, known), ("categories", category, category_known)):
+        share = ((label & is_known).sum(0) + 0.5) / (is_known.sum(0) + 1)
+        np.testing.assert_allclose(jax.nn.sigmoid(heads[name]["bias"]), share, rtol=1e-5)
+
+
 def test_one_threshold_for_all_parts_keeps_the_rate_over_all_rows_and_leaves_no_better_one(trained):
     folder, wanted, _ = trained
     loaded = load_pretrained(folder / "guard")

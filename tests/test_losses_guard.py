@@ -1,11 +1,21 @@
 """The guard's losses against numbers worked out by hand."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config import GuardConfig
+from srlhfv_jax.guard import model as guard_model
 from srlhfv_jax.losses import guard
+from srlhfv_jax.models import guard as guard_heads
+from srlhfv_jax.parsing import parse
+from srlhfv_jax.training import optimizer as optimizers
 
 EVEN = jnp.ones((2, 3))
 
@@ -71,3 +81,46 @@ def test_one_score_and_ordered_biases_give_ordered_probabilities():
     """CORAL's point: with one direction, P(severity > k) falls with k for every row if the biases do."""
     score, bias = jnp.array([[-1.7], [0.4], [2.3]]), jnp.array([[0.9, -0.2, -1.1]])
     assert (np.diff(jax.nn.sigmoid(score + bias), axis=1) < 0).all()
+
+
+def test_log_odds_are_those_of_weighted_rows_and_finite_where_a_class_has_none():
+    label = np.array([[True, False, True], [False, False, True], [False, False, False], [False, False, True]])
+    known = np.array([[True, True, False]] * 4)
+    weight = np.array([[0.5, 1.0, 1.0], [3.0, 1.0, 1.0]], np.float32)
+    found = guard.log_odds(label, known, weight)
+    np.testing.assert_allclose(found, [np.log(3.0 * 1.5 / (0.5 * 3.5)), np.log(0.5 / 4.5), 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("share_of_level", [(0.5, 0.2, 0.2, 0.1), (0.9, 0.05, 0.03, 0.02)])
+def test_the_preset_of_7b_finds_the_level_that_its_backbone_knows(balanced, share_of_level):
+    """The preset's steps and rates, under a backbone that may end a row of each severity in any vector it likes."""
+    settings, D = parse(GuardConfig, flags.load("guard.py:default")), 512
+    level_B = np.random.default_rng(0).choice(4, size=4096, p=share_of_level)
+    exceeds_BJ, known_BJ = level_B[:, None] > np.arange(3), np.ones((4096, 3), bool)
+    weight_2J = guard.balance(exceeds_BJ, known_BJ) if balanced else np.ones((2, 3), np.float32)
+    heads = guard_heads.init(SimpleNamespace(text=SimpleNamespace(width=D)), 2, jax.random.key(0))
+    heads["severity"]["bias"] = jnp.asarray(guard.log_odds(exceeds_BJ, known_BJ, weight_2J))
+    slow = optimizers.make(dataclasses.replace(settings.optimizer, freeze=()), {"guard": heads}, settings.steps)
+    fast = optax.adam(1e-2)
+    all_levels, exceeds, count = jnp.asarray(level_B), jnp.asarray(exceeds_BJ), settings.data.batch_size
+
+    def loss(tree, hidden_LD, rows):
+        logit_BQJ, _ = guard_heads.logits(tree["guard"], hidden_LD[all_levels[rows]][:, None])
+        found = guard.binary(logit_BQJ[:, 0], exceeds[rows], jnp.ones((count, 3), bool), jnp.asarray(weight_2J))
+        return found.sum / found.count
+
+    def step(carry, key):
+        tree, hidden_LD, slow_state, fast_state = carry
+        ours, theirs = jax.grad(loss, (0, 1))(tree, hidden_LD, jax.random.randint(key, (count,), 0, len(all_levels)))
+        ours, slow_state = slow.update(ours, slow_state, tree)
+        theirs, fast_state = fast.update(theirs, fast_state, hidden_LD)
+        return (optax.apply_updates(tree, ours), optax.apply_updates(hidden_LD, theirs), slow_state, fast_state), ()
+
+    tree, hidden_LD = {"guard": heads}, jax.random.normal(jax.random.key(1), (4, D))
+    start, keys = (tree, hidden_LD, slow.init(tree), fast.init(hidden_LD)), jax.random.split(jax.random.key(2), settings.steps)
+    (tree, hidden_LD, *_), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(start)
+    logit_LJ = guard_heads.logits(tree["guard"], hidden_LD[:, None])[0][:, 0] - guard.shift(weight_2J)[None]
+    probability_LJ = np.asarray(jax.nn.sigmoid(logit_LJ))
+    np.testing.assert_array_equal(guard_model.levels(probability_LJ, np.full(4, 0.5)), [0, 1, 2, 3])
+    assert np.abs(probability_LJ - 0.5).min() > 0.1

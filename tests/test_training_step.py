@@ -182,7 +182,29 @@ def test_muon_turns_every_layer_by_an_orthogonal_matrix_and_leaves_the_rest_to_n
     assert (gradient_LD.max(-1) / gradient_LD.min(-1)).min() > 3
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_heads_have_a_rate_of_their_own_and_their_biases_keep_up_with_their_kernels(algorithm):
+    """Against the same optimizer at the heads' rate for all: kernels move as there, biases sqrt(width) times as far, and the
+    backbone as without heads."""
+    head = {"kernel": jnp.linspace(-0.5, 0.5, 9), "bias": jnp.array([0.4, -0.3, 0.1])}
+    params = {"backbone": tiny.initial(), "guard": {"severity": head}, "heads": {"cost": {"kernel": jnp.linspace(0.2, 0.7, 5)}}}
+    grads = jax.tree.map(lambda p: 0.1 * jnp.cos(9 * p), params)
+
+    def moved(**rates):
+        transform = optimizer.make(config(algorithm=algorithm, weight_decay=0.0, freeze=(), **rates), params, 10)
+        return jax.jit(lambda: transform.update(grads, transform.init(params), params)[0])()
+
+    apart, high, low = moved(head_learning_rate=0.07), moved(learning_rate=0.07), moved()
+    assert_close(apart["heads"], high["heads"], rtol=1e-6)
+    assert_close(apart["guard"], high["guard"], rtol=1e-6)
+    assert_close(apart["backbone"], low["backbone"], rtol=1e-6)
+    speed = jax.tree.map(lambda move: float(jnp.abs(move).max()), apart["guard"]["severity"])
+    np.testing.assert_allclose(speed["bias"], 3 * speed["kernel"], rtol=1e-3)  # the width is 9
+
+
 def test_optimizer_mistakes_are_named():
+    with pytest.raises(UserError, match="head_learning_rate 0.1 is for heads .* got 0 parameters of heads"):
+        optimizer.make(config(head_learning_rate=0.1), tiny.initial(), 10)
     with pytest.raises(UserError, match="freeze pattern 'visoin/' matches no parameter"):
         optimizer.make(config(freeze=("visoin/",)), tiny.initial(), 10)
     with pytest.raises(UserError, match="freezes every parameter"):

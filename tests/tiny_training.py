@@ -28,6 +28,7 @@ STEPS = 10
 ROWS = 8
 OPTIMIZER = OptimizerConfig(
     learning_rate=3e-2,
+    head_learning_rate=0.0,
     schedule="cosine",
     warmup_fraction=0.2,
     algorithm="adamw",

@@ -53,6 +53,15 @@ def balance(label_BA: Bool[np.ndarray, "B A"], known_BA: Bool[np.ndarray, "B A"]
     return np.where((count_2A > 0).all(0), np.minimum(weight_2A, MOST), 1.0).astype(np.float32)
 
 
+def log_odds(
+    label_BA: Bool[np.ndarray, "B A"], known_BA: Bool[np.ndarray, "B A"], weight_2A: Float[np.ndarray, "2 A"]
+) -> Float[np.ndarray, "A"]:
+    """log(w_1 n_1 / (w_0 n_0)): the best logits that know nothing of a row, where biases start. Half a row is added to each class."""
+    chex.assert_equal_shape([label_BA, known_BA])
+    count_2A = np.stack([(known_BA & ~label_BA).sum(0), (known_BA & label_BA).sum(0)]) + 0.5
+    return (np.log(count_2A[1] / count_2A[0]) + shift(weight_2A)).astype(np.float32)
+
+
 def shift(weight_2A: Float[np.ndarray, "2 A"]) -> Float[np.ndarray, "A"]:
     """log(w_1 / w_0): the weighted likelihood's best logit is the unweighted one's plus this."""
     return np.log(weight_2A[1] / weight_2A[0]).astype(np.float32)

@@ -64,14 +64,14 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
     model = setup.load_init(settings, started.mesh)
-    heads = guard_heads.init(model.config, len(categories), states.key(settings.seed, 0, "guard"))
+    rows = prepare(settings, settings.data, model)
+    weights = _weights(rows, settings.balance)
+    heads = _start_heads(model.config, rows, weights, states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}
     if joint:
         tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("guard", tree, started.mesh)
-    rows = prepare(settings, settings.data, model)
-    weights = _weights(rows, settings.balance)
     batches = setup.batches(rows, settings.data, settings.seed, started.mesh)
     if joint:
         pairs = setup.prepare("pairs", pair_data(settings), model, sign=settings.pairs.sign)
@@ -241,13 +241,27 @@ def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[
     return numbers
 
 
+def _start_heads(
+    config: VLMConfig, rows: loader.Prepared, weights: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> guard_heads.Heads:
+    """Fresh heads whose biases are the log-odds of the rows, as weighted: training has only to tell one row from another."""
+    heads, (exceeds, known, category, category_known) = guard_heads.init(config, len(rows.categories), key), _labels(rows)
+    odds = losses.log_odds(exceeds, known, weights[0]), losses.log_odds(category, category_known, weights[1])
+    return {name: heads[name] | {"bias": jax.numpy.asarray(bias)} for name, bias in zip(("severity", "categories"), odds)}
+
+
 def _weights(rows: loader.Prepared, balance: bool) -> tuple[np.ndarray, np.ndarray]:
     """Class weights of severities and categories; 1 without `balance`."""
-    arrays = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
-    arrays = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    exceeds, known, category, category_known = _labels(rows)
     if balance:
-        return losses.balance(*arrays[:2]), losses.balance(*arrays[2:])
-    return tuple(np.ones((2, array.shape[1]), np.float32) for array in (arrays[0], arrays[2]))
+        return losses.balance(exceeds, known), losses.balance(category, category_known)
+    return tuple(np.ones((2, array.shape[1]), np.float32) for array in (exceeds, category))
+
+
+def _labels(rows: loader.Prepared) -> list[np.ndarray]:
+    """`guard_rows.arrays` of all rows, questions and answers alike."""
+    arrays = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
+    return [array.reshape(-1, array.shape[-1]) for array in arrays]
 
 
 def _unweighted(heads: guard_heads.Heads, weights: tuple[np.ndarray, np.ndarray]) -> guard_heads.Heads:

@@ -20,13 +20,18 @@ CONSTANT = ("vision/unused/", "/lora_scale$")
 DECAYED = ("kernel", "embedding")  # last part of the path; norms, biases, class and position embeddings are never decayed
 
 EYES = ("vision/", "projector/")  # what a text-only model lacks
+HEADS = ("heads/", "guard/")  # of scores and of a guard: where their paths begin
 
 
 def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.GradientTransformation:
     """The optimizer for a parameter tree (arrays or shapes).
 
+    Heads take `head_learning_rate`. Their biases, a guard's thresholds, move sqrt(width) times as far in each step, as an update of
+    a kernel's `width` entries moves a logit: at one rate for all they would stand still where the width is thousands.
+
     Raises:
-        UserError: a freeze pattern that matches no parameter, or patterns that leave nothing to train.
+        UserError: a freeze pattern that matches no parameter, patterns that leave nothing to train, or a rate for heads that are
+            not there.
     """
     rate = learning_rate(config, total_steps)
     if choose(config.algorithm, "optimizer.algorithm", "adamw", "muon") == "muon":
@@ -34,9 +39,36 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
     else:
         descend = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
     clip = _clip(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    train = optax.chain(clip, descend)
+    train = optax.chain(clip, descend, *_head_rates(config, params))
     labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
+
+
+def _head_rates(config: OptimizerConfig, params: Any) -> tuple[optax.GradientTransformation, ...]:
+    """What makes of updates at the common rate those of the heads: none where no leaf has a rate of its own."""
+    leaves = dict(rules.leaves(params))
+    heads = [path for path in leaves if path.startswith(HEADS)]
+    if config.head_learning_rate and not (heads and config.learning_rate):
+        raise UserError(
+            f"optimizer.head_learning_rate {config.head_learning_rate} is for heads trained beside a backbone at a learning_rate above "
+            f"0, got {len(heads)} parameters of heads at {config.learning_rate}: set it to 0"
+        )
+    factors = dict.fromkeys(leaves, 1.0)
+    for path in heads:
+        width = leaves[path.removesuffix("bias") + "kernel"].shape[-1] if path.endswith("/bias") else 1
+        factors[path] = math.sqrt(width) * (
+            config.head_learning_rate / config.learning_rate if config.head_learning_rate else 1.0
+        )
+    if all(factor == 1 for factor in factors.values()):
+        return ()
+
+    def scale(path: tuple[Any, ...], update: Any) -> Any:
+        return update if isinstance(update, optax.MaskedNode) else update * factors[rules.path_text(path)]
+
+    def update(updates: Any, params: Any = None) -> Any:
+        return jax.tree.map_with_path(scale, updates, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+
+    return (optax.stateless(update),)
 
 
 def trainable(config: OptimizerConfig, params: Any) -> Any:
