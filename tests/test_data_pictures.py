@@ -7,6 +7,7 @@ from PIL import Image
 
 from srlhfv_jax.batches import NEWLINE
 from srlhfv_jax.data import images, pictures
+from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "smolvlm", "idefics3", "gemma3")
@@ -82,3 +83,44 @@ def test_the_size_of_a_picture_is_that_of_the_picture_turned_upright(tmp_path):
     picture((20, 50)).save(tmp_path / "lying.jpg", exif=exif)
     encoded = (tmp_path / "lying.jpg").read_bytes()
     assert images.upright_size(encoded) == (50, 20) == images.decode(encoded).size[::-1]
+
+
+@pytest.mark.parametrize("size", [(8, 100), (100, 8), (10, 200), (1, 50), (24, 24), (20, 30)])
+def test_a_strip_is_read_as_the_whole_processor_reads_it_and_little_of_it_is_resized(size, monkeypatch):
+    """The shorter side becomes 24 pixels and the middle is kept: what lies further out than seven tiles is cut away before."""
+    reader = pictures.reader(tiny_hf.processor("llava"))
+    shortest, seen = reader.image_processor.size["shortest_edge"], []
+    whole = next(pictures.cut(reader, [picture(size)]))
+    monkeypatch.setattr(pictures, "RESIZED_PIXELS", 7 * shortest**2)
+    watched = reader._replace(image_processor=Watched(reader.image_processor, seen))
+    np.testing.assert_array_equal(next(pictures.cut(watched, [picture(size)])), whole)
+    assert max(seen[0]) <= 7 * min(size) and (seen[0] == size) == (max(size) <= 7 * min(size))
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (2, 60_000), (90, 40_000)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_picture_that_is_decoded_becomes_more_than_a_few_million_pixels(family, size):
+    """A PNG of 467 bytes may have 1 x 100,000 pixels: with its shorter side made 336 it would take 110 GB."""
+    reader = pictures.reader(tiny_hf.processor(family))
+    try:
+        layout = pictures.layout(reader, size)
+    except Unusable as unusable:
+        assert unusable.reason == "image_too_narrow"
+        return
+    seen: list[tuple[int, int]] = []
+    shortest = reader.image_processor.size.get("shortest_edge", 1) if family == "llava" else 1
+    watched = reader._replace(image_processor=Watched(reader.image_processor, seen))
+    shown = Image.new("RGB", size[::-1])
+    assert next(pictures.cut(watched, [shown])).shape == (layout.patches, reader.values)
+    assert shortest**2 * max(seen[0]) / min(seen[0]) <= pictures.RESIZED_PIXELS or family != "llava"
+
+
+class Watched:
+    """An image processor that notes the sizes of what it is given."""
+
+    def __init__(self, processor, seen):
+        self.size, self._processor, self._seen = processor.size, processor, seen
+
+    def __call__(self, images, **how):
+        self._seen += [(image.height, image.width) for image in images]
+        return self._processor(images=images, **how)

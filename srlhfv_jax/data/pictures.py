@@ -9,6 +9,7 @@ picture. The pixels come from the checkpoint's own image processor.
     qwen2*_vl           one grid of patches as large as the picture, four neighbours to a feature
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from srlhfv_jax.errors import UserError
 
 CHANNELS = 3
 FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"  # SmolVLM's and Idefics3's words around a tile
+RESIZED_PIXELS = 4 << 20  # most that a picture may have when its shorter side fits the tile: 40 MB in a processor
 PIXELS_AT_ONCE = 1 << 20  # of the pictures that are prepared together: more are large ones, whose memory counts
 
 
@@ -182,7 +184,7 @@ def cut(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndar
     """
     group: list[Image.Image] = []
     pixels = 0
-    for image in opened:
+    for image in map(functools.partial(_middle, reader), opened):
         group.append(image)
         pixels += image.width * image.height
         if pixels >= PIXELS_AT_ONCE or not reader.one_size:
@@ -190,6 +192,18 @@ def cut(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndar
             group, pixels = [], 0
     if group:
         yield from _cut(reader, group)
+
+
+def _middle(reader: Reader, image: Image.Image) -> Image.Image:
+    """The part of a strip that can be seen, where a processor makes the shorter side fit and then keeps the middle alone: a strip of
+    1 x 100,000 pixels would become 110 GB on the way."""
+    shortest = reader.image_processor.size.get("shortest_edge") if reader.family == "llava" else None
+    height, width = image.height, image.width
+    if not shortest or shortest**2 * max(height, width) <= RESIZED_PIXELS * min(height, width):
+        return image
+    keep = RESIZED_PIXELS * min(height, width) // shortest**2
+    left, top = (max(0, length - keep + 1) // 2 if length == max(height, width) else 0 for length in (width, height))
+    return image.crop((left, top, width - left, height - top))  # as much from both ends, so that the middle stays the middle
 
 
 def _cut(reader: Reader, images: list[Image.Image]) -> list[Float[np.ndarray, "N C"]]:
