@@ -32,7 +32,8 @@ def scores(arg: str, *, heads: tuple[str, ...], schedule: str) -> ConfigDict:
             score_l2=1e-3,
             steps=2 if tiny else 2796 if paper else 932,
             microbatches=1,
-            evaluation="",  # held-out pairs, read like the training ones
+            evaluation="",  # held-out pairs
+            evaluation_split="",
             lora=sections.lora(),
             model=sections.model(tiny),
             mesh=sections.mesh(),

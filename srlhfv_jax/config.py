@@ -10,22 +10,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.parsing import OneOf, Pattern, Range
+from srlhfv_jax.ranges import Axis, Count, CountOrOff, Dtype, Number, OneOf, Parts, Positive, Range, Regex, Rows, Seed, Share
+from srlhfv_jax.ranges import Tokens, Weight, Width
 
-Count = Annotated[int, Range(1, 10**9)]
-CountOrOff = Annotated[int, Range(0, 10**9)]  # the comment says what 0 turns off
-Seed = Annotated[int, Range(0, 2**31 - 1)]  # of NumPy, grain and JAX alike
-Rows = Annotated[int, Range(1, 2**16)]  # of a batch
-Parts = Annotated[int, Range(1, 2**16)]  # of a batch, one after the other
-Tokens = Annotated[int, Range(0, 2**20)]
-Width = Annotated[int, Range(1, 2**16)]  # of a layer, or how many there are
-Axis = Annotated[int, Range(-1, 2**16)]  # of a mesh
-Share = Annotated[float, Range(0, 1)]
-Weight = Annotated[float, Range(0, 1e6)]  # of a term of a loss
-Number = Annotated[float, Range(-1e6, 1e6)]
-Positive = Annotated[float, Range(0, 1e6, above=True)]
-Regex = Annotated[str, Pattern()]
-Dtype = Annotated[str, OneOf("float32", "bfloat16")]
 TOKENS = 2**28  # of a batch: 1 GB of ids
 
 
@@ -150,7 +137,8 @@ class ScoresConfig:
     score_l2: Weight  # rho
     steps: CountOrOff
     microbatches: Parts
-    evaluation: str  # path of held-out pairs, read with the settings of `data`; "" = none
+    evaluation: str  # path of held-out pairs, read with the settings of `data` but for its split; "" = none
+    evaluation_split: str  # as data.split
     lora: LoraConfig
     model: ModelConfig
     mesh: MeshConfig
@@ -164,13 +152,15 @@ class ScoresConfig:
 class PairsConfig:
     """Reward and cost heads trained beside a guard, on its backbone."""
 
-    path: str  # dual preferences, read with the settings of `data`; "" = no such heads
+    path: str  # dual preferences, read with the settings of `data` but for its split; "" = no such heads
+    split: str  # as data.split, like that of the evaluation
     batch_size: Rows  # pairs of a step
     coef: Weight  # of their loss beside the guard's
     sign: str  # as in ScoresConfig, like all that follows
     sign_weight: Weight
     score_l2: Weight
     evaluation: str
+    evaluation_split: str
 
 
 @dataclass(frozen=True)
@@ -187,8 +177,12 @@ class GuardConfig:
     thresholds: str  # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
     steps: CountOrOff
     microbatches: Parts
-    calibration: str  # path of held-out rows that set the thresholds, read with the settings of `data`; "" = 0.5
+    calibration: (
+        str  # path of held-out rows that set the thresholds, read with the settings of `data` but for its split; "" = 0.5
+    )
+    calibration_split: str  # as data.split
     evaluation: str  # path of other held-out rows; "" = none
+    evaluation_split: str
     pairs: PairsConfig
     lora: LoraConfig
     model: ModelConfig
@@ -254,6 +248,7 @@ class PTXConfig:
 
     coef: Weight  # 0 = off; no rows are read then
     path: str
+    split: str  # as data.split
 
 
 @dataclass(frozen=True)
@@ -261,6 +256,7 @@ class ValidationConfig:
     """The prompts on which `best_feasible` is chosen. Test prompts choose nothing."""
 
     path: str  # "" = off
+    split: str  # as data.split
     every_steps: Count
     judge: Annotated[str, OneOf("models", "oracle")]  # "models": learned reward and cost; "oracle": the embedded task's
     budget: Number  # on the judge's mean cost

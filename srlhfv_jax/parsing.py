@@ -2,57 +2,15 @@
 
 import dataclasses
 import difflib
-import re
 import types
 import typing
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.errors import UserError, reason, short, shown
+from srlhfv_jax.errors import UserError, short, shown
 
 Settings = TypeVar("Settings")
-
-
-class Check(Protocol):
-    """What a field's `Annotated[type, check]` asks of its value."""
-
-    def problem(self, value: Any) -> str | None:
-        """What the value must be, in words; None if it is."""
-
-
-class Range(NamedTuple):
-    """Numbers from `low` to `high`; NaN is none of them."""
-
-    low: float
-    high: float
-    above: bool = False  # low itself is out
-
-    def problem(self, value: float) -> str | None:
-        if (self.low < value if self.above else self.low <= value) and value <= self.high:
-            return None
-        return f"{'above' if self.above else 'from'} {self.low} {'and at most' if self.above else 'to'} {self.high}"
-
-
-class OneOf:
-    """Words of a list."""
-
-    def __init__(self, *allowed: str) -> None:
-        self._allowed = allowed
-
-    def problem(self, value: str) -> str | None:
-        return None if value in self._allowed else f"one of {', '.join(map(repr, self._allowed))}"
-
-
-class Pattern(NamedTuple):
-    """A regular expression."""
-
-    def problem(self, value: str) -> str | None:
-        try:
-            re.compile(value)
-        except (re.error, RecursionError, OverflowError) as error:
-            return f"a regular expression ({reason(error)})"
-        return None
 
 
 def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:

@@ -14,6 +14,7 @@ import pytest
 import tiny_training as tiny
 
 from srlhfv_jax import signals
+from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel.mesh import make_mesh
@@ -204,3 +205,37 @@ def test_every_compilation_is_named_with_its_cause():
         "compiled jit(mean_of)(step 3: patches from (3, 2) to (5, 2))",
         "compiled jit(mean_of)(step 4: arguments of another kind or place)",
     ]
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path, one_device, uninterrupted):
+    """Its step is saved, and a run that goes on begins with it; at the last step the export came before."""
+    whole, state, _ = uninterrupted
+    exported, failing = [], {8, 10}
+
+    def evaluate(current, step):
+        if step in failing:
+            raise ZeroDivisionError(f"at {step}")
+        return {"size": float(jnp.sum(current.params["text"]["embed"]["embedding"] ** 2))}
+
+    def start(judge=evaluate):
+        return tiny.train(tmp_path, one_device, evaluate=judge, export=lambda state: exported.append(int(state.step)))[0]
+
+    for step in (8, 10):
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match=f"at {step}"):
+                start()
+            assert Manager(tmp_path, 1, 2).latest() == step
+        failing.remove(step)
+    assert exported == [10, 10]
+    for _ in range(2):
+        assert_same_bits(start(), state)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_whose_evaluation_failed_goes_on_without_one(tmp_path, one_device, uninterrupted):
+    def fail(current, step):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tiny.train(tmp_path, one_device, evaluate=fail)
+    assert_same_bits(tiny.train(tmp_path, one_device, evaluate_every=0)[0], uninterrupted[1])

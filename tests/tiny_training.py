@@ -100,7 +100,19 @@ def update_of(microbatches: int = 2):
     return transform, jax.jit(update, donate_argnums=0)
 
 
-def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, every=3, change=None, stop=None):
+def train(
+    workdir: Path,
+    mesh,
+    *,
+    steps=STEPS,
+    batches=None,
+    evaluate=None,
+    every=3,
+    evaluate_every=4,
+    change=None,
+    stop=None,
+    export=None,
+):
     """Run to `steps`, resuming; returns (final state as NumPy, notes). `change(step_fn)` may wrap the step."""
     jax.set_mesh(mesh)
     params = rules.place(initial(), mesh)
@@ -123,9 +135,10 @@ def train(workdir: Path, mesh, *, steps=STEPS, batches=None, evaluate=None, ever
         manager=Manager(workdir, every, 2, SETTINGS),
         writer=metrics.Writer(workdir, tensorboard=False),
         evaluate=judge if evaluate is None else evaluate,
-        evaluate_every=4,
+        evaluate_every=evaluate_every,
         stop=stop,
         notes=notes,
+        export=export,
     )
     return hosts.to_host(final), notes
 

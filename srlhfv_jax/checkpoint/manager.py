@@ -115,6 +115,11 @@ class Manager:
         state = jax.tree.unflatten(jax.tree.structure(abstract), [named[name] for name in _named(abstract)])
         return state, about["data_state"], about["extra"]
 
+    def forget(self, step: int) -> None:
+        """Remove the checkpoint of a step, so that another one of it can be saved."""
+        self.wait()
+        self._remove(step, None)
+
     def _open(self) -> ocp.CheckpointManager:
         if self._orbax is None:
             options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True)
@@ -128,7 +133,7 @@ class Manager:
             if hosts.process_index() == 0:
                 manifest.write(self.folder / str(step), self._manifest(step))
                 for old in self.steps()[: -self._keep]:
-                    self._manifest(old).unlink(missing_ok=True)  # first: what is half removed has none
+                    self._manifest(old).unlink(missing_ok=True)
                     shutil.rmtree(self.folder / str(old))
                 kept = {str(step) for step in self.steps()}
                 for path in self._manifests.glob("*.json"):
@@ -149,17 +154,24 @@ class Manager:
     def _set_aside(self, step: int, problem: str) -> None:
         state = "not used" if problem == manifest.UNSEALED else "damaged"
         hosts.say(f"srlhfv: checkpoint {step} in {self.folder} is {state} ({problem}); trying the one before it")
+        place = self.folder / "damaged" / str(step)
+        while place.exists():
+            place = place.with_name(place.name + "_")
+        self._remove(step, place)
+
+    def _remove(self, step: int, place: Path | None) -> None:
+        """From among the checkpoints, to `place`; None: for good."""
         if self._orbax is not None:
             self._orbax.close()
             self._orbax = None
         if hosts.process_index() == 0:
-            place = self.folder / "damaged" / str(step)
-            place.parent.mkdir(exist_ok=True)
-            while place.exists():
-                place = place.with_name(place.name + "_")
-            (self.folder / str(step)).rename(place)
-            self._manifest(step).unlink(missing_ok=True)
-        hosts.barrier(f"set aside checkpoint {step}")
+            self._manifest(step).unlink(missing_ok=True)  # first: what is half removed has none
+            if place is None:
+                shutil.rmtree(self.folder / str(step))
+            else:
+                place.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(place)
+        hosts.barrier(f"remove checkpoint {step}")
 
     def _check(self, step: int, abstract: Any) -> None:
         """Compare names, shapes and dtypes first: Orbax would cast silently, or fail without saying which leaf."""

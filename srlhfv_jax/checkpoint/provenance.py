@@ -10,9 +10,11 @@ from srlhfv_jax.errors import UserError
 
 PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
-# Settings that may differ between a run and its resumption: they change speed, memory or what is written, not the mathematics.
+# Settings that may differ between a run and its resumption: they change speed, memory, what is written or how it is measured, not
+# what is trained.
 MAY_CHANGE = (
     *("checkpoint", "log", "sweep"),
+    *("evaluation", "evaluation_split", "calibration", "calibration_split", "false_positive_rate", "thresholds", "validation"),
     *("mesh", "microbatches", "score_microbatches", "workers", "remat", "scan_unroll", "attention", "logp_chunk"),
 )
 

@@ -160,10 +160,14 @@ def digest(prepared: Prepared) -> str:
     found = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
-        for part in (row.prompt, *row.responses):
-            found.update(b"%d:" % len(part) + np.ascontiguousarray(part, np.int64).tobytes())
-        found.update(repr((row.digests, tuple(told), prepared.labels[row.row])).encode())
+        found.update(content(row) + repr((tuple(told), prepared.labels[row.row])).encode())
     return found.hexdigest()
+
+
+def content(row: Encoded) -> bytes:
+    """A digest of a row's prompt, pictures and responses."""
+    parts = [np.ascontiguousarray(part, np.int64).tobytes() for part in (row.prompt, *row.responses)]
+    return hashlib.sha256(repr((parts, row.digests)).encode()).digest()
 
 
 class Together:

@@ -201,7 +201,12 @@ def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
         f"{name}.{part}": hosts.to_host(leaf).astype(np.float32) for name, head in heads.items() for part, leaf in head.items()
     }
     save_file(tensors, draft / weights.GUARD_FILE, metadata=METADATA)
-    _write_json(draft / weights.GUARD_META, {"pooling": "last_token", "after": "final_norm"} | meta)
+    write_guard_meta(draft, meta)
+
+
+def write_guard_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """What guard.json says beside the guard's heads in `folder`."""
+    _write_json(folder / weights.GUARD_META, {"pooling": "last_token", "after": "final_norm"} | meta)
 
 
 def _replace(path_out: Path, draft: Path) -> None:
@@ -215,4 +220,4 @@ def _replace(path_out: Path, draft: Path) -> None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
+    files.write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")

@@ -28,7 +28,7 @@ from srlhfv_jax.losses import guard as losses, masked
 from srlhfv_jax.models import guard as guard_heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.stages import scores, setup, supervised
+from srlhfv_jax.stages import given, scores, setup, supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
@@ -63,19 +63,21 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
+    given.check_checkpoint(settings.init, "config.init")
+    rows = _rows(settings, setup.load_shape(settings.init, settings.model))
     model = setup.load_init(settings, started.mesh)
-    rows = prepare(settings, settings.data, model)
-    weights = _weights(rows, settings.balance)
-    heads = _start_heads(model.config, rows, weights, states.key(settings.seed, 0, "guard"))
+    setup.check_closing(model, *rows.values())
+    weights = _weights(rows["data"], settings.balance)
+    heads = _start_heads(model.config, rows["data"], weights, states.key(settings.seed, 0, "guard"))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}
     if joint:
         tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("guard", tree, started.mesh)
-    batches = setup.batches(rows, settings.data, settings.seed, started.mesh)
+    batches = setup.batches(rows["data"], settings.data, settings.seed, started.mesh)
     if joint:
-        pairs = setup.prepare("pairs", pair_data(settings), model, sign=settings.pairs.sign)
-        batches = loader.Together(guard=batches, pairs=setup.batches(pairs, pair_data(settings), settings.seed + 1, started.mesh))
+        pairs = setup.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
+        batches = loader.Together(guard=batches, pairs=pairs)
     tree = supervised.train(
         "guard",
         settings,
@@ -87,23 +89,48 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     tree |= {"guard": _unweighted(tree["guard"], weights)}
-    held = functools.partial(judge, settings, model, roles.whole(base, tree), started.mesh)
-    thresholds = dict.fromkeys(settings.parts, CHANCE)
-    if settings.calibration:
-        thresholds = calibrate(held(settings.calibration), settings)
-    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
-    result |= {f"threshold.{part}": value for part, value in thresholds.items()}
-    if settings.evaluation:
-        result |= evaluate(held(settings.evaluation), thresholds, categories)
-    if joint and settings.pairs.evaluation:
-        data = dataclasses.replace(pair_data(settings), path=settings.pairs.evaluation)
-        pairs = setup.prepare("pairs", data, model, sign=settings.pairs.sign)
-        result |= scores.evaluate(model.config, roles.whole(base, tree), pairs, data, started.mesh)
-    trained = optimizers.trainable(settings.optimizer, tree)
+    trained, exported = optimizers.trainable(settings.optimizer, tree), tree
     if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
-        tree |= {"heads": model.heads}
-    about = _about(settings, thresholds, rows)
-    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "guard"}, result=result, guard=about)
+        exported = tree | {"heads": model.heads}
+    result = supervised.last_numbers(started) | {"rows": len(rows["data"].rows)}
+    about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, CHANCE)
+    uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
+    setup.export_run(
+        started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated
+    )
+    whole = roles.whole(base, tree)
+    held = functools.partial(said, settings, model, whole, started.mesh)
+    if settings.calibration:
+        thresholds = calibrate(held(rows["calibration"]), settings)
+        about |= {"thresholds": thresholds, "false_positive_rate": settings.false_positive_rate}
+    else:
+        about = uncalibrated
+    result |= {f"threshold.{part}": value for part, value in thresholds.items()}
+    setup.finish(started, "guard", result, guard=about)
+    if settings.evaluation:
+        result |= evaluate(held(rows["evaluation"]), thresholds, categories)
+    if "pairs.evaluation" in rows:
+        result |= scores.evaluate(model.config, whole, rows["pairs.evaluation"], pair_data(settings), started.mesh)
+    return setup.finish(started, "guard", result)
+
+
+def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared]:
+    """All that this run reads, by setting: opened and checked before any weights."""
+    rows, pairs = {"data": prepare(settings, settings.data, shape)}, settings.pairs
+    for name, path, split in (
+        ("calibration", settings.calibration, settings.calibration_split),
+        ("evaluation", settings.evaluation, settings.evaluation_split),
+    ):
+        if path:
+            rows[name] = prepare(settings, given.elsewhere(settings.data, path, split), shape)
+            given.check_held_out(f"config.{name}", rows[name], rows["data"])
+    if pairs.path:
+        rows["pairs"] = setup.prepare("pairs", pair_data(settings), shape, sign=pairs.sign)
+    if pairs.path and pairs.evaluation:
+        data = given.elsewhere(pair_data(settings), pairs.evaluation, pairs.evaluation_split)
+        rows["pairs.evaluation"] = setup.prepare("pairs", data, shape, sign=pairs.sign)
+        given.check_held_out("config.pairs.evaluation", rows["pairs.evaluation"], rows["pairs"])
+    return rows
 
 
 def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loader.Prepared:
@@ -140,7 +167,8 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
 
 def pair_data(settings: GuardConfig) -> DataConfig:
     """Where the pairs of reward and cost heads come from."""
-    return dataclasses.replace(settings.data, path=settings.pairs.path, batch_size=settings.pairs.batch_size)
+    pairs = settings.pairs
+    return dataclasses.replace(given.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
 
 
 def loss(
@@ -183,9 +211,13 @@ def joint_loss(
 
 
 def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
-    """Every question and answer of held-out rows, in order."""
-    data = dataclasses.replace(settings.data, path=path)
-    rows = prepare(settings, data, model)
+    """Every question and answer of the rows of a path, in order."""
+    return said(settings, model, tree, mesh, prepare(settings, dataclasses.replace(settings.data, path=path), model))
+
+
+def said(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, rows: loader.Prepared) -> Judged:
+    """The same of rows that were prepared."""
+    data = settings.data
     severity_BQJ, category_BQA = guard_model.probabilities(
         jax.jit(functools.partial(guard_model.logits, model.config)),
         tree,
@@ -272,14 +304,12 @@ def _unweighted(heads: guard_heads.Heads, weights: tuple[np.ndarray, np.ndarray]
     }
 
 
-def _about(settings: GuardConfig, thresholds: dict[str, float], rows: loader.Prepared) -> dict[str, Any]:
-    """For guard.json."""
+def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
+    """For guard.json, all but the thresholds and the rate that they were set for."""
     return {
         "taxonomy": settings.taxonomy,
         "categories": list(rows.categories),
         "severities": list(SEVERITIES),
-        "thresholds": thresholds,
-        "false_positive_rate": settings.false_positive_rate if settings.calibration else None,
         "template": guard_model.template_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
     }

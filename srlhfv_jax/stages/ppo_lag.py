@@ -4,7 +4,6 @@ shaping.
 One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 
 from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOLagConfig
-from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
@@ -25,7 +23,7 @@ from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.rollout import generate as generation, layout, score as scoring, selftest
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.stages import ppo_lag_check, setup, supervised, validation
+from srlhfv_jax.stages import ppo_lag_check, ppo_lag_rows, setup, supervised, validation
 from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as states
 
 
@@ -57,21 +55,34 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     ppo_lag_check.check(settings)
     started = setup.start(settings, workdir)
     ppo_lag_check.check_rows(settings, started.mesh)
+    ppo_lag_check.check_checkpoints(settings)
+    rows = ppo_lag_rows.prepare(settings, setup.load_shape(settings.policy, settings.model))
     models = load_models(settings, started.mesh)
+    setup.check_closing(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():
         setup.describe_parameters(name, tree, started.mesh)
-    prompts = setup.prepare("prompts", settings.data, models.policy)
 
     iteration = Iteration(settings, models, started.mesh, setup.vocabulary(models.policy))
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
-        evaluate = validation.make(settings, iteration, started, notes)
+        evaluate = validation.make(settings, iteration, started, rows["validation"], notes)
+
+    def numbers(state: states.TrainState) -> dict[str, float]:
+        best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
+        final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra))}
+        return supervised.last_numbers(started) | best | final
+
+    def export(state: states.TrainState) -> None:
+        config, policy = models.policy.config, state.params["policy"]
+        about = {"stage": "ppo_lag"}
+        setup.export_run(started, config, policy, base=models.policy.path, about=about, result=numbers(state))
+
     state = loop.run(
         name="ppo_lag",
         step_fn=iteration,
         state=iteration.initial_state(),
-        batches=_batches(settings, models, prompts, started.mesh),
+        batches=ppo_lag_rows.batches(settings, rows, started.mesh),
         total_steps=settings.iterations,
         manager=started.manager,
         writer=started.writer,
@@ -80,12 +91,9 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         log_every=settings.log.every_steps,
         show=("reward", "cost", "lambda", "kl"),
         notes=notes,
+        export=export,
     )
-    result = supervised.last_numbers(started) | {f"best_feasible.{name}": value for name, value in notes["best"].items()}
-    result["lambda.final"] = float(lagrangian.multiplier(settings.constraint, state.extra))
-    return setup.finish(
-        started, models.policy.config, state.params["policy"], base=models.policy.path, about={"stage": "ppo_lag"}, result=result
-    )
+    return setup.finish(started, "ppo_lag", numbers(state))
 
 
 class Iteration:
@@ -356,12 +364,3 @@ def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig
 
 def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx, base):
     return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)
-
-
-def _batches(settings: PPOLagConfig, models: Models, prompts: loader.Prepared, mesh) -> loader.Together:
-    """Prompts, and supervised rows for PTX."""
-    ptx = None
-    if settings.ptx.coef > 0:
-        data = dataclasses.replace(settings.data, path=settings.ptx.path)
-        ptx = setup.batches(setup.prepare("supervised", data, models.policy), data, settings.seed + 1, mesh)
-    return loader.Together(prompts=setup.batches(prompts, settings.data, settings.seed, mesh), ptx=ptx)

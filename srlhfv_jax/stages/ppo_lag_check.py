@@ -8,6 +8,7 @@ from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, parts
+from srlhfv_jax.stages import given
 
 
 def check(settings: PPOLagConfig) -> None:
@@ -36,6 +37,18 @@ def check(settings: PPOLagConfig) -> None:
         )
     if not settings.policy:
         raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
+
+
+def check_checkpoints(settings: PPOLagConfig) -> None:
+    """Open every checkpoint, without reading its weights."""
+    given.check_checkpoint(settings.policy, "config.policy")
+    if settings.reference:
+        given.check_checkpoint(settings.reference, "config.reference")
+    if settings.sharing != "separate":
+        given.check_checkpoint(settings.scorer, "config.scorer", "reward", "cost")
+        return
+    for head, path in (("reward", settings.reward), ("cost", settings.cost)):
+        given.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
 
 
 def check_lora(settings: PPOLagConfig) -> None:

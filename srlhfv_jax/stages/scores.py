@@ -3,7 +3,6 @@
 L = L_RM + L_CM      (losses/reward.py, losses/cost.py); prompt and image pass once per pair, both responses in one sequence with it
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from srlhfv_jax.models import heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import forward
-from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.stages import given, setup, supervised
 from srlhfv_jax.training import state as states
 
 
@@ -40,11 +39,18 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     choose(settings.sign, "config.sign", "label", "graded")
     started = setup.start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    given.check_checkpoint(settings.init, "config.init")
+    shape = setup.load_shape(settings.init, settings.model)
+    rows, held = setup.prepare("pairs", settings.data, shape, sign=settings.sign), None
+    held_data = given.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
+    if settings.evaluation:
+        held = setup.prepare("pairs", held_data, shape, sign=settings.sign)
+        given.check_held_out("config.evaluation", held, rows)
     model = setup.load_init(settings, started.mesh)
+    setup.check_closing(model, *filter(None, (rows, held)))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
     setup.describe_parameters("scorer", tree, started.mesh)
-    rows = setup.prepare("pairs", settings.data, model, sign=settings.sign)
     tree = supervised.train(
         "scores",
         settings,
@@ -56,18 +62,11 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
-    if settings.evaluation:
-        held_out = dataclasses.replace(settings.data, path=settings.evaluation)
-        result |= evaluate(
-            model.config,
-            roles.whole(base, tree),
-            setup.prepare("pairs", held_out, model, sign=settings.sign),
-            held_out,
-            started.mesh,
-        )
-    return setup.finish(
-        started, model.config, tree, base=model.path, about={"stage": "scores", "sign": settings.sign}, result=result
-    )
+    about = {"stage": "scores", "sign": settings.sign}
+    setup.export_run(started, model.config, tree, base=model.path, about=about, result=result)
+    if held is not None:
+        result |= evaluate(model.config, roles.whole(base, tree), held, held_data, started.mesh)
+    return setup.finish(started, about["stage"], result)
 
 
 def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array) -> dict:

@@ -217,10 +217,10 @@ def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model:
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
 
 
-def check_closing(model: Pretrained, prepared: loader.Prepared) -> None:
+def check_closing(model: Pretrained, *prepared: loader.Prepared) -> None:
     """Prompts must end where activated adapters begin."""
     closing = model.config.activation
-    for row in prepared.rows if closing else ():
+    for row in (row for one in prepared for row in one.rows) if closing else ():
         if tuple(row.prompt[-len(closing) :]) != closing or len(row.prompt) == len(closing):
             raise UserError(
                 f"row {row.row}: its prompt ends with the tokens {row.prompt[-len(closing) :].tolist()}, and the adapters of {model.path} "
@@ -303,17 +303,18 @@ def vocabulary(model: Pretrained) -> Vocabulary:
     return Vocabulary(pad=codec.pad_id, eos=codec.stop_ids, never=tuple(sorted(never)))
 
 
-def finish(
+def export_run(
     started: Started,
     config: VLMConfig,
     tree: Any,
     *,
-    base: str,
+    base: str | Path,
     about: dict[str, Any],
     result: dict[str, float],
     guard: dict[str, Any] | None = None,
-) -> dict[str, float]:
-    """Write WORKDIR/export and WORKDIR/result.json; returns the result. `guard` is what guard.json says of the tree's guard."""
+) -> None:
+    """Write WORKDIR/export and a first WORKDIR/result.json: before anything is measured, which may fail. `guard` is what guard.json
+    says of the tree's guard."""
     export_pretrained(
         started.workdir / EXPORT,
         config,
@@ -324,16 +325,22 @@ def finish(
         meta=about,
         guard=tree.get("guard"),
         guard_meta=guard,
-        card=_card(started.workdir, about["stage"], result),
     )
+    finish(started, about["stage"], result)
+
+
+def finish(started: Started, stage: str, result: dict[str, float], guard: dict[str, Any] | None = None) -> dict[str, float]:
+    """Write WORKDIR/result.json, and the export's card and guard.json, with what was measured; returns the result."""
+    if hosts.process_index() == 0:
+        if guard is not None:
+            export.write_guard_meta(started.workdir / EXPORT, guard)
+        files.write_text(started.workdir / EXPORT / "README.md", _card(started.workdir, stage, result))
     write_result(started.workdir, result)
     return result
 
 
-def _card(workdir: Path, stage: str, result: dict[str, float]) -> str | None:
+def _card(workdir: Path, stage: str, result: dict[str, float]) -> str:
     """The model card, from what the first process wrote, which also writes the export."""
-    if hosts.process_index() > 0:
-        return None
     settings = files.read_json(workdir / "config.json")
     trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]

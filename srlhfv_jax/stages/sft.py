@@ -10,7 +10,7 @@ from srlhfv_jax.losses import masked, sft
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout import forward
-from srlhfv_jax.stages import setup, supervised
+from srlhfv_jax.stages import given, setup, supervised
 from srlhfv_jax.training import state as states
 
 
@@ -21,10 +21,13 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
     if settings.lora.rank and settings.init_random:
         raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
+    if key is None:
+        given.check_checkpoint(settings.init, "config.init")
+    rows = setup.prepare("supervised", settings.data, setup.load_shape(settings.init, settings.model))
     model = setup.load_init(settings, started.mesh, random_key=key)
+    setup.check_closing(model, rows)
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     setup.describe_parameters("policy", tree, started.mesh)
-    rows = setup.prepare("supervised", settings.data, model)
     tree = supervised.train(
         "sft",
         settings,
@@ -36,7 +39,8 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
-    return setup.finish(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
+    setup.export_run(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
+    return result
 
 
 def loss(config: VLMConfig, tree, batch: SupervisedBatch) -> masked.Loss:

@@ -4,13 +4,13 @@ Feasible: the mean cost is within the budget. Best: the highest mean reward amon
 or, on the embedded task, its oracle. Test prompts are never read here.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.models import roles
@@ -22,15 +22,15 @@ from srlhfv_jax.training import state as states
 BEST = "best_feasible"
 
 
-def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[str, Any]) -> Callable[[Any, int], dict]:
+def make(
+    settings: PPOLagConfig, iteration, started: setup.Started, prompts: loader.Prepared, notes: dict[str, Any]
+) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
     Args:
         iteration: the training's own (stages/ppo_lag.py), so that nothing is compiled twice.
     """
     models = iteration.models
-    data = dataclasses.replace(settings.data, path=settings.validation.path)
-    prompts = setup.prepare("prompts", data, models.policy)
     score = _scorer(iteration) if settings.validation.judge == "models" else None
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
@@ -38,7 +38,7 @@ def make(settings: PPOLagConfig, iteration, started: setup.Started, notes: dict[
         sampler = iteration.sampler(policy)
         said, scores = policies.sample_answers(
             lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
-            setup.in_order(prompts, data, started.mesh),
+            setup.in_order(prompts, settings.data, started.mesh),
             [row.row for row in prompts.rows],
             prompts.codec.spoken,
             temperature=settings.rollout.temperature,

@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,6 +24,9 @@ from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.training.compiles import Watch
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.progress import Progress
+
+
+UNEVALUATED = "unevaluated"  # among the notes of a checkpoint whose evaluation failed
 
 
 class Preempted(SystemExit):
@@ -61,6 +64,7 @@ def run(
     stop: Callable[[int], bool] | None = None,
     show: tuple[str, ...] = ("loss",),
     notes: dict[str, Any] | None = None,
+    export: Callable[[Any], None] | None = None,
 ) -> Any:
     """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved.
 
@@ -73,6 +77,7 @@ def run(
         stop: asked after each step; true = save and raise Preempted, as SIGTERM does.
         show: metrics on the progress line.
         notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
+        export: called once with the last state, before that is evaluated.
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
@@ -88,15 +93,18 @@ def run(
         writer.timing(step, time.monotonic() - began)
         progress.update(step, values)
 
-    closing = contextlib.closing
-    with lock.held(manager.workdir), closing(writer), closing(manager), contextlib.ExitStack() as stack:
-        state, start = _resume(name, state, batches, manager, writer, notes)
+    with lock.held(manager.workdir), contextlib.closing(writer), contextlib.closing(manager), contextlib.ExitStack() as stack:
+        state, start, unevaluated = _resume(name, state, batches, manager, writer, notes)
         progress = Progress(name, start, total_steps, show)
         came, watch = stack.enter_context(_signals()), stack.enter_context(Watch(progress.say))
+        measure = _Evaluation(evaluate, evaluate_every, total_steps, writer, manager, batches, notes, watch)
+        if export is not None and start == total_steps:
+            export(state)
+        if unevaluated and measure.due(start):
+            measure.again(state, start)
+        progress.compiling()
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
-            if step == start + 1:
-                progress.say(f"compiling the first of {total_steps - start} steps ...")
             began = time.monotonic()
             batch = next(batches)
             watch.step(step, batch)
@@ -106,42 +114,79 @@ def run(
             running = (step, metrics, began)
 
             last = step == total_steps
-            number = came(step)
-            stopping = number > 0 or (stop is not None and stop(step))
-            evaluating = evaluate is not None and evaluate_every > 0 and (last or step % evaluate_every == 0)
-            saving = last or stopping or manager.due(step)
-            if evaluating or saving:  # never keep, or judge, a state whose own numbers were not checked
-                report(*running)
-                running = None
-            if evaluating:
-                watch.evaluation(step)
-                writer.write(step, evaluate(state, step))
+            number = came(step) or (signal.SIGTERM if stop is not None and stop(step) else 0)
+            saving = last or number or manager.due(step)
+            if measure.due(step) or saving:  # never keep, or judge, a state whose own numbers were not checked
+                running = report(*running)
+            if last and export is not None:
+                export(state)
+            if measure.due(step):
+                measure(state, step)
             if saving:
                 writer.sync()
                 manager.save(step, state, batches.get_state(), notes)
-            if stopping:
+            if number:
                 manager.wait()
-                progress.say(f"stopped and saved at step {step} of {total_steps}; the same command goes on from there")
-                raise KeyboardInterrupt if number == signal.SIGINT else Preempted
+                raise progress.stopped(step, KeyboardInterrupt() if number == signal.SIGINT else Preempted())
     return state
 
 
-def _resume(name: str, state: Any, batches: Batches, manager: Manager, writer: Writer, notes: dict[str, Any]) -> tuple[Any, int]:
-    """State, loader and notes of the newest checkpoint, and the metrics cut back to it; or as given, at step 0."""
+class _Evaluation(NamedTuple):
+    """The stage's evaluation inside the loop. Where it fails the state is saved, and a run that goes on from there begins with it."""
+
+    evaluate: Callable[[Any, int], dict[str, float]] | None
+    every: int
+    total_steps: int
+    writer: Writer
+    manager: Manager
+    batches: Batches
+    notes: dict[str, Any]
+    watch: Watch
+
+    def due(self, step: int) -> bool:
+        return self.evaluate is not None and self.every > 0 and (step == self.total_steps or step % self.every == 0)
+
+    def __call__(self, state: Any, step: int) -> None:
+        try:
+            self._measure(state, step)
+        except Exception:
+            self.writer.sync()
+            self.manager.save(step, state, self.batches.get_state(), self.notes | {UNEVALUATED: True})
+            self.manager.wait()
+            hosts.say(f"the evaluation after step {step} failed; that step is saved")
+            raise
+
+    def again(self, state: Any, step: int) -> None:
+        """Of a checkpoint that was saved when this failed; one with what it gives takes its place."""
+        self._measure(state, step)
+        self.manager.forget(step)
+        self.manager.save(step, state, self.batches.get_state(), self.notes)
+
+    def _measure(self, state: Any, step: int) -> None:
+        self.watch.evaluation(step)
+        self.writer.write(step, self.evaluate(state, step))
+
+
+def _resume(
+    name: str, state: Any, batches: Batches, manager: Manager, writer: Writer, notes: dict[str, Any]
+) -> tuple[Any, int, bool]:
+    """State, loader and notes of the newest checkpoint, and the metrics cut back to it; or as given, at step 0. And whether its
+    evaluation failed."""
     step = manager.latest()
     if step is None:
         writer.cut_back(0)
-        return state, 0
+        return state, 0, False
     abstract = rules.abstract(state)
     for leaf in jax.tree.leaves(state):  # two copies of a large state need not fit
         leaf.delete()
     state, data_state, extra = manager.restore(step, abstract)
+    unevaluated = extra.pop(UNEVALUATED, False)
     batches.set_state(data_state)
     notes.clear()
     notes.update(extra)
     writer.cut_back(step)
     hosts.say(f"{name}: resumed from the checkpoint of step {step}")
-    return state, step
+    return state, step, unevaluated
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

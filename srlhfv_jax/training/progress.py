@@ -28,6 +28,16 @@ class Progress:
             end = "\r\x1b[K" if self._terminal else ""
             print(f"{end}{self._name}: {text}", file=sys.stderr, flush=True)
 
+    def compiling(self) -> None:
+        """The first step is about to begin, if there is one."""
+        if self._start < self._total:
+            self.say(f"compiling the first of {self._total - self._start} steps ...")
+
+    def stopped(self, step: int, why: BaseException) -> BaseException:
+        """Say that the run ends here, with `why`, which is returned."""
+        self.say(f"stopped and saved at step {step} of {self._total}; the same command goes on from there")
+        return why
+
     def update(self, step: int, values: dict[str, float]) -> None:
         """Step `step` is done and gave `values`."""
         now = time.monotonic()
