@@ -33,6 +33,8 @@ def make(
     models = iteration.models
     score = _scorer(iteration) if settings.validation.judge == "models" else None
 
+    by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
+
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
         sampler = iteration.sampler(policy)
@@ -56,6 +58,10 @@ def make(
         } | answers.length_metrics(said)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
+        if notes.get("judged_by", by) != by:
+            hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
+            notes["best"] = {"step": -1}
+        notes["judged_by"] = by
         best = notes["best"]
         if numbers["cost"] <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
             notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
