@@ -15,7 +15,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from srlhfv_jax.data.pictures import Bundle
 
 VOCAB = 640  # rows of the decoder's vocabulary: more than any of these tokenizers has
-CORPUS = ["what is this? a cat, a dog.", "user assistant model system", "how do I use it?\n\nyes no " * 3, "The answer of the cat is no."]
+CORPUS = [
+    "what is this? a cat, a dog.",
+    "user assistant model system",
+    "how do I use it?\n\nyes no " * 3,
+    "The answer of the cat is no.",
+]
 SMALL = {"family": "", "patch": 4, "merge": 3}
 
 

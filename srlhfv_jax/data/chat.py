@@ -105,6 +105,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
             _messages(reader, kinds, False) for kinds in ((("text",),) if reader is None else (("text",), ("image", "text")))
         ]
         render = templates.renderer(template, tokenizer.special_tokens_map, trials)
+        render = _either(render) if reader is None else render
     frame = functools.lru_cache(REMEMBERED)(functools.partial(_frame, render, reader))
     eos_id, stop_ids = _ends(tokenizer, render, reader, respelled)
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
@@ -269,6 +270,19 @@ def _rendered(
     return f"USER: {flat} ASSISTANT:" + "".join(f" {text if reader is None else text[0]['text']}" for text in said)
 
 
+def _either(render: templates.Render) -> templates.Render:
+    """Of a text-only checkpoint: most templates expect strings, those that came from a processor lists of parts."""
+
+    def rendered(messages: templates.Messages, opens_answer: bool) -> str:
+        text = render(messages, opens_answer)
+        if all(message["content"].strip() in text for message in messages):
+            return text
+        parts = ([{"type": "text", "text": message["content"]}] for message in messages)
+        return render([message | {"content": part} for message, part in zip(messages, parts)], opens_answer)
+
+    return rendered
+
+
 def _messages(
     reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str = "", right: str = ""
 ) -> list[dict[str, Any]]:
@@ -278,7 +292,7 @@ def _messages(
     messages = [{"role": "user", "content": content}]
     if answer:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": next(words)}]})
-    if reader is None:  # templates of text-only checkpoints expect a string, those of processors a list of parts
+    if reader is None:
         messages = [message | {"content": message["content"][0]["text"]} for message in messages]
     return messages
 

@@ -19,10 +19,11 @@ from safetensors.numpy import save_file
 
 from srlhfv_jax import files
 from srlhfv_jax.config import choose
+from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
+from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, load_processor
 from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
 
@@ -69,6 +70,7 @@ def export_pretrained(
     draft.mkdir(parents=True)
     try:
         _copy_base(draft, base, config)
+        _write_stops(draft, base, config)
         if params is None:
             peft.write(draft, config, adapter, backbone_name(base))
         else:
@@ -121,6 +123,18 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
     for file in sorted(base.iterdir()):
         if file.is_file() and _goes_along(file.name):
             shutil.copyfile(file, draft / file.name)
+
+
+def _write_stops(draft: Path, base: Path, config: VLMConfig) -> None:
+    """All that ends an answer, into the generation settings: `transformers` stops where we do."""
+    if not (base / "tokenizer_config.json").is_file():
+        return
+    codec, path = chat.codec(load_processor(config, base)), draft / "generation_config.json"
+    fresh = {"bos_token_id": codec.tokenizer.bos_token_id, "pad_token_id": codec.pad_id}
+    settings, stops = files.read_json(path) if path.is_file() else fresh, list(codec.stop_ids)
+    said = settings.get("eos_token_id")
+    if set(said if isinstance(said, list) else [said]) != set(stops):
+        _write_json(path, settings | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
 
 
 def _write_dtype(draft: Path, dtype: np.dtype) -> None:
