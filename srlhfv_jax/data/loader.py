@@ -82,11 +82,13 @@ def fit(
     sign: str = "label",
     labels: Sequence[tuple[Labels, Labels]] = (),
     categories: Sequence[str] = (),
+    literal: bool = False,
 ) -> Prepared:
     """Encode every row and check it for this use ("supervised", "pairs", "prompts" or "guard").
 
     Args:
         labels, categories: of kind "guard": what is known of each example (nothing where not given), and the taxonomy.
+        literal: answers are read and not learned from (`tokens.response_ids`); always of kind "guard".
 
     Raises:
         UserError: no row is left, or the asked signs are labelled nowhere.
@@ -97,7 +99,7 @@ def fit(
     rows, dropped = [], []
     for index, example in enumerate(examples):
         try:
-            rows.append(_encode(kind, sign, described, example, index, data))
+            rows.append(_encode(kind, sign, described, example, index, data, literal or kind == "guard"))
         except Unusable as unusable:
             dropped.append(Dropped(index, unusable.reason, unusable.detail))
     drops = Counter(drop.reason for drop in dropped)
@@ -289,7 +291,7 @@ class _Assemble:
             raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
 
 
-def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig) -> Encoded:
+def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig, literal: bool) -> Encoded:
     """One row, checked for its use; labels first: they need no tokenizer."""
     if kind == "prompts":
         example = example._replace(responses=(), unsafe=(), severity=())
@@ -309,7 +311,7 @@ def _encode(kind: str, sign: str, described: Codec, example: Example, index: int
         index,
         prompt_length=data.prompt_length,
         response_length=data.response_length,
-        literal=kind == "guard",  # it reads answers and writes none
+        literal=literal,
     )
 
 

@@ -106,7 +106,7 @@ def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answe
     if not {judges.REWARD, judges.COST} <= loaded.heads.keys():
         raise UserError(f"{loaded.path} has the heads {sorted(loaded.heads)}: a judge needs reward and cost on one backbone")
     any_length = dataclasses.replace(data, prompt_length=0, response_length=0)
-    rows = setup.fit_loosely("supervised", Cases(cases, answers), any_length, loaded)
+    rows = setup.fit_loosely("supervised", Cases(cases, answers), any_length, loaded, literal=True)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 
     @jax.jit

@@ -200,15 +200,20 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     return prepared
 
 
-def fit_loosely(kind: str, examples: Sequence[Example], data: DataConfig, model: Pretrained) -> loader.Prepared:
+def fit_loosely(
+    kind: str, examples: Sequence[Example], data: DataConfig, model: Pretrained, *, literal: bool = False
+) -> loader.Prepared:
     """Rows that are at hand already, in a frame that is as long as the longest of them; lengths in `data` that are not 0 are limits.
+
+    Args:
+        literal: as in `loader.fit`.
 
     Raises:
         UserError: as `prepare`.
     """
     lengths = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
     limits = lengths | {"batch_size": 1}  # these lengths are no batch's
-    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits))
+    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
     check_closing(model, prepared)
@@ -240,7 +245,7 @@ def unreadable(
     limits = dict(prompt_length=prompt_length or ANY_LENGTH, response_length=response_length or ANY_LENGTH)
     for row, example in enumerate(examples):
         try:
-            tokens.encode(codec, example, row, **limits)
+            tokens.encode(codec, example, row, literal=True, **limits)
             found.append(None)
         except Unusable as unusable:
             found.append(unusable)
