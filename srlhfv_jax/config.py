@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.errors import UserError, public, shown
 from srlhfv_jax.ranges import Axis, Count, CountOrOff, Dtype, Number, OneOf, Parts, Positive, Range, Regex, Rows, Seed, Share
 from srlhfv_jax.ranges import Tokens, Weight, Width
 
@@ -380,8 +380,12 @@ class EvaluateConfig:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json."""
-    return dataclasses.asdict(settings)
+    """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json: without the secrets of addresses."""
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: public(value) if isinstance(value, str) else value for name, value in pairs}
+
+    return dataclasses.asdict(settings, dict_factory=kept)
 
 
 def choose(value: str, path: str, *allowed: str) -> str:

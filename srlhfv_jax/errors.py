@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
+ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>]*)")
 LONGEST_SHOWN = 80  # characters of a value in a message
 LONGEST_REASON = 200  # of what another library said
 
@@ -13,13 +15,23 @@ class UserError(ValueError):
     """Something the user gave is wrong. The message is one line: what was expected, what came, what to do."""
 
 
+def public(text: str) -> str:
+    """A text without the secrets of addresses in it: user, password, query."""
+    return ADDRESS.sub(_public, text)
+
+
+def _public(found: re.Match) -> str:
+    place, mark, _ = found["rest"].partition(next((mark for mark in found["rest"] if mark in "?#"), "?"))
+    return found["scheme"] + (f"***@{place.rpartition('@')[2]}" if "@" in place else place) + (f"{mark}***" if mark else "")
+
+
 def shown(value: Any) -> str:
     """`repr(value)`, cut: a value that fills the screen hides what is wrong with it."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; a number of more digits than Python writes
         return f"a {type(value).__name__} too large to show"
-    return short(text)
+    return short(public(text))
 
 
 def short(text: str, length: int = LONGEST_SHOWN) -> str:

@@ -9,8 +9,9 @@ import tempfile
 import pytest
 
 from srlhfv_jax.cli import flags, main, stage
-from srlhfv_jax.config import SFTConfig
+from srlhfv_jax.config import EvaluateConfig, SFTConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
 
 GIVEN = ["--config=sft.py:tiny", "--config.init=model", "--config.data.path=rows.jsonl"]
 
@@ -33,7 +34,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["ppo_lag", "--workdir=w", "--config.policy=p", "--config.data.path=d"], "give config.scorer"),
         (["sft", "--config.step=3"], "unknown config key config.step; did you mean 'steps'?"),
         (["sft", "--config.data.batchsize=3"], "unknown config key config.data.batchsize; did you mean 'batch_size'?"),
-        (["sft", "--config.data=3"], "config.data is a section: set its values one by one (batch_size, "),
+        (["sft", "--config.data=3"], "config.data is a section: set its values one by one (allow_dir, batch_size, "),
         (["sft", "--config.seed.x=3"], "config.seed is a single value (0), it has no key 'x'"),
         (["sft", "--config.steps=1.5"], "config.steps must be int, got '1.5'"),
         (["sft", "--config.steps"], "Missing value for flag --config.steps"),
@@ -225,6 +226,34 @@ def test_any_other_error_is_one_line_that_names_a_file_with_its_traceback(capsys
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     code, line = failing(capsys, monkeypatch, ZeroDivisionError("by zero"))
     assert code == 1 and "Traceback" in line  # nowhere to keep it: nothing is lost
+
+
+SECRETS = [
+    ("http://user:s3cret@host/v1", "http://***@host/v1"),
+    ("https://s3cret@host:8000/v1", "https://***@host:8000/v1"),
+    ("https://u:s3/c@ret@host/v1?key=s3cret#s3cret", "https://***@host/v1?***"),
+    ("https://host/v1?api_key=s3cret", "https://host/v1?***"),
+    ("https://host/v1#s3cret", "https://host/v1#***"),
+    ("https://host/v1", "https://host/v1"),
+]
+
+
+@pytest.mark.parametrize(("address", "public"), SECRETS)
+def test_secrets_of_an_address_reach_no_file_and_no_message(capsys, monkeypatch, tmp_path, address, public):
+    config = flags.load("evaluate.py")
+    config.endpoint.url = address
+    settings = parse(EvaluateConfig, config)
+    stage.run(lambda settings, workdir: {"kept": settings.endpoint.url == address}, settings, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["endpoint"]["url"] == public
+    assert json.loads((tmp_path / "result.json").read_text())["kept"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = [run(capsys, "evaluate", "--config=evaluate.py", f"--config.endpoint.url={address}", more)[1] for more in MORE]
+    said += [failing(capsys, monkeypatch, error(f"no answer from {address}"))[1] for error in (UserError, RuntimeError)]
+    said += [path.read_text() for path in tmp_path.glob("srlhfv-*.txt")]
+    assert len(said) == 6 and not [line for line in said if "s3" in line or "c@ret" in line]
+
+
+MORE = ["--config.endpoint.url.x=1", "--config.endpoint.workers=0", "--config.endpoint.timeout_s=x"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

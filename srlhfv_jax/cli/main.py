@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from srlhfv_jax import signals
-from srlhfv_jax.errors import UserError, disk, reason
+from srlhfv_jax.errors import UserError, disk, public, reason
 
 COMMANDS = {
     "quickstart": "the whole pipeline on the embedded task, on a CPU, with a report at the end",
@@ -69,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(text: str, code: int) -> int:
-    print(f"srlhfv: {text}", file=sys.stderr)
+    print(f"srlhfv: {public(text)}", file=sys.stderr)
     return code
 
 
 def _kept(error: Exception) -> str:
     """Where the traceback of an error that nobody expected is: a line for a report. Where no file can be written it is shown."""
-    text = "".join(traceback.format_exception(error))
+    text = public("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile("w", prefix="srlhfv-", suffix=".txt", delete=False, errors="replace") as file:
             file.write(text)
