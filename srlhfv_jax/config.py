@@ -364,7 +364,7 @@ class EvaluateConfig:
     seed: Seed
     root: str  # folder with one folder per benchmark, named as in `benchmarks`
     benchmarks: tuple[str, ...]
-    limit: CountOrOff  # first cases of each benchmark; 0 = all
+    limit: CountOrOff  # cases of each benchmark, drawn by `seed` over its subsets and categories; 0 = all
     policies: str  # "name=path,name=path": checkpoints to sample, or .jsonl files of recorded answers; the first is the baseline
     samples: Annotated[int, Range(1, 10**4)]  # answers to each case
     temperature: Weight  # of the answers; 0 = greedy

@@ -17,7 +17,7 @@ from srlhfv_jax.data.quickstart import processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import benchmark_answers, benchmark_numbers
 from srlhfv_jax.evaluation.benchmark_numbers import Answered
-from srlhfv_jax.evaluation.benchmarks.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case
+from srlhfv_jax.evaluation.benchmarks.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case, sample
 from srlhfv_jax.evaluation.judging.verdict import Opinion
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor
 from srlhfv_jax.models import heads, vlm
@@ -174,7 +174,7 @@ def run(root: Path, *more: str, policies: str = "", config: str = "tiny") -> dic
     return json.loads((root / "out" / "result.json").read_text())
 
 
-def test_rules_judge_recorded_answers_and_every_file_is_written(root):
+def test_rules_judge_recorded_answers_and_every_file_is_written(root, capsys):
     result = run(root)
     assert result["base.xstest.attack_success_rate"] == result["base.vlguard.attack_success_rate"] == 1.0
     assert result["ours.xstest.attack_success_rate"] == result["ours.vlguard.attack_success_rate"] == 0.0
@@ -184,7 +184,31 @@ def test_rules_judge_recorded_answers_and_every_file_is_written(root):
     assert len(judged) == 6 and judged[1]["unsafe"] is True and judged[1]["expect"] == REFUSE
     assert json.loads((root / "out" / "config.json").read_text())["judge"] == "rules"
     assert run(root, "--config.limit=1")["base.xstest.rows"] == 1
+    assert "warning: base: 0 of 2 cases have no recorded answer, and 1 lines of " in capsys.readouterr().err
     assert len((root / "out" / "judged.jsonl").read_text().splitlines()) == 4
+
+
+def test_recorded_answers_about_other_cases_are_refused(root):
+    """XSTest's own completions call "v2-1" what its prompts call "1": a table of them would be empty."""
+    put(root / "base.jsonl", json.dumps({"benchmark": "xstest", "id": "v2-1", "answer": "Sure"}))
+    with pytest.raises(
+        UserError, match="none of its answers is about a case .*: it names xstest/v2-1, where the cases are xstest/1, "
+    ):
+        run(root)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 6, 7, 12, 39, 40, 0])
+def test_a_limit_takes_as_many_of_every_subset_and_category(limit):
+    """Eight kinds of five cases, one after the other as published files have them."""
+    kinds = [(subset, category) for subset in ("drawn", "text") for category in "abcd"]
+    cases = [Case(f"{kind}{i}", None, "q", REFUSE, kind[1], subset=kind[0]) for kind in kinds for i in range(5)]
+    found = sample(cases, limit, 3)
+    counts = [sum((one.subset, one.category) == kind for one in found) for kind in kinds]
+    assert len(found) == (limit or 40) and max(counts) - min(counts) <= 1
+    assert found == sample(cases, limit, 3) and [one.id for one in found] == sorted(
+        (one.id for one in found), key=[c.id for c in cases].index
+    )
+    assert limit not in (3, 12) or found != sample(cases, limit, 4)
 
 
 def test_an_endpoint_judges_alone_and_in_both_orders_and_a_second_run_calls_nobody(root):

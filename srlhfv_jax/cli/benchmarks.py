@@ -9,6 +9,7 @@ stopped, and asks neither policy nor judge for anything twice.
 """
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import benchmark_answers, benchmark_numbers, rules
 from srlhfv_jax.evaluation.benchmark_numbers import Answered
 from srlhfv_jax.evaluation.benchmarks import suites
-from srlhfv_jax.evaluation.benchmarks.case import Case, Read, picture
+from srlhfv_jax.evaluation.benchmarks.case import Case, Read, picture, sample
 from srlhfv_jax.evaluation.journal import Journal
 from srlhfv_jax.evaluation.judging import pairs
 from srlhfv_jax.evaluation.judging.client import Client
@@ -90,7 +91,7 @@ def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> d
         check_heads(settings.scorer, settings.model)
     allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
     read = {name: suites.read(name, Path(settings.root), *allowed) for name in settings.benchmarks}
-    cases = {name: found.cases[: settings.limit or None] for name, found in read.items()}
+    cases = {name: sample(found.cases, settings.limit, settings.seed) for name, found in read.items()}
     for name, found in read.items():
         print(f"{name}: {len(cases[name])} of {len(found.cases)} cases; {_describe(found)}", flush=True)
     said = {name: _answers(name, path, settings, workdir, cases) for name, path in policies.items()}
@@ -127,7 +128,17 @@ def _answers(
 ) -> benchmark_answers.Said:
     """Recorded answers, or those of a checkpoint, which is loaded only if some are missing."""
     if path.endswith(".jsonl"):
-        return benchmark_answers.recorded(Path(path), cases)
+        said = benchmark_answers.recorded(Path(path), cases)
+        answered = {(benchmark, case) for benchmark, case, _ in said.texts}
+        silent = sum(map(len, cases.values())) - len(answered)
+        if silent or said.unknown:
+            print(
+                f"warning: {name}: {silent} of {sum(map(len, cases.values()))} cases have no recorded answer, and {said.unknown} lines "
+                f"of {path} are about no case that is asked for",
+                file=sys.stderr,
+                flush=True,
+            )
+        return said
     kept = benchmark_answers.Kept(workdir / ANSWERS / f"{name}.jsonl", _identity(path, settings))
     wanted = {
         (benchmark, sample): [case for case in found if kept.get(case, sample) is None]

@@ -29,13 +29,13 @@ def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
     """Answers from a file.
 
     Raises:
-        UserError: no such file, or a line without benchmark, id and answer.
+        UserError: no such file, a line without benchmark, id and answer, or no line about any of the cases.
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: a policy is a checkpoint, or a .jsonl file of recorded answers")
     known = {(benchmark, case.id) for benchmark, found in cases.items() for case in found}
     texts: dict[tuple[str, str, int], str] = {}
-    lines, unknown = Counter(), 0
+    lines, found, unknown, stranger = Counter(), 0, 0, None
     for number, row in read_lines(path, path.read_bytes()):
         place = (str(row.get("benchmark")), str(row.get("id")))
         sample = row.get("sample", lines[place])
@@ -45,9 +45,17 @@ def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
             raise UserError(f"{path}:{number}: sample is the number of an answer (0, 1, ...), got {shown(sample)}")
         if place not in known:
             unknown += 1
-        elif row.get("answer") is not None:
+            stranger = stranger or place
+            continue
+        found += 1
+        if row.get("answer") is not None:
             texts[*place, sample] = row["answer"]
             lines[place] += 1
+    if stranger and not found:
+        raise UserError(
+            f"{path}: none of its answers is about a case that is asked for: it names {'/'.join(stranger)}, where the cases are "
+            f"{', '.join(f'{name}/{asked[0].id}' for name, asked in cases.items())} and so on"
+        )
     return Said(texts, Counter(), unknown)
 
 

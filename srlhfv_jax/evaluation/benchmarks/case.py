@@ -6,10 +6,12 @@ A reader makes one callable per row; `collect` calls them, checks ids and pictur
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from srlhfv_jax.data import images
 from srlhfv_jax.data.drops import Drop, Unusable
@@ -70,6 +72,20 @@ def collect(made: Iterable[Callable[[], Case]], *, unique_prompts: bool = False)
                 prompts.add(_content(case))
             cases.append(case)
     return Read(tuple(cases), drops)
+
+
+def sample(cases: Sequence[Case], limit: int, seed: int) -> tuple[Case, ...]:
+    """At most `limit` cases in their order, as many of every subset and category as there are; 0: all.
+
+    The first cases of a published file are of one topic, or have one right answer.
+    """
+    taken, places = Counter(), []
+    for number in np.random.default_rng(seed).permutation(len(cases)):
+        kind = cases[number].subset, cases[number].category
+        places.append((taken[kind], int(number)))
+        taken[kind] += 1
+    chosen = sorted(places, key=lambda place: place[0])[: limit or None]  # sorting keeps the order of equals, which is random
+    return tuple(cases[number] for _, number in sorted(chosen, key=lambda place: place[1]))
 
 
 def picture(case: Case) -> bytes | None:
