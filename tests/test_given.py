@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
+import numpy as np
 import pytest
 import tiny_hf
+from safetensors.numpy import load_file
 from tiny_stages import settings
 
 from srlhfv_jax.checkpoint import provenance
+from srlhfv_jax.cli import main
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig, to_dict
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
@@ -118,3 +122,26 @@ def test_settings_of_what_is_measured_may_change_and_those_of_what_is_trained_ma
     pairs = dataclasses.replace(wanted.pairs, split="x")
     with pytest.raises(UserError, match="config.pairs.split"):
         provenance.check_same({"settings": to_dict(wanted)}, to_dict(dataclasses.replace(wanted, pairs=pairs)))
+
+
+@pytest.mark.parametrize("name", ["scores", "adapter", "guard"])
+def test_export_takes_the_newest_checkpoint_of_an_unfinished_run(text, tmp_path, capsys, name):
+    """What an export of the run at that step would be; the workdir stays as it is."""
+    changes = {"scores": {}, "adapter": {"lora.rank": 2}, "guard": {"taxonomy": "pku_saferlhf", "balance": True}}[name]
+    kind, run, _ = STAGES["guard" if name == "guard" else "scores"]
+    wanted = settings(kind, name if name == "guard" else "scores", init=str(text / "llama"), **changes, **rows(text))
+    run(wanted, tmp_path / "run")
+    shutil.move(tmp_path / "run" / "export", tmp_path / "whole")
+    before = sorted(path for path in (tmp_path / "run").rglob("*"))
+    assert main.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert "the checkpoint of step 2" in capsys.readouterr().out and before == sorted((tmp_path / "run").rglob("*"))
+    found, expected = ({path.name: path for path in (tmp_path / one).glob("*.safetensors")} for one in ("out", "whole"))
+    assert found.keys() == expected.keys() and found
+    for file, path in found.items():
+        one, other = load_file(path), load_file(expected[file])
+        assert one.keys() == other.keys()
+        for tensor in one:
+            np.testing.assert_array_equal(one[tensor], other[tensor])
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "manifests")
+    assert main.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'other'}"]) == 2
+    assert "has no whole checkpoint" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from srlhfv_jax.checkpoint import manifest, provenance
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
 
+PARAMETERS = "params."  # how the names of a state's parameters begin
 STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of a checkpoint
 
 
@@ -97,6 +98,24 @@ class Manager:
                 f"run the same command again to start from the beginning"
             )
         return None
+
+    def parameters(self) -> tuple[dict[str, jax.Array], int]:
+        """(the trained parameters by path, the step) of the newest whole checkpoint; nothing is changed, a run may be writing.
+
+        Raises:
+            UserError: there is none.
+        """
+        step = next((step for step in reversed(self.steps()) if self._problem(step) is None), None)
+        if step is None:
+            raise UserError(f"{self.folder} has no whole checkpoint: let the run come to its first, or start it again")
+        folder = self.folder / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            found = {name: leaf for name, leaf in reader.metadata(folder).item_metadata.items() if name.startswith(PARAMETERS)}
+            wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in found.items()}
+            how = ocp.checkpoint_utils.construct_restore_args(wanted)
+            read = reader.restore(folder, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
+        return {name.removeprefix(PARAMETERS).replace(".", "/"): leaf for name, leaf in read.items()}, step
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict]:
         """The checkpoint of a step as (state, data_state, extra), bit for bit as saved.

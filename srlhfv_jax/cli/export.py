@@ -1,14 +1,15 @@
 """`srlhfv export --workdir=... --out=DIR`: write what a run trained as a Hugging Face folder.
 
 Stages export by themselves to WORKDIR/export; this is for another dtype, shard size or place, and merges an adapter into its
-backbone. --workdir may also be an export (such as WORKDIR/best_feasible) or a Hugging Face folder.
+backbone. --workdir may also be an export (such as WORKDIR/best_feasible) or a Hugging Face folder. Of a run that is not finished it
+takes the newest checkpoint, as it is: an adapter stays one, and a guard's thresholds are not set yet.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags as absl_flags
 
+from srlhfv_jax import files
 from srlhfv_jax.cli import flags
 from srlhfv_jax.errors import UserError
 
@@ -26,8 +27,12 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out} exists: give a folder that does not")
     from srlhfv_jax import hf
     from srlhfv_jax.hf import export, load, weights
+    from srlhfv_jax.stages import unfinished
 
     export.clear(out.absolute().parent)
+    if unfinished.is_unfinished(Path(values.workdir)):
+        _unfinished(values, out)
+        return
     model = hf.load_pretrained(Path(values.workdir), dtype=values.dtype)
     if model.config.activation:
         raise UserError(
@@ -51,10 +56,32 @@ def main(argv: list[str]) -> None:
     print(f"wrote {out}")
 
 
+def _unfinished(values: absl_flags.FlagValues, out: Path) -> None:
+    """The newest checkpoint of a run."""
+    from srlhfv_jax import hf
+    from srlhfv_jax.stages import unfinished
+
+    run = unfinished.read(Path(values.workdir))
+    hf.export_pretrained(
+        out,
+        run.config,
+        run.tree.get("backbone"),
+        base=run.base,
+        adapter=run.tree.get("adapter"),
+        heads=run.tree.get("heads"),
+        meta=run.about,
+        guard=run.tree.get("guard"),
+        guard_meta=run.guard,
+        dtype=values.dtype,
+        max_shard_bytes=int(values.shard_gb * 1e9),
+    )
+    print(f"wrote {out}: the checkpoint of step {run.step}, of a run that is not finished")
+
+
 def _about(folder: Path) -> dict:
     """What the source says of its heads."""
     path = folder / "score_heads.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return files.read_json(path) if path.is_file() else {}
 
 
 def _card(folder: Path) -> str | None:

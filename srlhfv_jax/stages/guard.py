@@ -114,6 +114,12 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     return setup.finish(started, "guard", result)
 
 
+def so_far(settings: GuardConfig, heads: guard_heads.Heads, rows: loader.Prepared) -> tuple[guard_heads.Heads, dict[str, Any]]:
+    """A guard in the middle of its training, as one whose thresholds are not set: its heads, and what guard.json says of them."""
+    unset = {"thresholds": dict.fromkeys(settings.parts, CHANCE), "false_positive_rate": None}
+    return _unweighted(heads, _weights(rows, settings.balance)), _about(settings, rows) | unset
+
+
 def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared]:
     """All that this run reads, by setting: opened and checked before any weights."""
     rows, pairs = {"data": prepare(settings, settings.data, shape)}, settings.pairs
