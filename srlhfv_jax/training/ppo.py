@@ -18,7 +18,7 @@ from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.roles import Place
-from srlhfv_jax.parallel import order, parts, rules
+from srlhfv_jax.parallel import minibatches, order, parts
 from srlhfv_jax.rollout import forward, score as scoring
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
@@ -72,7 +72,7 @@ def update(
         params: trained tree name -> tree; donated. Gradients reach the policy and the trees that hold the two critic heads.
         base: the frozen backbone under trees that hold adapters.
         lam: float32 scalar, the multiplier.
-        key: permutes the rows anew in each epoch.
+        key: deals the rows anew in each epoch (parallel/minibatches.py).
         ptx: supervised rows, split over the minibatches; None when the coefficient is 0.
 
     Returns:
@@ -84,11 +84,11 @@ def update(
     streams = experience.streams
     advantage_BR = None if streams is None else advantage(streams, mask_BR, lam, ppo)
     whole = Minibatch(experience, advantage_BR, _features(config, params, base, experience, images, settings))
-    B = mask_BR.shape[0]
-    rows = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), B))(jnp.arange(ppo.epochs))
-    rows = rows.reshape(ppo.epochs * ppo.minibatches, B // ppo.minibatches)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(ppo.epochs))
+    rows = jax.vmap(lambda key: minibatches.draw(key, len(mask_BR), ppo.minibatches))(keys)
+    rows = rows.reshape(-1, *rows.shape[2:])
     if ptx is not None:
-        ptx = jax.tree.map(lambda x: x.reshape(ppo.minibatches, -1, *x.shape[1:]), ptx)
+        ptx = parts.split(ptx, ppo.minibatches)
 
     def gradient(tree, name: str, loss, batch):
         """Of loss(whole tree, part of the batch), by what is trained of the tree."""
@@ -107,7 +107,7 @@ def update(
 
     def gradient_step(carry, index):
         params, opt_state = dict(carry[0]), dict(carry[1])
-        minibatch = _behind_prefix(config, base, jax.tree.map(lambda x: x[rows[index]], whole), settings.microbatches)
+        minibatch = _behind_prefix(config, base, minibatches.take(whole, rows[index]), settings.microbatches)
         metrics, made = {}, {}
         for name in critic_trees(settings.places):
             learned, found = descend(params, opt_state, name, _critic_loss, minibatch)
@@ -145,9 +145,8 @@ def _behind_prefix(config: VLMConfig, base, minibatch: Minibatch, microbatches: 
     """Activated adapters all see one thing of a prompt: what the backbone under them makes of it. Others see its images alone."""
     if not config.activation:
         return minibatch
-    rollout = rules.keep_rows(minibatch.experience.rollout)
     made = functools.partial(forward.prefix, config, {"backbone": base})
-    prefix = parts.over_rows(lambda rows: made(rows, rows.features), rollout, microbatches)
+    prefix = parts.over_rows(lambda rows: made(rows, rows.features), minibatch.experience.rollout, microbatches)
     return minibatch._replace(contexts=dict.fromkeys(minibatch.contexts, prefix))
 
 
