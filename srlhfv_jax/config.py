@@ -29,7 +29,7 @@ class MeshConfig:
 class ModelConfig:
     """How a checkpoint is loaded and run."""
 
-    dtype: Dtype  # of activations
+    dtype: Dtype  # of activations; float32 is multiplied as such on every platform
     param_dtype: Dtype  # of fully trained parameters; float32 masters unless memory forbids
     remat: Annotated[str, OneOf("none", "dots", "layer")]  # what the backward pass computes again (models/stack.py)
     scan_unroll: CountOrOff  # layers per step of the layer scan; 0 = all of them

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -324,3 +325,15 @@ def test_a_kernel_of_another_platform_is_one_clear_line():
     with pytest.raises(UserError, match="sequences of 32768 tokens are longer than fused attention takes"):
         q, k, v, _ = arrays(1, 1, 1, 1 << 15)
         kernels.attend(q, k, v, span)
+
+
+@pytest.mark.parametrize(("dtype", "exactly"), [("float32", True), ("bfloat16", False)])
+def test_kernels_multiply_float32_as_such_forwards_and_backwards_and_half_precision_as_it_is(dtype, exactly):
+    q, k, v, _ = arrays(2, 1, dtype=jnp.dtype(dtype))
+    span = kernels.causal("interpret", padded())
+    traced = jax.make_jaxpr(jax.grad(lambda *x: jnp.sum(kernels.attend(*x, span).astype(jnp.float32)), argnums=(0, 1, 2)))(
+        q, k, v
+    )
+    products = re.findall(r"dot_general\[.*?\n *\]", str(traced), re.DOTALL)
+    assert len(products) == 10  # two forwards, eight in the two kernels that go back
+    assert all(("HIGHEST" in one) == exactly for one in products)

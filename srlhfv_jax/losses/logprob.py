@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from srlhfv_jax.losses import products
+
 
 def log_softmax(
     logits: Float[Array, "... V"], *, temperature: float | Float[Array, ""], never_V: Bool[Array, "V"]
@@ -46,7 +48,8 @@ def chosen_logp(
         # The cast is inside, so that the gradient of float32 weights is added over chunks in float32.
         rows = hidden_BRD.reshape(-1, hidden_BRD.shape[-1])
         unembed_cast_VD = unembed_VD.astype(rows.dtype)
-        logits = jnp.einsum("nD,VD->nV", rows, unembed_cast_VD, preferred_element_type=jnp.float32)
+        how = dict(precision=products.precision(rows.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.einsum("nD,VD->nV", rows, unembed_cast_VD, **how)
         logp, entropy = _chosen(_allowed(logits, temperature, never_V), tokens_BR.reshape(-1))
         return logp.reshape(tokens_BR.shape), entropy.reshape(tokens_BR.shape)
 

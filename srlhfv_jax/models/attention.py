@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from srlhfv_jax.losses import products
 from srlhfv_jax.models.config import RopeConfig
 from srlhfv_jax.parallel import order
 
@@ -148,7 +149,8 @@ _mix.defvjp(_mix_forward, _mix_backward)
 
 def _matmul(a, b, axis_a: int, axis_b: int, dtype):
     """Sum over one axis of each, batched over the first two of both."""
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=dtype)
+    how = dict(precision=products.precision(a.dtype), preferred_element_type=dtype)
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0, 1), (0, 1))), **how)
 
 
 def copies(heads: int, kv_heads: int) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from srlhfv_jax.losses import products
 from srlhfv_jax.models.config import VLMConfig
 
 THRESHOLDS = 3
@@ -31,8 +32,7 @@ def init(config: VLMConfig, categories: int, key: Array) -> Heads:
 def logits(heads: Heads, hidden_BQD: Float[Array, "B Q D"]) -> tuple[Float[Array, "B Q J"], Float[Array, "B Q A"]]:
     """Of P(severity > k) and of each category."""
     chex.assert_rank(hidden_BQD, 3)
-    hidden_BQD = hidden_BQD.astype(jnp.float32)
     severity, categories = heads["severity"], heads["categories"]
-    score_BQ = hidden_BQD @ severity["kernel"].astype(jnp.float32)
-    category_BQA = hidden_BQD @ categories["kernel"].astype(jnp.float32).T
+    score_BQ = products.float32(hidden_BQD, severity["kernel"])
+    category_BQA = products.float32(hidden_BQD, categories["kernel"].T)
     return score_BQ[..., None] + severity["bias"][None, None], category_BQA + categories["bias"][None, None]

@@ -4,9 +4,9 @@ A head has no bias: it would cancel in every preference. The zero of the cost is
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from srlhfv_jax.losses import products
 from srlhfv_jax.models.config import VLMConfig
 
 
@@ -19,5 +19,4 @@ def init(config: VLMConfig, names: tuple[str, ...], key: Array) -> dict[str, dic
 
 def scores(heads: dict[str, dict[str, Array]], hidden_BTD: Float[Array, "B T D"]) -> dict[str, Float[Array, "B T"]]:
     """Every head at every position, from one forward pass."""
-    hidden32_BTD = hidden_BTD.astype(jnp.float32)
-    return {name: hidden32_BTD @ head["kernel"].astype(jnp.float32) for name, head in heads.items()}
+    return {name: products.float32(hidden_BTD, head["kernel"]) for name, head in heads.items()}

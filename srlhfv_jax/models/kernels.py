@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import products
 from srlhfv_jax.models import attention
 from srlhfv_jax.parallel.mesh import ROWS, target_device
 
@@ -136,6 +137,8 @@ def attend(
         kernel = functools.partial(_cudnn, is_causal=sees.causal and asked == keys)
     else:
         kernel = functools.partial(_splash, interpret=sees.kernel == "interpret")
+    if products.precision(q_BHTh.dtype):
+        kernel = _exactly(kernel)
     q_BHTh = q_BHTh * (h**-0.5 if scale is None else scale)
     asking = (attention.at(x, read) for x in (sees.first_BT, sees.last_BT, sees.group_BT))
     return _by_device(kernel, q_BHTh, k_BKTh, v_BKTh, *asking, sees.group_BT)
@@ -161,6 +164,28 @@ def _by_device(kernel, q_BHTh, k_BKTh, v_BKTh, *positions_BT):
     specs = (by_head,) * 3 + (by_row,) * len(positions_BT)
     # Replication is not tracked through a Pallas call.
     return jax.shard_map(kernel, in_specs=specs, out_specs=by_head, check_vma=False)(q_BHTh, k_BKTh, v_BKTh, *positions_BT)
+
+
+def _exactly(kernel):
+    """A kernel whose products are of float32 (losses/products.py). It takes no `precision`, and its backward pass is traced later
+    than its call: what both find set says it."""
+    highest = functools.partial(jax.default_matmul_precision, "highest")
+
+    @jax.custom_vjp
+    def exact(*arrays):
+        with highest():
+            return kernel(*arrays)
+
+    def forward(*arrays):
+        with highest():
+            return jax.vjp(kernel, *arrays)
+
+    def backward(derivative, d_out):
+        with highest():
+            return derivative(d_out)
+
+    exact.defvjp(forward, backward)
+    return exact
 
 
 def _splash(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT, *, interpret: bool):

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from srlhfv_jax.losses import products
+
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -46,15 +48,15 @@ class Dense(nn.Module):
             kernel, inputs = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape), int(out_first)
         # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.
         rows = x.reshape(-1, width)
-        contracted = (((1,), (inputs,)), ((), ()))
+        contracted, exact = (((1,), (inputs,)), ((), ())), products.precision(self.dtype)
         if self.has_variable("params", "kernel_scale"):  # whole numbers (models/quantize.py)
-            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted, preferred_element_type=jnp.float32)
+            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted, exact, preferred_element_type=jnp.float32)
             y = (y * self.get_variable("params", "kernel_scale")[None]).astype(self.dtype)
         else:
-            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted)
+            y = jax.lax.dot_general(rows, kernel.astype(self.dtype), contracted, exact)
         if self.has_variable("params", "lora_a"):
             a, b, scale = (self.get_variable("params", f"lora_{part}").astype(self.dtype) for part in ("a", "b", "scale"))
-            y = y + (rows @ a.T) @ (b * scale).T
+            y = y + jnp.matmul(jnp.matmul(rows, a.T, precision=exact), (b * scale).T, precision=exact)
         y = y.reshape(*x.shape[:-1], self.features)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import products
 from srlhfv_jax.models.layers import INPUT_FIRST
 
 LEAVES = ("lora_a", "lora_b", "lora_scale")
@@ -85,7 +86,9 @@ def _merged(backbone: Any, adapter: dict[str, Any], name: str) -> Any:
 
 def fold(name: str, kernel: jax.Array, adapter: dict[str, jax.Array]) -> jax.Array:
     """W + scale B A of all layers of the dense layer called `name`, in W's own orientation."""
-    delta = jnp.einsum("lor,lri->loi", adapter["lora_b"], adapter["lora_a"], preferred_element_type=jnp.float32)
+    a, b = adapter["lora_a"], adapter["lora_b"]
+    how = dict(precision=products.precision(a.dtype), preferred_element_type=jnp.float32)
+    delta = jnp.einsum("lor,lri->loi", b, a, **how)
     delta = delta * adapter["lora_scale"][:, None, None]
     return (kernel.astype(jnp.float32) + (delta.swapaxes(1, 2) if name in INPUT_FIRST else delta)).astype(kernel.dtype)
 

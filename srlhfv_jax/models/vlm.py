@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.batches import Features, Images
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import products
 from srlhfv_jax.models import attention, kernels, language, lora, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
@@ -173,7 +174,8 @@ def logits(config: VLMConfig, params, hidden: Float[Array, "... D"]) -> Float[Ar
     turned = params["text"].get(TURNED)
     kernel, inputs = (unembedding(config, params), 1) if turned is None else (turned, 0)
     contract = (((hidden.ndim - 1,), (inputs,)), ((), ()))
-    return jax.lax.dot_general(hidden, kernel.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
+    how = dict(precision=products.precision(hidden.dtype), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(hidden, kernel.astype(hidden.dtype), contract, **how)
 
 
 def _init_text(c: TextConfig, key) -> dict:
