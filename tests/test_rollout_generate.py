@@ -195,12 +195,39 @@ def test_a_uniform_of_zero_draws_no_token_that_hardly_any_other_number_would():
     assert sampling.draw(uniform_B, jnp.asarray(np.tile(weight_V, (2, 1)))).tolist() == [290, 290]
 
 
+@pytest.mark.parametrize(("dtype", "rounding", "wrong"), [("float32", 3e-4, 3e-3), ("bfloat16", 0.06, 0.3)])
+def test_a_gap_as_large_as_rounding_is_a_warning_where_it_is_corrected_for_and_a_larger_one_never(
+    dtype, rounding, wrong, monkeypatch, capsys
+):
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    mask_BR = jnp.array([[True, True, False], [True, False, False]])
+    rollout = Rollout(None, None, None, mask_BR, jnp.full((2, 3), -1.25), None, None)
+
+    def off_by(gap: float, recompute: bool) -> float:
+        logp_BR = jnp.where(mask_BR, -1.25 - gap, 7.0)
+        monkeypatch.setattr(selftest.forward, "response_logp", lambda *_, **__: (logp_BR, None))
+        return selftest.ratio(config, {}, rollout, temperature=1.0, vocabulary=VOCABULARY, recompute=recompute)
+
+    assert off_by(rounding, True) == pytest.approx(rounding, rel=1e-3)
+    assert f"warning: self-test: {'largest' if dtype == 'float32' else 'mean'} |log ratio|" in capsys.readouterr().err
+    with pytest.raises(UserError, match="old_logp=recompute corrects"):
+        off_by(rounding, False)
+    for recompute in (False, True):
+        for gap in (wrong, float("nan")):
+            with pytest.raises(UserError, match="no rounding") as found:
+                off_by(gap, recompute)
+            assert "recompute" not in str(found.value)
+    assert off_by(rounding / 10, False) == pytest.approx(rounding / 10, rel=1e-2)
+    assert not capsys.readouterr().err
+
+
 def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
     params, rollout = {"backbone": backbone()}, sample(prompts())
     args = dict(vocabulary=VOCABULARY, recompute=False)
     assert selftest.ratio(CONFIG, params, rollout, temperature=1.0, **args) < 1e-4
-    with pytest.raises(UserError, match="log ratio"):
-        selftest.ratio(CONFIG, params, rollout, temperature=0.8, **args)
+    for recompute in (False, True):
+        with pytest.raises(UserError, match="log ratio"):
+            selftest.ratio(CONFIG, params, rollout, temperature=0.8, **args | {"recompute": recompute})
     selftest.placeholders(CONFIG, *jax.tree.map(np.asarray, (rollout, prompts().images)))
     first = int(np.argmax(np.array(rollout.tokens_BT[1]) == IMAGE))
     broken = rollout._replace(tokens_BT=rollout.tokens_BT.at[1, first].set(7))

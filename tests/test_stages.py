@@ -100,6 +100,7 @@ def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
     )
     done = ppo_lag.run(separate, tmp_path / "ppo_lag")
     assert {"ptx_loss", "reward_critic_loss", "cost_critic_loss", "policy_loss"} <= done.keys()
+    assert done["sampler_gap"] < 1e-4
     with pytest.raises(UserError, match="has no cost head"):
         ppo_lag.run(
             settings(PPOLagConfig, "ppo_lag", policy=str(text / "llama"), scorer=str(tmp_path / "reward"), **rows),

@@ -23,6 +23,7 @@ PPO_PICTURES = (
     (("clip_fraction",), "Clipped updates", "Share of tokens whose probability ratio was clipped."),
     (("ratio_max",), "Largest probability ratio", "Far above 1 on the first pass means that sampler and trainer disagree."),
     (("mismatch",), "Sampler against trainer", "Mean |log ratio| before the first update: rounding errors, or a bug."),
+    (("sampler_gap",), "Sampler against trainer, corrected", "Mean |log ratio| that old_logp=recompute takes out."),
     (("policy_loss",), "Policy loss", ""),
     (("reward_critic_loss", "cost_critic_loss"), "Critic losses", ""),
 )  # fmt: skip

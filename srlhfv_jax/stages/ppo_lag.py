@@ -359,6 +359,8 @@ def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(rollout.ended_B),
     }
+    if how.recompute_logp:  # what is corrected for in every iteration; else the update's `mismatch` says it
+        metrics["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - rollout.logp_BR), mask_BR)
     return experience, controller, metrics
 
 
