@@ -1,15 +1,21 @@
 """One program for every function of a stage: compiled once, and what it gives lies where the table of `parallel/rules.py` says."""
 
 import collections
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
 import tiny_sharing as tiny
+from commands import ENVIRONMENT
 from tiny_stages import settings
 
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig
+from srlhfv_jax.config import ScoresConfig
+from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import cpu, rules
-from srlhfv_jax.stages import ppo_lag, scores
+from srlhfv_jax.stages import scores
 from srlhfv_jax.training import loop
 
 MESHES = [(1, 2, 1), (2, 2, 2)]
@@ -83,3 +89,33 @@ def test_a_supervised_stage_compiles_its_update_once_and_its_state_stays_in_its_
     scores.run(settings(ScoresConfig, "scores", **changes), tmp_path)
     assert steps == [{}, {}, {}]
     assert compiled["jit(update)"] == 1, compiled
+
+
+def test_an_adapter_is_merged_where_its_backbone_lies(folder, eight_devices):
+    params = load_pretrained(folder / "adapter", mesh=eight_devices).params
+    assert not elsewhere({"params": params})
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, dict]:
+    """What `tpu_programs.py` says of each function of a run on eight chips."""
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, str(Path(__file__).with_name("tpu_programs.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
+
+
+def test_on_tpus_every_product_of_a_float32_model_is_one_of_float32(programs):
+    assert programs.keys() == {"generate", "score", "update"}
+    for one in programs.values():
+        assert one["precision"].keys() == {"highest,highest"} and one["precision"]["highest,highest"] > 10
+
+
+def test_a_minibatch_moves_no_pictures_between_chips(programs):
+    assert programs["update"]["moved"] == []
+
+
+def test_the_update_that_is_planned_takes_what_it_gives(programs):
+    """So it is the one of every step."""
+    assert programs["update"]["steady"]

@@ -181,7 +181,7 @@ def _sample(
 
     mesh = _mesh(settings)
     loaded = setup.load(path, settings.model, mesh)
-    draw = benchmarks.sampler(loaded, settings)
+    draw = benchmarks.sampler(loaded, settings, mesh)
     for (benchmark, sample), found in wanted.items():
         print(f"{name}: {benchmark}, answer {sample + 1} of {settings.samples}: {len(found)} cases", flush=True)
         benchmarks.answer(

@@ -74,8 +74,9 @@ def load_pretrained(
         adapter = peft.read(folder, config, mesh)
         config = dataclasses.replace(config, activation=peft.activation(folder))
         if not keep_adapter:
-            whole = lora.overlay if config.activation else jax.jit(lora.merged, donate_argnums=0)
-            params, adapter = whole(params, adapter), None
+            places = jax.tree.map(lambda leaf: leaf.sharding, params)
+            merged = jax.jit(lora.merged, donate_argnums=0, out_shardings=places)
+            params, adapter = (lora.overlay if config.activation else merged)(params, adapter), None
     heads = load_heads(config, folder, mesh)
     return Pretrained(config, params, heads, load_processor(config, described), described, base, adapter)
 

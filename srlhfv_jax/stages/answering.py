@@ -44,6 +44,7 @@ def prepare(path: Path, base: str, data: DataConfig, model: ModelConfig, mesh: M
             sampling=Sampling(temperature),
         ),
         static_argnums=0,
+        out_shardings=hosts.row_sharding(on),
     )
     return Answerer(setup.prepare("prompts", data, shape), data, model, on, sample, temperature)
 

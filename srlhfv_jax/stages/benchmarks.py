@@ -40,7 +40,7 @@ class Cases(Sequence[Example]):
         return Example(images, self._cases[index].prompt, (self._responses[index],), unsafe=(None,), severity=(None,))
 
 
-def sampler(loaded: Any, settings: EvaluateConfig) -> Callable:
+def sampler(loaded: Any, settings: EvaluateConfig, mesh: Any) -> Callable:
     """(params, prompts, key) -> rollout, jitted, for one policy."""
     return jax.jit(
         functools.partial(
@@ -49,7 +49,8 @@ def sampler(loaded: Any, settings: EvaluateConfig) -> Callable:
             response_length=settings.data.response_length,
             vocabulary=setup.vocabulary(loaded),
             sampling=Sampling(settings.temperature),
-        )
+        ),
+        out_shardings=hosts.row_sharding(mesh),
     )
 
 
@@ -67,7 +68,7 @@ def answer(
     """One more answer to each case, as soon as its batch is done.
 
     Args:
-        draw: `sampler(loaded, settings)`.
+        draw: `sampler(loaded, settings, mesh)`.
         sample: which answer to these cases it is; seeds the sampling.
         keep: told case, text, and whether the answer ended by itself.
         drop: told cases that the policy cannot read, and the reason (`data.drops.REASONS`).
@@ -109,7 +110,7 @@ def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answe
     rows = setup.fit_loosely("supervised", Cases(cases, answers), any_length, loaded, literal=True)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
     def ends(tree, batch):
         return forward.end_scores(loaded.config, tree, batch, forward.encode(loaded.config, tree, batch.images))
 

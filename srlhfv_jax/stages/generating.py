@@ -46,7 +46,7 @@ def load(path: str, data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mes
     """
     loaded = setup.load(path, model, mesh)
     settings = dict(response_length=data.response_length, vocabulary=setup.vocabulary(loaded), sampling=Sampling(temperature))
-    sample = jax.jit(functools.partial(generate, loaded.config, **settings))
+    sample = jax.jit(functools.partial(generate, loaded.config, **settings), out_shardings=hosts.row_sharding(mesh))
     return Policy(loaded, data, mesh, sample, temperature, seed)
 
 

@@ -225,7 +225,7 @@ def said(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding
     """The same of rows that were prepared."""
     data = settings.data
     severity_BQJ, category_BQA = guard_model.probabilities(
-        jax.jit(functools.partial(guard_model.logits, model.config)),
+        jax.jit(functools.partial(guard_model.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
         tree,
         setup.in_order(rows, data, mesh),
     )

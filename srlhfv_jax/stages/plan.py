@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data import taxonomies
@@ -192,8 +192,8 @@ TEMPORARIES = re.compile(r"required for HLO temporaries \(([\d.]+)([KMGT])\) exc
 
 
 def _compile(name: str, function: Callable, beside: int, limit: int, loop: int, *arguments: Any) -> tuple[Compiled, Any]:
-    """Compile one function, whose loop without a constant bound runs `loop` times; gives what it would return, with the
-    shardings that the compiler chose."""
+    """Compile one function, whose loop without a constant bound runs `loop` times; gives what it would return, where its
+    out_shardings say."""
     began = time.monotonic()
     lowered = function.lower(*arguments)
     outputs = lowered.out_info
@@ -205,14 +205,10 @@ def _compile(name: str, function: Callable, beside: int, limit: int, loop: int, 
             raise UserError(f"the TPU compiler refuses {name}: {str(error).strip().splitlines()[0]}") from error
         said, size = int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)), sum(map(shapes.size, arguments))
         peak = said + size if found.re is TEMPORARIES else said
-        spread = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_rows(x, arguments)), outputs)
-        return Compiled(name, time.monotonic() - began, peak, size, peak - size, beside, False, None), spread
+        return Compiled(name, time.monotonic() - began, peak, size, peak - size, beside, False, None), outputs
     seconds = time.monotonic() - began
     memory = done.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-    outputs = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), outputs, done.output_shardings
-    )
     counted = work.count(_text(lowered, done), loop)
     sizes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     return Compiled(name, seconds, peak, *sizes, beside, peak + beside <= limit, counted), outputs
@@ -227,9 +223,3 @@ def _text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
         with tempfile.TemporaryDirectory() as folder:
             lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": "True"})
             return next(Path(folder).glob("*.after_optimizations.txt")).read_text()
-
-
-def _rows(leaf: Any, arguments: Any) -> NamedSharding:
-    """Where a function that does not fit left its outputs unplaced: rows over the mesh."""
-    mesh = next(x.sharding.mesh for x in jax.tree.leaves(arguments))
-    return hosts.row_sharding(mesh) if leaf.ndim else NamedSharding(mesh, PartitionSpec())

@@ -4,6 +4,7 @@ Feasible: the mean cost is within the budget. Best: the highest mean reward amon
 or, on the embedded task, its oracle. Test prompts are never read here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,7 +87,7 @@ def _scorer(iteration) -> Callable:
     models = iteration.models
     trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(iteration.mesh))
     def ends(frozen, rollout, images):
         frozen, found = roles.complete(frozen), {}
         for name in trees:
