@@ -27,6 +27,7 @@ def held(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: another run is in it.
     """
+    hosts.initialize()  # asking which process this is touches the devices
     path = Path(workdir).absolute() / FILE
     if path in _held or hosts.process_index() > 0:
         other, file = None, None

@@ -78,15 +78,15 @@ def _check(settings: EvaluateConfig, policies: dict[str, str]) -> None:
 
 
 def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
-    from srlhfv_jax.hf.load import checkpoint_folder
     from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.stages import given
 
     if hosts.process_count() > 1:
         raise UserError("evaluate --config runs in one process: start it on one host")
     reader = _reader(settings, workdir)
     for path in policies.values():
         if not path.endswith(".jsonl"):
-            checkpoint_folder(path)
+            given.check_checkpoint(path, "config.policies")
     if settings.judge == "models":
         check_heads(settings.scorer, settings.model)
     allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []

@@ -51,8 +51,31 @@ def main(argv: list[str]) -> None:
         raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
     from srlhfv_jax.checkpoint import lock
 
+    _check_given(values, scorers)
     with lock.held(Path(values.workdir)):
         _run(values, scorers)
+
+
+def _check_given(values: absl_flags.FlagValues, scorers: list[str]) -> None:
+    """Open all that is to be read before the first weights are: the last of them may be needed hours later."""
+    from srlhfv_jax.data import sources
+    from srlhfv_jax.stages import given
+
+    if values.policies or not values.pairs:
+        flags.required(values, "policies", "data")
+        if values.judge == "models" and not scorers:
+            raise UserError(
+                "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
+            )
+    policies = named_paths(values.policies) if values.policies else {}
+    _mesh(values)
+    for data in filter(None, (values.pairs, values.policies and values.data)):
+        sources.open_rows(data, values.split, values.image_dir, values.allow_dir)
+    for path in policies.values():
+        given.check_checkpoint(path, "--policies")
+    for path in scorers:
+        given.check_checkpoint(path, "--scorer")
+        check_heads(path, inference(values.dtype))
 
 
 def _run(values: absl_flags.FlagValues, scorers: list[str]) -> None:
@@ -70,13 +93,8 @@ def _run(values: absl_flags.FlagValues, scorers: list[str]) -> None:
 
 def _compare(values: absl_flags.FlagValues, scorers: list[str]) -> dict[str, float]:
     """Policies on the prompts of --data."""
-    flags.required(values, "policies", "data")
     policies = named_paths(values.policies)
     judge = values.judge or ("models" if scorers else "oracle")
-    if judge == "models" and not scorers:
-        raise UserError(
-            "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
-        )
     return _evaluate(values, policies, scorers, judge)
 
 
@@ -134,8 +152,6 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     from srlhfv_jax.rollout.generate import generate
 
     mesh, data, model = _mesh(values), _data(values, values.data), inference(values.dtype)
-    for path in scorers:
-        check_heads(path, model)
     # one jitted function: policies of one architecture share its compilation
     draw = jax.jit(generate, static_argnames=("config", "response_length", "vocabulary", "sampling"))
     sampled = {name: _sample(name, path, data, model, mesh, draw, values) for name, path in policies.items()}
@@ -168,8 +184,6 @@ def _measure_scorer(values: absl_flags.FlagValues, scorers: list[str]) -> dict[s
     from srlhfv_jax.stages import scorers as measured
 
     mesh, model = _mesh(values), inference(values.dtype)
-    for path in scorers:
-        check_heads(path, model)
     data = dataclasses.replace(_data(values, values.pairs), prompt_length=0, response_length=0)
     return measured.measure(scorers, data, model, mesh, seed=values.seed)
 
@@ -242,7 +256,7 @@ def _prompts(data: DataConfig, loaded: Any):
 
     if data.prompt_length:
         return setup.prepare("prompts", data, loaded)
-    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH), loaded)
+    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH, batch_size=1), loaded)
     longest = max(len(row.prompt) for row in prompts.rows)
     return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
 

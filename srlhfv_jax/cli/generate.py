@@ -143,8 +143,11 @@ def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
     """Policy and guard as one function: a line ({"answer", ...} or {"dropped"}) for each prompt."""
     from srlhfv_jax.guard.regenerate import guarded_generate
     from srlhfv_jax.guard.service.models import guarded_json
-    from srlhfv_jax.stages import generating, moderating
+    from srlhfv_jax.stages import generating, given, moderating
 
+    given.check_checkpoint(values.policy, "--policy")
+    if values.guard:
+        given.check_checkpoint(values.guard, "--guard")
     mesh = one_device() if batch_size == 1 else _all_devices(batch_size)
     policy = generating.load(
         values.policy,
