@@ -131,3 +131,55 @@ def test_a_row_may_have_several_images():
     assert read({"question": "q", "images": [], "image": png(3)}).images == (png(3),)
     for row, reason in (({"images": cells, "image": png(3)}, "bad_label"), ({"images": [png(1), None]}, "missing_image")):
         assert read({"question": "q"} | row).reason == reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"responses": "ab"},
+        {"responses": 3},
+        {"responses": True},
+        {"responses": {"a": 1}},
+        {"responses": ["a", 2]},
+        {"unsafe": True},
+        {"unsafe": "yes"},
+        {"unsafe": [True]},
+        {"unsafe": {"a": True}},
+        {"severity": 1.5},
+        {"severity": [1.5, [2]]},
+        {"severity": [10**400, 1]},
+        {"chosen": [0]},
+        {"chosen": True},
+        {"chosen": 2.7},
+        {"safer": {"a": 1}},
+        {"images": 2},
+        {"images": True},
+        {"question": 5},
+        {"harmful": 2.7},
+    ],
+)
+def test_a_label_of_another_shape_or_type_is_a_bad_label(changes):
+    row = {
+        "question": "q",
+        "responses": ["a", "b"],
+        "chosen": 0,
+        "safer": 1,
+        "unsafe": [True, False],
+        "severity": [1.5, -1],
+    } | changes
+    found = read(row)
+    assert isinstance(found, Drop) and found.reason == "bad_label" and next(iter(changes)) in found.detail
+    assert len(found.detail) < 300 and "\n" not in found.detail
+
+
+@pytest.mark.parametrize("name", ["question", "response"])
+def test_half_a_character_in_a_text_is_a_named_drop_and_in_meta_it_is_written_out(name):
+    assert read({"question": "q", "response": "a"} | {name: "x\udfff"}).reason == "broken_text"
+    found = read({"question": "q", "source \udfff": "x\udfff"})
+    assert found.meta == {"source \\udfff": "x\\udfff"} and " ".join([*found.meta, *found.meta.values()]).encode()
+
+
+@pytest.mark.parametrize("images", ["a.png", {"path": "a.png"}, ["a.png"]])
+def test_one_picture_in_the_column_of_several_is_one_picture(images):
+    found = rows.read("plain", {"question": "q", "images": images}, lambda cell: repr(cell).encode())
+    assert len(found.images) == 1

@@ -320,6 +320,7 @@ def test_pictures_in_text_are_read_and_what_is_none_is_a_counted_drop(tmp_path):
         "a\0b": "missing_image",
         "x\udfff y.png": "missing_image",
         "a" * 5000: "missing_image",
+        "iVBORw0KGgo" + " " * 100_000 + "!": "missing_image",  # in no time
         text[:-3]: "not_an_image",
         "data:image/png;base64,%%%": "not_an_image",
         "https://example.org/a.png": "image_not_here",

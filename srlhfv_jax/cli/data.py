@@ -158,7 +158,7 @@ def _build_files(values: absl_flags.FlagValues) -> Path:
             raise UserError(f"there is no data set {other!r}; {flags.nearest(other, (*BUILDERS, TASK))}")
     left_out = [name for name in columns if name not in Builder.COLUMNS]
     if left_out:
-        print(f"columns that are not written: {', '.join(map(ascii, left_out))}")
+        print(f"columns that are not written: {rows.listed(left_out)}")
     return records.build(partial(Builder, source=source), Path(values.target), overwrite=values.overwrite)
 
 

@@ -27,7 +27,7 @@ MAX_PIXELS = 64 * 1024 * 1024  # no vision tower needs more; PIL itself refuses 
 MAX_BYTES = 8 * MAX_PIXELS  # of a file: what so many pixels of 16 bits and four channels take unpacked
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 # Base64 of a PNG, JPEG, GIF, WebP or BMP: no file is called so.
-_BASE64 = re.compile(r"\s*(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{40,}={0,2}\s*$")
+_BASE64 = re.compile(r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{40,}={0,2}")
 
 
 class Place(NamedTuple):
@@ -41,7 +41,8 @@ def place(folder: Path, *allowed: Path) -> Place:
     """`folder`, whose links may lead anywhere in it, in the folders `allowed`, and in the hub's cache where it lies there."""
     trees = [tree.resolve() for tree in (folder, *allowed)]
     # A snapshot of the hub's cache is a tree of links: REPOSITORY/snapshots/REVISION/x -> REPOSITORY/blobs/HASH.
-    repositories = [above.parents[1] for above in (trees[0], *trees[0].parents) if above.parent.name == "snapshots"]
+    above = [path for tree in trees for path in (tree, *tree.parents)]
+    repositories = [path.parents[1] for path in above if path.parent.name == "snapshots"]
     return Place(folder, (*trees, *(found / "blobs" for found in repositories)))
 
 
@@ -67,7 +68,7 @@ def cell_bytes(cell: Any, where: Place | None) -> bytes | None:
         raise Unusable("image_not_here", f"{shown(cell)}: save the picture, and give its path")
     if cell[:5].lower() == "data:":
         return _unpacked(cell.partition(",")[2])
-    if _BASE64.match(cell):
+    if _BASE64.fullmatch(cell.strip()):
         return _unpacked(cell)
     if where is None:
         raise Unusable("missing_image", f"{shown(cell)}: these rows have no image folder (set data.image_dir)")
@@ -145,7 +146,9 @@ def decode(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image.load()
         # As transformers.image_utils.load_image does it, so that pictures look the same to both.
-        return _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _eight_bits(image)
+        return image if image.mode == "RGB" else image.convert("RGB")  # a large picture is in memory once
     except Exception as error:
         raise Unusable("truncated_image", f"{image.format} {width} x {height}: {reason(error)}") from error
 

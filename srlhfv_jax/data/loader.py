@@ -25,7 +25,7 @@ from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.rows import Example
-from srlhfv_jax.data.sources import Dropped, describe_drops
+from srlhfv_jax.data.sources import Dropped, describe_drops, describe_first
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import UserError
 
@@ -104,7 +104,9 @@ def fit(
             dropped.append(Dropped(index, unusable.reason, unusable.detail))
     drops = Counter(drop.reason for drop in dropped)
     if not rows:
-        raise UserError(f"{data.path}: none of the {len(examples)} examples can be used as {kind} ({describe_drops(drops)})")
+        raise UserError(
+            f"{data.path}: none of the {len(examples)} examples can be used as {kind} ({describe_drops(drops)}{describe_first(dropped)})"
+        )
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)

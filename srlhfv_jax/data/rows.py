@@ -91,9 +91,15 @@ def detect(columns: Iterable[str]) -> str:
     if names & {"question", "prompt"}:
         return "plain"
     raise UserError(
-        f"no known layout has the columns {', '.join(sorted(names)) or '(none)'}: expected question or prompt, and for "
+        f"no known layout has the columns {listed(sorted(names)) or '(none)'}: expected question or prompt, and for "
         "labelled rows the columns of BeaverTails-V (response_1, response_2, ...) or PKU-SafeRLHF (response_0, response_1, ...)"
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some columns' names in a message."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(shown(name)[1:-1] for name in names[:12]) + more
 
 
 def read(layout: str, row: Row, read_image: ReadImage) -> Example | Drop:

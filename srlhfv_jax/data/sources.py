@@ -120,8 +120,7 @@ def describe_first(dropped: Sequence[Dropped]) -> str:
 
 
 def _unread(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return f"the columns {', '.join(shown(name)[1:-1] for name in names[:8])}{more}, which look like pictures, answers or labels"
+    return f"the columns {rows.listed(names)}, which look like pictures, answers or labels"
 
 
 def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Rows:
@@ -243,7 +242,7 @@ def _files(root: Path, name: str) -> list[Path]:
     if root.is_file():
         if name not in ("", DEFAULT_SPLIT, _set_name(root, root.parent)):
             raise UserError(
-                f"{root} is one file: it takes a slice such as '[:1000]', not the split name {name!r}; a folder may hold several splits"
+                f"{root} is one file: it takes a slice such as '[:1000]', not the split name {shown(name)}; a folder may hold several splits"
             )
         files = [root]
     else:
@@ -253,7 +252,7 @@ def _files(root: Path, name: str) -> list[Path]:
         whole = not name or (name == DEFAULT_SPLIT and len(sets) == 1 and sets[0] not in SPLITS)
         files = [file for file in found if whole or name == _set_name(file, root) or file.stem.startswith(f"{name}-")]
         if found and not files:
-            raise UserError(f"{root} has no files of a split {name!r}; it has {', '.join(sets)}: set data.split")
+            raise UserError(f"{root} has no files of a split {shown(name)}; it has {rows.listed(sets)}: set data.split")
         if not found:
             files = [file for file in every if file.suffix in _ADVICE]
     if not files or {file.suffix for file in files} not in ({".parquet"}, {".jsonl"}):

@@ -51,7 +51,7 @@ def open_tfds(folder: Path, name: str) -> tuple[tuple[str, ...], Sequence[dict[s
     except Exception as error:  # of protobuf, JSON and TFDS, each with its own kinds
         raise UserError(f"{folder} cannot be read as a TFDS folder ({reason(error)}): {AGAIN}") from error
     if name not in splits:
-        raise UserError(f"{folder} has no split {name!r}: choose data.split from {', '.join(sorted(splits))}")
+        raise UserError(f"{folder} has no split {shown(name)}: choose data.split from {', '.join(sorted(splits))}")
     if missing:
         raise UserError(f"{folder} lacks {Path(missing[0]).name}, a part of its split {name}: {AGAIN}")
     if (written := builder.info.file_format.value) != "array_record":
