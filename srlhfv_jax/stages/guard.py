@@ -28,7 +28,7 @@ from srlhfv_jax.losses import guard as losses, masked
 from srlhfv_jax.models import guard as guard_heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.stages import given, scores, setup, supervised
+from srlhfv_jax.stages import given, labelled, scores, setup, supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
@@ -65,6 +65,11 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
     given.check_checkpoint(settings.init, "config.init")
     rows = _rows(settings, setup.load_shape(settings.init, settings.model))
+    known = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
+    counts = labelled.check(settings.data.path, known)
+    if joint:
+        known = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
+        counts |= labelled.check(settings.pairs.path, known)
     model = setup.load_init(settings, started.mesh)
     setup.check_closing(model, *rows.values())
     weights = _weights(rows["data"], settings.balance)
@@ -92,7 +97,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     trained, exported = optimizers.trainable(settings.optimizer, tree), tree
     if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
         exported = tree | {"heads": model.heads}
-    result = supervised.last_numbers(started) | {"rows": len(rows["data"].rows)}
+    result = supervised.last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
     about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, CHANCE)
     uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
     setup.export_run(

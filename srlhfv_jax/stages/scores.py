@@ -21,7 +21,7 @@ from srlhfv_jax.models import heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.rollout import forward
-from srlhfv_jax.stages import given, setup, supervised
+from srlhfv_jax.stages import given, labelled, setup, supervised
 from srlhfv_jax.training import state as states
 
 
@@ -46,6 +46,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     if settings.evaluation:
         held = setup.prepare("pairs", held_data, shape, sign=settings.sign)
         given.check_held_out("config.evaluation", held, rows)
+    counts = labelled.check(settings.data.path, labelled.of_pairs(rows, settings.heads, sign_weight=settings.sign_weight))
     model = setup.load_init(settings, started.mesh)
     setup.check_closing(model, *filter(None, (rows, held)))
     tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
@@ -61,7 +62,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
     )
-    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
+    result = supervised.last_numbers(started) | {"rows": len(rows.rows)} | counts
     about = {"stage": "scores", "sign": settings.sign}
     setup.export_run(started, model.config, tree, base=model.path, about=about, result=result)
     if held is not None:
