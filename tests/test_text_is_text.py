@@ -140,6 +140,22 @@ def test_normalizers_and_vocabularies_make_no_special_token_either(kind):
             assert meaning(codec, codec.ids((chat.Piece(text, True),), False)) == [], text
 
 
+def test_templates_of_old_tokenizers_whose_special_tokens_are_normalized_keep_their_ids():
+    core = tiny_tokenizers.llava().backend_tokenizer
+    core.add_special_tokens([AddedToken(word, normalized=True) for word in ("<s>", "</s>")])
+    template = "{% for m in messages %}<s>[INST] {{ m.content }} [/INST]{% endfor %}"
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=template
+    )
+    codec = chat.codec(made)
+    for text in INNOCENT:
+        assert tokens.prompt_ids(codec, text, ()).tolist() == rendered(made, codec, text)
+    expected = meaning(codec, tokens.prompt_ids(codec, "a cat", ()))
+    for word in codec.literal.ids:
+        for text in spelled(word):
+            assert meaning(codec, tokens.prompt_ids(codec, text, ())) == expected, text
+
+
 @pytest.mark.parametrize("text", ["half \ud83d a pair", "\udc00", "a \U0010fffd302\U0010fffd b"])
 def test_what_is_no_text_is_dropped_by_name(family, text):
     codec = family[2]

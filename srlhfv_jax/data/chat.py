@@ -22,7 +22,7 @@ from jaxtyping import Int
 from srlhfv_jax.data import pictures, templates
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.literal import Literal, Piece, literal
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
 
 MARK = "<image>"  # in a question: an image belongs here
@@ -110,7 +110,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
     eos_id, stop_ids = _ends(tokenizer, render, reader, respelled)
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
     pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    never = {tokenizer.bos_token_id, tokenizer.unk_token_id, image_token_id, pad_id} | _vision(tokenizer, respelled)
+    never = {tokenizer.bos_token_id, tokenizer.unk_token_id, image_token_id, pad_id} | _vision(tokenizer)
     never |= {index for text in frame(("text",)).around for index in respelled.found(text)} & respelled.special  # opens a turn
     ids = functools.lru_cache(REMEMBERED)(functools.partial(_ids, respelled))
     made = Codec(
@@ -137,7 +137,10 @@ def _compare(made: Codec) -> None:
     expected = made.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
     if made.ids(prompt, False).tolist() != expected:
         name = type(made.tokenizer).__name__
-        raise UserError(f"this {name} finds the special tokens of its chat template by more than their spelling: {text[:80]!r}")
+        raise UserError(
+            f"this {name} finds the special tokens of its chat template by more than their spelling ({shown(text)}): set normalized and "
+            "single_word to false for them in tokenizer.json"
+        )
 
 
 def _ends(
@@ -184,10 +187,11 @@ def _declared(tokenizer: Any) -> list[int]:
     return found if isinstance(found, list) else [found] * (found is not None)
 
 
-def _vision(tokenizer: Any, respelled: Literal) -> set[int]:
+@functools.lru_cache(4)  # by identity
+def _vision(tokenizer: Any) -> frozenset[int]:
     """What stands for pictures, sounds and films, or around them: by its name, or by what the tokenizer calls it."""
     called = [token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str) and VISION.search(name)]
-    return {index for word, index in respelled.ids.items() if word in called or VISION.search(word)}
+    return frozenset(index for word, index in literal(tokenizer).ids.items() if word in called or VISION.search(word))
 
 
 def _ids(respelled: Literal, pieces: tuple[Piece, ...], add_special_tokens: bool) -> Int[np.ndarray, "T"]:
