@@ -6,11 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny_sharing as tiny
 from commands import ENVIRONMENT, SRLHFV
 from tiny_stages import numbers, same_numbers
+
+from srlhfv_jax.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +49,19 @@ def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
     ]
 
 
+def finished(started: list[subprocess.Popen]) -> list[tuple[str, int]]:
+    """What each said on stderr, and its exit code."""
+    return [(process.communicate(timeout=400)[1], process.returncode) for process in started]
+
+
 def both(folder, out, mesh: tuple[int, int, int], devices: int, *names: str) -> None:
     """Run some of tiny_sharing's stages on two processes."""
     command = [sys.executable, tiny.__file__, str(folder), str(out), *map(str, mesh), *names]
-    for said, code in [(process.communicate(timeout=400)[1], process.returncode) for process in pair(command, devices)]:
+    for said, code in finished(pair(command, devices)):
         assert code == 0, said[-2000:]
 
 
-MESHES = {"shared": [(1, 2, 1), (1, 2, 2), (2, 2, 2)], "separate": [(2, 2, 2)], "adapters": [(1, 2, 2), (2, 2, 2)]}
+MESHES = {"shared": [(1, 2, 1)], "adapters": [(1, 2, 2)]}  # others below, on two processes
 
 
 @pytest.mark.parametrize(("way", "mesh"), [(way, mesh) for way, meshes in MESHES.items() for mesh in meshes])
@@ -109,6 +117,77 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
     assert "resumed from the checkpoint of step" in again[0][0]
     assert [line["step"] for line in numbers(work)] == list(range(1, 25))
+
+
+COMMANDS = """
+import json, sys
+from srlhfv_jax.cli.main import main
+for command in json.loads(sys.argv[1]):
+    if code := main(command):
+        sys.exit(code)
+"""
+
+
+def commands(folder: Path, out: Path) -> list[list[str]]:
+    """Every command that answers or measures, with its files in `out`."""
+    policies, scorer, rows = f"a={folder / 'llama'},b={folder / 'scores'}", folder / "scores", folder / "heldout.jsonl"
+    short = ["--batch_size=8", "--response_length=4"]
+    pairs = ["evaluate", f"--scorer={scorer}", f"--pairs={rows}", f"--workdir={out / 'pairs'}", "--batch_size=8"]
+    compared = ["evaluate", f"--policies={policies}", f"--scorer={scorer}", f"--data={rows}", f"--workdir={out / 'evaluate'}"]
+    suite = ["evaluate", "--config=configs/evaluate.py:tiny", f"--config.root={folder}", "--config.benchmarks=('xstest',)"]
+    suite += [f"--config.policies={policies}", "--config.judge=models", f"--config.scorer={scorer}", f"--workdir={out / 'suite'}"]
+    generate = ["generate", f"--policy={folder / 'llama'}", f"--guard={folder / 'stages' / 'guard'}", "--rounds=1"]
+    written = [*generate, f"--data={rows}", f"--out={out / 'answers.jsonl'}", *short]
+    return [pairs, [*compared, *short], suite, written, [*generate, "--prompt=w7 w8", "--response_length=4"]]
+
+
+def test_commands_that_answer_and_measure_give_on_two_processes_what_they_give_on_one(folder, stages_alone, tmp_path):
+    lines = ["id,prompt,type,label", "1,w7 w8,homonyms,safe", "2,w9,contrast_homonyms,unsafe", "3,w8 w11,homonyms,safe"]
+    (folder / "xstest").mkdir()
+    (folder / "xstest" / "xstest_prompts.csv").write_text("\n".join(lines))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out in (one, two):
+        out.mkdir()
+    assert [main(command) for command in commands(folder, one)] == [0] * 5
+    for said, code in finished(pair([sys.executable, "-c", COMMANDS, json.dumps(commands(folder, two))], 1)):
+        assert code == 0, said[-2000:]
+    for name in ("pairs", "evaluate", "suite"):
+        found, expected = (json.loads((out / name / "result.json").read_text()) for out in (two, one))
+        clocks = {key for key in expected if "seconds" in key}
+        same_numbers(
+            [{key: found[key] for key in found.keys() - clocks}], [{key: expected[key] for key in expected.keys() - clocks}], 2e-4
+        )
+    answers, expected = ((out / "answers.jsonl").read_text().splitlines() for out in (two, one))
+    assert [json.loads(line)["answer"] for line in answers] == [json.loads(line)["answer"] for line in expected]
+    assert len((two / "suite" / "answers" / "a.jsonl").read_text().splitlines()) == 3  # each case once, by the first process
+
+
+SHARDS = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.mesh import AXES
+hosts.initialize()
+devices = np.array(jax.devices())
+for order, sizes in (([0, 3, 1, 4, 2, 5], (3, 2, 1)), ([0, 1, 2, 3, 4, 5], (3, 1, 2)), ([0, 3, 1, 4, 2, 5], (1, 3, 2))):
+    mesh = Mesh(devices[order].reshape(sizes), AXES)
+    rows = np.arange(36).reshape(12, 3) / 4
+    own = hosts.own_rows(12, mesh)
+    placed = hosts.global_batch({"x": rows[own], "none": None}, mesh)
+    assert placed["x"].shape == rows.shape, placed["x"].shape
+    np.testing.assert_array_equal(hosts.to_host(placed["x"]), rows)
+    print(sizes, own.tolist(), file=sys.stderr)
+"""
+
+
+def test_rows_come_back_in_order_from_shards_that_lie_apart_or_on_both_processes():
+    """Shards of a process that alternate with the other's; a middle one on both; all of them on both."""
+    (first, code), (second, other) = finished(pair([sys.executable, "-c", SHARDS], 3))
+    assert code == other == 0, first[-2000:] + second[-2000:]
+    assert "(3, 2, 1) [0, 1, 4, 5, 8, 9]" in first and "(3, 2, 1) [2, 3, 6, 7, 10, 11]" in second
+    assert "(3, 1, 2) [0, 1, 2, 3, 4, 5, 6, 7]" in first and "(3, 1, 2) [4, 5, 6, 7, 8, 9, 10, 11]" in second
+    assert all(f"(1, 3, 2) {list(range(12))}" in said for said in (first, second))
 
 
 WAIT = """

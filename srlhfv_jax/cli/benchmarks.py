@@ -35,6 +35,7 @@ from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Opinion, judge_a
 from srlhfv_jax.parsing import parse
 
 TABLE, JUDGED, VERDICTS, ANSWERS = "benchmarks.md", "judged.jsonl", "verdicts.jsonl", "answers"
+READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
 
 
 class Wanted(NamedTuple):
@@ -81,8 +82,6 @@ def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> d
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.stages import given
 
-    if hosts.process_count() > 1:
-        raise UserError("evaluate --config runs in one process: start it on one host")
     reader = _reader(settings, workdir)
     for path in policies.values():
         if not path.endswith(".jsonl"):
@@ -95,6 +94,9 @@ def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> d
     for name, found in read.items():
         print(f"{name}: {len(cases[name])} of {len(found.cases)} cases; {_describe(found)}", flush=True)
     said = {name: _answers(name, path, settings, workdir, cases) for name, path in policies.items()}
+    if settings.judge == "endpoint" and hosts.process_index() > 0:  # the first process asks for all
+        hosts.barrier(READ, READ_S)
+        return {}
     rows = _judge(settings, reader, cases, said)
     result, tables = {}, {}
     for name, found in read.items():
@@ -113,9 +115,12 @@ def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> d
         result |= {f"judge.calls.{outcome}": float(count) for outcome, count in reader.client.calls.items()}
         result |= {f"judge.unjudged.{reason}": float(count) for reason, count in reader.unjudged.items()}
     text = benchmark_numbers.table(tables)
-    (workdir / TABLE).write_text(text, encoding="utf-8")
-    _write_judged(workdir / JUDGED, rows)
-    print(text, flush=True)
+    if hosts.process_index() == 0:
+        (workdir / TABLE).write_text(text, encoding="utf-8")
+        _write_judged(workdir / JUDGED, rows)
+        print(text, flush=True)
+    if settings.judge == "endpoint":
+        hosts.barrier(READ, READ_S)
     return result | {"seed": settings.seed}
 
 
@@ -139,7 +144,10 @@ def _answers(
                 flush=True,
             )
         return said
+    from srlhfv_jax.parallel import hosts
+
     kept = benchmark_answers.Kept(workdir / ANSWERS / f"{name}.jsonl", _identity(path, settings))
+    hosts.barrier(f"{name}'s answers are read")  # by all processes, before the first one writes more of them
     wanted = {
         (benchmark, sample): [case for case in found if kept.get(case, sample) is None]
         for benchmark, found in cases.items()

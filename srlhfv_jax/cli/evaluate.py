@@ -50,7 +50,9 @@ def main(argv: list[str]) -> None:
     if values.pairs and not scorers:
         raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
     from srlhfv_jax.checkpoint import lock
+    from srlhfv_jax.parallel import hosts
 
+    hosts.initialize()
     _check_given(values, scorers)
     with lock.held(Path(values.workdir)):
         _run(values, scorers)
@@ -194,7 +196,6 @@ def _mesh(values: absl_flags.FlagValues) -> Any:
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.parallel.mesh import make_mesh
 
-    hosts.initialize()
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     jax.set_mesh(mesh)
     hosts.check_batch(values.batch_size, mesh, "--batch_size of")

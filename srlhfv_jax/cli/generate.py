@@ -13,6 +13,7 @@ are answered whatever they ask, as in the published numbers: a policy that answe
 
 import functools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> None:
     if (values.prompt is None) == (values.data is None):
         raise UserError("srlhfv generate needs either --prompt (and --image), or --data and --out")
     cpu.prepare()
+    from srlhfv_jax.parallel import hosts
+
+    hosts.initialize()
     if values.data is None:
         print(json.dumps(_one(values), ensure_ascii=False))
         return
@@ -44,7 +48,7 @@ def main(argv: list[str]) -> None:
     if values.image:
         raise UserError("--image goes with --prompt; rows of --data bring their own pictures (--image_dir)")
     out = Path(values.out)
-    if out.exists():
+    if hosts.from_first(int(out.exists())):  # of several processes the first one writes it
         raise UserError(f"--out={out} exists: give a file that does not")
     dropped, count = _write(values, out)
     reasons = ", ".join(f"{reason} {number}" for reason, number in dropped.most_common()) or "none dropped"
@@ -86,10 +90,13 @@ def _flags() -> absl_flags.FlagValues:
 
 def _one(values: absl_flags.FlagValues) -> dict[str, Any]:
     """The answer to --prompt."""
+    import jax
+
     from srlhfv_jax.guard.verdict import Prompt
+    from srlhfv_jax.parallel import hosts
 
     image = given_image(values.image)
-    answer = _load(values, batch_size=1)
+    answer = _load(values, batch_size=1 if hosts.process_count() == 1 else jax.device_count())
     (found,) = answer([Prompt(() if image is None else (image,), values.prompt)], 0)
     if "dropped" in found:
         raise UserError(f"this prompt cannot be read: {found['dropped']}")
@@ -122,13 +129,14 @@ def _write(values: absl_flags.FlagValues, out: Path) -> tuple[Counter[str], int]
     """A line in `out` for each row of --data; returns the rows that cannot be read, by reason, and the number of answers."""
     from srlhfv_jax.data import sources
     from srlhfv_jax.guard.verdict import Prompt
+    from srlhfv_jax.parallel import hosts
 
     examples = sources.load_examples(_data(values, values.batch_size))
     print(f"{values.data}: {len(examples)} of {examples.source_rows} rows used; {sources.describe_drops(examples.drops)}")
     answer = _load(values, values.batch_size)
     dropped: Counter[str] = Counter()
     size = BATCHES_AT_ONCE * values.batch_size
-    with out.open("w", encoding="utf-8") as file:
+    with (out if hosts.process_index() == 0 else Path(os.devnull)).open("w", encoding="utf-8") as file:
         for part, start in enumerate(range(0, len(examples), size)):
             rows = examples[start : start + size]
             found = answer([Prompt(row.images, row.question) for row in rows], part)
@@ -143,12 +151,13 @@ def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
     """Policy and guard as one function: a line ({"answer", ...} or {"dropped"}) for each prompt."""
     from srlhfv_jax.guard.regenerate import guarded_generate
     from srlhfv_jax.guard.service.models import guarded_json
+    from srlhfv_jax.parallel import hosts
     from srlhfv_jax.stages import generating, given, moderating
 
     given.check_checkpoint(values.policy, "--policy")
     if values.guard:
         given.check_checkpoint(values.guard, "--guard")
-    mesh = one_device() if batch_size == 1 else _all_devices(batch_size)
+    mesh = one_device() if batch_size == hosts.process_count() == 1 else _all_devices(batch_size)
     policy = generating.load(
         values.policy,
         _data(values, batch_size),
@@ -203,8 +212,6 @@ def _all_devices(batch_size: int) -> Any:
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.parallel.mesh import make_mesh
 
-    if hosts.process_count() > 1:
-        raise UserError("srlhfv generate runs in one process: start it on one host")
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
     hosts.check_batch(batch_size, mesh, "--batch_size of")
     return mesh

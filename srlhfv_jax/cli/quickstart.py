@@ -33,7 +33,9 @@ def main(argv: list[str]) -> None:
             found[name] = values[name].value
     settings, workdir = parse(QuickstartConfig, found), Path(values.workdir)
     from srlhfv_jax.checkpoint import lock
+    from srlhfv_jax.parallel import hosts
 
+    hosts.initialize()
     with lock.held(workdir):
         _run(settings, workdir, values.sweep)
 
@@ -41,11 +43,14 @@ def main(argv: list[str]) -> None:
 def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
     stage.check_unchanged(settings, workdir)
     _cache_compilations(workdir)
+    from srlhfv_jax.parallel import hosts
     from srlhfv_jax.report import targets
     from srlhfv_jax.report.build import write_report
     from srlhfv_jax.stages import quickstart
 
     result = quickstart.run(settings, workdir, sweep=sweep)
+    if hosts.process_index() > 0:
+        return
     for outcome in targets.check(result):
         aim = f"  ({outcome.aim})" if outcome.aim else ""
         print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")

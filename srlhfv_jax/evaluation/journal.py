@@ -1,16 +1,18 @@
 """A file of JSON lines that grows while work is done: written whole and flushed as they come, so that a kill loses none."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parallel import hosts
 
 
 class Journal:
-    """Rows in a file, read once and appended to. Shared by threads; one process writes a file at a time."""
+    """Rows in a file, read once and appended to. Shared by threads; of several processes of a run all read it, the first writes."""
 
     def __init__(self, path: Path):
         """Raises UserError where a whole line is no JSON object; a last line torn by a kill is cut off."""
@@ -19,11 +21,12 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
+        first = hosts.process_index() == 0
+        if whole != text and first:
             with path.open("r+b") as file:
                 file.truncate(len(whole))
         self.rows = [row for _, row in read_lines(path, whole)]  # those of earlier runs
-        self._file = path.open("a", encoding="utf-8")
+        self._file = (path if first else Path(os.devnull)).open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False) + "\n"

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srlhfv_jax import files
 from srlhfv_jax.config import ScoresConfig
 from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
 from srlhfv_jax.evaluation import pairs
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.stages import scores, setup
 
@@ -53,4 +56,14 @@ def shuffle_images(source: Path, target: Path, seed: int) -> None:
     table = pq.read_table(source)
     order = np.random.default_rng((seed, 8)).permutation(table.num_rows)
     at = table.column_names.index("image")
-    pq.write_table(table.set_column(at, "image", table.column("image").take(order)), target)
+    write_table(target, table.set_column(at, "image", table.column("image").take(order)))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as one parquet file, atomically. Of several processes the first one writes, and all wait for it."""
+    if hosts.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        pq.write_table(table, beside)
+        files.put(beside, path)
+    hosts.barrier(f"{path} is written")

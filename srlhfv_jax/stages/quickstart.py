@@ -75,15 +75,16 @@ class Pipeline:
     def step(self, name: str, run_stage: Callable[[Path], dict[str, float]]) -> dict[str, float]:
         """Run a stage in WORKDIR/name unless it was finished before; returns its numbers."""
         done = self.workdir / name / "done.json"
-        if done.exists() and not sound(done):
-            hosts.say(f"quickstart: {done} is damaged: {name} is run again, from its last checkpoint where it has one")
-            done.unlink()
-        if not done.exists():
+        if not hosts.from_first(int(done.exists() and sound(done))):
+            if done.exists() and hosts.process_index() == 0:
+                hosts.say(f"quickstart: {done} is damaged: {name} is run again, from its last checkpoint where it has one")
+                done.unlink()
             hosts.say(f"quickstart: {name}")
             began = time.monotonic()
             numbers = run_stage(self.workdir / name)
             found = {"seconds": time.monotonic() - began, "numbers": numbers}
             write_json(done, found | {"checksum": checksum(found)})
+        hosts.barrier(f"{done} is written")
         found = files.read_json(done)
         self.seconds[name] = found["seconds"]
         return found["numbers"]
@@ -91,15 +92,16 @@ class Pipeline:
     def write_data(self, folder: Path) -> dict[str, float]:
         """The base checkpoint folder (no weights) and every set of rows but the pairs."""
         task, seed, cells = self.task, self.settings.seed, self.cells
-        processor.write_base(
-            self.base,
-            patch=task.patch,
-            vision_layers=task.vision_layers,
-            vision_width=task.vision_width,
-            text_layers=task.text_layers,
-            text_width=task.text_width,
-            heads=task.heads,
-        )
+        if hosts.process_index() == 0:
+            processor.write_base(
+                self.base,
+                patch=task.patch,
+                vision_layers=task.vision_layers,
+                vision_width=task.vision_width,
+                text_layers=task.text_layers,
+                text_width=task.text_width,
+                heads=task.heads,
+            )
         mix = task_rows.Mix(*task.mix)
         tables = {
             "naming": task_rows.naming_rows(seed, task.naming_rows),
@@ -242,8 +244,9 @@ class Pipeline:
                 }
                 continue
             numbers |= compare.compare(judged)
-            records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
-            records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
+            if hosts.process_index() == 0:
+                records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
+                records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
 
     def guarded(self, policies: dict[str, Path], scorer: Path) -> dict[str, float]:
@@ -302,11 +305,8 @@ def oracle_budget(task: TaskConfig) -> float:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as one parquet file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    pq.write_table(pa.Table.from_pylist(rows), beside)
-    files.put(beside, path)
+    """Write rows as one parquet file (`probes.write_table`)."""
+    probes.write_table(path, pa.Table.from_pylist(rows))
 
 
 def read_rows(path: Path) -> list[dict]:

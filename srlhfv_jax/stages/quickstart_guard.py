@@ -25,7 +25,7 @@ from srlhfv_jax.guard import Guard, Guarded, Prompt, guarded_generate
 from srlhfv_jax.hf.load import load_guard
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.stages import answering, generating, guard, setup
-from srlhfv_jax.stages.probes import shuffle_images
+from srlhfv_jax.stages.probes import shuffle_images, write_table
 
 
 def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict[str, float]:
@@ -48,7 +48,7 @@ def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict
 
     contextual, shuffled = (folder / f"probe_{name}.parquet" for name in ("contextual", "image_shuffled"))
     table = pq.read_table(rows)
-    pq.write_table(table.filter(pc.is_in(table["intent"], pa.array(CONTEXTUAL))), contextual)
+    write_table(contextual, table.filter(pc.is_in(table["intent"], pa.array(CONTEXTUAL))))
     shuffle_images(contextual, shuffled, settings.seed)
     found = {
         "guard.f1_contextual": numbers(contextual)["guard.f1"],
