@@ -12,6 +12,7 @@ from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import policies
 from srlhfv_jax.evaluation.answers import Answers
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling

@@ -17,6 +17,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import policies
 from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.stages import setup
