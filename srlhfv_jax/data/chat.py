@@ -49,7 +49,7 @@ class Codec(NamedTuple):
     pad_id: int
     eos_id: int  # ends an answer that is learned from
     stop_ids: tuple[int, ...]  # each ends an answer that is sampled
-    word_stops: frozenset[int]  # those that are ordinary words of the vocabulary: texts that have them cannot be used
+    words: frozenset[int]  # stop ids and placeholder that are ordinary words of the vocabulary: texts with them cannot be used
     never_ids: tuple[int, ...]  # no answer has them: vision markers, what opens a turn, begin of sequence, pad, unknown
     literal: Literal
     frame: Callable[[Kinds], Frame]  # of a user's message, and the opening of the assistant's turn
@@ -120,7 +120,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         pad_id,
         eos_id,
         stop_ids,
-        frozenset(stop_ids) - {*respelled.ids.values()},
+        frozenset({*stop_ids, image_token_id} - {None, *respelled.ids.values()}),
         tuple(sorted(never - {None, *stop_ids})),
         respelled,
         frame,

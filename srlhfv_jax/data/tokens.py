@@ -68,7 +68,7 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     """Ids of the whole prompt, with one placeholder for each feature of its images.
 
     Raises:
-        Unusable: the text has placeholders of its own.
+        Unusable: the question is no text, or cannot be told from what the template writes.
     """
     pieces = codec.prompt(question, len(layouts))
     if codec.reader is not None:
@@ -80,9 +80,9 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
     has_eos = names.eos_token and not last.written and last.text.rstrip().endswith(names.eos_token)
     if len(ids) and ids[-1] == names.eos_token_id and not has_eos:
         ids = ids[:-1]  # a tokenizer that ends every text with eos would have the model answer after the end
-    if codec.word_stops:
+    if codec.words:
         template = codec.ids(tuple(piece for piece in pieces if not piece.written), False)
-        if np.isin(ids, list(codec.word_stops)).sum() != np.isin(template, list(codec.word_stops)).sum():
+        if np.isin(ids, list(codec.words)).sum() != np.isin(template, list(codec.words)).sum():
             raise Unusable("special_token_in_text", f"the question contains a word that ends turns: {question[:80]!r}")
     if codec.image_token_id is None:
         return ids
@@ -143,7 +143,7 @@ def response_ids(codec: Codec, text: str, literal: bool = False) -> Ids:
     ids = text_ids(codec, text)
     if len(ids) == 0:
         raise Unusable("empty_response", f"no tokens in {text[:60]!r}")
-    if not codec.word_stops.isdisjoint(ids.tolist()):
+    if not codec.words.isdisjoint(ids.tolist()):
         raise Unusable("special_token_in_text", f"the response contains a word that ends answers: {text[:80]!r}")
     return np.append(ids, np.int32(codec.eos_id))
 
