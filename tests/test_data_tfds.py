@@ -178,6 +178,7 @@ def test_what_other_tools_call_dataset_info_is_no_tfds_folder(tmp_path):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "dataset_info.json").write_text(content)
     write(tmp_path / "train.jsonl", [{"question": "q"}])
+    (tmp_path / "records.txt").write_text("")
     assert len(load_examples(settings(tmp_path, split="train"))) == 1
 
 

@@ -246,15 +246,16 @@ def _files(root: Path, name: str) -> list[Path]:
             )
         files = [root]
     else:
-        every = [file for file in sorted(root.rglob("*")) if not _hidden(file, root) and file.is_file()]
-        found = [file for file in every if file.suffix in (".parquet", ".jsonl")]
+        known = (".parquet", ".jsonl", *_ADVICE)  # beside them may lie a million pictures
+        every = [file for file in sorted(root.rglob("*")) if file.suffix in known and not _hidden(file, root) and file.is_file()]
+        found = [file for file in every if file.suffix not in _ADVICE]
         sets = sorted({_set_name(file, root) for file in found})
         whole = not name or (name == DEFAULT_SPLIT and len(sets) == 1 and sets[0] not in SPLITS)
         files = [file for file in found if whole or name == _set_name(file, root) or file.stem.startswith(f"{name}-")]
         if found and not files:
             raise UserError(f"{root} has no files of a split {shown(name)}; it has {rows.listed(sets)}: set data.split")
         if not found:
-            files = [file for file in every if file.suffix in _ADVICE]
+            files = every
     if not files or {file.suffix for file in files} not in ({".parquet"}, {".jsonl"}):
         seen = sorted({file.suffix or file.name for file in files})
         advice = next((f" ({_ADVICE[suffix]})" for suffix in seen if suffix in _ADVICE), "")

@@ -25,7 +25,7 @@ def tfds_folder(root: Path) -> Path | None:
     """
     found = [info.parent for depth in ("", "*/", "*/*/", "*/*/*/") for info in sorted(root.glob(f"{depth}{INFO}"))]
     found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]  # being written
-    found = [path for path in found if (path / FEATURES).exists() or any(path.glob("*record*"))]
+    found = [path for path in found if (path / FEATURES).exists() or any(path.glob("*record-*-of-*"))]
     if len(found) > 1:
         raise UserError(
             f"{root} holds {len(found)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in found)}"
