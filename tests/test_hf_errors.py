@@ -11,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained
+from srlhfv_jax.hf import weights
 from srlhfv_jax.hf.config import from_json
+from srlhfv_jax.hf.load import load_guard, load_heads
 from srlhfv_jax.models import heads, vlm
 
 RUN = dict(dtype="float32", remat="none", scan_unroll=1)
@@ -96,6 +98,23 @@ def test_weights_that_are_not_numbers_are_named(folder):
     tensors["multi_modal_projector.linear_1.bias"][0] = np.inf
     save_file(tensors, folder / "model.safetensors")
     assert "multi_modal_projector.linear_1.bias holds NaN or infinite numbers" in message(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", ["cost", "severity.bias", "categories.kernel"])
+def test_heads_that_are_not_numbers_are_named(folder, name, value):
+    config, _ = load_config_and_processor(folder)
+    D = config.text.width
+    scores = {"reward": np.full(D, 0.25, np.float32), "cost": np.full(D, -0.5, np.float32)}
+    guard = {"severity.kernel": np.full(D, 0.75, np.float32), "severity.bias": np.zeros(3, np.float32)}
+    guard |= {"categories.kernel": np.full((2, D), 0.5, np.float32), "categories.bias": np.zeros(2, np.float32)}
+    (scores if name in scores else guard)[name].flat[1] = value
+    save_file(scores, folder / weights.HEADS_FILE)
+    save_file(guard, folder / weights.GUARD_FILE)
+    (folder / weights.GUARD_META).write_text(json.dumps({"categories": ["a", "b"]}))
+    with pytest.raises(UserError, match=f"{name} holds NaN or infinite numbers"):
+        load_heads(config, folder, None)
+        load_guard(config, folder, None)
 
 
 def test_code_in_a_checkpoint_is_never_run(folder):

@@ -145,7 +145,7 @@ def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, 
     for name, tensor in weights.open_file(path).items():
         if tensor.shape != (config.text.width,):
             raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
-        heads[name] = {"kernel": jnp.asarray(weights.read(tensor, ()), jnp.float32)}
+        heads[name] = {"kernel": jnp.asarray(_finite(f"{path}: {name}", weights.read(tensor, ())), jnp.float32)}
     return heads if mesh is None else rules.place(heads, mesh)
 
 
@@ -169,7 +169,7 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
     heads: dict[str, dict[str, jax.Array]] = {"severity": {}, "categories": {}}
     for name, tensor in tensors.items():
         head, part = name.split(".")
-        heads[head][part] = jnp.asarray(weights.read(tensor, ()), jnp.float32)
+        heads[head][part] = jnp.asarray(_finite(f"{path}: {name}", weights.read(tensor, ())), jnp.float32)
     return (heads if mesh is None else rules.place(heads, mesh)), described
 
 
@@ -209,10 +209,7 @@ def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.
     """One leaf on its devices; each device's slice is read, transposed and stacked by itself."""
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
-        values = _part(tensors[name], leaf.stored, index)
-        if not np.isfinite(values).all():
-            raise UserError(f"{name} holds NaN or infinite numbers: the checkpoint was saved from a run that had diverged")
-        return values.astype(dtype)
+        return _finite(name, _part(tensors[name], leaf.stored, index)).astype(dtype)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         if leaf.layers is None:
@@ -220,6 +217,12 @@ def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.
         return np.stack([read(name, index[1:]) for name in leaf.names[index[0]]])
 
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _finite(name: str, values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise UserError(f"{name} holds NaN or infinite numbers: the checkpoint was saved from a run that had diverged")
+    return values
 
 
 def _part(tensor: weights.Tensor, stored: str, index: tuple[slice, ...]) -> np.ndarray:
