@@ -1,5 +1,6 @@
 """The loop that all stages share: resume, kill, SIGTERM, non-finite numbers, what is logged and when."""
 
+import functools
 import json
 import os
 import signal
@@ -141,6 +142,12 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_check
         tiny.train(tmp_path, one_device, change=explode)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["3"]
     assert max(row["step"] for row in tiny.rows(tmp_path)) == 5
+
+
+def test_the_first_and_the_last_step_are_logged_whatever_lies_between_lines(tmp_path, one_device, monkeypatch):
+    monkeypatch.setattr(loop, "run", functools.partial(loop.run, log_every=4))
+    tiny.train(tmp_path, one_device, steps=6)
+    assert [row["step"] for row in tiny.rows(tmp_path) if "loss" in row] == [1, 4, 6]
 
 
 def test_numbers_are_means_over_counts_and_nothing_counted_is_no_number():

@@ -21,7 +21,7 @@ PPO_PICTURES = (
     (("advantage_correlation",), "Conflict of the advantages", "Correlation of reward and cost; nearer to 1 is harder."),
     (("reward_explained_variance", "cost_explained_variance"), "Explained variance of the critics", "1 is perfect, 0 useless."),
     (("clip_fraction",), "Clipped updates", "Share of tokens whose probability ratio was clipped."),
-    (("ratio_max",), "Largest probability ratio", "Far above 1 on the first pass means that sampler and trainer disagree."),
+    (("ratio_row_max",), "Largest probability ratio", "Far above 1 on the first pass means that sampler and trainer disagree."),
     (("mismatch",), "Sampler against trainer", "Mean |log ratio| before the first update: rounding errors, or a bug."),
     (("sampler_gap",), "Sampler against trainer, corrected", "Mean |log ratio| that old_logp=recompute takes out."),
     (("policy_loss",), "Policy loss", ""),
@@ -30,7 +30,6 @@ PPO_PICTURES = (
 MAIN_PICTURES = 6  # of PPO_PICTURES are shown at once, the others folded
 SUPERVISED_PICTURES = (
     (("loss",), "Loss", "Training loss per step."),
-    (("accuracy",), "Token accuracy", "Share of response tokens that are the most likely ones."),
     (("reward_accuracy", "cost_accuracy", "cost_sign_accuracy"), "Accuracy of the score heads", "On training batches."),
 )  # fmt: skip
 VALIDATION = "validation."

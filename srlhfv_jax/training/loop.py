@@ -73,7 +73,7 @@ def run(
         step_fn: (state, batch) -> (state, metrics); a metric is a device scalar or (sum, count), left out where its count is 0.
         state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
         evaluate: (state, step) -> numbers logged under their own names, every `evaluate_every` steps and after the last.
-        log_every: steps between lines of metrics.jsonl; every step is checked for non-finite numbers all the same.
+        log_every: steps between lines of metrics.jsonl, which has the first and last as well; all are checked for non-finite numbers.
         stop: asked after each step; true = save and raise Preempted, as SIGTERM does.
         show: metrics on the progress line.
         notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
@@ -88,7 +88,7 @@ def run(
     def report(step: int, metrics: dict[str, Any], began: float) -> None:
         values = _numbers(metrics)
         _check_finite(name, step, values, manager)
-        if step % log_every == 0 or step == total_steps:
+        if step % log_every == 0 or step in (1, total_steps):
             writer.write(step, values)
         writer.timing(step, time.monotonic() - began)
         progress.update(step, values)
