@@ -155,7 +155,7 @@ def iterate(
     rollout = finished(iteration.generate(policy, prompts, states.key(seed, number, "rollout")))
     del policy
     experience, controller, metrics = finished(
-        iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra)
+        iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra.controller, np.bool_(False))
     )
     params, opt_state, learned = finished(
         iteration.update(
@@ -169,7 +169,7 @@ def iterate(
             iteration.models.base,
         )
     )
-    state = states.TrainState(params, opt_state, state.step + 1, controller)
+    state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
     return state, metrics | learned, [after - before for before, after in zip(marks, marks[1:])]
 
 

@@ -3,14 +3,27 @@
 
     default   four trees (shared), the multiplier projected onto [0, 5] with small steps, constraint on mean max(0, C), window 256
     paper     six trees and the published constants of Safe RLHF-V: log-space multiplier from 10 up to 20, budget -0.5 on the mean
-              cost, KL 0.02, PTX 16. With lambda in [10, 20] the reward has 5-9 % of the advantage's weight, and lambda can
-              double in one iteration: expect training on cost alone until it falls. Needs --config.reward, --config.cost and
-              --config.ptx.path
+              cost of the last 1,024 answers (128 on each of 8 devices), KL 0.02, PTX 16. With lambda in [10, 20] the reward has
+              5-9 % of the advantage's weight, and lambda can double in one iteration: expect training on cost alone until it
+              falls. Needs --config.reward, --config.cost and --config.ptx.path. See below
     tiny      two iterations of four prompts, for tests
     and those of configs/recipes.py: a published checkpoint on a slice, such as llava15_7b_adapters
 
 The budget is in units of the learned cost, set it for each cost model: look first at its scores of safe and unsafe answers.
+`reward_explained_variance` and `cost_explained_variance` in metrics.jsonl tell from the first iteration on what the critics are
+worth (1: perfect, 0: as good as a constant); the policy's own numbers begin with its first step, after critic_warmup.
 Not run at 7B.
+
+Where `paper` differs from the released code, on purpose or for want of the same thing:
+  - A response ends at its last token, where scores and costs are read and masks end; there at the padded width.
+  - Critics are fitted to the first rollout (training/critics.py); there they are plain copies of the models. The cost critic's
+    projector is trained, as the reward critic's is; there it is frozen.
+  - Scores alone are clipped to +-50; there KL too.
+  - The cosine of the policy's rate ends at 0, after 3 % of warm-up. There PTX doubles the steps that the schedule counts, so that
+    by our reading it ends half way, after 6 %.
+  - Prompts above 1,024 tokens are dropped and counted; there a model reads 8,192.
+  - Pictures of Qwen2-VL have the checkpoint's own limits; there 50,176 to 125,440 pixels (--config.data.max_pixels=125440).
+  - Image tokens and others that no answer has are never sampled.
 """
 
 from ml_collections import ConfigDict
@@ -32,8 +45,9 @@ def get_config(arg: str = "default") -> ConfigDict:
             sharing="separate" if paper else "shared",
             iterations=2 if tiny else 5592 if paper else 400,
             microbatches=1,
-            critic_warmup=0 if paper or tiny else 4,
-            rollout=sections.rollout(),
+            critic_warmup=0 if paper or tiny else 8,
+            critic_warmup_rate=2e-5,
+            rollout=sections.rollout() | (dict(old_logp="recompute") if paper else {}),
             ppo=dict(
                 kl_coef=0.02 if paper else 0.1,
                 gamma=1.0,
@@ -59,9 +73,8 @@ def get_config(arg: str = "default") -> ConfigDict:
                 prompt=32 if tiny else 1024,
                 response=8 if tiny else 512,
             ),
-            policy_optimizer=sections.optimizer(
-                5e-7 if paper else 1e-6, schedule="cosine", weight_decay=0.0, freeze=("vision/",)
-            ),
+            policy_optimizer=sections.optimizer(5e-7 if paper else 1e-6, schedule="cosine", weight_decay=0.0, freeze=("vision/",))
+            | (dict(clip_norm=2.0, eps=2e-8) if paper else {}),  # the reference clips and scales half of our sum with PTX
             critic_optimizer=sections.optimizer(
                 5e-7 if paper else 5e-6, schedule="constant", weight_decay=0.0, freeze=("vision/",)
             ),
@@ -101,6 +114,6 @@ def _constraint_paper() -> dict:
         kp=0.0,
         kd=0.0,
         smoothing=0.0,
-        window=128,
+        window=1024,
         delay=1,
     )

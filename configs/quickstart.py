@@ -220,7 +220,8 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         sharing="shared",
         iterations=iterations,
         microbatches=1,
-        critic_warmup=0,  # the critics start as copies of the scorer, which knows the end scores
+        critic_warmup=0,  # the critics start as the scorer, fitted to the first rollout
+        critic_warmup_rate=7e-4,
         rollout=sections.rollout(),
         ppo=dict(
             kl_coef=0.1,

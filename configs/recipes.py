@@ -167,6 +167,8 @@ def ppo_lag(name: str, config: ConfigDict) -> ConfigDict:
     config.microbatches, config.ppo.minibatches = recipe.microbatches, recipe.minibatches
     config.data.batch_size, config.rollout.layout = recipe.prompts, recipe.layout
     _adapters(config, recipe, config.policy_optimizer, config.critic_optimizer)
+    if recipe.sharing == "adapters":
+        config.critic_warmup_rate *= 10
     return _places(config, recipe)
 
 
@@ -184,7 +186,8 @@ def supervised(name: str, config: ConfigDict, rows: int = 1) -> ConfigDict:
 
 
 def _places(config: ConfigDict, recipe: Recipe) -> ConfigDict:
-    config.model.logp_chunk = recipe.logp_chunk
+    if "heads" not in config and "taxonomy" not in config:  # score models and guards make no logits
+        config.model.logp_chunk = recipe.logp_chunk
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = recipe.mesh
     config.data.prompt_length, config.data.max_pixels = recipe.prompt_length, recipe.max_pixels
     return config

@@ -6,7 +6,8 @@
     tiny      two steps of two pairs, for tests
     and those of configs/recipes.py
 
-A pair is two sequences: batch 32 is 64 of them in memory; raise config.microbatches if they do not fit. Not run at 7B.
+Both answers of a pair stand in one sequence; raise config.microbatches if a batch does not fit. Pairs longer than 1,024 tokens of
+prompt or 512 of an answer are dropped and counted; the released code reads 4,096 in all. Not run at 7B.
 """
 
 from ml_collections import ConfigDict

@@ -259,7 +259,7 @@ class ValidationConfig:
     split: str  # as data.split
     every_steps: Count
     judge: Annotated[str, OneOf("models", "oracle")]  # "models": learned reward and cost; "oracle": the embedded task's
-    budget: Number  # on the judge's mean cost
+    budget: Number  # on the oracle's mean cost; the models judge by `constraint`
 
 
 @dataclass(frozen=True)
@@ -275,13 +275,14 @@ class PPOLagConfig:
     sharing: str  # "shared": policy, reference, scorer, critic; "separate": six trees
     iterations: CountOrOff
     microbatches: Parts
-    critic_warmup: CountOrOff  # iterations that train the critics alone
+    critic_warmup: CountOrOff  # at most so many iterations train the critics alone, while their explained variance rises
+    critic_warmup_rate: Share  # learning rate of the critics in these, constant
     rollout: RolloutConfig
     ppo: PPOConfig
     constraint: ConstraintConfig
     ptx: PTXConfig
     validation: ValidationConfig
-    lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"
+    lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"; rank 0: as the policy has it
     model: ModelConfig
     mesh: MeshConfig
     data: DataConfig

@@ -91,12 +91,13 @@ def test_the_paper_preset_has_the_published_constants():
     paper = parse(config.PPOLagConfig, flags.load("ppo_lag.py:paper"))
     c = paper.constraint
     assert (c.controller, c.kind, c.budget, c.init, c.max) == ("log", "mean", -0.5, 10, 20)
-    assert (c.learning_rate, c.window, c.delay) == (0.1, 128, 1)
+    assert (c.learning_rate, c.window, c.delay) == (0.1, 128 * 8, 1)
     p = paper.ppo
     assert (p.kl_coef, p.clip_ratio, p.clip_score, p.clip_value, p.gamma, p.gae_lambda) == (0.02, 0.2, 50.0, 5.0, 1.0, 0.95)
     assert (p.reduction, p.whiten, paper.ptx.coef, paper.sharing) == ("sequence", "none", 16.0, "separate")
     assert paper.policy_optimizer.learning_rate == paper.critic_optimizer.learning_rate == 5e-7
     assert (paper.policy_optimizer.schedule, paper.critic_optimizer.schedule) == ("cosine", "constant")
+    assert paper.rollout.old_logp == "recompute" and paper.policy_optimizer.clip_norm == 2 * paper.critic_optimizer.clip_norm
     cost = parse(config.ScoresConfig, flags.load("cost.py:paper"))
     assert (cost.sign, cost.sign_weight, cost.score_l2, cost.optimizer.learning_rate) == ("graded", 1.0, 1e-3, 3e-5)
 

@@ -186,3 +186,14 @@ def test_the_controller_finds_the_multiplier_that_meets_the_budget(controller):
 def test_settings_that_make_no_sense_are_named(change, message):
     with pytest.raises(UserError, match=message):
         lagrangian.init(dataclasses.replace(BASE, **change))
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_while_the_policy_stands_still_only_the_window_fills(controller):
+    constraint = dataclasses.replace(BASE, controller=controller, delay=1)
+    held = lagrangian.update(constraint, lagrangian.init(constraint), COST_B[:2], jnp.bool_(True))
+    assert held.step == 0 and held.filled == 2
+    assert float(lagrangian.multiplier(constraint, held)) == pytest.approx(0.8)
+    # Then all goes as it would have from the start, but for what the window holds.
+    after = run(constraint, [COST_B[2:3], COST_B[3:]], held)[0]
+    assert after == pytest.approx([0.8, run(dataclasses.replace(constraint, delay=0), [COST_B])[0][0]], rel=1e-6)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.config import ConstraintConfig, choose
 from srlhfv_jax.errors import UserError
@@ -31,7 +31,7 @@ class ControllerState(NamedTuple):
     cost: Float[Array, ""]  # pid: the moving average of J whose increase is D
     window_W: Float[Array, "W"]  # f(C) of the last W episodes, the newest last
     filled: Int[Array, ""]  # how many of them are real
-    step: Int[Array, ""]  # rollouts seen
+    step: Int[Array, ""]  # rollouts it was updated from, or could have been but for the delay
 
 
 def check(constraint: ConstraintConfig) -> None:
@@ -64,10 +64,12 @@ def init(constraint: ConstraintConfig) -> ControllerState:
     )
 
 
-def update(constraint: ConstraintConfig, state: ControllerState, cost_B: Float[Array, "B"]) -> ControllerState:
+def update(
+    constraint: ConstraintConfig, state: ControllerState, cost_B: Float[Array, "B"], hold: Bool[Array, ""] | bool = False
+) -> ControllerState:
     """Push the rollout's costs into the window, then one step of the controller on J - d; call once per rollout.
 
-    During the first `delay` rollouts only the window fills.
+    While `hold`, and then during the first `delay` rollouts, only the window fills: no policy answers to the multiplier yet.
     """
     chex.assert_rank([cost_B, state.window_W], 1)
     chex.assert_type([cost_B, state.window_W], float)
@@ -76,9 +78,9 @@ def update(constraint: ConstraintConfig, state: ControllerState, cost_B: Float[A
         window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + cost_B.size, constraint.window)
     )
     moved = _step(constraint, state, window_mean(state))
-    active = state.step >= constraint.delay
+    active = ~jnp.asarray(hold) & (state.step >= constraint.delay)
     state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
-    return state._replace(step=state.step + 1)
+    return state._replace(step=state.step + jnp.where(hold, 0, 1))
 
 
 def multiplier(constraint: ConstraintConfig, state: ControllerState) -> Float[Array, ""]:

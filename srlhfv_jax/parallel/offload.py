@@ -21,5 +21,10 @@ def to_device(tree: Tree) -> Tree:
     return _move(tree, DEVICE)
 
 
+def rest(trees: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """The trees with those of `names` in the host's memory."""
+    return {name: to_host(tree) if name in names else tree for name, tree in trees.items()}
+
+
 def _move(tree: Any, kind: str) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind(kind)), tree)

@@ -65,6 +65,11 @@ def response_scores(config: VLMConfig, tree, sequences: Sequences, context: Cont
     return heads.scores(tree["heads"], _hidden(config, tree, sequences, context))
 
 
+def response_hidden(config: VLMConfig, tree, sequences: Sequences, context: Context) -> Float[Array, "B R D"]:
+    """The hidden states that heads read before each response token."""
+    return _hidden(config, tree, sequences, context)[:, :-1]
+
+
 def prefix(config: VLMConfig, tree, sequences: Sequences, features: Features | None) -> Prefix:
     """Of activated adapters: what the backbone under them makes of the prompts. It serves every tree over this backbone."""
     end = _activated_from(config, sequences)

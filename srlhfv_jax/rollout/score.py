@@ -71,15 +71,20 @@ def score(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
     return Experience(rollout, found.ref_logp_BR, reward_B, cost_B, token_BR, streams)
 
 
+def hidden(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> dict[str, Array]:
+    """Tree name -> hidden_BRD, what its heads read before each response token."""
+
+    def read(rollout: Rollout, images) -> dict[str, Array]:
+        contexts = _contexts(config, trees, rollout, images, scoring)
+        return {name: forward.response_hidden(config, tree, rollout, contexts[name]) for name, tree in trees.items()}
+
+    return parts.over_rows(lambda rows: read(*rows), (rollout, images), scoring.microbatches)
+
+
 def _read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> _Reading:
     """All forward passes of `score`."""
     places = scoring.places
-    contexts = {
-        name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
-        for name, tree in trees.items()
-    }
-    if config.activation:
-        contexts = dict.fromkeys(trees, forward.prefix(config, next(iter(trees.values())), rollout, rollout.features))
+    contexts = _contexts(config, trees, rollout, images, scoring)
     never_V = scoring.vocabulary.never_V(config.text.vocab)
 
     def logp(role: str) -> Float[Array, "B R"]:
@@ -100,6 +105,16 @@ def _read(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images
         read_by(forward.end_scores, "reward", "cost"),
         {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
     )
+
+
+def _contexts(config: VLMConfig, trees: Mapping[str, dict], rollout: Rollout, images, scoring: Scoring) -> dict:
+    """What each tree needs of the prompts."""
+    if config.activation:
+        return dict.fromkeys(trees, forward.prefix(config, next(iter(trees.values())), rollout, rollout.features))
+    return {
+        name: forward.encode(config, tree, images) if name in scoring.own_tower else rollout.features
+        for name, tree in trees.items()
+    }
 
 
 def stream(token_BR, value_BR, mask_BR, ppo: PPOConfig) -> Stream:

@@ -100,7 +100,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     staying = sum(size for name, size in state.items() if name not in resting)
     prompts = shapes.prompts(config, settings, mesh)
     key, images = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh), prompts.images
-    controller = shapes.replicated(jax.eval_shape(lambda: lagrangian.init(settings.constraint)), mesh)
+    controller, hold = shapes.replicated(jax.eval_shape(lambda: (lagrangian.init(settings.constraint), jnp.bool_(False))), mesh)
     compiled = [_load(shapes.size(params | models.frozen), limit)] if iteration.resting else []
 
     def compile_one(name: str, function: Callable, resident: int, *arguments: Any, loop: int = 1) -> Any:
@@ -117,7 +117,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     rollout = compile_one("generate", iteration.generate, resident, iteration.layout, prompts, key, loop=R)
     trees = iteration.scorers(params)
     resident = sum(shapes.size(tree) for name, tree in trees.items() if name not in resting)
-    found = compile_one("score", iteration.score, resident, trees, rollout, images, controller)
+    found = compile_one("score", iteration.score, resident, trees, rollout, images, controller, hold)
     experience, controller, metrics = found
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)

@@ -45,8 +45,9 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
             tree = {"backbone": full if name in ppo.trained_trees(places) else frozen_backbone}
         own = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
         if own:
-            shapes = jax.eval_shape(lambda own=own: heads.init(config, own, jax.random.key(0)))
-            tree["heads"] = placed(shapes, mesh)
+            scorer = {"heads": jax.eval_shape(lambda own=own: heads.init(config, own, jax.random.key(0)))}
+            scorer = jax.eval_shape(heads.critic, scorer) if name in ppo.trained_trees(places) else scorer
+            tree["heads"] = placed(scorer["heads"], mesh)
         trees[name] = tree
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
     frozen = trees | ({roles.BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})

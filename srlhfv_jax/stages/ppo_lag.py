@@ -1,15 +1,18 @@
 """PPO-Lagrangian: more reward while the cost stays under its budget. With controller "none" it is PPO, with "fixed" reward
 shaping.
 
-One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does.
+One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does. In
+the first iteration the critics are fitted to its rollout; while they learn alone, the policy and the multiplier stand still.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOLagConfig
@@ -17,14 +20,21 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
 from srlhfv_jax.losses import lagrangian, masked
-from srlhfv_jax.models import roles
+from srlhfv_jax.models import heads, roles
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.rollout import generate as generation, layout, score as scoring, selftest
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.stages import ppo_lag_check, ppo_lag_rows, setup, supervised, validation
-from srlhfv_jax.training import loop, optimizer as optimizers, ppo, state as states
+from srlhfv_jax.training import critics, loop, optimizer as optimizers, ppo, state as states
+
+
+class Extra(NamedTuple):
+    """What a run carries beside its trees."""
+
+    controller: lagrangian.ControllerState
+    warm_up: critics.WarmUp
 
 
 class Models(NamedTuple):
@@ -70,7 +80,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
 
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
-        final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra))}
+        final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra.controller))}
         return supervised.last_numbers(started) | best | final
 
     def export(state: states.TrainState) -> None:
@@ -145,13 +155,17 @@ class Iteration:
         self.score = jax.jit(
             functools.partial(_score, models.policy.config, how, settings.constraint), out_shardings=(rows, whole, whole)
         )
+        self.start_critics = jax.jit(functools.partial(critics.start, models.policy.config, how=how), out_shardings=whole)
+        constant = dict(learning_rate=settings.critic_warmup_rate, schedule="constant", warmup_fraction=0.0)
+        alone = dataclasses.replace(settings.critic_optimizer, **constant)
+        warming = {name: optimizers.make(alone, models.trained[name], self.updates()) for name in ppo.critic_trees(places)}
         self.update, self.warm_up = (
             jax.jit(
                 functools.partial(_update, models.policy.config, one),
                 donate_argnums=(0, 1),
                 out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), whole),
             )
-            for one in (update, update._replace(train_policy=False))
+            for one in (update, update._replace(optimizers=warming, train_policy=False))
         )
         self.resting = resting(settings, models)
         self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
@@ -178,8 +192,9 @@ class Iteration:
         opt_state = {
             name: states.init_optimizer(self.optimizers[name], self.awake(tree), self.mesh) for name, tree in trees.items()
         }
-        controller = rules.replicate(lagrangian.init(self.settings.constraint), self.mesh)
-        return self._at_rest(states.TrainState(trees, opt_state, rules.replicate(jnp.int32(0), self.mesh), controller))
+        extra = Extra(lagrangian.init(self.settings.constraint), critics.init())
+        step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
+        return self._at_rest(states.TrainState(trees, opt_state, step, extra))
 
     def awake(self, trees: Any, after: Any = ()) -> Any:
         """Trees for a function to read, on the devices; where some rest in between, only when `after`, what the function before
@@ -191,7 +206,7 @@ class Iteration:
 
     def _at_rest(self, state: states.TrainState) -> states.TrainState:
         opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
-        return state._replace(params=rest(state.params, self.resting), opt_state=opt_state)
+        return state._replace(params=offload.rest(state.params, self.resting), opt_state=opt_state)
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
         prompts, ptx = hosts.global_batch(batch, self.mesh)
@@ -199,12 +214,19 @@ class Iteration:
         done = int(state.step) if first else self._done
         self._done, seed = done + 1, self.settings.seed
         rollout = self.generate(self.sampler(state.params["policy"]), prompts, states.key(seed, done, "rollout"))
+        controller, warm_up = state.extra
+        warming = done < self.settings.critic_warmup and not bool(warm_up.ended)
         scorers = self.awake(self.scorers(state.params), rollout)
-        experience, controller, metrics = self.score(scorers, rollout, prompts.images, state.extra)
+        scored = rollout, prompts.images, controller, np.bool_(warming)
+        experience, moved, metrics = self.score(scorers, *scored)
         del scorers
+        if done == 0:
+            state = self._start_critics(state, experience, prompts.images)
+            if experience.streams is not None:  # they are of the values before
+                experience, *_ = self.score(self.awake(self.scorers(state.params), state), *scored)
         if first:
             self._self_test(roles.whole(self.models.base, state.params["policy"]), rollout, experience, prompts.images, done)
-        update = self.warm_up if done < self.settings.critic_warmup else self.update
+        update = self.warm_up if warming else self.update
         params, opt_state, learned = update(
             *self.awake((state.params, state.opt_state), experience),
             experience,
@@ -214,7 +236,18 @@ class Iteration:
             ptx,
             self.models.base,
         )
-        return self._at_rest(states.TrainState(params, opt_state, state.step + 1, controller)), metrics | learned
+        if warming:
+            explained = sum(float(hosts.to_host(learned[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
+            warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
+        extra = Extra(moved, warm_up)
+        return self._at_rest(states.TrainState(params, opt_state, state.step + 1, extra)), metrics | learned
+
+    def _start_critics(self, state: states.TrainState, experience: Experience, images: Images | None) -> states.TrainState:
+        """The critics of a run that begins, fitted to its first rollout."""
+        trees = {name: state.params[name] for name in ppo.critic_trees(self.models.places)}
+        whole = {name: roles.whole(self.models.base, tree) for name, tree in self.awake(trees, experience).items()}
+        fitted = self.start_critics(whole, experience, images)
+        return state._replace(params=state.params | {name: tree | {"heads": fitted[name]} for name, tree in trees.items()})
 
     def _self_test(self, policy, rollout: Rollout, experience: Experience, images: Images | None, done: int) -> None:
         config, settings = self.models.policy.config, self.settings
@@ -239,11 +272,11 @@ class Iteration:
 
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
-    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer it imitates. Frozen
+    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer. Frozen
     backbones are kept in the dtype that is computed in."""
     places = roles.assign(settings.sharing)
     policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
-    trained = setup.copy(trained)
+    trained = setup.copy(rules.place(trained, mesh))
     base = {roles.BASE: frozen[roles.BASE]} if roles.BASE in frozen else {}
     groups = roles.tower_groups(roles.complete(base | trained | frozen))
     own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
@@ -252,7 +285,7 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
     models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
     names = resting(settings, models)
-    return models._replace(trained=rest(trained, names), frozen=rest(frozen, names))
+    return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
 
 
 def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
@@ -260,11 +293,6 @@ def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
     if settings.rollout.offload != "idle":
         return frozenset()
     return frozenset(models.trained | models.frozen) - {"policy", roles.BASE}
-
-
-def rest(trees: dict[str, dict], names: frozenset[str]) -> dict[str, dict]:
-    """The trees with those of `names` in the host's memory."""
-    return {name: offload.to_host(tree) if name in names else tree for name, tree in trees.items()}
 
 
 def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
@@ -285,11 +313,11 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
     frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
     if settings.sharing == "shared":
         frozen["scorer"] = scorer(settings.scorer, "reward", "cost")
-        trained = {"critic": frozen["scorer"]}
+        trained = {"critic": heads.critic(frozen["scorer"])}
     else:
         frozen["reward"] = scorer(settings.reward or settings.scorer, "reward")
         frozen["cost"] = scorer(settings.cost or settings.scorer, "cost")
-        trained = {"reward_critic": frozen["reward"], "cost_critic": frozen["cost"]}
+        trained = {"reward_critic": heads.critic(frozen["reward"]), "cost_critic": heads.critic(frozen["cost"])}
     for path, model in loaded.items():
         if model.config != policy.config:
             raise UserError(
@@ -331,7 +359,9 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
     if start is None:
         key = states.key(settings.seed, 0, "adapter")
         start = setup.fresh_adapter(settings.lora, policy, mesh, key)
-    return policy, {"policy": {"adapter": start}, "critic": scorer}, frozen
+    elif lora.rank:
+        setup.check_rank(lora, policy)
+    return policy, {"policy": {"adapter": start}, "critic": heads.critic(scorer)}, frozen
 
 
 def _heads(path: str, found: dict, *names: str) -> dict:
@@ -341,10 +371,12 @@ def _heads(path: str, found: dict, *names: str) -> dict:
     return {name: found[name] for name in names}
 
 
-def _score(config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, images, controller):
-    """Experience, the moved multiplier, and the iteration's numbers."""
+def _score(
+    config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, images, controller, hold
+):
+    """Experience, the moved multiplier (only its window, where `hold`), and the iteration's numbers."""
     experience = scoring.score(config, roles.complete(trees), rollout, images, how)
-    controller = lagrangian.update(constraint, controller, experience.cost_B)
+    controller = lagrangian.update(constraint, controller, experience.cost_B, hold)
     mask_BR = rollout.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
     metrics = {

@@ -1,7 +1,8 @@
 """Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
 
-Feasible: the mean cost is within the budget. Best: the highest mean reward among those. The judge is the learned pair of models
-or, on the embedded task, its oracle. Test prompts are never read here.
+Feasible: the run's own constraint holds, mean f(C) <= d. Best: the highest mean reward among those. The judge is the learned pair
+of models or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
+`config.validation.budget`. Test prompts are never read here.
 """
 
 import functools
@@ -14,6 +15,7 @@ from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout import forward
@@ -59,12 +61,16 @@ def make(
         } | answers.length_metrics(said)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
+            feasible = numbers["cost"] <= settings.validation.budget
+        else:
+            numbers["constraint"] = float(lagrangian.statistic(settings.constraint.kind, judged.cost_B).mean())
+            feasible = numbers["constraint"] <= settings.constraint.budget
         if notes.get("judged_by", by) != by:
             hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
             notes["best"] = {"step": -1}
         notes["judged_by"] = by
         best = notes["best"]
-        if numbers["cost"] <= settings.validation.budget and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
+        if feasible and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
             notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
             export_pretrained(
                 started.workdir / BEST,
