@@ -33,6 +33,7 @@ from srlhfv_jax.evaluation.judging.recorded import recorded
 from srlhfv_jax.evaluation.judging.store import Store
 from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Opinion, judge_all
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.stages import unread
 
 TABLE, JUDGED, VERDICTS, ANSWERS = "benchmarks.md", "judged.jsonl", "verdicts.jsonl", "answers"
 READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
@@ -49,7 +50,9 @@ class Wanted(NamedTuple):
 def main(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", None, "folder to write to; an interrupted run goes on there", flag_values=values)
-    settings = parse(EvaluateConfig, flags.read_with_config("evaluate", values, argv, __doc__))
+    found, changed = flags.read_with_config("evaluate", values, argv, __doc__)
+    settings = parse(EvaluateConfig, found)
+    unread.check_changed(settings, changed)
     flags.required(values, "workdir")
     stage.given(settings.policies, "config.policies", "name=path,name=path; a path is a checkpoint or a .jsonl file of answers")
     stage.given(settings.root, "config.root", "the folder that holds one folder for each benchmark")
@@ -61,6 +64,7 @@ def main(argv: list[str]) -> None:
 
 def _check(settings: EvaluateConfig, policies: dict[str, str]) -> None:
     """What can be wrong before anything is loaded."""
+    unread.check(settings)
     choose(settings.judge, "config.judge", "rules", "models", "recorded", "endpoint")
     if not settings.benchmarks:
         raise UserError(f"config.benchmarks is empty: choose from {', '.join(suites.READERS)}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -20,6 +20,7 @@ import srlhfv_jax.configs
 from srlhfv_jax import files
 from srlhfv_jax.errors import UserError, reason, short, shown
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.stages import unread
 
 Settings = TypeVar("Settings")
 
@@ -34,13 +35,18 @@ def stage(command: str, kind: type[Settings], argv: list[str], doc: str) -> tupl
     """Settings and workdir of a stage command: --config (default configs/<command>.py), its overrides, --workdir."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, WORKDIR, flag_values=values)
-    found = read_with_config(command, values, argv, doc)
+    found, changed = read_with_config(command, values, argv, doc)
     required(values, "workdir")
-    return parse(kind, found), Path(values.workdir)
+    settings = parse(kind, found)
+    unread.check_changed(settings, changed)
+    return settings, Path(values.workdir)
 
 
-def read_with_config(command: str, values: flags.FlagValues, argv: list[str], doc: str) -> ConfigDict:
-    """Parse `argv` into `values` (the command's own flags) and the config that --config and --config.x.y=v describe."""
+def read_with_config(command: str, values: flags.FlagValues, argv: list[str], doc: str) -> tuple[ConfigDict, list[str]]:
+    """Parse `argv` into `values` (the command's own flags) and the config that --config and --config.x.y=v describe.
+
+    Returns the config, and the keys "x.y" whose values are not those of the config file.
+    """
     name, rest = _config_argument(command, argv)
     config = load(name)
     for argument in rest:
@@ -51,7 +57,16 @@ def read_with_config(command: str, values: flags.FlagValues, argv: list[str], do
     except (TypeError, ValueError) as error:
         raise UserError(reason(error)) from error
     read(values, command, rest, f"{doc}\n\n--config={name}; every value in it can be set with --config.section.key=VALUE.")
-    return values.config
+    before, after = flattened(load(name)), flattened(values.config)
+    return values.config, [key for key in after if after[key] != before[key]]
+
+
+def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return found
 
 
 def read(values: flags.FlagValues, command: str, argv: list[str], doc: str) -> None:

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         "search", False, "try meshes, microbatches and remat; print the cheapest that fits", flag_values=values
     )
     absl_flags.DEFINE_integer("compiled", 6, "with --search: compile at most this many", lower_bound=1, flag_values=values)
-    found = flags.read_with_config("ppo_lag", values, argv, __doc__)
+    found, _ = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
     constrained = "sharing" in found
     supervised = ScoresConfig if "heads" in found else GuardConfig if "taxonomy" in found else SFTConfig

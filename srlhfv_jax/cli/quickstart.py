@@ -14,6 +14,7 @@ from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.config import QuickstartConfig
 from srlhfv_jax.parallel import cpu
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.stages import unread
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
@@ -27,11 +28,12 @@ def main(argv: list[str]) -> None:
         "rounds", None, "rounds of sample, annotate, refit, fine-tune; default: config.rounds", lower_bound=1, flag_values=values
     )
     absl_flags.DEFINE_bool("sweep", False, "also train the fixed multipliers of config.sweep", flag_values=values)
-    found = flags.read_with_config("quickstart", values, argv, __doc__)
+    found, changed = flags.read_with_config("quickstart", values, argv, __doc__)
     for name in ("seed", "rounds"):
         if values[name].value is not None:
             found[name] = values[name].value
     settings, workdir = parse(QuickstartConfig, found), Path(values.workdir)
+    unread.check_changed(settings, changed)
     from srlhfv_jax.checkpoint import lock
     from srlhfv_jax.parallel import hosts
 

@@ -131,10 +131,12 @@ def limited(reader: Reader, max_pixels: int) -> Reader:
     """The same with pictures of at most so many pixels, as far as the family lets them differ; 0: as they are.
 
     Raises:
-        UserError: the smallest picture of the family is larger.
+        UserError: the smallest picture of the family is larger, or all have one size.
     """
-    if not max_pixels or reader.one_size:
+    if not max_pixels:
         return reader
+    if reader.one_size:
+        raise UserError(f"data.max_pixels {max_pixels} would be ignored: pictures of this checkpoint have one size; leave it at 0")
     settings, tile = reader.image_processor.to_dict(), reader.side * reader.patch
     if reader.family == "llava_next":
         pinpoints = tuple(size for size in reader.pinpoints if math.prod(size) <= max_pixels)

@@ -8,7 +8,7 @@ from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, parts
-from srlhfv_jax.stages import given
+from srlhfv_jax.stages import given, unread
 
 
 def check(settings: PPOLagConfig) -> None:
@@ -20,12 +20,18 @@ def check(settings: PPOLagConfig) -> None:
     choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
     choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
     check_lora(settings)
+    unread.check(settings)
     lagrangian.check(settings.constraint)
     if settings.rollout.top_k or settings.rollout.top_p != 1:
         raise UserError(
             "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
         )
     check_parts(settings)
+    if settings.constraint.window < settings.data.batch_size:
+        raise UserError(
+            f"config.constraint.window {settings.constraint.window} is smaller than a rollout, config.data.batch_size "
+            f"{settings.data.batch_size}: the multiplier would not see all of it; raise the window"
+        )
     for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
         if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
             raise UserError(
@@ -53,6 +59,10 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
 
 def check_lora(settings: PPOLagConfig) -> None:
     """Raise UserError for what roles without adapters cannot do."""
+    if settings.lora.rank and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.rank {settings.lora.rank} is for config.sharing='adapters', got {settings.sharing!r}, which trains whole models"
+        )
     if settings.lora.int8 and settings.sharing != "adapters":
         raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
     if settings.lora.activated and settings.sharing != "adapters":

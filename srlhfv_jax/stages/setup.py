@@ -29,6 +29,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh
 from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.stages import unread
 from srlhfv_jax.training import metrics
 from srlhfv_jax.training.metrics import Writer, write_json, write_result
 
@@ -100,6 +101,7 @@ def load(
 def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
     """What a supervised stage starts from, as its settings want it: `load`."""
     lora = settings.lora
+    unread.check(settings)
     check_lora(lora)
     return load(
         settings.init,
@@ -132,17 +134,22 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
         return {"backbone": model.params}, None
     if model.adapter is None:
         return {"adapter": fresh_adapter(settings, model, mesh, key)}, model.params
-    rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
-    if rank != settings.rank:
-        raise UserError(
-            f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
-        )
+    check_rank(settings, model)
     if settings.activated != bool(model.config.activation):
         raise UserError(
             f"{model.path} has an adapter that acts {'from the end of the prompt on' if model.config.activation else 'everywhere'}: set "
             f"config.lora.activated={bool(model.config.activation)}"
         )
     return {"adapter": model.adapter}, model.params
+
+
+def check_rank(settings: LoraConfig, model: Pretrained) -> None:
+    """Raise UserError where a checkpoint's adapter has another rank than the one that is asked for."""
+    rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
+    if rank != settings.rank:
+        raise UserError(
+            f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
+        )
 
 
 def refuse_activated(model: Pretrained) -> None:
