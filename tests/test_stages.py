@@ -184,9 +184,8 @@ def test_two_processes_train_and_export_what_one_does(text, tmp_path):
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_a_model_is_loaded(changes, message, tmp_path):
-    wanted = settings(PPOLagConfig, "ppo_lag", **({"policy": "nowhere", "scorer": "nowhere"} | changes))
     with pytest.raises(UserError, match=message):
-        ppo_lag.run(wanted, tmp_path)
+        ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **({"policy": "nowhere", "scorer": "nowhere"} | changes)), tmp_path)
 
 
 def test_a_processor_with_another_number_of_placeholders_than_features_is_refused(picture, tmp_path):
