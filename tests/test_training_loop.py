@@ -246,3 +246,31 @@ def test_a_run_whose_evaluation_failed_goes_on_without_one(tmp_path, one_device,
     with pytest.raises(ZeroDivisionError):
         tiny.train(tmp_path, one_device, evaluate=fail)
     assert_same_bits(tiny.train(tmp_path, one_device, evaluate_every=0)[0], uninterrupted[1])
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tiny_training
+from srlhfv_jax.cli import main
+from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.parallel.mesh import make_mesh
+
+mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+main._run = lambda name, argv: tiny_training.train(Path(sys.argv[2]), mesh)
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.RLIM_INFINITY))
+sys.exit(main.main(["sft"]))
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_the_run_goes_on_when_it_does(tmp_path, one_device, uninterrupted):
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(Path(tiny.__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("srlhfv: error: ") and "; free some room" in ended.stderr.splitlines()[-1]
+    assert_same_bits(tiny.train(tmp_path, one_device)[0], uninterrupted[1])

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if argv else 2
-    logging.set_verbosity(logging.ERROR)  # Orbax and JAX warn about things their users cannot change
+    logging.set_verbosity(logging.FATAL)  # Orbax warns of what users cannot change, and logs the errors that it raises
+    sys.unraisablehook = _ignored
     restore = signals.install()
     try:
         _run(argv[0], argv[1:])
@@ -66,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         restore()
     return 0
+
+
+def _ignored(found) -> None:
+    """What C++ cannot raise: after a save that failed, which is raised elsewhere, it calls back into event loops that are gone."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _failed(text: str, code: int) -> int:
