@@ -250,7 +250,7 @@ def test_secrets_of_an_address_reach_no_file_and_no_message(capsys, monkeypatch,
     said = [run(capsys, "evaluate", "--config=evaluate.py", f"--config.endpoint.url={address}", more)[1] for more in MORE]
     said += [failing(capsys, monkeypatch, error(f"no answer from {address}"))[1] for error in (UserError, RuntimeError)]
     said += [path.read_text() for path in tmp_path.glob("srlhfv-*.txt")]
-    assert len(said) == 6 and not [line for line in said if "s3" in line or "c@ret" in line]
+    assert len(said) == 6 and not [line for line in said if "s3cret" in line or "c@ret" in line]
 
 
 MORE = ["--config.endpoint.url.x=1", "--config.endpoint.workers=0", "--config.endpoint.timeout_s=x"]
