@@ -127,7 +127,7 @@ def test_settings_of_what_is_measured_may_change_and_those_of_what_is_trained_ma
 @pytest.mark.parametrize("name", ["scores", "adapter", "guard"])
 def test_export_takes_the_newest_checkpoint_of_an_unfinished_run(text, tmp_path, capsys, name):
     """What an export of the run at that step would be; the workdir stays as it is."""
-    changes = {"scores": {}, "adapter": {"lora.rank": 2}, "guard": {"taxonomy": "pku_saferlhf", "balance": True}}[name]
+    changes = {"scores": {}, "adapter": {"lora.rank": 2}, "guard": {"taxonomy": "pku_saferlhf", "category_weight": 0.0}}[name]
     kind, run, _ = STAGES["guard" if name == "guard" else "scores"]
     wanted = settings(kind, name if name == "guard" else "scores", init=str(text / "llama"), **changes, **rows(text))
     run(wanted, tmp_path / "run")
