@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
 from srlhfv_jax.parallel.topology import DEVICES
@@ -21,7 +21,8 @@ REMAT_SAVES = {"none": 1.0, "dots": 0.5, "layer": 0.25}
 
 
 def settings(kind=PPOLagConfig, batch: int = 64):
-    found = parse(kind, flags.load("ppo_lag.py" if kind is PPOLagConfig else "sft.py"))
+    file = {PPOLagConfig: "ppo_lag.py", SFTConfig: "sft.py", GuardConfig: "guard.py"}[kind]
+    found = parse(kind, flags.load(file))
     return dataclasses.replace(found, data=dataclasses.replace(found.data, batch_size=batch))
 
 
@@ -97,6 +98,11 @@ def test_a_supervised_stage_has_no_rollout(monkeypatch):
     found = tried(settings(SFTConfig))
     assert search.best(found).numbers["fits"] and all("rollout" not in one.candidate.flags for one in found)
     assert len(tried(settings(SFTConfig), count=2)) == 2
+
+
+def test_a_stage_whose_heads_have_a_rate_of_their_own_is_searched_too():
+    guard = settings(GuardConfig)
+    assert guard.optimizer.head_learning_rate > 0 and search.state_bytes(guard, CONFIG, jax.devices()) > (0, 0)
 
 
 def test_rows_that_nothing_divides_and_trees_that_fit_nowhere_are_refused():

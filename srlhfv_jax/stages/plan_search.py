@@ -187,7 +187,7 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
             base = shapes.base(config, settings.lora, mesh)
             trained = {"adapter": {"adapter": shapes.adapter(settings.lora, base, mesh)}}
             trees = trained | {"base": {"backbone": base}}
-        rates = dict.fromkeys(trained, settings.optimizer)
+        rates = dict.fromkeys(trained, dataclasses.replace(settings.optimizer, head_learning_rate=0.0))  # heads are left out
     states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
     moments, staying = sum(map(shapes.size, states)), {name: tree for name, tree in trees.items() if name not in resting}
     return shapes.size(staying) + (moments if offload == "none" else 0), shapes.size(staying | trained) + moments
