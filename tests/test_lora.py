@@ -123,7 +123,7 @@ def test_adapters_that_are_not_plain_or_do_not_fit_are_refused(tmp_path):
     wrong = (
         ({"use_dora": True}, "use_dora is True"),
         ({"base_model_name_or_path": ""}, "does not say"),
-        ({"r": None}, "r must be a positive number, got None"),
+        ({"r": None}, "r must be a whole number, got None"),
     )
     for changed, message in wrong:
         (out / peft.CONFIG).write_text(json.dumps(described | changed))
@@ -135,10 +135,10 @@ def test_adapters_that_are_not_plain_or_do_not_fit_are_refused(tmp_path):
     tensors = load_file(out / peft.WEIGHTS)
     name = next(name for name in tensors if "layers.1.self_attn.q_proj.lora_A" in name)
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, out / peft.WEIGHTS)
-    with pytest.raises(UserError, match="must lie over all layers or none"):
+    with pytest.raises(UserError, match="lacks .*layers.1.self_attn.q_proj.lora_A, which adapter_config.json names"):
         load_pretrained(out)
     save_file(tensors | {"base_model.model.elsewhere.lora_A.weight": tensors[name]}, out / peft.WEIGHTS)
-    with pytest.raises(UserError, match="fit no kernel of the decoder: base_model.model.elsewhere"):
+    with pytest.raises(UserError, match="fit no kernel of the decoder: elsewhere"):
         load_pretrained(out)
 
 

@@ -4,6 +4,7 @@ The folder appears whole or not at all: it is written beside its place and renam
 are sharded over them are gathered leaf by leaf; the first process writes, the others keep nothing.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +24,8 @@ from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, load_processor
+from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
+from srlhfv_jax.hf.processor import load_processor
 from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
 
@@ -75,7 +77,7 @@ def export_pretrained(
             peft.write(draft, config, adapter, backbone_name(base))
         else:
             stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
-            _write_dtype(draft, stored)
+            _write_stored(draft, stored, config)
             _write_weights(draft, config, params, stored, max_shard_bytes)
         if heads:
             _write_heads(draft, heads, meta or {})
@@ -116,7 +118,7 @@ def _runs(process: int) -> bool:
 
 def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
     """Everything of the base that is not weights."""
-    if architecture(read_config(base)) != architecture(config):
+    if architecture(_tied_as(read_config(base), config)) != architecture(config):
         raise UserError(
             f"{base}/config.json describes another model than the parameters to export: give the checkpoint they started from"
         )
@@ -137,10 +139,18 @@ def _write_stops(draft: Path, base: Path, config: VLMConfig) -> None:
         _write_json(path, settings | {"eos_token_id": stops if len(stops) > 1 else stops[0]})
 
 
-def _write_dtype(draft: Path, dtype: np.dtype) -> None:
-    """The dtype of the written weights, into the config."""
-    described = json.loads((draft / "config.json").read_text())
+def _tied_as(described: VLMConfig, config: VLMConfig) -> VLMConfig:
+    """Whether the head is the embedding is decided by the weights (`load._as_stored`), not by the config.json they came with."""
+    return dataclasses.replace(described, text=dataclasses.replace(described.text, tied_head=config.text.tied_head))
+
+
+def _write_stored(draft: Path, dtype: np.dtype, config: VLMConfig) -> None:
+    """What the written weights are, into the config: their dtype, and a head that is not the embedding though the base said so."""
+    described = files.read_json(draft / "config.json")
     described.pop("torch_dtype", None)  # the older spelling of the same key
+    if read_config(draft).text.tied_head != config.text.tied_head:
+        tied = {"tie_word_embeddings": config.text.tied_head}
+        described |= tied | ({"text_config": described["text_config"] | tied} if described.get("text_config") else {})
     _write_json(draft / "config.json", {**described, "dtype": str(dtype)})
 
 

@@ -4,21 +4,35 @@ import re
 import time
 from pathlib import Path
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.hf import weights
 from srlhfv_jax.parallel import hosts
 
-MODEL_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MODEL_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 DESCRIBING = ("*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code
 
 
 def is_model_id(path: str | Path) -> bool:
-    """`owner/name`, where no such folder exists."""
+    """`owner/name` or `owner/name@revision`, where no such folder exists."""
     return bool(MODEL_ID.fullmatch(str(path))) and not Path(path).exists()
 
 
+def name(model_id: str | Path) -> str:
+    """`owner/name` of a model id."""
+    return MODEL_ID.fullmatch(str(model_id))["name"]
+
+
+def revision(model_id: str | Path) -> str:
+    """The commit of a model whose files are in the cache: those that `fetch` gave."""
+    import huggingface_hub
+
+    parts = MODEL_ID.fullmatch(str(model_id))
+    return Path(huggingface_hub.snapshot_download(parts["name"], revision=parts["revision"], local_files_only=True)).name
+
+
 def fetch(model_id: str) -> Path:
-    """The newest snapshot of a model, its weights being those that its index names; what the cache has is not downloaded again.
+    """The newest snapshot of a model, or that of its revision (a branch, a tag or a commit), its weights being those that its index
+    names; what the cache has is not downloaded again.
 
     Raises:
         UserError: there is no such model or folder, no right to read it, or no connection and no copy in the cache.
@@ -26,16 +40,17 @@ def fetch(model_id: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    began = time.monotonic()
+    began, (owner_and_name, wanted) = time.monotonic(), MODEL_ID.fullmatch(model_id).group("name", "revision")
     try:
-        folder = Path(huggingface_hub.snapshot_download(model_id, allow_patterns=list(DESCRIBING)))
-        huggingface_hub.snapshot_download(model_id, revision=folder.name, allow_patterns=weights.files(folder))
+        folder = Path(huggingface_hub.snapshot_download(owner_and_name, revision=wanted, allow_patterns=list(DESCRIBING)))
+        huggingface_hub.snapshot_download(owner_and_name, revision=folder.name, allow_patterns=weights.files(folder))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{model_id} is neither a folder here nor a model that the Hugging Face hub gave us ({reason}): correct the path, go "
+            f"{model_id} is neither a folder here nor a model that the Hugging Face hub gave us ({reason(error)}): correct the path, go "
             "online, or log in with `hf auth login` if the model is gated"
         ) from None
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    hosts.say(f"{model_id}: {size / 1e9:.2f} GB from the Hugging Face hub or its cache in {time.monotonic() - began:.1f} s")
+    hosts.say(
+        f"{owner_and_name}@{folder.name}: {size / 1e9:.2f} GB from the Hugging Face hub or its cache in {time.monotonic() - began:.1f} s"
+    )
     return folder

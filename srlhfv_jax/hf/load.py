@@ -6,7 +6,6 @@ weight is read.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +15,21 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.data import pictures
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import hub, leaves, names, peft, weights
+from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.files import read_json, take
+from srlhfv_jax.hf import hub, leaves, names, own_files, peft, weights
 from srlhfv_jax.hf.config import read_config
+from srlhfv_jax.hf.processor import load_processor
 from srlhfv_jax.models import guard, lora, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads
+
+
+ROWS_AT_ONCE = 1 << 13
+LONGEST_REPORT = 2000  # characters
+GUARD_PARTS = ("input", "output")
+GUARD_FACTS = {"categories": list[str], "thresholds": dict[str, float], "template": str, "max_pixels": int}
 
 
 class Pretrained(NamedTuple):
@@ -59,16 +65,18 @@ def load_pretrained(
     Raises:
         UserError: anything that is wrong with the folder, in one line.
     """
+    how = dict(dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     folder = checkpoint_folder(path)
     described = _described(folder)
-    config = read_config(described, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
+    config = read_config(described, **how)
     if mesh is not None:
         check_heads(config.text.heads, mesh)
     param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
     base, adapter = backbone_name(path), None
     under = checkpoint_folder(base)
-    if under != described and read_config(under, dtype=dtype, remat=remat, scan_unroll=scan_unroll) != config:
+    if under != described and read_config(under, **how) != config:
         raise UserError(f"{folder} is an adapter over {base}, which has another architecture now: give it its own backbone")
+    config = _as_stored(config, under)
     params = load_params(config, under, param_dtype, mesh)
     if peft.is_adapter(folder):
         adapter = peft.read(folder, config, mesh)
@@ -82,11 +90,28 @@ def load_pretrained(
 
 
 def backbone_name(path: str | Path) -> str:
-    """Where the parameters of a checkpoint are, as an adapter over them names it: a hub id, or an absolute folder."""
-    if hub.is_model_id(path):
-        return str(path)
+    """Where the parameters of a checkpoint are, as an adapter over them names it: a hub id with its revision, or an absolute folder.
+
+    A folder that has whole weights beside an adapter is itself what the adapter lies over, as in `transformers`.
+
+    Raises:
+        UserError: an adapter over an adapter, itself included.
+    """
     folder = checkpoint_folder(path)
-    return backbone_name(peft.base_of(folder)) if peft.is_adapter(folder) else str(folder.absolute())
+    if not _adapter_alone(folder):
+        return f"{hub.name(path)}@{folder.name}" if hub.is_model_id(path) else str(folder.absolute())
+    base = peft.base_of(folder)
+    under = checkpoint_folder(base)
+    if _adapter_alone(under):
+        which = "itself" if under.resolve() == folder.resolve() else f"{shown(base)}, which is an adapter too"
+        raise UserError(
+            f"{folder} is an adapter over {which}: merge the first into its backbone (srlhfv export), or name the backbone"
+        )
+    return backbone_name(base)
+
+
+def _adapter_alone(folder: Path) -> bool:
+    return peft.is_adapter(folder) and not weights.whole(folder)
 
 
 def load_config_and_processor(
@@ -99,17 +124,25 @@ def load_config_and_processor(
 
 
 def _described(folder: Path) -> Path:
-    """Where config, tokenizer and processor are: of an adapter that others wrote, in the checkpoint that it lies over."""
-    alone = peft.is_adapter(folder) and not (folder / "config.json").is_file()
-    return checkpoint_folder(backbone_name(folder)) if alone else folder
+    """Where config, tokenizer and processor are: of an adapter that others wrote, in the checkpoint that it lies over.
+
+    A tokenizer or template of its own goes before that checkpoint's.
+    """
+    if not peft.is_adapter(folder) or (folder / "config.json").is_file():
+        return folder
+    return own_files.over(folder, checkpoint_folder(backbone_name(folder)))
 
 
 def checkpoint_folder(path: str | Path) -> Path:
     """The folder itself, its export/ if it is a stage's workdir, or where the hub keeps a model with this id."""
-    path = hub.fetch(str(path)) if hub.is_model_id(path) else Path(path)
-    if not path.is_dir():
+    given, path = path, hub.fetch(str(path)) if hub.is_model_id(path) else Path(path)
+    try:
+        found = path.is_dir()
+    except OSError:  # a name longer than any
+        found = False
+    if not found:
         raise UserError(
-            f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {path} is not a folder"
+            f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {shown(str(given))} is not a folder"
         )
     exported = path / "export"
     if (exported / "config.json").is_file():
@@ -122,6 +155,9 @@ def checkpoint_folder(path: str | Path) -> Path:
 def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
     """Every leaf of the model from the folder's safetensors, each device reading its own part."""
     tensors = {names.published(config, name): tensor for name, tensor in weights.open_tensors(folder).items()}
+    embedding, head = names.embedding_and_head(config)
+    if config.text.tied_head and embedding not in tensors and head in tensors:
+        tensors[embedding] = tensors.pop(head)
     shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
     table = names.table(config)
     _check(config, folder, table, shapes, tensors)
@@ -136,6 +172,27 @@ def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) 
     return params
 
 
+def _as_stored(config: VLMConfig, folder: Path) -> VLMConfig:
+    """The model, with a head of its own where the files have one that differs from the embedding, though config.json ties them.
+
+    So does `transformers`, which says "we will NOT tie them".
+    """
+    if not config.text.tied_head:
+        return config
+    tensors = {names.published(config, name): tensor for name, tensor in weights.open_tensors(folder).items()}
+    embedding, head = (tensors.get(name) for name in names.embedding_and_head(config))
+    if embedding is None or head is None or embedding.shape == head.shape and _equal(embedding, head):
+        return config
+    hosts.say(f"{folder}: config.json ties the head to the embedding, and the files hold another head: it is used")
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, tied_head=False))
+
+
+def _equal(one: weights.Tensor, other: weights.Tensor) -> bool:
+    rows = one.shape[0]
+    parts = (slice(row, min(row + ROWS_AT_ONCE, rows)) for row in range(0, rows, ROWS_AT_ONCE))
+    return all(np.array_equal(weights.read(one, (part,)), weights.read(other, (part,))) for part in parts)
+
+
 def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, dict[str, jax.Array]]:
     """The score heads beside the backbone, in float32; {} where there are none."""
     path = folder / weights.HEADS_FILE
@@ -145,7 +202,7 @@ def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, 
     for name, tensor in weights.open_file(path).items():
         if tensor.shape != (config.text.width,):
             raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
-        heads[name] = {"kernel": jnp.asarray(_finite(f"{path}: {name}", weights.read(tensor, ())), jnp.float32)}
+        heads[name] = {"kernel": jnp.asarray(weights.numbers(path, name, tensor))}
     return heads if mesh is None else rules.place(heads, mesh)
 
 
@@ -158,51 +215,25 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
     path, meta = folder / weights.GUARD_FILE, folder / weights.GUARD_META
     if not (path.is_file() and meta.is_file()):
         raise UserError(f"{folder} has no guard ({weights.GUARD_FILE}, {weights.GUARD_META}): give what srlhfv guard made")
-    described = json.loads(meta.read_text())
+    described = read_json(meta)
+    for name, kind in GUARD_FACTS.items():
+        take(described, name, kind, str(meta))
+    if not described["thresholds"].keys() <= set(GUARD_PARTS) or described["max_pixels"] < 0:
+        raise UserError(
+            f"{meta}: thresholds must be of {' and '.join(GUARD_PARTS)}, max_pixels 0 or more, got {shown(described)}"
+        )
     count = len(described["categories"])
     wanted = {"severity.kernel": (config.text.width,), "severity.bias": (guard.THRESHOLDS,)}
     wanted |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
     tensors = weights.open_file(path)
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != wanted:
-        raise UserError(f"{path} holds {found}, the backbone and {weights.GUARD_META} need {wanted}")
+        raise UserError(f"{path} holds {shown(found)}, the backbone and {weights.GUARD_META} need {wanted}")
     heads: dict[str, dict[str, jax.Array]] = {"severity": {}, "categories": {}}
     for name, tensor in tensors.items():
         head, part = name.split(".")
-        heads[head][part] = jnp.asarray(_finite(f"{path}: {name}", weights.read(tensor, ())), jnp.float32)
+        heads[head][part] = jnp.asarray(weights.numbers(path, name, tensor))
     return (heads if mesh is None else rules.place(heads, mesh)), described
-
-
-def load_processor(config: VLMConfig, folder: Path) -> Any:
-    """The tokenizer, with the image processor (Pillow, no torch) if the model has eyes."""
-    import transformers  # here: seconds of import that only reading a checkpoint should cost
-
-    try:
-        if config.vision is None:
-            return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        if config.family in ("llava", "llava_next"):
-            return transformers.AutoProcessor.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
-            )
-        return _bundle(config, folder)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} has no usable tokenizer or processor files: {first_line}") from None
-
-
-def _bundle(config: VLMConfig, folder: Path) -> pictures.Bundle:
-    """Tokenizer and image processor on their own; older checkpoints keep the chat template in a file beside them."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    images = transformers.AutoImageProcessor.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False, backend="pil"
-    )
-    template = folder / "chat_template.json"
-    if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
-    token, vision = tokenizer.convert_ids_to_tokens(config.image_token), config.vision
-    return pictures.Bundle(tokenizer, images, token, config.family, vision.patch, vision.merge)
 
 
 def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:
@@ -247,6 +278,12 @@ def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, te
         for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     ]
+    quantised = [name for name, tensor in tensors.items() if tensor.dtype not in weights.FLOATS and name in expected]
+    if quantised:
+        dtype = tensors[quantised[0]].dtype
+        raise UserError(
+            f"{folder}: {quantised[0]} is of {dtype}: quantised weights are not read, give the checkpoint before that"
+        )
     report = [
         f"{len(found)} {what}: {', '.join(found)}"
         for what, found in (
@@ -257,4 +294,6 @@ def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, te
         if found
     ]
     if report:
-        raise UserError(f"{folder} does not hold the model its config.json describes: {'; '.join(report)}")
+        said = "; ".join(report)
+        said = said if len(said) <= LONGEST_REPORT else f"{said[:LONGEST_REPORT]}... ({len(said)} characters)"
+        raise UserError(f"{folder} does not hold the model its config.json describes: {said}")

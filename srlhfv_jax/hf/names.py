@@ -1,5 +1,6 @@
 """Which tensors fill which parameters, for every family: the table of its file, and names in whichever layout as that table's."""
 
+import dataclasses
 import re
 
 from srlhfv_jax.hf import gemma3, llava, qwen2_vl, smolvlm, text
@@ -23,6 +24,13 @@ def table(config: VLMConfig) -> list[Leaf]:
     if config.vision is None:
         return text.table(config.text, "model.", "lm_head.weight")
     return FAMILIES[config.family].table(config)
+
+
+def embedding_and_head(config: VLMConfig) -> tuple[str, str]:
+    """Names of the two tensors that may be one."""
+    untied = dataclasses.replace(config, text=dataclasses.replace(config.text, tied_head=False))
+    named = {leaf.path: leaf.name for leaf in table(untied)}
+    return named["text", "embed", "embedding"], named["text", "head", "kernel"]
 
 
 def published(config: VLMConfig, name: str) -> str:

@@ -2,8 +2,9 @@
 
     text/layers/self_attn/q_proj/lora_a [L, rank, in]    base_model.model.<module>.q_proj.lora_A.weight [rank, in], one a layer
 
-Only adapters of the decoder: the names of the towers' modules differ between versions of `transformers`. An activated adapter names
-the tokens at which it begins to act, which PEFT looks for in its input.
+Only adapters of the decoder: the names of the towers' modules differ between versions of `transformers`. Those of the decoder do
+too, and are read in each of their layouts. Layers of a stack may have adapters of different ranks, or none: smaller ones are filled
+with zeros, which stay zero in training. An activated adapter names the tokens at which it begins to act.
 """
 
 import json
@@ -18,13 +19,16 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import leaves, names, weights
+from srlhfv_jax.hf import adapter_config, hub, leaves, names, weights
+from srlhfv_jax.hf.adapter_config import ACTIVATION, CONFIG
+from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ACTIVATION = "alora_invocation_tokens"
+WEIGHTS = weights.ADAPTER
 PREFIX = "base_model.model."
+TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+Found = dict[tuple[str, str], weights.Tensor]  # by the kernel's name as in `names.table`, and "A" or "B"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -33,45 +37,41 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """The checkpoint that an adapter lies over: a folder or a hub id."""
-    found = json.loads((folder / CONFIG).read_text()).get("base_model_name_or_path")
-    if not found:
-        raise UserError(f"{folder / CONFIG} does not say base_model_name_or_path: which checkpoint does the adapter lie over?")
-    return found
+    return adapter_config.read(folder).base
 
 
 def activation(folder: Path) -> tuple[int, ...]:
-    """The tokens from which on an adapter acts; (): it acts on all.
-
-    Raises:
-        UserError: they are not token ids.
-    """
-    found = json.loads((folder / CONFIG).read_text()).get(ACTIVATION) or []
-    if not isinstance(found, list) or not all(isinstance(token, int) and token >= 0 for token in found):
-        raise UserError(f"{folder / CONFIG}: {ACTIVATION} must be a list of token ids, got {found!r}")
-    return tuple(found)
+    """The tokens from which on an adapter acts; (): it acts on all."""
+    return adapter_config.read(folder).activation
 
 
 def write(folder: Path, config: VLMConfig, adapter: dict[str, Any], base: str) -> None:
     """Write both files. All processes call it, the first one writes."""
-    tensors, modules, rank, alpha = {}, [], 0, 0.0
+    tensors, modules, ranks, alphas = {}, [], {}, {}
     for leaf, part in _adapted(config, adapter):
         a, b, scale = (hosts.to_host(part[f"lora_{name}"]) for name in ("a", "b", "scale"))
-        rank = a.shape[1]
-        alpha = float(scale[0]) * rank
-        modules.append(re.escape(names.module(config, leaf.name)).replace(r"\{\}", r"\d+"))
-        for index, name in enumerate(leaf.names):
-            module = PREFIX + names.module(config, name)
-            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a[index], np.float32)
-            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b[index], np.float32)
+        own = [index for index in range(len(scale)) if scale[index]]  # layers without an adapter have a scale of 0
+        layers = r"\d+" if len(own) == len(scale) else f"(?:{'|'.join(str(leaf.layers[index]) for index in own)})"
+        modules.append(re.escape(names.module(config, leaf.name)).replace(r"\{\}", layers))
+        for index in own:
+            module = names.module(config, leaf.names[index])
+            tensors[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a[index], np.float32)
+            tensors[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b[index], np.float32)
+            ranks[module], alphas[module] = a.shape[1], float(scale[index]) * a.shape[1]
     if hosts.process_index() > 0:
         return
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    name, _, revision = base.partition("@") if hub.is_model_id(base) else (base, "", "")
+    rank, alpha = next(iter(ranks.values()), 1), next(iter(alphas.values()), 1.0)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if config.activation else None,  # the one task whose class looks for these tokens
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        "revision": revision or None,
         "r": rank,
         "lora_alpha": alpha,
+        "rank_pattern": {re.escape(module): own for module, own in ranks.items() if own != rank},
+        "alpha_pattern": {re.escape(module): own for module, own in alphas.items() if own != alpha},
         "lora_dropout": 0.0,
         "target_modules": "|".join(modules),
         "bias": "none",
@@ -85,38 +85,90 @@ def read(folder: Path, config: VLMConfig, mesh: Mesh | None) -> dict[str, Any]:
     """The adapter as a tree (models/lora.py), float32, in its shards.
 
     Raises:
-        UserError: not a plain LoRA, or tensors that fit no kernel of the decoder, or only some of its layers.
+        UserError: not a plain LoRA, other parts of the backbone beside it, or tensors that its settings do not name, that fit no
+            kernel of the decoder, are of another shape, or hold NaN.
     """
-    settings = json.loads((folder / CONFIG).read_text())
-    for key, plain in (("peft_type", "LORA"), ("bias", "none"), ("use_dora", False), ("use_rslora", False), ("rank_pattern", {})):
-        if settings.get(key, plain) != plain:
-            raise UserError(f"{folder / CONFIG}: {key} is {settings[key]!r}; only plain LoRA adapters ({key} {plain!r}) are read")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(settings.get(key), (int, float)) or not settings[key] > 0:
-            raise UserError(f"{folder / CONFIG}: {key} must be a positive number, got {settings.get(key)!r}")
+    settings = adapter_config.read(folder)
+    _nothing_else_was_trained(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {CONFIG} and no {WEIGHTS}: copy the missing file")
-    tensors = weights.open_file(folder / WEIGHTS)
+    found = _by_kernel(folder / WEIGHTS, config)
+    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
     adapter: dict[str, Any] = {}
     for leaf in names.table(config):
         if leaf.layers is None or leaf.path[0] != "text" or leaf.path[-1] != "kernel":
             continue
-        stems = [PREFIX + names.module(config, name) for name in leaf.names]
-        if not any(f"{stem}.lora_A.weight" in tensors for stem in stems):
-            continue
-        try:
-            a, b = (
-                np.stack([weights.read(tensors.pop(f"{stem}.lora_{part}.weight"), ()) for stem in stems]).astype(np.float32)
-                for part in "AB"
-            )
-        except KeyError as missing:
-            raise UserError(f"{folder / WEIGHTS} lacks {missing}: an adapter must lie over all layers or none") from None
-        scale = np.full(len(stems), settings["lora_alpha"] / settings["r"], np.float32)
-        leaves.put(adapter, leaf.path[:-1], {"lora_a": a, "lora_b": b, "lora_scale": scale})
-    if tensors:
-        strange = ", ".join(leaves.compressed(sorted(tensors)))
+        sizes = leaves.stored_shape(config, leaf, leaves.leaf(shapes, leaf.path).shape)
+        layers = [_of_layer(folder / WEIGHTS, settings, config, found, name, sizes) for name in leaf.names]
+        if any(layer is not None for layer in layers):
+            leaves.put(adapter, leaf.path[:-1], _stacked(layers, sizes))
+    if found:
+        strange = ", ".join(leaves.compressed(sorted(f"{name.removesuffix('.weight')}.lora_{part}" for name, part in found)))
         raise UserError(f"{folder / WEIGHTS} holds tensors that fit no kernel of the decoder: {strange}")
+    if not adapter:
+        raise UserError(f"{folder / WEIGHTS} holds no adapter of the decoder")
     return jax.tree.map(jnp.asarray, adapter) if mesh is None else rules.place(adapter, mesh)
+
+
+def _nothing_else_was_trained(folder: Path) -> None:
+    """Some trainers keep what they trained beside the adapter (a projector, embeddings) in a file of its own."""
+    kept = re.compile(
+        r"adapter_model\..*|.*_heads\.safetensors|(optimizer|scheduler|scaler|training_args|rng_state|random_states).*"
+    )
+    backbone = re.compile(r"model(-\d+-of-\d+)?\.safetensors|pytorch_model.*\.bin|consolidated.*")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors") and not kept.fullmatch(path.name):
+            if backbone.fullmatch(path.name) and weights.whole(folder):
+                continue  # a whole checkpoint with an adapter over it
+            raise UserError(
+                f"{folder} has {path.name} beside its adapter: other weights were trained with it. Merge all into one checkpoint, and "
+                "give that"
+            )
+
+
+def _by_kernel(path: Path, config: VLMConfig) -> Found:
+    """Tensors by the kernel that they lie over; the names of kernels have several layouts."""
+    found: Found = {}
+    for name, tensor in weights.open_file(path).items():
+        parts = TENSOR.fullmatch(name)
+        key = (names.published(config, f"{parts['module']}.weight"), parts["part"]) if parts else (name, "?")
+        if key in found:
+            raise UserError(f"{path} holds two adapters over {key[0]}, by an older and a newer name")
+        found[key] = tensor
+    return found
+
+
+def _of_layer(
+    path: Path, settings: adapter_config.Settings, config: VLMConfig, found: Found, name: str, sizes: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """A [rank, in], B [out, rank] and the scale of the adapter over one kernel; None: there is none."""
+    module = (names.module(config, name), name.removesuffix(".weight"))
+    a, b = (found.pop((name, part), None) for part in "AB")
+    wanted = adapter_config.targeted(settings, module)
+    if (a is None) != (b is None) or wanted and a is None:
+        raise UserError(f"{path} lacks {name.removesuffix('.weight')}.lora_{'A' if a is None else 'B'}, which {CONFIG} names")
+    if a is None:
+        return None
+    if wanted is False:
+        raise UserError(f"{path} holds an adapter over {name.removesuffix('.weight')}, which {CONFIG} does not name")
+    rank, scale = adapter_config.rank_and_scale(settings, module)
+    read = []
+    for tensor, shape in ((a, (rank, sizes[1])), (b, (sizes[0], rank))):
+        if tensor.shape != shape:
+            raise UserError(f"{path}: the adapter over {name} has a tensor of {list(tensor.shape)}, expected {list(shape)}")
+        read.append(weights.numbers(path, name, tensor))
+    return (*read, scale)
+
+
+def _stacked(layers: list[tuple[np.ndarray, np.ndarray, float] | None], sizes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    rank = max(len(layer[0]) for layer in layers if layer is not None)
+    a, b = np.zeros((len(layers), rank, sizes[1]), np.float32), np.zeros((len(layers), sizes[0], rank), np.float32)
+    scale = np.zeros(len(layers), np.float32)
+    for index, layer in enumerate(layers):
+        if layer is not None:
+            own = len(layer[0])
+            a[index, :own], b[index, :, :own], scale[index] = layer
+    return {"lora_a": a, "lora_b": b, "lora_scale": scale}
 
 
 def _adapted(config: VLMConfig, adapter: dict[str, Any]):

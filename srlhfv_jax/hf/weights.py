@@ -4,16 +4,18 @@ Files are opened once and read by slice, so a process reads no more than the sha
 refused: unpickling runs code.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, reason, shown
+from srlhfv_jax.files import read_json, take
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"  # as PEFT calls it
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights; others are those of quantised ones
 HEADS_FILE = "score_heads.safetensors"  # beside the backbone: one vector per head
 HEADS_META = "score_heads.json"
 GUARD_FILE = "guard_heads.safetensors"  # the guard's, with their biases
@@ -32,22 +34,24 @@ class Tensor(NamedTuple):
 def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Name in the file -> tensor, for every safetensors file of a checkpoint.
 
+    Of several copies side by side that is read which `transformers` reads: model.safetensors, then the shards of the index.
+
     Raises:
         UserError: no weights, only pickles, a shard that is missing or truncated, an index that does not match its shards.
     """
     index = folder / INDEX
-    if not index.is_file():
+    if (folder / SINGLE).is_file() or not index.is_file():
         return open_file(_single_file(folder))
-    expected = json.loads(index.read_text())["weight_map"]
+    expected = _weight_map(index)
     tensors: dict[str, Tensor] = {}
+    here = {path.name for path in folder.iterdir()}
     for shard in sorted(set(expected.values())):
-        path = folder / shard
         # By its name: in the cache of the hub every file is a link to another folder.
-        if Path(shard).name != shard or not path.is_file():
+        if shard not in here:
             raise UserError(
-                f"{index} names the shard {shard}, which is not in {folder}: copy the missing file or download it again"
+                f"{index} names the shard {shown(shard)}, which is not in {folder}: copy the missing file or download it again"
             )
-        tensors |= open_file(path)
+        tensors |= open_file(folder / shard)
     lost = sorted(set(expected) - set(tensors))
     if lost:
         raise UserError(
@@ -56,15 +60,23 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def whole(folder: Path) -> bool:
+    """Whether a folder has a checkpoint's config and weights, not an adapter alone."""
+    return (folder / "config.json").is_file() and any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
 def files(folder: Path) -> list[str]:
     """Names of the safetensors files that hold a checkpoint's weights and heads, whether they are there yet or not."""
     index = folder / INDEX
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    return [*shards, HEADS_FILE, GUARD_FILE]
+    return [SINGLE, *(sorted(set(_weight_map(index).values())) if index.is_file() else ()), ADAPTER, HEADS_FILE, GUARD_FILE]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    return take(read_json(index), "weight_map", dict[str, str], str(index))
 
 
 def _single_file(folder: Path) -> Path:
-    path = folder / "model.safetensors"
+    path = folder / SINGLE
     if path.is_file():
         return path
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
@@ -81,11 +93,25 @@ def open_file(path: Path) -> dict[str, Tensor]:
     try:
         file = safe_open(str(path), framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise UserError(f"{path} is truncated or not a safetensors file ({error}): copy or download it again") from None
+    except (SafetensorError, OSError, UnicodeError) as error:
+        raise UserError(f"{path} is truncated or not a safetensors file ({reason(error)}): copy or download it again") from None
     return {name: Tensor(tuple(part.get_shape()), part.get_dtype(), part) for name, part in slices.items()}
 
 
 def read(tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
     """Part of a tensor, in the stored dtype."""
     return tensor.slices[index] if index else tensor.slices[:]
+
+
+def numbers(path: Path, name: str, tensor: Tensor) -> np.ndarray:
+    """A whole small tensor, in float32.
+
+    Raises:
+        UserError: it holds something else than finite floating-point numbers.
+    """
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{path}: {name} is of {tensor.dtype}, expected one of {', '.join(FLOATS)}")
+    values = read(tensor, ()).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: {name} holds NaN or infinite numbers: it was saved from a run that had diverged")
+    return values
