@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny_hf
 
+from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import hub, load_pretrained
+from srlhfv_jax.hf import card, hub, load_pretrained
 
 REVISION = "0" * 40
 
@@ -52,3 +53,39 @@ def test_a_folder_that_exists_is_never_looked_up(tmp_path, monkeypatch):
     assert hub.is_model_id("runs/sft")
     (tmp_path / "runs" / "sft").mkdir(parents=True)
     assert not hub.is_model_id("runs/sft")
+
+
+def lay_out(cache, revisions: dict[str, int], newest: str) -> None:
+    """A cache with several commits of one model, of which a branch has one."""
+    store = cache / "models--someone--tiny-llama"
+    (store / "refs").mkdir(parents=True)
+    (store / "refs" / "main").write_text(newest)
+    for revision, seed in revisions.items():
+        tiny_hf.save(store / "snapshots" / revision, tiny_hf.llama_config(), seed=seed)
+
+
+def test_a_revision_is_read_where_it_is_named_and_recorded_where_it_is_not(cache):
+    old, new = "1" * 40, "2" * 40
+    lay_out(cache, {old: 1, new: 2}, new)
+    newest, pinned = load_pretrained("someone/tiny-llama"), load_pretrained(f"someone/tiny-llama@{old}")
+    assert newest.base == f"someone/tiny-llama@{new}" and pinned.base == f"someone/tiny-llama@{old}"
+    embeddings = [np.asarray(one.params["text"]["embed"]["embedding"]) for one in (newest, pinned)]
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 0.1
+
+
+def test_a_run_is_resumed_with_the_revision_that_it_began_with(cache):
+    old, new = "1" * 40, "2" * 40
+    lay_out(cache, {old: 1, new: 2}, old)
+    settings = {"init": "someone/tiny-llama", "seed": 3}
+    began = provenance.record(settings)
+    assert began["revisions"] == {"someone/tiny-llama": old}
+    provenance.check_same(began, settings)
+    (cache / "models--someone--tiny-llama" / "refs" / "main").write_text(new)
+    with pytest.raises(UserError, match=f"someone/tiny-llama was {old} on the hub .* is now {new}; use someone/tiny-llama@{old}"):
+        provenance.check_same(began, settings)
+    provenance.check_same(began, settings | {"init": f"someone/tiny-llama@{old}"})
+
+
+def test_a_card_names_the_revision(cache):
+    said = card.card(base=f"someone/tiny-llama@{REVISION}", stage="sft", settings={"data": {"path": "a"}}, result={}, trace=[])
+    assert "base_model: someone/tiny-llama\n" in said and f"- base model: someone/tiny-llama@{REVISION}" in said

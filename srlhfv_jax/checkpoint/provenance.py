@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import hub
 
 PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -20,25 +21,39 @@ MAY_CHANGE = (
 
 
 def record(settings: dict[str, Any]) -> dict[str, Any]:
-    """Versions, commit (if the package runs from a git checkout) and settings, JSON-able."""
-    return {"versions": _versions(), "commit": _commit(), "settings": _plain(settings)}
+    """Versions, commit (if the package runs from a git checkout), settings and the revisions of their models, JSON-able."""
+    return {"versions": _versions(), "commit": _commit(), "settings": _plain(settings), "revisions": _revisions(settings)}
 
 
 def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuse to resume with a setting that changes the mathematics of the run.
 
     Raises:
-        UserError: names the first such setting, what it was and what it is.
+        UserError: names the first such setting, or model of the hub, what it was and what it is.
     """
+    revisions, here = stored.get("revisions", {}), _revisions(settings)
+    for model, revision in revisions.items():
+        if here.get(model, revision) != revision:
+            raise UserError(
+                f"cannot resume: {model} was {revision} on the hub when this workdir was started and is now {here[model]}; use "
+                f"{hub.name(model)}@{revision}, or another --workdir"
+            )
     before, now = (dict(_flat(_plain(tree))) for tree in (stored["settings"], settings))
     for name in sorted(before.keys() | now.keys()):
         if any(part in MAY_CHANGE for part in name.split(".")):
             continue
-        if name not in before or name not in now or before[name] != now[name]:
+        pinned = f"{before.get(name)}@{revisions.get(before.get(name))}" if isinstance(before.get(name), str) else None
+        if name not in before or name not in now or now[name] not in (before[name], pinned):
             raise UserError(
                 f"cannot resume: config.{name} was {before.get(name)!r} when this workdir was started "
                 f"and is now {now.get(name)!r}; use the old value, or another --workdir"
             )
+
+
+def _revisions(settings: dict[str, Any]) -> dict[str, str]:
+    """The commit of every model of the hub that settings name, as far as its files are here."""
+    named = sorted({value for _, value in _flat(_plain(settings)) if isinstance(value, str) and hub.is_model_id(value)})
+    return {model: revision for model in named if (revision := hub.revision(model))}
 
 
 def _versions() -> dict[str, str]:

@@ -24,12 +24,12 @@ def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, f
     """Markdown with the front matter that the hub reads.
 
     Args:
-        base: what the weights started from.
+        base: what the weights started from; of a model of the hub with its revision.
         settings: of the stage, as in WORKDIR/config.json.
         result: its final numbers.
         trace: (iteration, multiplier) pairs; [] where there is none.
     """
-    known = f"base_model: {base}\n" if hub.is_model_id(base) else ""  # the hub knows nothing of folders here
+    known = f"base_model: {hub.name(base)}\n" if hub.is_model_id(base) else ""  # the hub knows nothing of folders here
     numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
     parts = [
         f"---\nlibrary_name: transformers\n{known}tags: [srlhfv-jax, safe-rlhf, {stage}]\n---",

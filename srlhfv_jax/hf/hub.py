@@ -23,11 +23,20 @@ def name(model_id: str | Path) -> str:
 
 
 def revision(model_id: str | Path) -> str:
-    """The commit of a model whose files are in the cache: those that `fetch` gave."""
+    """The commit of a model whose files are in the cache, as `fetch` left them there; "" where there are none."""
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     parts = MODEL_ID.fullmatch(str(model_id))
-    return Path(huggingface_hub.snapshot_download(parts["name"], revision=parts["revision"], local_files_only=True)).name
+    try:
+        return Path(huggingface_hub.snapshot_download(parts["name"], revision=parts["revision"], local_files_only=True)).name
+    except (LocalEntryNotFoundError, HFValidationError):
+        return ""
+
+
+def pinned(path: str | Path) -> str:
+    """A checkpoint as a record names it: a model id with the commit that was read, a folder as it is."""
+    return f"{name(path)}@{revision(path)}" if is_model_id(path) else str(path)
 
 
 def fetch(model_id: str) -> Path:

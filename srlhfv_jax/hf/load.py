@@ -99,7 +99,7 @@ def backbone_name(path: str | Path) -> str:
     """
     folder = checkpoint_folder(path)
     if not _adapter_alone(folder):
-        return f"{hub.name(path)}@{folder.name}" if hub.is_model_id(path) else str(folder.absolute())
+        return hub.pinned(path) if hub.is_model_id(path) else str(folder.absolute())
     base = peft.base_of(folder)
     under = checkpoint_folder(base)
     if _adapter_alone(under):

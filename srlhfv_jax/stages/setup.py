@@ -21,7 +21,7 @@ from srlhfv_jax.data import chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import card, export
+from srlhfv_jax.hf import card, export, hub
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import Pretrained, load_config_and_processor, load_pretrained
 from srlhfv_jax.models import kernels, lora, quantize, vlm
@@ -357,7 +357,7 @@ def _card(workdir: Path, stage: str, result: dict[str, float]) -> str:
     trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
     base = settings["policy" if "policy" in settings else "init"]  # as the user named it
-    return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)
+    return card.card(base=hub.pinned(base), stage=stage, settings=settings, result=result, trace=shown)
 
 
 UNROLLED = 1 << 30  # more layers than any stack has
