@@ -14,17 +14,18 @@ import tiny_vlm
 from tiny_stages import settings
 
 from srlhfv_jax.config import MeshConfig, PPOLagConfig
+from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VisionConfig
 from srlhfv_jax.parallel import hlo, rules, topology
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parallel.work import KINDS
 from srlhfv_jax.stages import plan
 
-# Heads as wide as the kernel for attention wants them, and pictures of a shape that nothing else has.
+# Heads as wide as the kernel for attention wants them.
 TEXT = dataclasses.replace(tiny_vlm.CONFIG.text, width=128, mlp=256, heads=2, kv_heads=1, head_dim=128)
 VISION = VisionConfig(image_size=12, patch=4, width=40, mlp=48, layers=2, heads=2, norm_eps=1e-5, activation="quick_gelu")
 CONFIG = dataclasses.replace(tiny_vlm.CONFIG, text=TEXT, vision=VISION)
-PICTURE = {(VISION.features, VISION.width), (VISION.features, VISION.patch_values)}
+ROWS = 1024  # the pictures' features of a minibatch are larger than any parameter
 
 
 def precisions(text: str) -> dict[str, int]:
@@ -35,10 +36,13 @@ def precisions(text: str) -> dict[str, int]:
 
 
 def moved(text: str) -> list[str]:
-    """Features or patches of pictures that go from chip to chip."""
+    """What goes from chip to chip and is larger than any parameter: rows of pictures."""
+    parameters = jax.tree.leaves(jax.eval_shape(lambda: vlm.init(CONFIG, jax.random.key(0))))
+    largest = max(leaf.size * leaf.dtype.itemsize for leaf in parameters)
+    assert largest < 4 * ROWS // 2 * VISION.features * VISION.width
     instructions = [one for computation in hlo.parse(text)[0].values() for one in computation.values()]
     collectives = [one for one in instructions if one.kind.removesuffix("-start") in KINDS]
-    return [f"{one.kind} {array.dims}" for one in collectives for array in one.arrays if array.dims[-2:] in PICTURE]
+    return [f"{one.kind} {array.dims}" for one in collectives for array in one.arrays if array.size > largest]
 
 
 def places(tree) -> dict[str, str]:
@@ -56,7 +60,7 @@ def main() -> None:
     original, read = plan._compile, plan._text
     plan._compile, plan._text = keep, lambda *program: texts.append(read(*program)) or texts[-1]
     mesh = make_mesh(MeshConfig(1, 8, 1), topology.devices("v5e:2x4"))
-    rows = {"data.batch_size": 32, "ppo.minibatches": 2, "rollout.layout": "training"}
+    rows = {"data.batch_size": ROWS, "ppo.minibatches": 2, "rollout.layout": "training"}
     plan.of(settings(PPOLagConfig, "ppo_lag", **rows), CONFIG, mesh, topology.limit_bytes("v5e:2x4"))
     for (name, arguments, outputs), text in zip(programs, texts, strict=True):
         steady = name != "update" or all(places(old) == places(new) for old, new in zip(arguments[:2], outputs[:2], strict=True))

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.hf import hub
 
 PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -45,8 +45,8 @@ def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
         pinned = f"{before.get(name)}@{revisions.get(before.get(name))}" if isinstance(before.get(name), str) else None
         if name not in before or name not in now or now[name] not in (before[name], pinned):
             raise UserError(
-                f"cannot resume: config.{name} was {before.get(name)!r} when this workdir was started "
-                f"and is now {now.get(name)!r}; use the old value, or another --workdir"
+                f"cannot resume: config.{name} was {shown(before.get(name))} when this workdir was started "
+                f"and is now {shown(now.get(name))}; use the old value, or another --workdir"
             )
 
 

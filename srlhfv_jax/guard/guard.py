@@ -99,7 +99,7 @@ class Guard:
             )
         if not examples:
             return []
-        data = _data(self.batch_size, self.max_pixels)
+        data = _data(self.max_pixels)
         rows = loader.fit("guard", examples, self.pretrained.processor, data, categories=self.categories)
         if rows.dropped:
             drop = rows.dropped[0]
@@ -126,7 +126,8 @@ def rounded(length: int) -> int:
     return size if length else 0
 
 
-def _data(batch_size: int, max_pixels: int) -> DataConfig:
+def _data(max_pixels: int) -> DataConfig:
+    """To fit rows of any length: their batches have sizes of their own."""
     return DataConfig(
         path="the rows to judge",
         split="",
@@ -134,7 +135,7 @@ def _data(batch_size: int, max_pixels: int) -> DataConfig:
         allow_dir="",
         prompt_length=ANY_LENGTH,
         response_length=ANY_LENGTH,
-        batch_size=batch_size,
+        batch_size=1,
         workers=0,
         max_pixels=max_pixels,
         picture_buckets=1,
