@@ -24,7 +24,7 @@ from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
-from srlhfv_jax.hf.load import backbone_name, checkpoint_folder
+from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, described_in
 from srlhfv_jax.hf.processor import load_processor
 from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
@@ -55,7 +55,8 @@ def export_pretrained(
     Args:
         params: None: an adapter is written.
         base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
-        adapter: written as PEFT does; what it lies over stays where it is, and is named: the base, or what the base lies over.
+        adapter: written as PEFT does, without a config.json: `peft` and `transformers` load it. What it lies over stays where it is
+            and is named: the base, or what the base lies over.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
         guard: the guard's heads (models/guard.py), written to guard_heads.safetensors.
@@ -71,9 +72,11 @@ def export_pretrained(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        _copy_base(draft, base, config)
-        _write_stops(draft, base, config)
+        described = described_in(base)
+        _copy_base(draft, described, config)
+        _write_stops(draft, described, config)
         if params is None:
+            (draft / "config.json").unlink()  # with one `transformers` looks for whole weights beside the adapter
             peft.write(draft, config, adapter, backbone_name(base))
         else:
             stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))

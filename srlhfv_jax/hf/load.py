@@ -67,7 +67,7 @@ def load_pretrained(
     """
     how = dict(dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     folder = checkpoint_folder(path)
-    described = _described(folder)
+    described = described_in(folder)
     config = read_config(described, **how)
     if mesh is not None:
         check_heads(config.text.heads, mesh)
@@ -118,12 +118,12 @@ def load_config_and_processor(
     path: str | Path, *, dtype: str = "float32", remat: str = "none", scan_unroll: int = 1
 ) -> tuple[VLMConfig, Any]:
     """What a start from random weights keeps of a checkpoint: the shapes and the processor."""
-    folder = _described(checkpoint_folder(path))
+    folder = described_in(checkpoint_folder(path))
     config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     return config, load_processor(config, folder)
 
 
-def _described(folder: Path) -> Path:
+def described_in(folder: Path) -> Path:
     """Where config, tokenizer and processor are: of an adapter that others wrote, in the checkpoint that it lies over.
 
     A tokenizer or template of its own goes before that checkpoint's.
@@ -145,11 +145,16 @@ def checkpoint_folder(path: str | Path) -> Path:
             f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {shown(str(given))} is not a folder"
         )
     exported = path / "export"
-    if (exported / "config.json").is_file():
+    if is_checkpoint(exported):
         return exported
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path} is the workdir of a stage that has no export yet: let the stage finish first")
     return path
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a model: whole, or as an adapter."""
+    return (folder / "config.json").is_file() or peft.is_adapter(folder)
 
 
 def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:

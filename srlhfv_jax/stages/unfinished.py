@@ -10,6 +10,7 @@ from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves
+from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.stages import guard, setup
@@ -30,7 +31,7 @@ class Unfinished(NamedTuple):
 
 def is_unfinished(workdir: Path) -> bool:
     """Whether a folder is the workdir of a stage that has checkpoints and no export."""
-    return (workdir / "checkpoints").is_dir() and not (workdir / setup.EXPORT / "config.json").is_file()
+    return (workdir / "checkpoints").is_dir() and not is_checkpoint(workdir / setup.EXPORT)
 
 
 def read(workdir: Path) -> Unfinished:
