@@ -111,7 +111,8 @@ def test_heads_that_are_not_numbers_are_named(folder, name, value):
     (scores if name in scores else guard)[name].flat[1] = value
     save_file(scores, folder / weights.HEADS_FILE)
     save_file(guard, folder / weights.GUARD_FILE)
-    (folder / weights.GUARD_META).write_text(json.dumps({"categories": ["a", "b"]}))
+    about = {"categories": ["a", "b"], "thresholds": {"input": 0.5}, "template": "x", "max_pixels": 0}
+    (folder / weights.GUARD_META).write_text(json.dumps(about))
     with pytest.raises(UserError, match=f"{name} holds NaN or infinite numbers"):
         load_heads(config, folder, None)
         load_guard(config, folder, None)

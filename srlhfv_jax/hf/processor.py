@@ -25,6 +25,7 @@ def load_processor(config: VLMConfig, folder: Path) -> Any:
         len(tokenizer("a")["input_ids"])
         reader = None if config.vision is None else pictures.reader(processor)
         image_token = None if reader is None else tokenizer.convert_tokens_to_ids(processor.image_token)
+        tokenizer.unk_token_id, tokenizer.convert_ids_to_tokens(0)  # an unknown token that is unknown itself has no end
     except UserError:
         raise
     except BaseException as error:  # whatever damaged files do, the panics of the Rust below included
