@@ -42,6 +42,7 @@ def _line(i: int) -> str:
     row = {"prompt": " ".join(f"w{7 + i + k}" for k in range(1 + i % 3)), "response_0": "w5 w6", "response_1": "w8 w9 w10"}
     row |= {"better_response_id": i % 2, "safer_response_id": 1}
     row |= {f"is_response_{k}_safe": bool(k) for k in (0, 1)} | {f"response_{k}_severity_level": 2 - 2 * k for k in (0, 1)}
+    row |= {f"response_{k}_harm_category": {"Violence": k == 0, "Drugs": k == 0 and i % 3 == 0} for k in (0, 1)}
     return json.dumps(row) + "\n"
 
 
