@@ -40,7 +40,7 @@ from srlhfv_jax.stages import setup
 
 FAULTS = ("traceback", "hang", "long", "silent")
 HANG_S = 20
-LONGEST_LINE = 400
+LONGEST_LINE = 600
 MISTAKES = (UserError, Unusable, requests.Refused, rubric.Malformed)
 NASTY = (
     *(None, True, False, 0, -1, 1.5, 10**30, -(2**63), float("nan"), float("inf"), [], {}, [[[]]], [1, "a"], {"a": 1}),

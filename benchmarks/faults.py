@@ -7,7 +7,7 @@ started again, until so many kills are spent. Each such run must end with the lo
 and leave nothing half-written. `killed_different` and `debris` count those that do not.
 
 Inputs: good rows, files, pictures, settings, checkpoints, requests, judges' replies and workdirs with random damage
-(`fault_inputs.py`). Each is used, or refused in one line of at most 400 characters. `traceback`, `hang` (20 s), `long` (no such line)
+(`fault_inputs.py`). Each is used, or refused in one line of at most 600 characters. `traceback`, `hang` (20 s), `long` (no such line)
 and `silent` (used, and something is not accounted for) are faults. All of it ends after --seconds.
 """
 

@@ -240,7 +240,7 @@ def test_a_prompt_that_does_not_end_as_the_adapters_expect_is_refused(stages, pi
     with pytest.raises(UserError, match=r"are activated by \[5, 6\]"):
         sft.run(settings(SFTConfig, "sft", init=str(adapter), **start(picture)), tmp_path / "other")
     (adapter / peft.CONFIG).write_text(json.dumps(described | {peft.ACTIVATION: "words"}))
-    with pytest.raises(UserError, match="must be a list of token ids, got 'words'"):
+    with pytest.raises(UserError, match="alora_invocation_tokens must be a list of which each is a whole number or null, got 'words'"):
         load_pretrained(adapter)
 
 

@@ -71,10 +71,12 @@ def test_a_limit_on_pixels_holds_for_every_shape(family, most):
         pictures.limited(whole, 60)
 
 
-def test_a_limit_changes_nothing_where_all_pictures_have_one_size():
+def test_a_limit_is_refused_where_all_pictures_have_one_size():
     for family in ("llava", "gemma3"):
         reader = pictures.reader(tiny_hf.processor(family))
-        assert pictures.limited(reader, 100) is reader
+        assert pictures.limited(reader, 0) is reader
+        with pytest.raises(UserError, match="data.max_pixels 100 would be ignored"):
+            pictures.limited(reader, 100)
 
 
 def test_the_size_of_a_picture_is_that_of_the_picture_turned_upright(tmp_path):

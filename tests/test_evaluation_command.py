@@ -111,7 +111,7 @@ def test_pairs_need_a_scorer_with_each_head_once(places, tmp_path):
         (["--policies=a=x,a=y"], "--policies names 'a' twice"),
         (["--policies=a=x", "--judge=models"], "--judge=models needs --scorer=PATH"),
         (["--policies=a=x", "--batch_size=7"], "must be a positive multiple of 8"),
-        (["--policies=a=/nowhere"], "/nowhere is not a folder"),
+        (["--policies=a=/nowhere"], "'/nowhere' is not a folder"),
         (["--polices=a=x"], "did you mean 'policies'"),
     ],
 )

@@ -291,7 +291,7 @@ def test_checkpoints_answer_once_and_learned_models_judge(root, models):
         ),
         (["--config.pairwise=True"], "config.pairwise needs a judge that prefers"),
         (["--config.benchmarks=('xtest',)"], "there is no benchmark 'xtest'"),
-        (["--config.policies=a=/nowhere"], "/nowhere is not a folder"),
+        (["--config.policies=a=/nowhere"], "'/nowhere' is not a folder"),
         (["--config.policies=a=/nowhere.jsonl"], "/nowhere.jsonl is no file: a policy is a checkpoint"),
         (["--config.root=/nowhere"], "/nowhere/xstest is not a folder"),
         (["--config.root="], "config.root is empty"),

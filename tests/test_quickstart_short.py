@@ -82,7 +82,7 @@ def test_a_run_killed_inside_ppo_lag_ends_with_the_numbers_of_one_that_was_not(f
         [*COMMAND, f"--workdir={workdir}"], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
-    while not (stage / "checkpoints" / "2").is_dir():
+    while not (stage / "checkpoints" / "manifests" / "2.json").is_file():  # which seals it: nothing unsealed is used
         assert first.poll() is None and time.monotonic() < deadline, "the run ended, or never reached its first checkpoint"
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)

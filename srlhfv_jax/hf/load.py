@@ -27,7 +27,7 @@ from srlhfv_jax.parallel.mesh import check_heads
 
 
 ROWS_AT_ONCE = 1 << 13
-LONGEST_REPORT = 2000  # characters
+LONGEST_REPORT = 400  # characters
 GUARD_PARTS = ("input", "output")
 GUARD_FACTS = {"categories": list[str], "thresholds": dict[str, float], "template": str, "max_pixels": int}
 
