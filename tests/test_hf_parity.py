@@ -200,18 +200,19 @@ def test_bfloat16_is_kept_through_load_and_export(tmp_path):
 
 def test_what_a_config_leaves_out_has_the_defaults_of_transformers(tmp_path):
     run = dict(dtype="float32", remat="none", scan_unroll=1)
-    for kind in (
-        transformers.LlavaConfig(),
-        transformers.LlavaNextConfig(),
-        transformers.SmolVLMConfig(),
-        transformers.Idefics3Config(),
-        transformers.Gemma3TextConfig(),
-        transformers.LlamaConfig(),
-        transformers.MistralConfig(),
-        transformers.Qwen2Config(),
+    even = {"vision_config": {"image_size": 128}}  # with the 224 of these two no square of 2 patches fits
+    for kind, given in (
+        (transformers.LlavaConfig, {}),
+        (transformers.LlavaNextConfig, {}),
+        (transformers.SmolVLMConfig, even),
+        (transformers.Idefics3Config, even),
+        (transformers.Gemma3TextConfig, {}),
+        (transformers.LlamaConfig, {}),
+        (transformers.MistralConfig, {}),
+        (transformers.Qwen2Config, {}),
     ):
-        kind.save_pretrained(tmp_path)
-        assert from_json({"model_type": kind.model_type}, "here", **run) == read_config(tmp_path)
+        kind(**given).save_pretrained(tmp_path)
+        assert from_json({"model_type": kind.model_type, **given}, "here", **run) == read_config(tmp_path)
 
 
 def test_every_spelling_of_rope_scaling_is_read():

@@ -86,7 +86,7 @@ def load_pretrained(
             merged = jax.jit(lora.merged, donate_argnums=0, out_shardings=places)
             params, adapter = (lora.overlay if config.activation else merged)(params, adapter), None
     heads = load_heads(config, folder, mesh)
-    return Pretrained(config, params, heads, load_processor(config, described), described, base, adapter)
+    return Pretrained(config, params, heads, load_processor(config, described), folder, base, adapter)
 
 
 def backbone_name(path: str | Path) -> str:
