@@ -108,7 +108,7 @@ def _opinion(value: Any) -> Opinion:
             raise ValueError(f"helpful and cost are numbers, got {shown(number)}")
     refusal = value.get("refusal")
     if refusal is not None and not isinstance(refusal, bool):
-        raise ValueError(f"refusal is true or false, got {refusal!r}")
+        raise ValueError(f"refusal is true or false, got {shown(refusal)}")
     return Opinion(*(None if number is None else float(number) for number in numbers), refusal)
 
 
