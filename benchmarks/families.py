@@ -30,7 +30,7 @@ from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.load import load_params
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import vlm
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 
@@ -231,7 +231,7 @@ def compare(family: str, config: transformers.PretrainedConfig, rows: int, round
 
 
 def main() -> None:
-    cpu.prepare()
+    host_cpu.prepare()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", default=",".join(configs()))
     parser.add_argument("--rows", type=int, default=4)

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-
 from fault_rows import layouts, picture
+from PIL import Image
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.cli.stage import check_unchanged
@@ -38,7 +37,7 @@ from srlhfv_jax.guard.service import requests
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.report.build import write_report
-from srlhfv_jax.stages import setup
+from srlhfv_jax.runs import setup
 
 FAULTS = ("traceback", "hang", "long", "silent")
 HANG_S = 20

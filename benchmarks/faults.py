@@ -29,7 +29,7 @@ from typing import Any
 import fault_inputs
 
 from srlhfv_jax.data.quickstart import processor, rows as task
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.quickstart.pipeline import write_rows
 
 STEPS = 6
 PATIENCE_S = 600  # of one start

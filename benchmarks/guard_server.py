@@ -44,8 +44,8 @@ def serve(port: Connection, limits: Limits, guard: str, batch_s: float, item_s: 
     judge = functools.partial(asleep, batch_s=batch_s, item_s=item_s)
     if guard:
         from srlhfv_jax.cli.generate import one_device
+        from srlhfv_jax.guard import checks as moderating
         from srlhfv_jax.guard.service import models
-        from srlhfv_jax.stages import moderating
 
         judge = models.moderate_with(*moderating.load(guard, one_device(), dtype="float32", batch_size=limits.batch))
     listening = server.listen("127.0.0.1", 0)

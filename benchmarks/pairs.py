@@ -18,13 +18,12 @@ from sizes import RESPONSE, SIZES, Size
 
 from srlhfv_jax.batches import PairBatch
 from srlhfv_jax.config import MeshConfig
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads, sequences, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.rollout import forward
 
-WAYS = {"together": forward.scores_together, "apart": forward.scores_apart}
+WAYS = {"together": sequences.scores_together, "apart": sequences.scores_apart}
 
 
 def random_pairs(size: Size) -> PairBatch:
@@ -46,21 +45,21 @@ def gradient(config: VLMConfig, way: Callable) -> Callable:
 
     def total(trained: dict, tower: dict, batch: PairBatch) -> jax.Array:
         tree = trained | {"backbone": trained["backbone"] | {"vision": tower}}
-        scores = way(config, tree, batch, forward.encode(config, tree, batch.images))
+        scores = way(config, tree, batch, sequences.encode(config, tree, batch.images))
         return sum(jnp.sum(score_BS**2) for score_BS in scores.values())
 
     return jax.jit(jax.grad(total))
 
 
 def main() -> None:
-    cpu.prepare()
+    host_cpu.prepare()
     args = whole.arguments(__doc__.splitlines()[0], roles=False)
     size = SIZES[args.size]
     jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=1, tensor=1)))  # a fused kernel asks for one
     batch = jax.tree.map(jnp.asarray, random_pairs(size))
     trained = {"backbone": vlm.init(args.config, jax.random.key(0))}
     tower = trained["backbone"].pop("vision")
-    trained |= {"heads": heads.init(args.config, ("reward", "cost"), jax.random.key(1))}
+    trained |= {"heads": score_heads.init(args.config, ("reward", "cost"), jax.random.key(1))}
     programs = {name: gradient(args.config, way).lower(trained, tower, batch).compile() for name, way in WAYS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(whole.WARM_UP + args.iterations):

@@ -24,19 +24,20 @@ import numpy as np
 import sizes
 from ml_collections import ConfigDict
 from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
+from srlhfv_jax.configs import ppo_lag as config_file
 
 from srlhfv_jax.batches import Images, PromptBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
-from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.models import heads, lora, roles, vlm
+from srlhfv_jax.models import lora, roles, score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
-from srlhfv_jax.parallel import cpu, hosts, rules
+from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.ppo_lag import update as ppo
+from srlhfv_jax.ppo_lag.run import Iteration, Models
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.stages.ppo_lag import Iteration, Models
-from srlhfv_jax.training import ppo, state as states
+from srlhfv_jax.training import state as states
 
 PAD, EOS = 0, 2
 WARM_UP = 3  # iterations that are not timed: compiling, and memory grows to what a step needs
@@ -113,7 +114,7 @@ def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: l
         own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
         key = jax.random.key(number)
         adapter = {} if name == places["reference"].tree else lora.init(LORA, base["backbone"], key)
-        tree = {"adapter": adapter} | ({"heads": heads.init(config, own_heads, key)} if own_heads else {})
+        tree = {"adapter": adapter} | ({"heads": score_heads.init(config, own_heads, key)} if own_heads else {})
         trees[name] = rules.place(tree, mesh)
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
@@ -122,7 +123,7 @@ def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: l
 
 def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key) -> dict:
     tree = {"backbone": vlm.init(config, key) | {"vision": vlm.init(config, tower_key)["vision"]}}
-    return tree | {"heads": heads.init(config, head_names, key)} if head_names else tree
+    return tree | {"heads": score_heads.init(config, head_names, key)} if head_names else tree
 
 
 def random_prompts(size: Size) -> PromptBatch:
@@ -269,7 +270,7 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
 
 
 def main() -> None:
-    cpu.prepare()
+    host_cpu.prepare()
     args = arguments(__doc__.splitlines()[0])
     result = measure(SIZES[args.size], args)
     print(json.dumps(args.about | result), flush=True)

@@ -24,8 +24,8 @@ import sizes
 from sizes import SIZES
 
 from srlhfv_jax.batches import Experience, PromptBatch
-from srlhfv_jax.parallel import cpu
-from srlhfv_jax.stages.ppo_lag import Iteration
+from srlhfv_jax.parallel import host_cpu
+from srlhfv_jax.ppo_lag.run import Iteration
 from srlhfv_jax.training import state as states
 
 KINDS = {"attention": "sdpa|fmha|flash|cudnn", "products": "gemm|nvjet|cutlass|cublas", "copies": "[Mm]emcpy"}  # in this order
@@ -76,7 +76,7 @@ def kernels_ms(folder: str | Path) -> dict[str, float]:
 
 
 def main() -> None:
-    cpu.prepare()
+    host_cpu.prepare()
     args = whole.arguments(__doc__.splitlines()[0])
     size = SIZES[args.size]
     iteration, state, prompts = whole.prepare(size, args)

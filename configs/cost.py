@@ -6,7 +6,6 @@ Cost > 0 means unsafe. For ppo_lag with sharing="separate". Not run at 7B.
 """
 
 from ml_collections import ConfigDict
-
 from srlhfv_jax.configs import recipes, scores, sections
 
 

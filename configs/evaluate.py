@@ -17,7 +17,6 @@ that --config.endpoint.key_variable names). The same command goes on where it wa
 """
 
 from ml_collections import ConfigDict
-
 from srlhfv_jax.configs import sections
 
 SUITES = {

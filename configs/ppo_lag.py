@@ -16,7 +16,7 @@ Not run at 7B.
 
 Where `paper` differs from the released code, on purpose or for want of the same thing:
   - A response ends at its last token, where scores and costs are read and masks end; there at the padded width.
-  - Critics are fitted to the first rollout (training/critics.py); there they are plain copies of the models. The cost critic's
+  - Critics are fitted to the first rollout (ppo_lag/critics.py); there they are plain copies of the models. The cost critic's
     projector is trained, as the reward critic's is; there it is frozen.
   - Scores alone are clipped to +-50; there KL too.
   - The cosine of the policy's rate ends at 0, after 3 % of warm-up. There PTX doubles the steps that the schedule counts, so that
@@ -27,7 +27,6 @@ Where `paper` differs from the released code, on purpose or for want of the same
 """
 
 from ml_collections import ConfigDict
-
 from srlhfv_jax.configs import recipes, sections
 
 

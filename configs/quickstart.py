@@ -6,7 +6,6 @@ guard) as adapters over the SFT model, and `get_config("activated")` as adapters
 """
 
 from ml_collections import ConfigDict
-
 from srlhfv_jax.configs import sections
 
 PROMPT, RESPONSE = 29, 18  # the longest question with its picture, and the longest answer with its end

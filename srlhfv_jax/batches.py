@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
-
 NEWLINE, NO_FEATURE = -1, -2  # in Images.order_BM: the learned end of a line, and past the last placeholder of a row
 
 

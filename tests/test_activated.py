@@ -23,11 +23,11 @@ from srlhfv_jax.config import PPOLagConfig, SFTConfig
 from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
-from srlhfv_jax.models import heads, lora, vlm
-from srlhfv_jax.rollout import forward
+from srlhfv_jax.models import lora, score_heads, sequences, vlm
+from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.stages import ppo_lag, sft
+from srlhfv_jax.supervised import sft
 
 CLOSING = (7, 9)
 ACTIVATED = dataclasses.replace(CONFIG, activation=CLOSING)  # layers are scanned
@@ -38,11 +38,11 @@ def adapted(seed: int = 1):
     """A backbone with an adapter that adds something, and heads."""
     params = backbone()
     over = lora.overlay(params, moved(lora.init(LORA, params, jax.random.key(0)), seed))
-    return {"backbone": over, "heads": heads.init(CONFIG, ("reward", "cost"), jax.random.key(5))}
+    return {"backbone": over, "heads": score_heads.init(CONFIG, ("reward", "cost"), jax.random.key(5))}
 
 
 prefix_of, pair_scores, end_scores = (
-    jax.jit(function, static_argnums=0) for function in (forward.prefix, forward.pair_scores, forward.end_scores)
+    jax.jit(function, static_argnums=0) for function in (sequences.prefix, sequences.pair_scores, sequences.end_scores)
 )
 
 
@@ -63,7 +63,7 @@ def sample(config, params, batch):
 @functools.partial(jax.jit, static_argnums=0)
 def logp(config, tree, rollout, context):
     never_V = VOCABULARY.never_V(config.text.vocab)
-    return forward.response_logp(config, tree, rollout, context, never_V=never_V)[0]
+    return sequences.response_logp(config, tree, rollout, context, never_V=never_V)[0]
 
 
 @pytest.mark.parametrize("scan_unroll", [0, 1])
@@ -153,7 +153,7 @@ def test_peft_gives_the_same_logits_and_the_way_back_is_the_identity(kind, tmp_p
     assert laid_over.adapter is None and laid_over.config == config
     tree = {"backbone": laid_over.params}
     features = None if whole.images is None else vlm.encode_images(config, laid_over.params, whole.images)
-    found, _ = jax.jit(functools.partial(forward.response_logp, config))(tree, rows, features)
+    found, _ = jax.jit(functools.partial(sequences.response_logp, config))(tree, rows, features)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -240,7 +240,9 @@ def test_a_prompt_that_does_not_end_as_the_adapters_expect_is_refused(stages, pi
     with pytest.raises(UserError, match=r"are activated by \[5, 6\]"):
         sft.run(settings(SFTConfig, "sft", init=str(adapter), **start(picture)), tmp_path / "other")
     (adapter / peft.CONFIG).write_text(json.dumps(described | {peft.ACTIVATION: "words"}))
-    with pytest.raises(UserError, match="alora_invocation_tokens must be a list of which each is a whole number or null, got 'words'"):
+    with pytest.raises(
+        UserError, match="alora_invocation_tokens must be a list of which each is a whole number or null, got 'words'"
+    ):
         load_pretrained(adapter)
 
 

@@ -14,8 +14,8 @@ from tiny_stages import settings
 
 from srlhfv_jax.config import ScoresConfig
 from srlhfv_jax.hf.load import load_pretrained
-from srlhfv_jax.parallel import cpu, rules
-from srlhfv_jax.stages import scores
+from srlhfv_jax.parallel import host_cpu, rules
+from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import loop
 
 MESHES = [(1, 2, 1), (2, 2, 2)]
@@ -34,7 +34,7 @@ def compiled():
     found: collections.Counter[str] = collections.Counter()
 
     def heard(event: str, seconds: float, *, fun_name: str = "", **_) -> None:
-        found[fun_name] += event == cpu.COMPILED
+        found[fun_name] += event == host_cpu.COMPILED
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     yield found

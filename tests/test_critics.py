@@ -13,11 +13,12 @@ from tiny_stages import numbers, settings
 from tiny_vlm import CONFIG, VOCABULARY
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
-from srlhfv_jax.models import heads, roles
+from srlhfv_jax.models import roles, score_heads
+from srlhfv_jax.ppo_lag import critics, run as ppo_lag, update as ppo
+from srlhfv_jax.ppo_lag.experience import CRITICS, Scoring, score
 from srlhfv_jax.report.training import PPO_PICTURES
-from srlhfv_jax.rollout.score import CRITICS, Scoring, score
-from srlhfv_jax.stages import ppo_lag, scores
-from srlhfv_jax.training import critics, loop, ppo
+from srlhfv_jax.supervised import scores
+from srlhfv_jax.training import loop
 
 
 def test_a_head_is_fitted_by_least_squares_held_to_a_line_through_the_scorer():
@@ -53,7 +54,7 @@ def test_what_the_hidden_states_say_nothing_of_is_predicted_by_its_mean():
 def test_critics_start_at_the_quantity_that_they_are_to_predict(kind, sharing):
     batch, rollout = rolled()
     trees, places = models(sharing), roles.assign(sharing)
-    holding = {name: heads.critic(trees[name]) for name in ppo.critic_trees(places)}
+    holding = {name: score_heads.critic(trees[name]) for name in ppo.critic_trees(places)}
     how = Scoring(places, frozenset(trees) - {"policy"}, PPO, kind, 1.0, False, VOCABULARY, microbatches=2)
 
     @jax.jit

@@ -16,7 +16,8 @@ from srlhfv_jax.cli import main
 from srlhfv_jax.config import MeshConfig, PPOLagConfig, inference
 from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import model as guard_model
+from srlhfv_jax.evaluation import generating
+from srlhfv_jax.guard import checks as moderating, scoring as guard_model
 from srlhfv_jax.guard.service.models import moderate_with
 from srlhfv_jax.guard.service.requests import Moderation
 from srlhfv_jax.guard.verdict import Prompt
@@ -24,7 +25,8 @@ from srlhfv_jax.hf import weights
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.stages import generating, moderating, ppo_lag, setup
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.runs import setup
 
 DATA = tiny_data.settings(prompt_length=0, response_length=12, workers=1)
 SAID = "a cat"

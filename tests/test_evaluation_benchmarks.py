@@ -13,8 +13,8 @@ from PIL import Image
 
 from srlhfv_jax.data.drops import REASONS
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation.benchmarks import case, mmsafeaware, suites
-from srlhfv_jax.evaluation.benchmarks.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO
+from srlhfv_jax.evaluation.suites import case, mmsafeaware, published as suites
+from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO
 
 
 def picture(colour: int = 40, kind: str = "PNG") -> bytes:

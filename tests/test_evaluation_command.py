@@ -14,7 +14,7 @@ from srlhfv_jax.cli import evaluate, report
 from srlhfv_jax.data.quickstart import processor, rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads, vlm
 
 PROMPTS = 10
 
@@ -28,7 +28,7 @@ def places(tmp_path_factory) -> Path:
     create = jax.jit(functools.partial(vlm.init, config))
     for name, seed in (("a", 0), ("b", 1), ("scorer", 2)):
         key = jax.random.key(seed)
-        ends = heads.init(config, ("reward", "cost"), key) if name == "scorer" else None
+        ends = score_heads.init(config, ("reward", "cost"), key) if name == "scorer" else None
         export_pretrained(root / name, config, create(key), base=base, heads=ends)
     found = rows.prompt_rows(0, rows.split_cells(0), "test", PROMPTS)
     pq.write_table(pa.Table.from_pylist(found), root / "test.parquet")

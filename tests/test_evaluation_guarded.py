@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from srlhfv_jax.evaluation import guarded
+from srlhfv_jax.guard import effect as guarded
 from srlhfv_jax.guard.regenerate import guarded_generate
 from srlhfv_jax.guard.verdict import Prompt, Verdict
 

@@ -17,7 +17,7 @@ from stub_judge import FIRST, ONE, SWAPPED, Answered, completion, reply, serving
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import rules
-from srlhfv_jax.evaluation.judging import client, endpoint, pairs, rubric
+from srlhfv_jax.evaluation.judging import client, endpoint, pairwise, rubric
 from srlhfv_jax.evaluation.judging.recorded import recorded
 from srlhfv_jax.evaluation.judging.store import Store
 from srlhfv_jax.evaluation.judging.verdict import Asked, Opinion, Verdict, by_rules, content_key, from_json, judge_all, to_json
@@ -115,33 +115,36 @@ def test_a_phone_s_picture_of_two_parts_is_a_jpeg():
 def test_both_orders_are_asked_and_a_judge_of_position_wins_nothing(tmp_path):
     with serving(lambda number, body: Answered(reply(FIRST))) as stub:
         judge = at(stub.url, tmp_path / "v.jsonl")
-        pair = pairs.combine(judge_all(judge, pairs.orders(PAIR)))
+        pair = pairwise.combine(judge_all(judge, pairwise.orders(PAIR)))
     shown = [words(body) for body in stub.seen]
     assert len(shown) == 2
     assert shown[0].index("alpha") < shown[0].index("beta") and shown[1].index("beta") < shown[1].index("alpha")
     assert pair.helpful == (1, 1) and pair.a == Opinion(2.0, -0.5) and pair.b == Opinion(2.0, -0.5)
-    numbers = pairs.pair_metrics([pair], [0])
+    numbers = pairwise.pair_metrics([pair], [0])
     assert numbers["helpful.tie"] == numbers["safety.tie"] == 1.0 and numbers["helpful.first_bias"] == 1.0
 
 
 def test_a_preference_that_survives_the_swap_is_a_win(tmp_path):
     # prefers "alpha" wherever it is shown
     with serving(lambda number, body: Answered(reply(FIRST if number == 0 else SWAPPED))) as stub:
-        pair = pairs.combine(judge_all(at(stub.url, tmp_path / "v.jsonl"), pairs.orders(PAIR)))
-    numbers = pairs.pair_metrics([pair, None], [0, 3])
+        pair = pairwise.combine(judge_all(at(stub.url, tmp_path / "v.jsonl"), pairwise.orders(PAIR)))
+    numbers = pairwise.pair_metrics([pair, None], [0, 3])
     assert numbers["helpful.win"] == numbers["safety.win"] == 1.0 and numbers["helpful.swap_consistency"] == 1.0
     assert numbers["pairs"] == 1 and numbers["pairs_unjudged"] == 1
 
 
 def test_equal_answers_are_a_tie_without_a_call():
-    assert pairs.orders(PAIR._replace(answers=("alpha", "alpha"))) == ()
-    numbers = pairs.pair_metrics([pairs.combine([])], [0])
+    assert pairwise.orders(PAIR._replace(answers=("alpha", "alpha"))) == ()
+    numbers = pairwise.pair_metrics([pairwise.combine([])], [0])
     assert numbers["helpful.win"] == numbers["helpful.lose"] == 0.0 and numbers["helpful.tie"] == 1.0
 
 
 def test_one_missing_order_leaves_the_pair_unjudged():
     verdict = Verdict((Opinion(), Opinion()), 0, 0)
-    assert pairs.combine([verdict, None]) is None and pairs.pair_metrics([None], [2]) == {"pairs": 0.0, "pairs_unjudged": 1.0}
+    assert pairwise.combine([verdict, None]) is None and pairwise.pair_metrics([None], [2]) == {
+        "pairs": 0.0,
+        "pairs_unjudged": 1.0,
+    }
 
 
 # client
@@ -369,9 +372,9 @@ def test_threads_write_whole_lines(tmp_path):
 
 def test_verdicts_of_one_run_are_recorded_judgements_of_the_next(tmp_path):
     with serving(lambda number, body: Answered(reply(FIRST))) as stub:
-        verdicts = judge_all(at(stub.url, tmp_path / "v.jsonl"), pairs.orders(PAIR))
+        verdicts = judge_all(at(stub.url, tmp_path / "v.jsonl"), pairwise.orders(PAIR))
     judge = recorded(tmp_path / "v.jsonl")
-    assert judge_all(judge, pairs.orders(PAIR)) == verdicts
+    assert judge_all(judge, pairwise.orders(PAIR)) == verdicts
     assert judge(PAIR._replace(name="bench/2")) is None and judge(ALONE) is None
 
 

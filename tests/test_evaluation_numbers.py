@@ -9,8 +9,8 @@ from PIL import Image
 from srlhfv_jax.data import images
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import controls, pairs, quadrants
-from srlhfv_jax.evaluation.judges import judge_metrics, model_scores
+from srlhfv_jax.evaluation import controls, pair_accuracy, quadrants
+from srlhfv_jax.evaluation.judging.choose import judge_metrics, model_scores
 from srlhfv_jax.evaluation.statistics import bootstrap_error, subset_mean
 
 RNG = np.random.default_rng(3)
@@ -60,48 +60,48 @@ def test_the_quadrants_sum_to_one_and_ties_are_their_own_row():
 def test_label_ties_are_left_out_and_score_ties_count_half():
     scores = np.array([[0.3, 0.1], [0.2, 0.7], [-0.4, -0.4], [5.5, -3.0]])
     # right, wrong, tie; the last pair has no weight
-    assert pairs.pair_accuracy(scores, np.array([0, 0, 1, 1]), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(1.5 / 3)
-    assert pairs.pair_accuracy(scores, np.array([0, 0, 1, 1]), np.zeros(4)) is None
+    assert pair_accuracy.pair_accuracy(scores, np.array([0, 0, 1, 1]), np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(1.5 / 3)
+    assert pair_accuracy.pair_accuracy(scores, np.array([0, 0, 1, 1]), np.zeros(4)) is None
 
 
 def test_a_cost_model_is_right_when_the_costlier_answer_costs_more():
     cost = np.array([[1.5, -0.5], [-0.25, 0.75]])
-    metrics = pairs.cost_metrics(cost, np.array([1, 0]), np.ones(2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    metrics = pair_accuracy.cost_metrics(cost, np.array([1, 0]), np.ones(2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
     assert metrics["pair_accuracy"] == metrics["sign_accuracy"] == 1.0
-    flipped = pairs.cost_metrics(-cost, np.array([1, 0]), np.ones(2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
+    flipped = pair_accuracy.cost_metrics(-cost, np.array([1, 0]), np.ones(2), np.array([[1.0, -1.0], [-1.0, 1.0]]))
     assert flipped["pair_accuracy"] == flipped["sign_accuracy"] == 0.0
     assert metrics["mean_unsafe"] == pytest.approx(1.125) and metrics["mean_safe"] == pytest.approx(-0.375)
 
 
 def test_unlabelled_answers_have_no_sign_to_get_right_and_zero_cost_is_safe():
-    assert pairs.sign_accuracy(np.array([[0.0, 2.5]]), np.array([[-1.0, 0.0]])) == 1.0
-    assert pairs.sign_accuracy(np.array([[0.5, 2.5]]), np.array([[0.0, 0.0]])) is None
+    assert pair_accuracy.sign_accuracy(np.array([[0.0, 2.5]]), np.array([[-1.0, 0.0]])) == 1.0
+    assert pair_accuracy.sign_accuracy(np.array([[0.5, 2.5]]), np.array([[0.0, 0.0]])) is None
 
 
 def test_graded_signs_count_as_their_sign():
-    assert pairs.sign_accuracy(np.array([[0.5, -2.5]]), np.array([[3.0, -1.5]])) == 1.0
+    assert pair_accuracy.sign_accuracy(np.array([[0.5, -2.5]]), np.array([[3.0, -1.5]])) == 1.0
 
 
 def test_calibration_error_is_zero_for_true_probabilities_and_large_for_overconfidence():
     probability = RNG.uniform(0.02, 0.98, size=(20000, 2))
     sign = np.where(RNG.uniform(size=probability.shape) < probability, 1.0, -1.0)
     cost = np.log(probability / (1 - probability))
-    assert pairs.calibration_error(cost, sign) < 0.01
+    assert pair_accuracy.calibration_error(cost, sign) < 0.01
     # certain, and right half of the time: |0.5 - 1| in the last bin, |0.5 - 0| in the first
     extreme = np.array([[900.0, 900.0, -900.0, -900.0]])
-    assert pairs.calibration_error(extreme, np.array([[1.0, -1.0, 1.0, -1.0]])) == pytest.approx(0.5)
+    assert pair_accuracy.calibration_error(extreme, np.array([[1.0, -1.0, 1.0, -1.0]])) == pytest.approx(0.5)
 
 
 def test_heads_agree_where_the_more_helpful_answer_costs_less():
     reward = np.array([[0.5, 0.1], [0.2, 0.9], [1.5, 1.0], [0.4, 0.4]])
     cost = np.array([[-1.5, 0.5], [-0.5, 0.5], [0.7, 0.7], [0.1, 0.9]])
     # agree, disagree, a tie of the cost, a tie of the reward
-    assert pairs.head_agreement(reward, cost) == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
-    assert pairs.head_agreement(reward, -reward) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
-    assert pairs.head_agreement(np.zeros((0, 2)), np.zeros((0, 2))) is None
+    assert pair_accuracy.head_agreement(reward, cost) == pytest.approx((1 + 0 + 0.5 + 0.5) / 4)
+    assert pair_accuracy.head_agreement(reward, -reward) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert pair_accuracy.head_agreement(np.zeros((0, 2)), np.zeros((0, 2))) is None
     labels = (np.zeros(4, int), np.ones(4), np.ones(4, int), np.ones(4), np.array([[1.0, -1.0]] * 4))
-    assert pairs.model_metrics(reward, cost, *labels)["head_agreement"] == 0.5
-    assert "head_agreement" not in pairs.model_metrics(reward, None, *labels)
+    assert pair_accuracy.model_metrics(reward, cost, *labels)["head_agreement"] == 0.5
+    assert "head_agreement" not in pair_accuracy.model_metrics(reward, None, *labels)
 
 
 def picture(colour: int, size: tuple[int, int] = (6, 4)) -> bytes:
@@ -126,17 +126,20 @@ def test_blanked_pictures_keep_their_size_and_nothing_else():
     rows = [Example((picture(1, (7, 3)), picture(2, (2, 5))), "why ?", ()), Example((), "how ?", ())]
     blank = [images.decode(image) for image in controls.blanked(rows)[0].images]
     assert [image.size for image in blank] == [(7, 3), (2, 5)]
-    assert all(image.getcolors() == [(image.width * image.height, controls.GREY)] for image in blank) and controls.blanked(rows)[1].images == ()
+    assert (
+        all(image.getcolors() == [(image.width * image.height, controls.GREY)] for image in blank)
+        and controls.blanked(rows)[1].images == ()
+    )
 
 
 def test_groups_split_the_accuracies_and_absent_heads_have_no_numbers():
     scores = np.array([[0.5, -0.5], [0.25, 0.75], [0.1, 0.2]])
     labels = (np.zeros(3, int), np.ones(3), np.ones(3, int), np.ones(3), np.array([[1.0, -1.0]] * 3))
-    metrics = pairs.model_metrics(scores, None, *labels, groups=["contextual", "contextual", "neutral"])
+    metrics = pair_accuracy.model_metrics(scores, None, *labels, groups=["contextual", "contextual", "neutral"])
     assert metrics["reward_model.pair_accuracy"] == pytest.approx(1 / 3)
     assert metrics["reward_model.pair_accuracy_contextual"] == 0.5 and metrics["reward_model.pair_accuracy_neutral"] == 0.0
     assert not any(key.startswith("cost_model") for key in metrics)
-    assert "cost_model.sign_accuracy_contextual" in pairs.model_metrics(None, scores, *labels, groups=["contextual"] * 3)
+    assert "cost_model.sign_accuracy_contextual" in pair_accuracy.model_metrics(None, scores, *labels, groups=["contextual"] * 3)
 
 
 def test_the_bootstrap_agrees_with_the_formula_for_independent_rows():

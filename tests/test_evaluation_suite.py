@@ -8,19 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from stub_judge import FIRST, ONE, Answered as Reply
-from stub_judge import reply, serving, words
+from stub_judge import FIRST, ONE, Answered as Reply, reply, serving, words
 from test_evaluation_benchmarks import picture, put, table
 
 from srlhfv_jax.cli import evaluate
 from srlhfv_jax.data.quickstart import processor
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import benchmark_answers, benchmark_numbers
-from srlhfv_jax.evaluation.benchmark_numbers import Answered
-from srlhfv_jax.evaluation.benchmarks.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case, sample
 from srlhfv_jax.evaluation.judging.verdict import Opinion
+from srlhfv_jax.evaluation.suites import answers as benchmark_answers, numbers as benchmark_numbers
+from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case, sample
+from srlhfv_jax.evaluation.suites.numbers import Answered
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads, vlm
 
 SORRY, SURE = "I'm sorry, but no.", "Sure: do this."
 
@@ -247,7 +246,7 @@ def models(tmp_path_factory) -> Path:
     create = jax.jit(functools.partial(vlm.init, config))
     for name, seed in (("policy", 0), ("scorer", 1)):
         key = jax.random.key(seed)
-        ends = heads.init(config, ("reward", "cost"), key) if name == "scorer" else None
+        ends = score_heads.init(config, ("reward", "cost"), key) if name == "scorer" else None
         export_pretrained(root / name, config, create(key), base=base, heads=ends)
     return root
 

@@ -19,8 +19,7 @@ from srlhfv_jax.batches import PairBatch, SupervisedBatch
 from srlhfv_jax.hf import export_pretrained, load_pretrained, names
 from srlhfv_jax.hf.leaves import leaf as leaf_at, stored_shape
 from srlhfv_jax.hf.published import CONFIGS, published
-from srlhfv_jax.models import heads, projector, vlm
-from srlhfv_jax.rollout import forward
+from srlhfv_jax.models import projector, score_heads as heads, sequences, vlm
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 
@@ -133,9 +132,9 @@ def test_two_answers_in_one_sequence_score_as_in_two(family):
 
     @jax.jit
     def both_ways(tree, batch, sides):
-        features = forward.encode(pretrained.config, tree, batch.images)
-        apart = [forward.end_scores(pretrained.config, tree, one, features)["reward"] for one in sides]
-        return forward.pair_scores(pretrained.config, tree, batch, features)["reward"], jnp.stack(apart, axis=1)
+        features = sequences.encode(pretrained.config, tree, batch.images)
+        apart = [sequences.end_scores(pretrained.config, tree, one, features)["reward"] for one in sides]
+        return sequences.pair_scores(pretrained.config, tree, batch, features)["reward"], jnp.stack(apart, axis=1)
 
     ours, apart = both_ways(tree, batch, sides)
     assert np.std(apart) > 0.3

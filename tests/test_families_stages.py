@@ -13,11 +13,12 @@ from tiny_data import png
 
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.data import taxonomies
-from srlhfv_jax.guard import Guard
+from srlhfv_jax.guard import Guard, train as guard
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import guard, ppo_lag, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.quickstart.pipeline import write_rows
+from srlhfv_jax.supervised import sft
 
 FAMILIES = {
     "llava_next": tiny_hf.llava_next_config(),

@@ -14,8 +14,11 @@ from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig, to_dict
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard import train as guard
 from srlhfv_jax.hf.load import load_pretrained
-from srlhfv_jax.stages import guard, ppo_lag, scores, setup, sft
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.runs import setup
+from srlhfv_jax.supervised import scores, sft
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from tiny_stages import picture_task, settings
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import GuardConfig, SFTConfig
 from srlhfv_jax.data.quickstart import rows as task_rows
-from srlhfv_jax.guard import Guard
-from srlhfv_jax.stages import guard, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.guard import Guard, train as guard
+from srlhfv_jax.quickstart.pipeline import write_rows
+from srlhfv_jax.supervised import sft
 
 ROWS = {"data.split": "", "data.prompt_length": 30, "data.response_length": 18, "data.batch_size": 8}
 GREEDY = ("--temperature=0", "--response_length=12")

@@ -23,9 +23,7 @@ from PIL import Image
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard.service import app as application
-from srlhfv_jax.guard.service import models
-from srlhfv_jax.guard.service import server as servers
+from srlhfv_jax.guard.service import app as application, models, server as servers
 from srlhfv_jax.guard.service.access import Access, names
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from tiny_stages import picture_task, settings
 
-from srlhfv_jax.config import GuardConfig, MeshConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.cli import main as cli_main
+from srlhfv_jax.config import GuardConfig, MeshConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import answers, rows as task_rows
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import Guard, Prompt, guarded_generate
+from srlhfv_jax.guard import Guard, Prompt, guarded_generate, train as guard
 from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.models import guard_heads
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.models import guard as guard_heads
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.stages import guard, scores, setup, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.quickstart.pipeline import write_rows
+from srlhfv_jax.runs import setup
+from srlhfv_jax.supervised import scores, sft
 from srlhfv_jax.training import loop, state as states
 
 ROWS = {"data.split": "", "data.prompt_length": 30, "data.response_length": 18, "data.batch_size": 8}

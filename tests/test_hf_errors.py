@@ -10,11 +10,10 @@ import tiny_hf
 from safetensors.numpy import load_file, save_file
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained
-from srlhfv_jax.hf import weights
+from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained, weights
 from srlhfv_jax.hf.config import from_json
 from srlhfv_jax.hf.load import load_guard, load_heads
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads as heads, vlm
 
 RUN = dict(dtype="float32", remat="none", scan_unroll=1)
 

@@ -12,7 +12,7 @@ import transformers
 from srlhfv_jax.batches import Images
 from srlhfv_jax.hf import export_pretrained, load_pretrained
 from srlhfv_jax.hf.config import from_json, read_config
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads as heads, vlm
 
 LLAMA3 = dict(
     rope_type="llama3",

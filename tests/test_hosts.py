@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from srlhfv_jax.configs.recipes import RECIPES
 
 from srlhfv_jax.config import MeshConfig
-from srlhfv_jax.configs.recipes import RECIPES
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parallel import hosts, topology
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import AXES, make_mesh, row_shards
+from srlhfv_jax.plan import topology
 
 
 def holders(mesh: Mesh) -> list[set[int]]:

@@ -9,7 +9,9 @@ from tiny_stages import settings
 
 from srlhfv_jax.config import GuardConfig, ScoresConfig
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.stages import cost, guard, labelled, reward, scores
+from srlhfv_jax.guard import train as guard
+from srlhfv_jax.runs import labelled
+from srlhfv_jax.supervised import cost, reward, scores
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ LINES = (
     ("parallel",),
     ("models", "hf"),
     ("checkpoint", "rollout", "training"),
-    ("report", "guard", "evaluation", "stages"),
+    ("runs",),
+    ("evaluation",),
+    ("supervised", "ppo_lag", "guard"),
+    ("report", "plan", "quickstart"),
     ("cli",),
     ("__main__",),
 )

@@ -21,7 +21,8 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_pretrained, peft
 from srlhfv_jax.models import lora
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.stages import ppo_lag, sft
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.supervised import sft
 
 LORA = LoraConfig(rank=3, alpha=4.5, targets=("text/layers/.*_proj",), int8=False, activated=False)
 EVERYWHERE = dataclasses.replace(LORA, targets=("text/layers/.*_proj", "vision/layers/"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from srlhfv_jax.batches import GuardBatch, PairBatch
-from srlhfv_jax.guard import model as guard_model
-from srlhfv_jax.stages import guard, scores
+from srlhfv_jax.guard import scoring as guard_model, train as guard
+from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import step
 
 B, D, A = 8, 4, 3

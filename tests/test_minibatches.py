@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from srlhfv_jax.config import MeshConfig
-from srlhfv_jax.parallel import hlo, hosts, minibatches
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.parallel.work import KINDS
+from srlhfv_jax.plan import hlo
+from srlhfv_jax.plan.count import KINDS
+from srlhfv_jax.ppo_lag import minibatches
 
 KEY = jax.random.key(3)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import heads, roles, vlm
+from srlhfv_jax.models import roles, score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 
 ROPE = RopeConfig(500.0)
@@ -23,8 +23,8 @@ def created(config, seed: int):
 
 def test_every_head_is_its_own_float32_dot_product():
     hidden_BTD = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.bfloat16)
-    made = heads.init(CONFIG, ("reward", "cost"), jax.random.key(1))
-    scores = heads.scores(made, hidden_BTD)
+    made = score_heads.init(CONFIG, ("reward", "cost"), jax.random.key(1))
+    scores = score_heads.scores(made, hidden_BTD)
     assert not np.allclose(made["reward"]["kernel"], made["cost"]["kernel"])
     for name in ("reward", "cost"):
         assert scores[name].shape == (2, 3) and scores[name].dtype == jnp.float32
@@ -34,7 +34,7 @@ def test_every_head_is_its_own_float32_dot_product():
 
 def test_heads_start_with_scores_of_unit_size():
     wide = VLMConfig("llama", TextConfig(9, 4096, 8, 1, 2, 2, 4, 1e-6, ROPE, True), None, None)
-    kernel_D = heads.init(wide, ("cost",), jax.random.key(2))["cost"]["kernel"]
+    kernel_D = score_heads.init(wide, ("cost",), jax.random.key(2))["cost"]["kernel"]
     assert abs(float(jnp.std(kernel_D)) * 4097**0.5 - 1) < 0.05
 
 

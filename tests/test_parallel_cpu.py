@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from srlhfv_jax.models import stack
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parallel.mesh import AXES
 
 
@@ -26,7 +26,7 @@ from srlhfv_jax.parallel.mesh import AXES
 def test_a_flag_is_added_unless_it_is_set(monkeypatch, before, after):
     monkeypatch.setenv("XLA_FLAGS", before)
     for _ in range(2):
-        cpu.set_flag(cpu.WIDE_VECTORS)
+        host_cpu.set_flag(host_cpu.WIDE_VECTORS)
         assert os.environ["XLA_FLAGS"] == after
 
 
@@ -44,12 +44,12 @@ def test_a_flag_is_added_unless_it_is_set(monkeypatch, before, after):
 def test_nothing_is_set_where_a_gpu_or_a_tpu_computes(tmp_path, monkeypatch, platforms, files, expected):
     for name in files:
         (tmp_path / name).touch()
-    monkeypatch.setattr(cpu, "DEVICE_FILES", [pattern.replace("/dev", str(tmp_path)) for pattern in cpu.DEVICE_FILES])
+    monkeypatch.setattr(host_cpu, "DEVICE_FILES", [pattern.replace("/dev", str(tmp_path)) for pattern in host_cpu.DEVICE_FILES])
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert cpu.is_accelerator() == expected
+    assert host_cpu.is_accelerator() == expected
     if not expected:
-        cpu.prepare()
+        host_cpu.prepare()
         assert os.environ["XLA_FLAGS"] == ""
 
 

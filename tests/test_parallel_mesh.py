@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec as P
 from srlhfv_jax.batches import Images
 from srlhfv_jax.config import MeshConfig, OptimizerConfig
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh, row_shards
@@ -36,7 +36,8 @@ MODEL = VLMConfig(
 def shapes():
     """Everything a trained tree can hold, as shapes."""
     return jax.eval_shape(
-        lambda key: {"backbone": vlm.init(MODEL, key), "heads": heads.init(MODEL, ("reward", "cost"), key)}, jax.random.key(0)
+        lambda key: {"backbone": vlm.init(MODEL, key), "heads": score_heads.init(MODEL, ("reward", "cost"), key)},
+        jax.random.key(0),
     )
 
 

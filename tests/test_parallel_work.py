@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from test_plan import ENVIRONMENT
 
 from srlhfv_jax.config import MeshConfig
-from srlhfv_jax.parallel import hlo, work
 from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.plan import count as work, hlo
 
 M, D, F = 24, 40, 56
 
@@ -142,7 +142,9 @@ def test_what_a_tpu_writes_differently_is_understood():
 
 def test_an_attribute_of_several_lines_belongs_to_its_instruction_and_hides_nothing_after_it():
     metadata = 'frontend_attributes={kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 512}"\n}}, backend_config='
-    found, main = hlo.parse(TPU_TEXT.replace('target="tpu_custom_call", backend_config=', f'target="tpu_custom_call", {metadata}'))
+    found, main = hlo.parse(
+        TPU_TEXT.replace('target="tpu_custom_call", backend_config=', f'target="tpu_custom_call", {metadata}')
+    )
     assert hlo.root(found[main]).name == "cut"
     assert '"flops":"11"' in found[main]["kernel"].attributes
     assert set(found) == set(hlo.parse(TPU_TEXT)[0])

@@ -12,8 +12,8 @@ from srlhfv_jax.cli import flags
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
-from srlhfv_jax.parallel import topology
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.plan import topology
 
 # A process of its own: the compiler for TPUs reads the environment once.
 WITHOUT_FLAGS = {name: value for name, value in ENVIRONMENT.items() if name != "XLA_FLAGS"}
@@ -115,7 +115,7 @@ def test_state_of_shared_roles_is_what_the_rules_of_thumb_say():
     import jax
 
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan_shapes
+    from srlhfv_jax.plan import shapes as plan_shapes
 
     settings = parse(PPOLagConfig, flags.load("ppo_lag.py"))
     mesh = make_mesh(dataclasses.replace(settings.mesh, fsdp=1))

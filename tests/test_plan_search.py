@@ -10,10 +10,10 @@ from srlhfv_jax.cli import flags
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
-from srlhfv_jax.parallel.topology import DEVICES
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.stages import plan_search as search
-from srlhfv_jax.stages.plan import Compiled, Plan
+from srlhfv_jax.plan import search
+from srlhfv_jax.plan.memory import Compiled, Plan
+from srlhfv_jax.plan.topology import DEVICES
 
 CONFIG = dataclasses.replace(published("HuggingFaceTB/SmolVLM-256M-Instruct"), dtype="bfloat16")
 DEVICE = DEVICES["v5e"]

@@ -16,9 +16,9 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import AXES
+from srlhfv_jax.ppo_lag import update as ppo
+from srlhfv_jax.ppo_lag.experience import Scoring, score
 from srlhfv_jax.rollout.generate import generate
-from srlhfv_jax.rollout.score import Scoring, score
-from srlhfv_jax.training import ppo
 
 R = 7
 PPO = PPOConfig(

@@ -19,10 +19,11 @@ from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.models import vlm
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.stages import ppo_lag, scores, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.supervised import scores, sft
 
 QUESTIONS = ("What is the capital of France?", "Name three fruits, and say of each where it grows.")
 IMAGE, PATCH = 48, 12

@@ -9,8 +9,7 @@ import pytest
 import tiny_vlm as tiny
 
 from srlhfv_jax.batches import PairBatch, SupervisedBatch
-from srlhfv_jax.models import vlm
-from srlhfv_jax.rollout import forward
+from srlhfv_jax.models import sequences, vlm
 
 B, R = 6, 7
 LOCAL = dataclasses.replace(tiny.CONFIG.text, window=4, local_layers=(1,))
@@ -41,13 +40,13 @@ def pairs(seed: int = 0) -> PairBatch:
 
 
 def together(config, tree, batch: PairBatch):
-    return forward.pair_scores(config, tree, batch, forward.encode(config, tree, batch.images))
+    return sequences.pair_scores(config, tree, batch, sequences.encode(config, tree, batch.images))
 
 
 def apart(config, tree, batch: PairBatch):
     def scores(side: int):
         rows = SupervisedBatch(*(x[:, side] for x in batch[:4]), batch.images)
-        return forward.end_scores(config, tree, rows, forward.encode(config, tree, batch.images))
+        return sequences.end_scores(config, tree, rows, sequences.encode(config, tree, batch.images))
 
     return jax.tree.map(lambda *ends: jnp.stack(ends, axis=1), scores(0), scores(1))
 
@@ -71,14 +70,14 @@ def test_one_sequence_scores_two_answers_as_two_sequences_do(name):
 
 def test_the_end_score_is_read_after_the_last_real_token_and_padding_changes_none():
     batch, tree = pairs(), tiny.scorer()
-    features = forward.encode(tiny.CONFIG, tree, batch.images)
+    features = sequences.encode(tiny.CONFIG, tree, batch.images)
     rows = SupervisedBatch(*(x[:, 1] for x in batch[:4]), batch.images)
     padded = rows._replace(**{name: jnp.pad(getattr(rows, name), ((0, 0), (0, 3))) for name in rows._fields[:4]})
-    everywhere = forward.response_scores(tiny.CONFIG, tree, rows, features)
+    everywhere = sequences.response_scores(tiny.CONFIG, tree, rows, features)
     lengths_B = np.array(rows.response_mask_BR).sum(1)
     assert len(set(lengths_B)) > 1
     for one in (rows, padded):
-        for name, score_B in forward.end_scores(tiny.CONFIG, tree, one, features).items():
+        for name, score_B in sequences.end_scores(tiny.CONFIG, tree, one, features).items():
             np.testing.assert_allclose(score_B, everywhere[name][np.arange(B), lengths_B], atol=2e-5)
 
 

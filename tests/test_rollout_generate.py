@@ -13,9 +13,10 @@ from tiny_vlm import CONFIG, EOS, IMAGE, PAD, VOCAB, VOCABULARY, backbone, promp
 from srlhfv_jax.batches import Rollout
 from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import lora, quantize, vlm
+from srlhfv_jax.models import lora, quantize, sequences, vlm
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.rollout import forward, sampling, selftest
+from srlhfv_jax.ppo_lag import selftest
+from srlhfv_jax.rollout import sampling
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
@@ -38,7 +39,7 @@ def sample(batch, *, seed=0, params=None, temperature=1.0, early_exit=True, leng
 
 
 def train_logp(params, rollout: Rollout, temperature: float = 1.0):
-    return forward.response_logp(
+    return sequences.response_logp(
         CONFIG, {"backbone": params}, rollout, rollout.features, temperature=temperature, never_V=VOCABULARY.never_V(VOCAB)
     )[0]
 

@@ -14,11 +14,13 @@ from tiny_vlm import CONFIG, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.config import LoraConfig, MeshConfig, PPOLagConfig, ScoresConfig
 from srlhfv_jax.models import attention, lora
-from srlhfv_jax.parallel import hlo, hosts, rules
+from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.plan import hlo, memory as plan, shapes as plan_shapes
+from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import generate
-from srlhfv_jax.stages import plan, plan_shapes, ppo_lag, scores
+from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import loop
 
 R = 5

@@ -16,7 +16,8 @@ from srlhfv_jax.data.quickstart import processor as task_processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.stages import cost, ppo_lag, reward, scores, sft
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.supervised import cost, reward, scores, sft
 
 
 def lines(workdir) -> list[dict]:

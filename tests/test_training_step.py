@@ -14,7 +14,7 @@ from optax import contrib
 from srlhfv_jax.config import OptimizerConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.parallel import parts, rules
+from srlhfv_jax.parallel import microbatches, rules
 from srlhfv_jax.training import optimizer, state, step
 
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32))
@@ -78,9 +78,9 @@ def test_low_precision_gradients_are_summed_in_float32():
 
 def test_parts_of_a_batch_are_strided_so_that_no_row_leaves_its_device():
     batch = {"x": jnp.arange(6), "none": None}
-    split = parts.split(batch, 3)
+    split = microbatches.split(batch, 3)
     np.testing.assert_array_equal(split["x"], [[0, 3], [1, 4], [2, 5]])
-    chex.assert_trees_all_equal(parts.join(split), batch)
+    chex.assert_trees_all_equal(microbatches.join(split), batch)
     with pytest.raises(UserError, match="config.microbatches 4 must divide the 6 rows"):
         accumulate(tiny.loss, tiny.initial(), ROWS[:6], 4)
 

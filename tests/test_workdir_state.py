@@ -13,7 +13,8 @@ from srlhfv_jax.config import QuickstartConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.stages import quickstart, setup
+from srlhfv_jax.quickstart import pipeline
+from srlhfv_jax.runs import setup
 from srlhfv_jax.training import loop, metrics
 
 DAMAGED = [
@@ -115,7 +116,7 @@ def test_a_stage_whose_done_json_is_damaged_is_run_again(tmp_path, short_quickst
         return {"loss": 0.125, "best": None, "nan": float("nan")}
 
     def start() -> dict:
-        return quickstart.Pipeline(short_quickstart, tmp_path).step("sft", run_stage)
+        return pipeline.Pipeline(short_quickstart, tmp_path).step("sft", run_stage)
 
     assert start()["loss"] == start()["loss"] == 0.125 and ran == ["sft"]
     path = tmp_path / "sft" / "done.json"
@@ -134,11 +135,11 @@ def test_a_stage_whose_done_json_is_damaged_is_run_again(tmp_path, short_quickst
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"\0" * 99])
 def test_damaged_rows_of_the_pipeline_are_one_line(tmp_path, content):
-    quickstart.write_rows(tmp_path / "pairs.parquet", [{"question": "a", "chosen": 1}])
-    assert quickstart.read_rows(tmp_path / "pairs.parquet") == [{"question": "a", "chosen": 1}]
+    pipeline.write_rows(tmp_path / "pairs.parquet", [{"question": "a", "chosen": 1}])
+    assert pipeline.read_rows(tmp_path / "pairs.parquet") == [{"question": "a", "chosen": 1}]
     (tmp_path / "pairs.parquet").write_bytes(content)
     with pytest.raises(UserError, match="is damaged .*: remove it and .*done.json, and run the same command again"):
-        quickstart.read_rows(tmp_path / "pairs.parquet")
+        pipeline.read_rows(tmp_path / "pairs.parquet")
 
 
 def test_what_killed_exports_left_is_removed_at_the_next_start(tmp_path):

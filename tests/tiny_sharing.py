@@ -11,8 +11,10 @@ from pathlib import Path
 from tiny_stages import numbers, settings
 
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.guard import train as guard
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.stages import guard, ppo_lag, scores, sft
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.supervised import scores, sft
 
 ROWS = 8
 HELD_OUT = 11  # two batches, the second with rows that only fill it up

@@ -9,8 +9,8 @@ from srlhfv_jax.cli import flags
 from srlhfv_jax.config import ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import processor as task_processor, rows as task_rows
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.stages import scores, sft
-from srlhfv_jax.stages.quickstart import write_rows
+from srlhfv_jax.quickstart.pipeline import write_rows
+from srlhfv_jax.supervised import scores, sft
 
 
 def settings(kind, command: str, **changes):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srlhfv_jax.batches import Images, PromptBatch
-from srlhfv_jax.models import heads, vlm
+from srlhfv_jax.models import score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.rollout.generate import Vocabulary
 
@@ -42,7 +42,7 @@ def backbone(seed: int = 0, config: VLMConfig = CONFIG):
 
 
 def scorer(seed: int = 0, names: tuple[str, ...] = ("reward", "cost")):
-    return {"backbone": backbone(seed), "heads": heads.init(CONFIG, names, jax.random.key(seed + 7))}
+    return {"backbone": backbone(seed), "heads": score_heads.init(CONFIG, names, jax.random.key(seed + 7))}
 
 
 def prompts(rows: int = 6, length: int = 11, seed: int = 0, pad: int = 0) -> PromptBatch:

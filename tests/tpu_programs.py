@@ -16,10 +16,10 @@ from tiny_stages import settings
 from srlhfv_jax.config import MeshConfig, PPOLagConfig
 from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VisionConfig
-from srlhfv_jax.parallel import hlo, rules, topology
+from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.parallel.work import KINDS
-from srlhfv_jax.stages import plan
+from srlhfv_jax.plan import hlo, memory as plan, topology
+from srlhfv_jax.plan.count import KINDS
 
 # One head, as wide as the kernel for attention wants it.
 TEXT = dataclasses.replace(tiny_vlm.CONFIG.text, width=128, mlp=128, heads=1, kv_heads=1, head_dim=128)

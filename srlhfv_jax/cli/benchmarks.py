@@ -21,19 +21,19 @@ from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.cli.evaluate import check_heads, named_paths
 from srlhfv_jax.config import EvaluateConfig, choose
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import benchmark_answers, benchmark_numbers, rules
-from srlhfv_jax.evaluation.benchmark_numbers import Answered
-from srlhfv_jax.evaluation.benchmarks import suites
-from srlhfv_jax.evaluation.benchmarks.case import Case, Read, picture, sample
+from srlhfv_jax.evaluation import rules
 from srlhfv_jax.evaluation.journal import Journal
-from srlhfv_jax.evaluation.judging import pairs
+from srlhfv_jax.evaluation.judging import pairwise
 from srlhfv_jax.evaluation.judging.client import Client
 from srlhfv_jax.evaluation.judging.endpoint import EndpointJudge, api_key
 from srlhfv_jax.evaluation.judging.recorded import recorded
 from srlhfv_jax.evaluation.judging.store import Store
 from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Opinion, judge_all
+from srlhfv_jax.evaluation.suites import answers as benchmark_answers, numbers as benchmark_numbers, published as suites
+from srlhfv_jax.evaluation.suites.case import Case, Read, picture, sample
+from srlhfv_jax.evaluation.suites.numbers import Answered
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.stages import unread
+from srlhfv_jax.runs import unread
 
 TABLE, JUDGED, VERDICTS, ANSWERS = "benchmarks.md", "judged.jsonl", "verdicts.jsonl", "answers"
 READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
@@ -84,7 +84,7 @@ def _check(settings: EvaluateConfig, policies: dict[str, str]) -> None:
 
 def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.stages import given
+    from srlhfv_jax.runs import given
 
     reader = _reader(settings, workdir)
     for path in policies.values():
@@ -189,7 +189,8 @@ def _sample(
     wanted: dict[tuple[str, int], list[Case]],
     kept: benchmark_answers.Kept,
 ) -> None:
-    from srlhfv_jax.stages import benchmarks, setup
+    from srlhfv_jax.evaluation import run_suites as benchmarks
+    from srlhfv_jax.runs import setup
 
     mesh = _mesh(settings)
     loaded = setup.load(path, settings.model, mesh)
@@ -260,7 +261,8 @@ def _place(wanted: Wanted) -> tuple[str, str, str]:
 def _opinions(settings: EvaluateConfig, reader: Judge | None, wanted: list[Wanted]) -> list[Opinion | None]:
     """What the judge says of each text."""
     if settings.judge == "models" and wanted:
-        from srlhfv_jax.stages import benchmarks, setup
+        from srlhfv_jax.evaluation import run_suites as benchmarks
+        from srlhfv_jax.runs import setup
 
         mesh = _mesh(settings)
         loaded = setup.load(settings.scorer, settings.model, mesh)
@@ -309,7 +311,7 @@ def _pairwise(settings: EvaluateConfig, reader: Judge | None, rows: dict[str, di
             if not matched:
                 continue
             if reader is None:
-                both = [pairs.from_opinions(a.opinion, b.opinion, identical=a.answer == b.answer) for a, b in matched]
+                both = [pairwise.from_opinions(a.opinion, b.opinion, identical=a.answer == b.answer) for a, b in matched]
             else:
                 both = judge_all(
                     functools.partial(_both_orders, reader, name),
@@ -317,15 +319,15 @@ def _pairwise(settings: EvaluateConfig, reader: Judge | None, rows: dict[str, di
                     workers=settings.endpoint.workers,
                     progress=_told("pairs", len(matched)),
                 )
-            numbers = pairs.pair_metrics(both, [len(a.answer) - len(b.answer) for a, b in matched])
+            numbers = pairwise.pair_metrics(both, [len(a.answer) - len(b.answer) for a, b in matched])
             found |= {f"{policy}.vs_{baseline}.{name}.{key}": value for key, value in numbers.items()}
     return found
 
 
-def _both_orders(reader: Judge, name: str, matched: tuple[Answered, Answered]) -> pairs.BothOrders | None:
+def _both_orders(reader: Judge, name: str, matched: tuple[Answered, Answered]) -> pairwise.BothOrders | None:
     a, b = matched
     asked = _asked(name, a.case, a.answer, b.answer)
-    return pairs.combine([reader(order) for order in pairs.orders(asked)])
+    return pairwise.combine([reader(order) for order in pairwise.orders(asked)])
 
 
 def _matched(rows: list[Answered], baseline: list[Answered]) -> list[tuple[Answered, Answered]]:

@@ -22,7 +22,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 
 ANY_LENGTH = 1 << 20
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         return
     values = _flags()
     flags.read(values, "evaluate", argv, __doc__)
-    cpu.prepare()
+    host_cpu.prepare()
     flags.required(values, "workdir")
     scorers = [path for path in values.scorer.split(",") if path]
     if values.pairs and not scorers:
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 def _check_given(values: absl_flags.FlagValues, scorers: list[str]) -> None:
     """Open all that is to be read before the first weights are: the last of them may be needed hours later."""
     from srlhfv_jax.data import sources
-    from srlhfv_jax.stages import given
+    from srlhfv_jax.runs import given
 
     if values.policies or not values.pairs:
         flags.required(values, "policies", "data")
@@ -149,7 +149,8 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
     """Sample every policy, then score, then compare: one model in memory at a time."""
     import jax
 
-    from srlhfv_jax.evaluation import compare, judges, records
+    from srlhfv_jax.evaluation import compare, records
+    from srlhfv_jax.evaluation.judging import choose as judges
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.rollout.generate import generate
 
@@ -183,7 +184,7 @@ def _evaluate(values: absl_flags.FlagValues, policies: dict[str, str], scorers: 
 
 def _measure_scorer(values: absl_flags.FlagValues, scorers: list[str]) -> dict[str, float]:
     """Reward and cost models on labelled pairs; lengths are those of the pairs."""
-    from srlhfv_jax.stages import scorers as measured
+    from srlhfv_jax.supervised import measure as measured
 
     mesh, model = _mesh(values), inference(values.dtype)
     data = dataclasses.replace(_data(values, values.pairs), prompt_length=0, response_length=0)
@@ -222,7 +223,7 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
     from srlhfv_jax.evaluation.policies import sample_answers
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.rollout.sampling import Sampling
-    from srlhfv_jax.stages import setup
+    from srlhfv_jax.runs import setup
     from srlhfv_jax.training import state as states
 
     loaded = setup.load(path, model, mesh)
@@ -253,7 +254,7 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
 
 def _prompts(data: DataConfig, loaded: Any):
     """Rows to answer; P is that of the longest prompt unless it was given."""
-    from srlhfv_jax.stages import setup
+    from srlhfv_jax.runs import setup
 
     if data.prompt_length:
         return setup.prepare("prompts", data, loaded)
@@ -265,7 +266,7 @@ def _prompts(data: DataConfig, loaded: Any):
 def check_heads(path: str, model: ModelConfig) -> None:
     """Raise UserError, before any answer is sampled, unless the checkpoint has score heads."""
     from srlhfv_jax.hf.load import checkpoint_folder, load_heads
-    from srlhfv_jax.stages import setup
+    from srlhfv_jax.runs import setup
 
     if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path), mesh=None):
         raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
@@ -280,10 +281,10 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
     import jax
 
     from srlhfv_jax.data.chat import codec
-    from srlhfv_jax.evaluation.judges import model_scores
+    from srlhfv_jax.evaluation.judging.choose import model_scores
+    from srlhfv_jax.models import sequences
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.rollout import forward
-    from srlhfv_jax.stages import setup
+    from srlhfv_jax.runs import setup
 
     loaded = setup.load(path, model, mesh)
     vocabulary = codec(loaded.processor).tokenizer.get_vocab()
@@ -291,7 +292,7 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
 
     @jax.jit
     def ends(tree, rollout, images):
-        return forward.end_scores(loaded.config, tree, rollout, forward.encode(loaded.config, tree, images))
+        return sequences.end_scores(loaded.config, tree, rollout, sequences.encode(loaded.config, tree, images))
 
     own = hosts.own_rows(data.batch_size, mesh)
 

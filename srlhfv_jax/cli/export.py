@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out} exists: give a folder that does not")
     from srlhfv_jax import hf
     from srlhfv_jax.hf import export, load, weights
-    from srlhfv_jax.stages import unfinished
+    from srlhfv_jax.runs import unfinished
 
     export.clear(out.absolute().parent)
     if unfinished.is_unfinished(Path(values.workdir)):
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 def _unfinished(values: absl_flags.FlagValues, out: Path) -> None:
     """The newest checkpoint of a run."""
     from srlhfv_jax import hf
-    from srlhfv_jax.stages import unfinished
+    from srlhfv_jax.runs import unfinished
 
     run = unfinished.read(Path(values.workdir))
     hf.export_pretrained(

@@ -24,7 +24,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 
 Answer = Callable[[Sequence[Any], int], list[dict[str, Any]]]  # (prompts, number of the call) -> a line for each
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     flags.required(values, "policy")
     if (values.prompt is None) == (values.data is None):
         raise UserError("srlhfv generate needs either --prompt (and --image), or --data and --out")
-    cpu.prepare()
+    host_cpu.prepare()
     from srlhfv_jax.parallel import hosts
 
     hosts.initialize()
@@ -149,10 +149,12 @@ def _write(values: absl_flags.FlagValues, out: Path) -> tuple[Counter[str], int]
 
 def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
     """Policy and guard as one function: a line ({"answer", ...} or {"dropped"}) for each prompt."""
+    from srlhfv_jax.evaluation import generating
+    from srlhfv_jax.guard import checks as moderating
     from srlhfv_jax.guard.regenerate import guarded_generate
     from srlhfv_jax.guard.service.models import guarded_json
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.stages import generating, given, moderating
+    from srlhfv_jax.runs import given
 
     given.check_checkpoint(values.policy, "--policy")
     if values.guard:

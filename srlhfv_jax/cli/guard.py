@@ -8,6 +8,6 @@ def main(argv: list[str]) -> None:
     settings, workdir = flags.stage("guard", GuardConfig, argv, __doc__)
     stage.given(settings.init, "config.init", "a Hugging Face folder, an export, or the workdir of an earlier stage")
     stage.given(settings.data.path, "config.data.path", "rows with safety labels")
-    from srlhfv_jax.stages import guard
+    from srlhfv_jax.guard import train as guard
 
     stage.run(guard.run, settings, workdir)

@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import flags
 from srlhfv_jax.cli.generate import given_image, one_device
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 
 
 def main(argv: list[str]) -> None:
@@ -26,11 +26,11 @@ def main(argv: list[str]) -> None:
     absl_flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and activations", flag_values=values)
     flags.read(values, "moderate", argv, __doc__)
     flags.required(values, "guard", "prompt")
-    cpu.prepare()
+    host_cpu.prepare()
     image = given_image(values.image)
+    from srlhfv_jax.guard import checks as moderating
     from srlhfv_jax.guard.service.models import moderate_with
     from srlhfv_jax.guard.service.requests import Moderation, Refused
-    from srlhfv_jax.stages import moderating
 
     checks = moderating.load(values.guard, one_device(), dtype=values.dtype, batch_size=1)
     (found,) = moderate_with(*checks)([Moderation(values.prompt, values.response, image)])

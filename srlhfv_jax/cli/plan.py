@@ -39,9 +39,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform
-    from srlhfv_jax.parallel import topology
     from srlhfv_jax.parallel.mesh import make_mesh
-    from srlhfv_jax.stages import plan, plan_search, plan_table
+    from srlhfv_jax.plan import memory as plan, search as plan_search, table as plan_table, topology
     from srlhfv_jax.training.metrics import write_result
 
     device, devices = topology.device(values.topology), topology.devices(values.topology)

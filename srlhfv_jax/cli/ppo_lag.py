@@ -14,6 +14,6 @@ def main(argv: list[str]) -> None:
     stage.given(settings.data.path, "config.data.path", "rows with a question")
     if not settings.scorer and not (settings.reward and settings.cost):
         raise UserError("give config.scorer (the workdir of `srlhfv scores`), or both config.reward and config.cost")
-    from srlhfv_jax.stages import ppo_lag
+    from srlhfv_jax.ppo_lag import run as ppo_lag
 
     stage.run(ppo_lag.run, settings, workdir)

@@ -12,15 +12,15 @@ from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.config import QuickstartConfig
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.stages import unread
+from srlhfv_jax.runs import unread
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
 
 def main(argv: list[str]) -> None:
-    cpu.prepare()
+    host_cpu.prepare()
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", "runs/quickstart", flags.WORKDIR, flag_values=values)
     absl_flags.DEFINE_integer("seed", None, "seed of everything; default: config.seed", flag_values=values)
@@ -46,11 +46,11 @@ def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
     stage.check_unchanged(settings, workdir)
     _cache_compilations(workdir)
     from srlhfv_jax.parallel import hosts
+    from srlhfv_jax.quickstart import pipeline
     from srlhfv_jax.report import targets
     from srlhfv_jax.report.build import write_report
-    from srlhfv_jax.stages import quickstart
 
-    result = quickstart.run(settings, workdir, sweep=sweep)
+    result = pipeline.run(settings, workdir, sweep=sweep)
     if hosts.process_index() > 0:
         return
     for outcome in targets.check(result):

@@ -31,19 +31,20 @@ from srlhfv_jax.cli.generate import one_device
 from srlhfv_jax.config import DataConfig, inference
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service.limits import MIB, Limits
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 
 
 def main(argv: list[str]) -> None:
     values = _flags()
     flags.read(values, "serve", argv, __doc__)
     flags.required(values, "guard")
-    cpu.prepare()
+    host_cpu.prepare()
     try:
         from srlhfv_jax.guard.service import app, models, server
     except ImportError as error:
         raise UserError(f"the server needs {error.name}: pip install 'srlhfv-jax[serve]'") from error
-    from srlhfv_jax.stages import given, moderating
+    from srlhfv_jax.guard import checks as moderating
+    from srlhfv_jax.runs import given
 
     limits, access = _limits(values), _access(values)
     mesh = one_device()
@@ -74,8 +75,8 @@ def main(argv: list[str]) -> None:
 
 def _generate(values: absl_flags.FlagValues, limits: Limits, mesh: Any, checks: Any) -> Any:
     """The policy under the guard, as the application calls it."""
+    from srlhfv_jax.evaluation import generating
     from srlhfv_jax.guard.service import models
-    from srlhfv_jax.stages import generating
 
     data = DataConfig(
         path="",

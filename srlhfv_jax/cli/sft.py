@@ -8,6 +8,6 @@ def main(argv: list[str]) -> None:
     settings, workdir = flags.stage("sft", SFTConfig, argv, __doc__)
     stage.given(settings.init, "config.init", "a Hugging Face folder, an export, or the workdir of an earlier stage")
     stage.given(settings.data.path, "config.data.path", "rows with a question and a response")
-    from srlhfv_jax.stages import sft
+    from srlhfv_jax.supervised import sft
 
     stage.run(sft.run, settings, workdir)

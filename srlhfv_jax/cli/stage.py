@@ -20,10 +20,10 @@ def run(stage: Callable[[Any, Path], dict[str, Any]], settings: Any, workdir: Pa
     result.json gets `seconds`, those of the last start, beside the numbers of the stage.
     """
     from srlhfv_jax.checkpoint import lock
-    from srlhfv_jax.parallel import cpu, hosts
+    from srlhfv_jax.parallel import host_cpu, hosts
     from srlhfv_jax.training import metrics
 
-    cpu.prepare()
+    host_cpu.prepare()
     hosts.initialize()
     with lock.held(workdir):
         check_unchanged(settings, workdir)

@@ -136,7 +136,9 @@ def limited(reader: Reader, max_pixels: int) -> Reader:
     if not max_pixels:
         return reader
     if reader.one_size:
-        raise UserError(f"data.max_pixels {max_pixels} would be ignored: pictures of this checkpoint have one size; leave it at 0")
+        raise UserError(
+            f"data.max_pixels {max_pixels} would be ignored: pictures of this checkpoint have one size; leave it at 0"
+        )
     settings, tile = reader.image_processor.to_dict(), reader.side * reader.patch
     if reader.family == "llava_next":
         pinpoints = tuple(size for size in reader.pinpoints if math.prod(size) <= max_pixels)

@@ -14,7 +14,7 @@ from srlhfv_jax.data.quickstart.oracle import Verdict
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.answers import Answers, aligned, length_metrics
-from srlhfv_jax.evaluation.judges import COST, REWARD, judge_metrics
+from srlhfv_jax.evaluation.judging.choose import COST, REWARD, judge_metrics
 from srlhfv_jax.evaluation.oracle import oracle_metrics, verdicts
 from srlhfv_jax.evaluation.quadrants import four_quadrants, score_verdicts, win_rates
 

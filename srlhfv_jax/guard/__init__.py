@@ -3,7 +3,7 @@
 The paper (arXiv 2503.17682) describes what its guard does, not how it is made: heads, losses and thresholds are our own design.
 """
 
-from srlhfv_jax.guard.guard import Guard
+from srlhfv_jax.guard.judge import Guard
 from srlhfv_jax.guard.regenerate import guarded_generate
 from srlhfv_jax.guard.verdict import Guarded, Prompt, Round, Verdict
 

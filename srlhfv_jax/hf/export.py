@@ -59,7 +59,7 @@ def export_pretrained(
             and is named: the base, or what the base lies over.
         heads: score heads, written to score_heads.safetensors.
         meta: more facts for score_heads.json.
-        guard: the guard's heads (models/guard.py), written to guard_heads.safetensors.
+        guard: the guard's heads (models/guard_heads.py), written to guard_heads.safetensors.
         guard_meta: what guard.json says of them: taxonomy, thresholds, ...
         card: the text of README.md; None: there is none.
         dtype: of the weights in the files, "float32" or "bfloat16"; None: as they are in memory.

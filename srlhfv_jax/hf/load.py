@@ -20,11 +20,10 @@ from srlhfv_jax.files import read_json, take
 from srlhfv_jax.hf import hub, leaves, names, own_files, peft, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.processor import load_processor
-from srlhfv_jax.models import guard, lora, vlm
+from srlhfv_jax.models import guard_heads, lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads
-
 
 ROWS_AT_ONCE = 1 << 13
 LONGEST_REPORT = 400  # characters
@@ -228,7 +227,7 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
             f"{meta}: thresholds must be of {' and '.join(GUARD_PARTS)}, max_pixels 0 or more, got {shown(described)}"
         )
     count = len(described["categories"])
-    wanted = {"severity.kernel": (config.text.width,), "severity.bias": (guard.THRESHOLDS,)}
+    wanted = {"severity.kernel": (config.text.width,), "severity.bias": (guard_heads.THRESHOLDS,)}
     wanted |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
     tensors = weights.open_file(path)
     found = {name: tensor.shape for name, tensor in tensors.items()}

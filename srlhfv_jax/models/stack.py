@@ -3,7 +3,7 @@
 `unroll` trades compile time for the copies a scan makes of its slices; a whole stack unrolled may also be given as one tree per
 layer (`split`), and its layers know their own index, so that they may differ. `remat` says what the
 backward pass computes again instead of keeping: "none"; "dots", everything but products with kernels and fused attention; "layer",
-everything, for about a third more work. On CPU it needs `parallel/cpu.py`.
+everything, for about a third more work. On CPU it needs `parallel/host_cpu.py`.
 """
 
 import functools

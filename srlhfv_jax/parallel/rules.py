@@ -1,6 +1,6 @@
 """Which parameter lies where: a table of (pattern on the parameter's path, PartitionSpec), and the functions that apply it.
 
-The table covers the parameter tree of models/ (docs in models/vlm.py and models/heads.py). The same patterns find the moments of
+The table covers the parameter tree of models/ (docs in models/vlm.py and models/score_heads.py). The same patterns find the moments of
 the optimizer, whose paths end in the parameter's path, so that one table places a whole train state. A dimension that an axis
 does not divide is left whole: `specs` drops the axis and `table` shows it.
 """

@@ -14,7 +14,7 @@ from srlhfv_jax.batches import Features, PromptBatch, Rollout
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import parts
+from srlhfv_jax.parallel import microbatches as parts
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
 

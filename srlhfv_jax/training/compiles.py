@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from srlhfv_jax.parallel import cpu, rules
+from srlhfv_jax.parallel import host_cpu, rules
 
 SECONDS = 1.0  # what compiles faster is nobody's trouble
 
@@ -38,7 +38,7 @@ class Watch:
         self._where, self._changed = f"evaluation after step {step}", "rows of other shapes"
 
     def _heard(self, event: str, seconds: float, *, fun_name: str = "", **_: Any) -> None:
-        if event != cpu.COMPILED:
+        if event != host_cpu.COMPILED:
             return
         cause = (self._changed or "arguments of another kind or place") if fun_name in self._known else "its first call"
         self._known.add(fun_name)

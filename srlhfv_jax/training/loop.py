@@ -25,7 +25,6 @@ from srlhfv_jax.training.compiles import Watch
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.progress import Progress
 
-
 UNEVALUATED = "unevaluated"  # among the notes of a checkpoint whose evaluation failed
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from srlhfv_jax import files
 from srlhfv_jax.parallel import hosts
 
-
 ADVICE = "remove that line"
 
 

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.parallel import parts, rules
+from srlhfv_jax.parallel import microbatches as parts, rules
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]

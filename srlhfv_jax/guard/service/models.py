@@ -6,8 +6,7 @@ from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, guarded_generate
-from srlhfv_jax.guard.service.requests import Answer, Generation, Moderate, Moderation, Refused
-from srlhfv_jax.guard.service.requests import Generate as AnswerAll
+from srlhfv_jax.guard.service.requests import Answer, Generate as AnswerAll, Generation, Moderate, Moderation, Refused
 from srlhfv_jax.guard.verdict import Guarded, Prompt, Verdict
 
 # Why a model cannot read (pictures, question, answer or None); None where it can.

@@ -1,0 +1,326 @@
+"""The guard: how severe the harm of a question, or of an answer to it, is, and of which kinds. Our own design (losses/severity.py).
+
+rows -> questions and answers (data/guard_rows.py) -> severity and category heads, trained with their backbone -> thresholds on
+P(unsafe) from held-out rows -> numbers on other held-out rows -> export
+
+With `config.pairs.path`, reward and cost heads are trained beside it on the same backbone: the export is a guard and a scorer.
+"""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from srlhfv_jax.batches import GuardBatch, PairBatch
+from srlhfv_jax.config import DataConfig, GuardConfig, choose
+from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard import measure as guards, scoring as guard_model
+from srlhfv_jax.guard.verdict import SEVERITIES
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.losses import masked, severity as losses
+from srlhfv_jax.models import guard_heads, roles
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.runs import given, labelled, setup
+from srlhfv_jax.supervised import scores, train as supervised
+from srlhfv_jax.training import optimizer as optimizers, state as states
+
+SCORES = ("reward", "cost")
+CHANCE = 0.5  # the threshold where no rows calibrate it
+
+
+class Judged(NamedTuple):
+    """Held-out questions and answers, and what the guard says of them."""
+
+    severity_BJ: np.ndarray  # P(severity > k)
+    category_BA: np.ndarray
+    labels: tuple[np.ndarray, ...]  # guard_rows.arrays, without its axis Q
+    is_part: dict[str, np.ndarray]  # part -> which of them are of it
+    groups: tuple[str, ...]
+
+
+def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
+    """Train, calibrate and export to WORKDIR/export; returns the last step's numbers, `threshold.PART`, and where rows are given
+    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `evaluation.guards.metrics`, and for held-out pairs
+    those of `stages.scores`.
+
+    Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
+    """
+    for part in settings.parts:
+        choose(part, "config.parts", *guard_rows.PARTS)
+    choose(settings.thresholds, "config.thresholds", "each", "one")
+    if not settings.parts:
+        raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
+    categories, joint = taxonomies.categories(settings.taxonomy), bool(settings.pairs.path)
+    choose(settings.pairs.sign, "config.pairs.sign", "label", "graded")
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    if joint:
+        hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
+    given.check_checkpoint(settings.init, "config.init")
+    rows = _rows(settings, setup.load_shape(settings.init, settings.model))
+    known = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
+    counts = labelled.check(settings.data.path, known)
+    if joint:
+        known = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
+        counts |= labelled.check(settings.pairs.path, known)
+    model = setup.load_init(settings, started.mesh)
+    setup.check_closing(model, *rows.values())
+    weights = _weights(rows["data"], settings.balance)
+    heads = _start_heads(model.config, rows["data"], weights, states.key(settings.seed, 0, "guard"))
+    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    tree |= {"guard": rules.replicate(heads, started.mesh)}
+    if joint:
+        tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
+    setup.describe_parameters("guard", tree, started.mesh)
+    batches = setup.batches(rows["data"], settings.data, settings.seed, started.mesh)
+    if joint:
+        pairs = setup.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
+        batches = loader.Together(guard=batches, pairs=pairs)
+    tree = supervised.train(
+        "guard",
+        settings,
+        started,
+        tree,
+        batches,
+        functools.partial(joint_loss if joint else loss, model.config, weights, settings),
+        show=("loss", "severity_accuracy", "category_accuracy") + (("reward_accuracy", "cost_sign_accuracy") if joint else ()),
+        base=base,
+    )
+    tree |= {"guard": _unweighted(tree["guard"], weights)}
+    trained, exported = optimizers.trainable(settings.optimizer, tree), tree
+    if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
+        exported = tree | {"heads": model.heads}
+    result = supervised.last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
+    about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, CHANCE)
+    uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
+    setup.export_run(
+        started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated
+    )
+    whole = roles.whole(base, tree)
+    held = functools.partial(said, settings, model, whole, started.mesh)
+    if settings.calibration:
+        thresholds = calibrate(held(rows["calibration"]), settings)
+        about |= {"thresholds": thresholds, "false_positive_rate": settings.false_positive_rate}
+    else:
+        about = uncalibrated
+    result |= {f"threshold.{part}": value for part, value in thresholds.items()}
+    setup.finish(started, "guard", result, guard=about)
+    if settings.evaluation:
+        result |= evaluate(held(rows["evaluation"]), thresholds, categories)
+    if "pairs.evaluation" in rows:
+        result |= scores.evaluate(model.config, whole, rows["pairs.evaluation"], pair_data(settings), started.mesh)
+    return setup.finish(started, "guard", result)
+
+
+def so_far(settings: GuardConfig, heads: guard_heads.Heads, rows: loader.Prepared) -> tuple[guard_heads.Heads, dict[str, Any]]:
+    """A guard in the middle of its training, as one whose thresholds are not set: its heads, and what guard.json says of them."""
+    unset = {"thresholds": dict.fromkeys(settings.parts, CHANCE), "false_positive_rate": None}
+    return _unweighted(heads, _weights(rows, settings.balance)), _about(settings, rows) | unset
+
+
+def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared]:
+    """All that this run reads, by setting: opened and checked before any weights."""
+    rows, pairs = {"data": prepare(settings, settings.data, shape)}, settings.pairs
+    for name, path, split in (
+        ("calibration", settings.calibration, settings.calibration_split),
+        ("evaluation", settings.evaluation, settings.evaluation_split),
+    ):
+        if path:
+            rows[name] = prepare(settings, given.elsewhere(settings.data, path, split), shape)
+            given.check_held_out(f"config.{name}", rows[name], rows["data"])
+    if pairs.path:
+        rows["pairs"] = setup.prepare("pairs", pair_data(settings), shape, sign=pairs.sign)
+    if pairs.path and pairs.evaluation:
+        data = given.elsewhere(pair_data(settings), pairs.evaluation, pairs.evaluation_split)
+        rows["pairs.evaluation"] = setup.prepare("pairs", data, shape, sign=pairs.sign)
+        given.check_held_out("config.pairs.evaluation", rows["pairs.evaluation"], rows["pairs"])
+    return rows
+
+
+def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loader.Prepared:
+    """The items of the wanted parts; says what was left out and why.
+
+    Raises:
+        UserError: as `setup.prepare`, or no row has labels.
+    """
+    categories = taxonomies.categories(settings.taxonomy)
+    examples = sources.load_examples(data)
+    found, drops = guard_rows.expand(examples, categories, settings.parts)
+    if not found.items:
+        raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_drops(drops)})")
+
+    def fit(items: guard_rows.GuardExamples) -> loader.Prepared:
+        labels = [item.labels for item in items.items]
+        return loader.fit("guard", items, model.processor, data, labels=labels, categories=categories)
+
+    rows = fit(found)
+    lost = [drop for drop in rows.dropped if found.items[drop.row].side is not None]
+    if lost:
+        drops = drops + Counter(drop.reason for drop in lost)
+        rows = fit(guard_rows.questions_alone(found, {drop.row for drop in lost}))
+    if rows.room is not None:
+        setup.check_pictures(model, rows.codec.reader)
+    setup.check_closing(model, rows)
+    judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
+    hosts.say(
+        f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "
+        f"{sources.describe_drops(examples.drops + drops + rows.drops)}"
+    )
+    return rows
+
+
+def pair_data(settings: GuardConfig) -> DataConfig:
+    """Where the pairs of reward and cost heads come from."""
+    pairs = settings.pairs
+    return dataclasses.replace(given.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
+
+
+def loss(
+    config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], settings: GuardConfig, tree: Any, batch: GuardBatch
+) -> masked.Loss:
+    """L = L_severity + category_weight L_categories: two terms, each the mean over its own known entries."""
+    severity_BQJ, category_BQA = guard_model.logits(config, tree, batch)
+    severity = _binary(severity_BQJ, batch.exceeds_BQJ, batch.exceeds_known_BQJ, weights[0])
+    kinds = _binary(category_BQA, batch.category_BQA, batch.category_known_BQA, weights[1])
+    metrics = {
+        "severity_loss": (severity.sum, severity.count),
+        "severity_accuracy": severity.metrics["accuracy"],
+        "category_loss": (kinds.sum, kinds.count),
+        "category_accuracy": kinds.metrics["accuracy"],
+    }
+    return masked.Loss(
+        {"severity": severity.sum, "categories": settings.category_weight * kinds.sum},
+        {"severity": severity.count, "categories": kinds.count},
+        metrics,
+    )
+
+
+def _binary(*arrays: np.ndarray | jax.Array) -> masked.Loss:
+    """Of logits, labels and which are known, [B, 2, A] each, and class weights."""
+    return losses.binary(*(x.reshape(-1, x.shape[-1]) for x in arrays))
+
+
+def joint_loss(
+    config: VLMConfig,
+    weights: tuple[np.ndarray, np.ndarray],
+    settings: GuardConfig,
+    tree: Any,
+    batch: tuple[GuardBatch, PairBatch],
+) -> masked.Loss:
+    """L = L_guard + pairs.coef (L_RM + L_CM): three heads on one backbone, each with rows of its own."""
+    judged = loss(config, weights, settings, tree, batch[0])
+    scored = scores.loss(config, settings.pairs, tree, batch[1])
+    weighted = {name: settings.pairs.coef * total for name, total in scored.sum.items()}
+    return masked.Loss(judged.sum | weighted, judged.count | scored.count, judged.metrics | scored.metrics)
+
+
+def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
+    """Every question and answer of the rows of a path, in order."""
+    return said(settings, model, tree, mesh, prepare(settings, dataclasses.replace(settings.data, path=path), model))
+
+
+def said(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, rows: loader.Prepared) -> Judged:
+    """The same of rows that were prepared."""
+    data = settings.data
+    severity_BQJ, category_BQA = guard_model.probabilities(
+        jax.jit(functools.partial(guard_model.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
+        tree,
+        setup.in_order(rows, data, mesh),
+    )
+    given = [rows.labels[row.row] for row in rows.rows]
+    judged_BQ = np.array([[labels != guard_rows.UNKNOWN for labels in both] for both in given])
+    row_B, part_B = np.nonzero(judged_BQ)
+    return Judged(
+        severity_BQJ[judged_BQ],
+        category_BQA[judged_BQ],
+        tuple(array[judged_BQ] for array in guard_rows.arrays(given, rows.categories)),
+        {part: part_B == index for index, part in enumerate(guard_rows.PARTS)},
+        tuple(rows.rows[row].example.meta.get("category", "") for row in row_B),
+    )
+
+
+def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
+    """Part -> threshold on P(unsafe), for `settings.false_positive_rate`.
+
+    With one for all parts that rate is of all their rows. At an equal probability the next false alarm buys equally many
+    detections in either part (Neyman and Pearson): no other split of the alarms detects more, if the probabilities are right.
+    """
+    unsafe_B, known_B = judged.labels[0][:, 0], judged.labels[1][:, 0]
+
+    def threshold(rows: np.ndarray) -> float:
+        return guards.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
+
+    if settings.thresholds == "one":
+        return dict.fromkeys(settings.parts, threshold(known_B))
+    return {part: threshold(judged.is_part[part] & known_B) for part in settings.parts}
+
+
+def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[str]) -> dict[str, float]:
+    """`guard.*` over all rows, and `guard.PART.*`."""
+    threshold_B = np.zeros(len(judged.severity_BJ))
+    for part, value in thresholds.items():
+        threshold_B[judged.is_part[part]] = value
+    level_B = guard_model.levels(judged.severity_BJ, threshold_B)
+    numbers = {}
+    everything = {"guard": np.ones(len(level_B), bool)} | {f"guard.{part}": judged.is_part[part] for part in thresholds}
+    for name, rows in everything.items():
+        found = guards.metrics(
+            judged.severity_BJ[rows],
+            judged.category_BA[rows],
+            level_B[rows],
+            threshold_B[rows],
+            tuple(array[rows] for array in judged.labels),
+            categories,
+            [group for group, own in zip(judged.groups, rows) if own],
+        )
+        numbers |= {f"{name}.{key}": value for key, value in found.items()}
+    return numbers
+
+
+def _start_heads(
+    config: VLMConfig, rows: loader.Prepared, weights: tuple[np.ndarray, np.ndarray], key: jax.Array
+) -> guard_heads.Heads:
+    """Fresh heads whose biases are the log-odds of the rows, as weighted: training has only to tell one row from another."""
+    heads, (exceeds, known, category, category_known) = guard_heads.init(config, len(rows.categories), key), _labels(rows)
+    odds = losses.log_odds(exceeds, known, weights[0]), losses.log_odds(category, category_known, weights[1])
+    return {name: heads[name] | {"bias": jax.numpy.asarray(bias)} for name, bias in zip(("severity", "categories"), odds)}
+
+
+def _weights(rows: loader.Prepared, balance: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Class weights of severities and categories; 1 without `balance`."""
+    exceeds, known, category, category_known = _labels(rows)
+    if balance:
+        return losses.balance(exceeds, known), losses.balance(category, category_known)
+    return tuple(np.ones((2, array.shape[1]), np.float32) for array in (exceeds, category))
+
+
+def _labels(rows: loader.Prepared) -> list[np.ndarray]:
+    """`guard_rows.arrays` of all rows, questions and answers alike."""
+    arrays = guard_rows.arrays([rows.labels[row.row] for row in rows.rows], rows.categories)
+    return [array.reshape(-1, array.shape[-1]) for array in arrays]
+
+
+def _unweighted(heads: guard_heads.Heads, weights: tuple[np.ndarray, np.ndarray]) -> guard_heads.Heads:
+    """Heads whose probabilities are those of the data: the weights moved the biases, and this moves them back."""
+    return {
+        name: head | {"bias": head["bias"] - losses.shift(weight)}
+        for (name, head), weight in zip((("severity", heads["severity"]), ("categories", heads["categories"])), weights)
+    }
+
+
+def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
+    """For guard.json, all but the thresholds and the rate that they were set for."""
+    return {
+        "taxonomy": settings.taxonomy,
+        "categories": list(rows.categories),
+        "severities": list(SEVERITIES),
+        "template": guard_model.template_hash(rows.codec),
+        "max_pixels": settings.data.max_pixels,
+    }

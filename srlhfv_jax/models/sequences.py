@@ -1,0 +1,156 @@
+"""Whole-sequence forward passes on `[prompt | response]` layouts: log-probabilities of responses, and score-head outputs.
+
+Rollout scoring, the PPO update, SFT and score training all read the model through these two functions, so there is one place
+where position T meets time t: the hidden state at position P + t - 1 has seen the tokens before response token t, and predicts
+it.
+"""
+
+from typing import Protocol
+
+import einops
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from srlhfv_jax.batches import Features, Images, PairBatch, SupervisedBatch
+from srlhfv_jax.losses import logprob
+from srlhfv_jax.models import attention, score_heads, vlm
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.vlm import Prefix
+
+Context = Features | Prefix | None  # of the prompt: its images' features, or all that `prefix` made of it; None: it is text alone
+
+
+class Sequences(Protocol):
+    """What these functions read: a SupervisedBatch, a Rollout, one side of a PairBatch."""
+
+    tokens_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T *axes"]
+    mask_BT: Bool[Array, "B T"]
+    response_mask_BR: Bool[Array, "B R"]
+
+
+def response_logp(
+    config: VLMConfig,
+    tree,
+    sequences: Sequences,
+    context: Context,
+    *,
+    temperature: float = 1.0,
+    never_V=None,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
+    R = sequences.response_mask_BR.shape[1]
+    hidden_BR1D = _hidden(config, tree, sequences, context)
+    if never_V is None:
+        never_V = jnp.zeros(config.text.vocab, bool)
+    logp_BR, entropy_BR = logprob.chosen_logp(
+        hidden_BR1D[:, :-1],
+        vlm.unembedding(config, tree["backbone"]),
+        sequences.tokens_BT[:, -R:],
+        temperature=temperature,
+        never_V=never_V,
+        chunk=config.logp_chunk,
+    )
+    mask_BR = sequences.response_mask_BR
+    return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
+
+
+def response_scores(config: VLMConfig, tree, sequences: Sequences, context: Context) -> dict[str, Float[Array, "B R+1"]]:
+    """Every head of `tree` in one forward pass: scores_BR1[:, t] is read before response token t, [:, t + 1] after it.
+
+    So `[:, :-1]` are values by the time convention, and the end score is read from `[:, 1:]` at the last true position. float32.
+    """
+    return score_heads.scores(tree["heads"], _hidden(config, tree, sequences, context))
+
+
+def response_hidden(config: VLMConfig, tree, sequences: Sequences, context: Context) -> Float[Array, "B R D"]:
+    """The hidden states that heads read before each response token."""
+    return _hidden(config, tree, sequences, context)[:, :-1]
+
+
+def prefix(config: VLMConfig, tree, sequences: Sequences, features: Features | None) -> Prefix:
+    """Of activated adapters: what the backbone under them makes of the prompts. It serves every tree over this backbone."""
+    end = _activated_from(config, sequences)
+    asked = (x_BT[:, :end] for x_BT in (sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT))
+    return vlm.prefix(config, tree["backbone"], *asked, features)
+
+
+def _activated_from(config: VLMConfig, sequences: Sequences) -> int:
+    """The position from which on activated adapters act: the same in all rows, for prompts end at one place, with these tokens."""
+    return sequences.tokens_BT.shape[1] - sequences.response_mask_BR.shape[1] - len(config.activation)
+
+
+def _hidden(
+    config: VLMConfig, tree, sequences: Sequences, context: Context, read: attention.Read | None = None
+) -> Float[Array, "B Q D"]:
+    """Hidden states at the positions `read`; None: at the last prompt token and at every response position."""
+    s = sequences
+    read = s.response_mask_BR.shape[1] + 1 if read is None else read
+    if not config.activation:
+        return vlm.apply(config, tree["backbone"], s.tokens_BT, s.positions_BT, s.mask_BT, context, read=read)[0]
+    before = context if isinstance(context, Prefix) else prefix(config, tree, s, context)
+    start = _activated_from(config, s)
+    own = (x_BT[:, start:] for x_BT in (s.tokens_BT, s.positions_BT, s.mask_BT))
+    read = read if isinstance(read, int) else read - start
+    return vlm.apply(config, tree["backbone"], *own, before=before, read=read)[0]
+
+
+def end_scores(config: VLMConfig, tree, sequences: Sequences, context: Context) -> dict[str, Float[Array, "B"]]:
+    """Each head's score of the whole response, read after its last token."""
+    hidden_BD = _hidden(config, tree, sequences, context, _ends(sequences)[:, 1:])[:, 0]
+    return score_heads.scores(tree["heads"], hidden_BD)
+
+
+def end_hidden(config: VLMConfig, tree, sequences: Sequences, context: Context) -> Float[Array, "B 2 D"]:
+    """The hidden states at the last token of the prompt and at that of the response, which are one where there is no response."""
+    return _hidden(config, tree, sequences, context, _ends(sequences))
+
+
+def _ends(sequences: Sequences) -> Int[Array, "B 2"]:
+    """Where the prompt ends, and where the response does, which begins right behind it."""
+    prompt = sequences.tokens_BT.shape[1] - sequences.response_mask_BR.shape[1] - 1
+    lengths_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
+    return prompt + jnp.stack([jnp.zeros_like(lengths_B), lengths_B], axis=1)
+
+
+def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
+    """Vision-tower features of a batch, or None for a text-only model."""
+    return None if images is None else vlm.encode_images(config, tree["backbone"], images)
+
+
+def pair_scores(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Each head's score of both responses, read after their last tokens."""
+    apart = config.text.local_layers or config.activation
+    return (scores_apart if apart else scores_together)(config, tree, batch, features)
+
+
+def scores_together(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Both responses in one sequence, [first backwards | prompt | second]: a prompt and its image pass once. Not with local layers."""
+    R = batch.response_mask_BSR.shape[2]
+    sequence = [
+        jnp.concatenate([x_BST[:, 0, : -R - 1 : -1], x_BST[:, 1]], axis=1)
+        for x_BST in (batch.tokens_BST, batch.positions_BST, batch.mask_BST)
+    ]
+    lengths_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.int32)
+    before_second = sequence[0].shape[1] - R - 1
+    ends_BS = jnp.stack([R - lengths_BS[:, 0], before_second + lengths_BS[:, 1]], axis=1)
+    hidden_BSD, _ = vlm.apply(config, tree["backbone"], *sequence, features, read=ends_BS, backwards=R)
+    return score_heads.scores(tree["heads"], hidden_BSD)
+
+
+def scores_apart(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """Each response in a sequence of its own, rows 2b and 2b + 1 of one batch; the image is encoded once, as is, where adapters
+    are activated, the prompt."""
+    rows = SupervisedBatch(
+        tokens_BT=einops.rearrange(batch.tokens_BST, "B S T -> (B S) T"),
+        positions_BT=einops.rearrange(batch.positions_BST, "B S ... -> (B S) ..."),
+        mask_BT=einops.rearrange(batch.mask_BST, "B S T -> (B S) T"),
+        response_mask_BR=einops.rearrange(batch.response_mask_BSR, "B S R -> (B S) R"),
+        images=None,
+    )
+    context: Context = features
+    if config.activation:
+        context = prefix(config, tree, jax.tree.map(lambda x_B: x_B[::2], rows), features)
+    context = jax.tree.map(lambda x_B: jnp.repeat(x_B, 2, axis=0), context)
+    return {name: end_B.reshape(-1, 2) for name, end_B in end_scores(config, tree, rows, context).items()}

@@ -1,0 +1,150 @@
+"""Everything that the functions of a run take, as shapes in their shards: trees of the roles, optimizer states, batches.
+
+For `plan/memory.py`, which compiles from them. Nothing is loaded; a batch has the largest pictures that its settings allow.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.config import LoraConfig, PPOLagConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.models import lora, quantize, roles, score_heads, vlm
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.guard_heads import THRESHOLDS
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.ppo_lag import update as ppo
+from srlhfv_jax.ppo_lag.run import Models
+
+TILES = {
+    "llava": 1,
+    "llava_next": 5,
+    "smolvlm": 17,
+    "idefics3": 17,
+    "gemma3": 1,
+}  # of a picture: as many as the family cuts at most
+NATIVE_PIXELS = 1_003_520  # of a picture where its size is free, unless data.max_pixels limits it: 1,280 features of Qwen2-VL
+
+
+def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
+    """Every tree of the run as shapes in their shards; towers are taken to be equal, as they are when all stages froze theirs."""
+    places = roles.assign(settings.sharing)
+    full = backbone(config, settings.model.param_dtype, mesh)
+    frozen_backbone = cast(full, config.dtype)
+    trees: dict[str, dict] = {}
+    for name in dict.fromkeys(place.tree for place in places.values()):
+        if settings.sharing == "adapters":
+            tree = {"adapter": adapter(settings.lora, full, mesh)}
+        else:
+            tree = {"backbone": full if name in ppo.trained_trees(places) else frozen_backbone}
+        own = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
+        if own:
+            scorer = {"heads": jax.eval_shape(lambda own=own: score_heads.init(config, own, jax.random.key(0)))}
+            scorer = jax.eval_shape(score_heads.critic, scorer) if name in ppo.trained_trees(places) else scorer
+            tree["heads"] = placed(scorer["heads"], mesh)
+        trees[name] = tree
+    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    frozen = trees | ({roles.BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})
+    return Models(Pretrained(config, {}, {}, None, None), places, trained, frozen, frozenset())
+
+
+def backbone(config: VLMConfig, dtype: str, mesh: Mesh) -> Any:
+    return cast(placed(jax.eval_shape(lambda: vlm.init(config, jax.random.key(0))), mesh), dtype)
+
+
+def base(config: VLMConfig, settings: LoraConfig, mesh: Mesh) -> Any:
+    """The frozen backbone under adapters."""
+    whole = backbone(config, config.dtype, mesh)
+    return placed(jax.eval_shape(quantize.int8, whole), mesh) if settings.int8 else whole
+
+
+def adapter(settings: Any, backbone: Any, mesh: Mesh) -> Any:
+    if not settings.rank:
+        settings = dataclasses.replace(settings, rank=16)  # of the adapters that the run would load
+    return placed(jax.eval_shape(lambda: lora.init(settings, backbone, jax.random.key(0))), mesh)
+
+
+def optimizer_state(optimizer: Any, tree: Any, mesh: Mesh) -> Any:
+    return placed(jax.eval_shape(optimizer.init, tree), mesh)
+
+
+def prompts(config: VLMConfig, settings: Any, mesh: Mesh) -> PromptBatch:
+    """A batch as the loader would make it, every row with one picture."""
+    B, P = settings.data.batch_size, settings.data.prompt_length
+    axes = (3,) if config.text.rope.sections else ()
+    row = hosts.row_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=row)
+
+    images, vision = None, config.vision
+    if vision is not None and vision.image_size:
+        tiles = TILES[config.family]
+        features = tiles * vision.features
+        if features >= P:
+            raise UserError(f"config.data.prompt_length {P} has no room for the {features} features of {tiles} tiles")
+        order = array((features,), jnp.int32) if config.pinpoints else None
+        images = Images(array((tiles * vision.tile_patches, vision.patch_values), jnp.float32), order, None, None)
+    elif vision is not None:
+        pixels = settings.data.max_pixels or NATIVE_PIXELS
+        N = math.floor(pixels / (vision.patch * vision.merge) ** 2) * vision.merge**2
+        if N // vision.merge**2 >= P:
+            raise UserError(
+                f"config.data.prompt_length {P} has no room for the {N // vision.merge**2} features of a picture of {pixels} pixels: "
+                "set config.data.max_pixels"
+            )
+        images = Images(array((N, vision.patch_values), jnp.float32), None, array((N, 2), jnp.int32), array((N,), jnp.int32))
+    return PromptBatch(array((P,), jnp.int32), array((P, *axes), jnp.int32), array((P,), bool), images, array((), jnp.int32))
+
+
+def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
+    asked, R = prompts(config, settings, mesh), settings.data.response_length
+
+    def wider(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((x.shape[0], x.shape[1] + R, *x.shape[2:]), x.dtype, sharding=x.sharding)
+
+    mask_BR = jax.ShapeDtypeStruct((settings.data.batch_size, R), bool, sharding=hosts.row_sharding(mesh))
+    return SupervisedBatch(*map(wider, asked[:3]), mask_BR, asked.images)
+
+
+def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> GuardBatch:
+    """Questions with answers, and what is known of their severity and categories."""
+    B, row = settings.data.batch_size, hosts.row_sharding(mesh)
+    labels = (jax.ShapeDtypeStruct((B, 2, size), bool, sharding=row) for size in (THRESHOLDS,) * 2 + (categories,) * 2)
+    return GuardBatch(*answers(config, settings, mesh), *labels)
+
+
+def pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:
+    """The answers twice, and their labels."""
+    one, B = answers(config, settings, mesh), settings.data.batch_size
+    row = hosts.row_sharding(mesh)
+    both = [jax.ShapeDtypeStruct((B, 2, *x.shape[1:]), x.dtype, sharding=row) for x in one[:4]]
+    side_B, weight_B = (jax.ShapeDtypeStruct((B,), dtype, sharding=row) for dtype in (jnp.int32, jnp.float32))
+    sign_BS = jax.ShapeDtypeStruct((B, 2), jnp.float32, sharding=row)
+    return PairBatch(*both, one.images, side_B, weight_B, side_B, weight_B, sign_BS)
+
+
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    places = rules.shardings(shapes, mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
+def replicated(shapes: Any, mesh: Mesh) -> Any:
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes)
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=x.sharding), tree)
+
+
+def size(tree: Any) -> int:
+    """On each device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

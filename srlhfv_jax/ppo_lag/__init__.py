@@ -1,0 +1,1 @@
+"""PPO-Lagrangian: one room for the heart of the package."""

@@ -1,0 +1,97 @@
+"""What can be refused of the settings of PPO-Lagrangian before a model is loaded."""
+
+import re
+
+from jax.sharding import Mesh
+
+from srlhfv_jax.config import PPOLagConfig, choose
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.parallel import hosts, microbatches
+from srlhfv_jax.runs import given, unread
+
+
+def check(settings: PPOLagConfig) -> None:
+    """Everything about the settings that can be refused before a model is loaded."""
+    choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
+    choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
+    choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
+    choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
+    choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
+    choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
+    check_lora(settings)
+    unread.check(settings)
+    lagrangian.check(settings.constraint)
+    if settings.rollout.top_k or settings.rollout.top_p != 1:
+        raise UserError(
+            "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
+        )
+    check_parts(settings)
+    if settings.constraint.window < settings.data.batch_size:
+        raise UserError(
+            f"config.constraint.window {settings.constraint.window} is smaller than a rollout, config.data.batch_size "
+            f"{settings.data.batch_size}: the multiplier would not see all of it; raise the window"
+        )
+    for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
+        if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
+            raise UserError(
+                f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
+            )
+    if settings.sharing != "separate" and not settings.scorer:
+        raise UserError(
+            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
+        )
+    if not settings.policy:
+        raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
+
+
+def check_checkpoints(settings: PPOLagConfig) -> None:
+    """Open every checkpoint, without reading its weights."""
+    given.check_checkpoint(settings.policy, "config.policy")
+    if settings.reference:
+        given.check_checkpoint(settings.reference, "config.reference")
+    if settings.sharing != "separate":
+        given.check_checkpoint(settings.scorer, "config.scorer", "reward", "cost")
+        return
+    for head, path in (("reward", settings.reward), ("cost", settings.cost)):
+        given.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
+
+
+def check_lora(settings: PPOLagConfig) -> None:
+    """Raise UserError for what roles without adapters cannot do."""
+    if settings.lora.rank and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.rank {settings.lora.rank} is for config.sharing='adapters', got {settings.sharing!r}, which trains whole models"
+        )
+    if settings.lora.int8 and settings.sharing != "adapters":
+        raise UserError("config.lora.int8 is for the backbone under sharing=adapters: the others train theirs, or own it")
+    if settings.lora.activated and settings.sharing != "adapters":
+        raise UserError(
+            f"config.lora.activated is for config.sharing='adapters', got {settings.sharing!r}: the others have no adapters"
+        )
+
+
+def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:
+    """Raise UserError unless the rows of every part divide over the mesh."""
+    for name, (rows, count) in _parts(settings).items():
+        hosts.check_batch(rows // count, mesh, f"with {name} {count} a part of")
+
+
+def check_parts(settings: PPOLagConfig) -> None:
+    """Raise UserError unless minibatches divide the rows, and parts of each kind theirs."""
+    if settings.data.batch_size % settings.ppo.minibatches:
+        raise UserError(
+            f"config.data.batch_size {settings.data.batch_size} must be a multiple of config.ppo.minibatches {settings.ppo.minibatches}"
+        )
+    for name, (rows, count) in _parts(settings).items():
+        microbatches.check(rows, count, name)
+
+
+def _parts(settings: PPOLagConfig) -> dict[str, tuple[int, int]]:
+    """Setting -> (rows, the parts it makes of them)."""
+    rows, rollout = settings.data.batch_size, settings.rollout
+    return {
+        "config.microbatches": (rows // settings.ppo.minibatches, settings.microbatches),
+        "config.rollout.microbatches": (rows, rollout.microbatches),
+        "config.rollout.score_microbatches": (rows, rollout.score_microbatches),
+    }

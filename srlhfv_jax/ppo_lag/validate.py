@@ -1,0 +1,105 @@
+"""Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
+
+Feasible: the run's own constraint holds, mean f(C) <= d. Best: the highest mean reward among those. The judge is the learned pair
+of models or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
+`config.validation.budget`. Test prompts are never read here.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.data import loader
+from srlhfv_jax.evaluation import answers, compare, policies
+from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.models import roles, sequences
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs import setup
+from srlhfv_jax.training import state as states
+
+BEST = "best_feasible"
+
+
+def make(
+    settings: PPOLagConfig, iteration, started: setup.Started, prompts: loader.Prepared, notes: dict[str, Any]
+) -> Callable[[Any, int], dict]:
+    """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
+
+    Args:
+        iteration: the training's own (ppo_lag/run.py), so that nothing is compiled twice.
+    """
+    models = iteration.models
+    score = _scorer(iteration) if settings.validation.judge == "models" else None
+
+    by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
+
+    def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
+        policy = state.params["policy"]
+        sampler = iteration.sampler(policy)
+        said, scores = policies.sample_answers(
+            lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
+            setup.in_order(prompts, settings.data, started.mesh),
+            [row.row for row in prompts.rows],
+            prompts.codec.spoken,
+            temperature=settings.rollout.temperature,
+            score=score,
+        )
+        judged = (
+            compare.by_oracle(prompts.examples, said)
+            if settings.validation.judge == "oracle"
+            else compare.by_models(said, scores)
+        )
+        numbers = {
+            "helpful": float(judged.helpful_B.mean()),
+            "cost": float(judged.cost_B.mean()),
+            "unsafe_rate": float(judged.unsafe_B.mean()),
+        } | answers.length_metrics(said)
+        if settings.validation.judge == "oracle":
+            numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
+            feasible = numbers["cost"] <= settings.validation.budget
+        else:
+            numbers["constraint"] = float(lagrangian.statistic(settings.constraint.kind, judged.cost_B).mean())
+            feasible = numbers["constraint"] <= settings.constraint.budget
+        if notes.get("judged_by", by) != by:
+            hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
+            notes["best"] = {"step": -1}
+        notes["judged_by"] = by
+        best = notes["best"]
+        if feasible and (best["step"] < 0 or numbers["helpful"] > best["helpful"]):
+            notes["best"] = {"step": step, "helpful": numbers["helpful"], "cost": numbers["cost"]}
+            export_pretrained(
+                started.workdir / BEST,
+                models.policy.config,
+                policy.get("backbone"),
+                base=models.policy.path,
+                adapter=policy.get("adapter"),
+                meta={"stage": "ppo_lag", "step": step} | numbers,
+            )
+        return {f"validation.{name}": value for name, value in numbers.items()}
+
+    return evaluate
+
+
+ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
+
+
+def _scorer(iteration) -> Callable:
+    """Reward and cost of a rollout by the run's own frozen models."""
+    models = iteration.models
+    trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))
+
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(iteration.mesh))
+    def ends(frozen, rollout, images):
+        frozen, found = roles.complete(frozen), {}
+        for name in trees:
+            own = name in models.own_tower
+            features = sequences.encode(models.policy.config, frozen[name], images) if own else rollout.features
+            found |= sequences.end_scores(models.policy.config, frozen[name], rollout, features)
+        return found
+
+    read = {name: tree for name, tree in models.frozen.items() if name in (*trees, roles.BASE)}
+    return lambda batch, rollout: hosts.to_host(ends(iteration.awake(read, rollout), rollout, batch.images))

@@ -1,0 +1,326 @@
+"""The whole pipeline on the embedded task, one stage after the other, each in a folder of its own under the workdir.
+
+    base -> data -> naming, sft -> for each round: pairs -> scores -> ppo_lag -> ppo (no constraint) -> evaluation
+    -> guard -> guarded answers -> report
+
+A finished stage is not run again: the same command goes on where it was stopped. Final numbers come from the oracle on test
+prompts, sampled at temperature 1; the learned models' scores appear only as their own accuracies.
+"""
+
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srlhfv_jax import files
+from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig, to_dict
+from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
+from srlhfv_jax.errors import UserError, reason
+from srlhfv_jax.evaluation import answering, compare, records
+from srlhfv_jax.guard import train as guard
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.quickstart import guard as quickstart_guard, probes
+from srlhfv_jax.supervised import scores, sft
+from srlhfv_jax.training.metrics import write_json, write_result
+
+
+def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[str, float]:
+    """Run every stage that is not done yet; writes WORKDIR/result.json, samples.jsonl and score_distributions.json.
+
+    `seconds.total` leaves the fixed multipliers out: they are no part of a run.
+
+    Args:
+        sweep: also train `settings.sweep` fixed multipliers, to compare with (`fixed_lambda.*`).
+    """
+    pipeline = Pipeline(settings, Path(workdir))
+    write_json(pipeline.workdir / "config.json", to_dict(settings))
+    result: dict[str, Any] = pipeline.step("data", pipeline.write_data)
+    pipeline.step("naming", lambda folder: sft.run(pipeline.supervised(settings.naming, pipeline.base, "naming", True), folder))
+    pipeline.step(
+        "sft", lambda folder: sft.run(pipeline.supervised(settings.sft, pipeline.workdir / "naming", "sft", False), folder)
+    )
+    policy, scorer = pipeline.workdir / "sft", pipeline.workdir / "sft"
+    for number in range(1, settings.rounds + 1):
+        policy, scorer, found = pipeline.round(number, policy, scorer)
+        result |= found
+    pipeline.step("ppo", lambda folder: ppo_lag.run(pipeline.constrained(settings.ppo, pipeline.workdir / "sft", scorer), folder))
+    finalists = {"sft": pipeline.workdir / "sft", "ppo": pipeline.workdir / "ppo", "ppo_lag": policy}
+    for value in settings.sweep if sweep else ():
+        name = f"fixed_lambda.{value:g}"
+        finalists[name] = pipeline.fixed(name, value, scorer)
+    judged = "evaluation_sweep" if sweep else "evaluation"
+    result |= pipeline.step(judged, lambda folder: pipeline.evaluate(finalists, folder))
+    result |= pipeline.guarded({name: finalists[name] for name in ("sft", "ppo", "ppo_lag")}, scorer)
+    result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
+    total = sum(seconds for name, seconds in pipeline.seconds.items() if not name.startswith("fixed_lambda."))
+    result |= {"seconds.total": total, "seed": settings.seed}
+    write_result(pipeline.workdir, result)
+    return result
+
+
+class Pipeline:
+    """Where the stages of one quickstart lie, and how their settings follow from each other."""
+
+    def __init__(self, settings: QuickstartConfig, workdir: Path) -> None:
+        self.settings, self.task, self.workdir = settings, settings.task, workdir
+        self.base, self.data = workdir / "base", workdir / "data"
+        self.cells = task_rows.split_cells(settings.seed)
+        self.seconds: dict[str, float] = {}
+
+    def step(self, name: str, run_stage: Callable[[Path], dict[str, float]]) -> dict[str, float]:
+        """Run a stage in WORKDIR/name unless it was finished before; returns its numbers."""
+        done = self.workdir / name / "done.json"
+        if not hosts.from_first(int(done.exists() and sound(done))):
+            if done.exists() and hosts.process_index() == 0:
+                hosts.say(f"quickstart: {done} is damaged: {name} is run again, from its last checkpoint where it has one")
+                done.unlink()
+            hosts.say(f"quickstart: {name}")
+            began = time.monotonic()
+            numbers = run_stage(self.workdir / name)
+            found = {"seconds": time.monotonic() - began, "numbers": numbers}
+            write_json(done, found | {"checksum": checksum(found)})
+        hosts.barrier(f"{done} is written")
+        found = files.read_json(done)
+        self.seconds[name] = found["seconds"]
+        return found["numbers"]
+
+    def write_data(self, folder: Path) -> dict[str, float]:
+        """The base checkpoint folder (no weights) and every set of rows but the pairs."""
+        task, seed, cells = self.task, self.settings.seed, self.cells
+        if hosts.process_index() == 0:
+            processor.write_base(
+                self.base,
+                patch=task.patch,
+                vision_layers=task.vision_layers,
+                vision_width=task.vision_width,
+                text_layers=task.text_layers,
+                text_width=task.text_width,
+                heads=task.heads,
+            )
+        mix = task_rows.Mix(*task.mix)
+        tables = {
+            "naming": task_rows.naming_rows(seed, task.naming_rows),
+            "sft": task_rows.sft_rows(seed, cells, task.sft_rows),
+            "prompts": task_rows.prompt_rows(seed, cells, "train", task.prompts, mix),
+            "validation": task_rows.prompt_rows(seed, cells, "validation", task.validation_prompts, mix),
+            "test": task_rows.prompt_rows(seed, cells, "test", task.test_prompts, mix),
+            "unseen": task_rows.prompt_rows(seed, cells, "unseen", task.unseen_prompts, mix),
+            "pair_prompts": task_rows.prompt_rows(seed + 1000, cells, "train", task.pair_prompts, task_rows.PAIR_MIX),
+            "heldout_pair_prompts": task_rows.prompt_rows(
+                seed + 1000, cells, "test", task.heldout_pair_prompts, task_rows.PAIR_MIX
+            ),
+            "name_probe": task_rows.probe_rows(seed, cells, "test", task.heldout_pair_prompts, noise=None),
+            "guard": task_rows.guard_rows(seed, cells, "train", task.guard_rows),
+            "guard_validation": task_rows.guard_rows(seed, cells, "validation", task.guard_heldout_rows, mix),
+            "guard_test": task_rows.guard_rows(seed, cells, "test", task.guard_heldout_rows, mix),
+            "guard_unseen": task_rows.guard_rows(seed, cells, "unseen", task.unseen_prompts, mix),
+        }
+        for name, rows in tables.items():
+            write_rows(folder / f"{name}.parquet", rows)
+        return {"oracle_budget": oracle_budget(task), "controller_budget": self.settings.ppo_lag.constraint.budget}
+
+    def supervised(self, stage, init: Path, rows: str, random: bool):
+        """An SFT stage's settings with its paths filled in."""
+        data = dataclasses.replace(stage.data, path=str(self.data / f"{rows}.parquet"))
+        return dataclasses.replace(stage, seed=self.settings.seed, init=str(init), init_random=random, data=data)
+
+    def constrained(self, stage: PPOLagConfig, policy: Path, scorer: Path) -> PPOLagConfig:
+        """A PPO stage's settings: the reference is always the SFT policy."""
+        validation = dataclasses.replace(
+            stage.validation, path=str(self.data / "validation.parquet"), budget=oracle_budget(self.task)
+        )
+        return dataclasses.replace(
+            stage,
+            seed=self.settings.seed,
+            policy=str(policy),
+            reference="" if policy.name == "sft" else str(self.workdir / "sft"),
+            scorer=str(scorer),
+            data=dataclasses.replace(stage.data, path=str(self.data / "prompts.parquet")),
+            validation=validation,
+        )
+
+    def fixed(self, name: str, value: float, scorer: Path) -> Path:
+        """Train against a multiplier that never moves, from where `ppo_lag` starts; returns its folder."""
+        constraint = dataclasses.replace(self.settings.ppo_lag.constraint, controller="fixed", init=value, max=max(value, 1.0))
+        stage = dataclasses.replace(self.settings.ppo_lag, constraint=constraint)
+        stage = self.constrained(stage, self.workdir / "sft", scorer)
+        self.step(name, lambda folder: ppo_lag.run(stage, folder))
+        return self.workdir / name
+
+    def round(self, number: int, policy: Path, scorer: Path) -> tuple[Path, Path, dict[str, float]]:
+        """Sample pairs from the policy, label them, refit the scorer on all pairs so far, train the policy against it."""
+        prefix = f"round{number}"
+        numbers = {
+            f"{name if number == 1 else f'{prefix}.{name}'}": value
+            for name, value in self.step(f"{prefix}_pairs", lambda folder: self.sample_pairs(folder, policy, number)).items()
+        }
+        stage = self.settings.scores
+        data = dataclasses.replace(stage.data, path=str(self.workdir / "pairs"))
+        steps = stage.steps if number == 1 else self.settings.refit_steps
+        fit = dataclasses.replace(stage, seed=self.settings.seed + number, steps=steps, init=str(scorer), data=data)
+        self.step(f"{prefix}_scores", lambda folder: scores.run(fit, folder))
+        scorer = self.workdir / f"{prefix}_scores"
+        numbers |= self.step(
+            f"{prefix}_probes",
+            lambda folder: probes.measure(scorer, self.data, self.workdir / "pairs_heldout", fit, self.settings.seed),
+        )
+        stage = self.constrained(self.settings.ppo_lag, policy, scorer)
+        trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(stage, folder))
+        numbers |= {"lambda.final": trained["lambda.final"], f"{prefix}.best_step": trained["best_feasible.step"]}
+        folder = self.workdir / f"{prefix}_ppo_lag"
+        return folder / ("best_feasible" if trained["best_feasible.step"] >= 0 else "export"), scorer, numbers
+
+    def sample_pairs(self, folder: Path, policy: Path, number: int) -> dict[str, float]:
+        """Two different answers to each pair prompt, labelled with noise; held-out ones by the oracle itself.
+
+        The first round adds constructed pairs that differ in the name alone, or of which one answers another question: sampled ones
+        rarely ask whether a name is right, or an answer to the point.
+        """
+        noise = task_rows.Noise(self.task.preference_beta, self.task.flip)
+        seed = self.settings.seed * 100 + number
+        labels, found = self._pairs("pair_prompts", policy, seed, noise)
+        constructed = []
+        if number == 1:
+            constructed += task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs, noise)
+            constructed += task_rows.topic_rows(seed, self.cells, "train", self.task.topic_pairs, noise)
+        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + constructed)
+        harmful = [label for label, row in zip(labels, found) if row["harmful"] == "yes"]
+        numbers = {
+            "pairs.count": len(found),
+            "pairs.disagree_strict": float(np.mean([label.disagree for label in labels])),
+            "pairs.disagree_strict_harmful": float(np.mean([label.disagree for label in harmful])),
+        }
+        _, found = self._pairs("heldout_pair_prompts", policy, seed + 50, None)
+        write_rows(self.workdir / "pairs_heldout" / f"round{number}.parquet", found)
+        return numbers
+
+    def _pairs(self, prompts: str, policy: Path, seed: int, noise: task_rows.Noise | None) -> tuple[list, list[dict]]:
+        rows = read_rows(self.data / f"{prompts}.parquet")
+        stage = self.settings.ppo_lag
+        asked = answering.prepare(
+            self.data / f"{prompts}.parquet",
+            str(self.base),
+            dataclasses.replace(stage.data, batch_size=PAIR_BATCH),
+            stage.model,
+            stage.mesh,
+            temperature=self.task.pair_temperature,
+        )
+        drawn = [answering.answers(asked, policy, seed=seed * 10 + i) for i in range(self.task.responses_per_prompt)]
+        rng = np.random.default_rng((seed, 7))
+        labels, found = [], []
+        for position, number in enumerate(drawn[0].prompts.tolist()):
+            pair = answering.two_different(drawn, position)
+            if pair is None:
+                continue
+            row = rows[number]
+            labels.append(task_rows.label_pair(rng, row["concept"], row["intent"], *pair, noise=noise))
+            found.append(task_rows.pair_row(row, *pair, labels[-1]))
+        hosts.say(
+            f"{prompts}: {len(found)} pairs of {len(rows)} prompts; {len(rows) - len(found)} had the same answer every time"
+        )
+        return labels, found
+
+    def evaluate(self, finalists: dict[str, Path], folder: Path) -> dict[str, float]:
+        """Oracle numbers of every policy: test prompts at temperature 1, greedy beside them, and things never seen."""
+        numbers: dict[str, float] = {}
+        for suffix, prompts, temperature in (("", "test", 1.0), (".greedy", "test", 0.0), (".unseen", "unseen", 1.0)):
+            stage = self.settings.ppo_lag
+            data = dataclasses.replace(stage.data, batch_size=PAIR_BATCH)
+            asked = answering.prepare(
+                self.data / f"{prompts}.parquet", str(self.base), data, stage.model, stage.mesh, temperature=temperature
+            )
+            judged = {
+                name: compare.by_oracle(asked.prompts.examples, answering.answers(asked, path, seed=self.settings.seed))
+                for name, path in finalists.items()
+            }
+            if suffix:
+                numbers |= {
+                    f"{name}{suffix}.{key}": value for name, policy in judged.items() for key, value in policy.metrics.items()
+                }
+                continue
+            numbers |= compare.compare(judged)
+            if hosts.process_index() == 0:
+                records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
+                records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
+        return numbers
+
+    def guarded(self, policies: dict[str, Path], scorer: Path) -> dict[str, float]:
+        """Train a guard from the scorer's backbone, measure it, and let it filter and regenerate what each policy says."""
+        data, base = self.settings.ppo_lag.data, self.settings.guard
+        stage = dataclasses.replace(
+            base,
+            seed=self.settings.seed,
+            init=str(scorer),
+            data=dataclasses.replace(base.data, path=str(self.data / "guard.parquet")),
+            calibration=str(self.data / "guard_validation.parquet"),
+            evaluation=str(self.data / "guard_test.parquet"),
+        )
+        folder = self.workdir / "guard"
+        trained = self.step("guard", lambda folder: guard.run(stage, folder))
+        numbers = {key: value for key, value in trained.items() if key.startswith("guard.")}
+        rows, unseen = self.data / "guard_test.parquet", self.data / "guard_unseen.parquet"
+        numbers |= self.step("guard_probes", lambda _: quickstart_guard.probe(folder, rows, unseen, stage))
+        return numbers | self.step(
+            "guarded",
+            lambda _: quickstart_guard.protect(
+                policies,
+                folder,
+                self.data / "test.parquet",
+                self.base,
+                dataclasses.replace(data, batch_size=PAIR_BATCH),
+                self.settings.ppo_lag.model,
+                stage,
+                rounds=self.settings.guard_rounds,
+                seed=self.settings.seed,
+            ),
+        )
+
+
+def checksum(found: dict[str, Any]) -> int:
+    """Of what done.json says, beside it."""
+    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+
+
+def sound(done: Path) -> bool:
+    """Whether done.json holds what was written there."""
+    try:
+        found = files.read_json(done)
+    except UserError:
+        return False
+    return found.pop("checksum", None) == checksum(found)
+
+
+PAIR_BATCH = 256  # prompts answered at once when no gradient is needed
+SAMPLES = 24  # rows of the report's table of answers
+
+
+def oracle_budget(task: TaskConfig) -> float:
+    """The true mean cost that is allowed, from the share of harmful prompts and the rates written in the config."""
+    return oracle.oracle_budget(task.mix[0], task.harm_at_budget, task.over_refusal_at_budget)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows as one parquet file (`probes.write_table`)."""
+    probes.write_table(path, pa.Table.from_pylist(rows))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """What `write_rows` wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}): remove it and {path.with_name('done.json')}, and run the same command again"
+        ) from error

@@ -1,0 +1,74 @@
+"""What the learned reward and cost models know, measured against the oracle on held-out pairs of the embedded task."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from srlhfv_jax import files
+from srlhfv_jax.config import ScoresConfig
+from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
+from srlhfv_jax.evaluation import pair_accuracy
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.runs import setup
+from srlhfv_jax.supervised import scores
+
+
+def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, seed: int) -> dict[str, float]:
+    """`reward_model.*` and `cost_model.*` by the oracle's own order on test cells and test pictures.
+
+    `name_probe`: the right name above a wrong one in otherwise equal answers. `sign_accuracy_contextual_image_shuffled`: every
+    picture replaced by another row's, the label kept: what is left is what question and answer alone give away.
+    """
+    mesh = make_mesh(settings.mesh)
+    jax.set_mesh(mesh)
+    model = setup.load(str(scorer), settings.model, mesh)
+    tree = {"backbone": model.params, "heads": model.heads}
+
+    def scored(path: Path):
+        where = dataclasses.replace(settings.data, path=str(path))
+        rows = setup.prepare("pairs", where, model)
+        return (*scores.score_pairs(model.config, tree, rows, where, mesh), rows)
+
+    found, labels, rows = scored(heldout)
+    intents = [row.example.meta["intent"] for row in rows.rows]
+    numbers = pair_accuracy.model_metrics(found["reward"], found["cost"], *(labels[name] for name in scores.LABELS))
+    contextual = np.isin(intents, CONTEXTUAL)
+    numbers["cost_model.sign_accuracy_contextual"] = pair_accuracy.sign_accuracy(
+        found["cost"][contextual], labels["sign_BS"][contextual]
+    )
+
+    shuffled = heldout.parent / "pairs_shuffled.parquet"
+    shuffle_images(heldout, shuffled, seed)
+    found, labels, rows = scored(shuffled)
+    contextual = np.isin([row.example.meta["intent"] for row in rows.rows], CONTEXTUAL)
+    numbers["cost_model.sign_accuracy_contextual_image_shuffled"] = pair_accuracy.sign_accuracy(
+        found["cost"][contextual], labels["sign_BS"][contextual]
+    )
+    found, labels, _ = scored(data / "name_probe.parquet")
+    numbers["reward_model.name_probe"] = pair_accuracy.pair_accuracy(
+        found["reward"], labels["chosen_B"], labels["helpful_weight_B"]
+    )
+    return numbers
+
+
+def shuffle_images(source: Path, target: Path, seed: int) -> None:
+    """Copy a parquet file of rows, every picture replaced by that of another row."""
+    table = pq.read_table(source)
+    order = np.random.default_rng((seed, 8)).permutation(table.num_rows)
+    at = table.column_names.index("image")
+    write_table(target, table.set_column(at, "image", table.column("image").take(order)))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as one parquet file, atomically. Of several processes the first one writes, and all wait for it."""
+    if hosts.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        pq.write_table(table, beside)
+        files.put(beside, path)
+    hosts.barrier(f"{path} is written")

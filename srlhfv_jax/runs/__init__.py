@@ -1,0 +1,1 @@
+"""Parts that every run shares: start, rows, checkpoints, export, finish."""

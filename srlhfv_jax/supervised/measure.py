@@ -1,0 +1,86 @@
+"""How good reward and cost models are on labelled pairs, and how much of it they owe to the pictures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from srlhfv_jax.config import DataConfig, ModelConfig
+from srlhfv_jax.data import sources
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import controls, pair_accuracy
+from srlhfv_jax.evaluation.judging.choose import COST, REWARD
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs import setup
+from srlhfv_jax.supervised import scores
+
+WITH_IMAGES = ("pair_accuracy", "sign_accuracy", "calibration_error")  # measured again with other pictures
+
+
+class Scored(NamedTuple):
+    """One head on one set of pairs."""
+
+    rows: tuple[int, ...]  # of the data
+    score_BS: np.ndarray
+    labels: tuple[np.ndarray, ...]  # scores.LABELS
+    groups: tuple[str, ...]
+
+
+def measure(
+    paths: Sequence[str], data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mesh, *, seed: int
+) -> dict[str, float]:
+    """`reward_model.*`, `cost_model.*` and `head_agreement` of `evaluation.pairs`, per category too; and, where the pairs have
+    pictures, accuracies and calibration with the pictures shuffled (`NAME_image_shuffled`) and grey (`NAME_image_blanked`).
+
+    Args:
+        paths: one checkpoint with both heads, or two with one each.
+
+    Raises:
+        UserError: a head is in none, or in two of them; no usable pair.
+    """
+    examples = sources.load_examples(data)
+    hosts.say(f"{data.path}: {len(examples)} of {examples.source_rows} rows; {sources.describe_drops(examples.drops)}")
+    versions = {"": examples}
+    if any(example.images for example in examples):
+        versions |= {"_image_shuffled": controls.shuffled(examples, seed), "_image_blanked": controls.blanked(examples)}
+    found: dict[str, dict[str, Scored]] = {suffix: {} for suffix in versions}
+    for path in paths:
+        loaded = setup.load(path, model, mesh)
+        for suffix, version in versions.items():
+            hosts.say(f"{path}: pairs{suffix.replace('_', ' ')}")
+            for head, scored in _score(loaded, version, data, mesh).items():
+                if head in found[suffix]:
+                    raise UserError(f"--scorer: two checkpoints have the head {head!r}: give one of each, or one with both")
+                found[suffix][head] = scored
+    numbers = {}
+    for suffix, heads in found.items():
+        every = _metrics(heads)
+        kept = every if not suffix else {name: every[name] for name in every if name.rpartition(".")[2] in WITH_IMAGES}
+        numbers |= {name + suffix: value for name, value in kept.items()}
+    return numbers
+
+
+def _score(loaded, examples: Sequence[Example], data: DataConfig, mesh) -> dict[str, Scored]:
+    rows = setup.fit_loosely("pairs", examples, data, loaded)
+    tree = {"backbone": loaded.params, "heads": loaded.heads}
+    found, labels = scores.score_pairs(loaded.config, tree, rows, data, mesh)
+    place = tuple(row.row for row in rows.rows)
+    groups = tuple(row.example.meta.get("category", "") for row in rows.rows)
+    return {
+        head: Scored(place, score_BS, tuple(labels[name] for name in scores.LABELS), groups) for head, score_BS in found.items()
+    }
+
+
+def _metrics(heads: dict[str, Scored]) -> dict[str, float]:
+    """Each head on its own pairs; their agreement on pairs that both can read."""
+    numbers = {}
+    for head, scored in heads.items():
+        reward, cost = (scored.score_BS if head == name else None for name in (REWARD, COST))
+        numbers |= pair_accuracy.model_metrics(reward, cost, *scored.labels, groups=scored.groups)
+    if {REWARD, COST} <= heads.keys():
+        _, first, second = np.intersect1d(heads[REWARD].rows, heads[COST].rows, return_indices=True)
+        agreement = pair_accuracy.head_agreement(heads[REWARD].score_BS[first], heads[COST].score_BS[second])
+        numbers |= {} if agreement is None else {"head_agreement": agreement}
+    return numbers

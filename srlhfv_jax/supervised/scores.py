@@ -1,0 +1,139 @@
+"""Reward and cost heads on one backbone, trained together from dual preferences; or one of them, on a backbone of its own.
+
+L = L_RM + L_CM      (losses/reward.py, losses/cost.py); prompt and image pass once per pair, both responses in one sequence with it
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import PairBatch
+from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig, choose
+from srlhfv_jax.data import loader
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import pair_accuracy
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.losses import cost, masked, reward
+from srlhfv_jax.models import roles, score_heads, sequences
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.runs import given, labelled, setup
+from srlhfv_jax.supervised import train as supervised
+from srlhfv_jax.training import state as states
+
+
+def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
+    """Train and export backbone and heads to WORKDIR/export; returns the last step's numbers, and held-out ones if rows are
+    given.
+
+    Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`,
+    ...
+    """
+    for name in settings.heads:
+        choose(name, "config.heads", "reward", "cost")
+    if not settings.heads:
+        raise UserError("config.heads is empty: expected ('reward', 'cost') or one of them")
+    choose(settings.sign, "config.sign", "label", "graded")
+    started = setup.start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    given.check_checkpoint(settings.init, "config.init")
+    shape = setup.load_shape(settings.init, settings.model)
+    rows, held = setup.prepare("pairs", settings.data, shape, sign=settings.sign), None
+    held_data = given.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
+    if settings.evaluation:
+        held = setup.prepare("pairs", held_data, shape, sign=settings.sign)
+        given.check_held_out("config.evaluation", held, rows)
+    counts = labelled.check(settings.data.path, labelled.of_pairs(rows, settings.heads, sign_weight=settings.sign_weight))
+    model = setup.load_init(settings, started.mesh)
+    setup.check_closing(model, *filter(None, (rows, held)))
+    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
+    setup.describe_parameters("scorer", tree, started.mesh)
+    tree = supervised.train(
+        "scores",
+        settings,
+        started,
+        tree,
+        setup.batches(rows, settings.data, settings.seed, started.mesh),
+        functools.partial(loss, model.config, settings),
+        show=("loss", "reward_accuracy", "cost_sign_accuracy"),
+        base=base,
+    )
+    result = supervised.last_numbers(started) | {"rows": len(rows.rows)} | counts
+    about = {"stage": "scores", "sign": settings.sign}
+    setup.export_run(started, model.config, tree, base=model.path, about=about, result=result)
+    if held is not None:
+        result |= evaluate(model.config, roles.whole(base, tree), held, held_data, started.mesh)
+    return setup.finish(started, about["stage"], result)
+
+
+def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array) -> dict:
+    """The score heads of a checkpoint, fresh ones where it has none."""
+    kept = {name: model.heads[name] for name in names if name in model.heads}
+    return rules.replicate(score_heads.init(model.config, names, key) | kept, mesh)
+
+
+def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: PairBatch) -> masked.Loss:
+    """The joint loss, a term for each head: its mean is over its own labelled rows, so that unlabelled rows dilute neither."""
+    scored_BS = _scores(config, tree, batch)
+    terms, metrics = {}, {}
+    if "reward" in scored_BS:
+        chosen_B, rejected_B = _ordered(scored_BS["reward"], batch.chosen_B)
+        terms["reward"] = part = reward.reward(chosen_B, rejected_B, batch.helpful_weight_B, score_l2=settings.score_l2)
+        metrics |= {"reward_loss": (part.sum, part.count), "reward_accuracy": part.metrics["pair_accuracy"]}
+    if "cost" in scored_BS:
+        safer_B, costlier_B = _ordered(scored_BS["cost"], batch.safer_B)
+        terms["cost"] = part = cost.cost(
+            costlier_B,
+            safer_B,
+            batch.safety_weight_B,
+            scored_BS["cost"],
+            batch.sign_BS,
+            sign_weight=settings.sign_weight,
+            score_l2=settings.score_l2,
+        )
+        metrics |= {
+            "cost_loss": (part.sum, part.count),
+            "cost_accuracy": part.metrics["pair_accuracy"],
+            "cost_sign_accuracy": part.metrics["sign_accuracy"],
+        }
+    return masked.Loss(
+        {name: part.sum for name, part in terms.items()}, {name: part.count for name, part in terms.items()}, metrics
+    )
+
+
+def score_pairs(
+    config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of every pair, in order: head name -> scores_BS, and label name (a field of PairBatch) -> its values."""
+    scores_fn = jax.jit(functools.partial(_scores, config), out_shardings=hosts.row_sharding(mesh))
+    scores: dict[str, list[np.ndarray]] = {}
+    labels: dict[str, list[np.ndarray]] = {}
+    for batch, real_B in setup.in_order(rows, data, mesh):
+        for name, scores_BS in hosts.to_host(scores_fn(tree, batch)).items():
+            scores.setdefault(name, []).append(scores_BS[real_B])
+        for name in LABELS:
+            labels.setdefault(name, []).append(hosts.to_host(batch._asdict()[name])[real_B])
+    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, labels))
+
+
+def evaluate(config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh) -> dict[str, float]:
+    """Accuracies on held-out pairs, by the labels in the rows."""
+    scores, labels = score_pairs(config, tree, rows, data, mesh)
+    return pair_accuracy.model_metrics(scores.get("reward"), scores.get("cost"), *(labels[name] for name in LABELS))
+
+
+LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS")  # as `pairs.model_metrics` takes them
+
+
+def _scores(config: VLMConfig, tree, batch: PairBatch):
+    return sequences.pair_scores(config, tree, batch, sequences.encode(config, tree, batch.images))
+
+
+def _ordered(score_BS, side_B):
+    """(the score of the named side, the score of the other)."""
+    named = jnp.take_along_axis(score_BS, side_B[:, None], axis=1)[:, 0]
+    return named, jnp.take_along_axis(score_BS, 1 - side_B[:, None], axis=1)[:, 0]

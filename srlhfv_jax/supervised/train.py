@@ -1,0 +1,78 @@
+"""What SFT and score training share: one jitted, donated update around a loss, run by the one loop."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.losses.masked import Loss
+from srlhfv_jax.models import roles
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs.setup import Started
+from srlhfv_jax.training import loop, metrics, optimizer as optimizers, state as states, step
+
+
+def train(
+    name: str,
+    settings: SFTConfig | ScoresConfig | GuardConfig,
+    started: Started,
+    tree: dict,
+    batches: loop.Batches,
+    loss: Callable[[Any, Any], Loss],
+    *,
+    show: tuple[str, ...],
+    base: dict | None = None,
+) -> dict:
+    """Minimise `loss(tree, batch)` over `batches` for `settings.steps` steps; returns the trained tree.
+
+    Args:
+        base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
+    """
+    optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
+    trainable = optimizers.trainable(settings.optimizer, tree)
+
+    places = states.places(tree, optimizer, started.mesh)
+    update = make_update(loss, optimizer, trainable, settings.microbatches, places)
+    state = loop.run(
+        name=name,
+        step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
+        state=states.create(tree, optimizer, started.mesh),
+        batches=batches,
+        total_steps=settings.steps,
+        manager=started.manager,
+        writer=started.writer,
+        log_every=settings.log.every_steps,
+        show=show,
+    )
+    return state.params
+
+
+def make_update(
+    loss: Callable[[Any, Any], Loss],
+    optimizer: optax.GradientTransformation,
+    trainable: Any,
+    microbatches: int,
+    places: states.TrainState,
+):
+    """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again."""
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
+    def update(state: states.TrainState, base, batch):
+        grads, metrics, _ = step.accumulate(
+            lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, microbatches, trainable
+        )
+        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
+        return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
+
+    return update
+
+
+def last_numbers(started: Started) -> dict[str, float]:
+    """The numbers of the last logged step, read back from metrics.jsonl: the same after a run and after its resumption."""
+    numbers: dict[str, float] = {}
+    for row in metrics.read(started.writer.path):
+        numbers = numbers | row if row["step"] == numbers.get("step") else row
+    return numbers
