@@ -2,7 +2,7 @@
 
     python benchmarks/ppo_lag_iteration.py --size=small --sharing=shared          (prints one JSON line last)
 
-It drives the three jitted calls of `stages.ppo_lag.Iteration` on random weights and random prompts: the code that `srlhfv
+It drives the three jitted calls of `ppo_lag.iteration.Iteration` on random weights and random prompts: the code that `srlhfv
 ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
 is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
 froze it. `--sharing=adapters --activated`: adapters that act on answers alone. `--microbatches`: rollout, scoring and gradients each
@@ -29,13 +29,15 @@ from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.batches import Images, PromptBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.models import lora, roles, score_heads, vlm
+from srlhfv_jax.models import lora, score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
+from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.ppo_lag import update as ppo
-from srlhfv_jax.ppo_lag.run import Iteration, Models
+from srlhfv_jax.ppo_lag import roles, update as ppo
+from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag.load import Models
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import state as states
 
@@ -108,7 +110,7 @@ def _cast(config: VLMConfig, trees: dict) -> dict:
 def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: list[str], mesh) -> Models:
     """One backbone; an adapter for every tree but the reference, which is the backbone itself."""
     base = rules.place(jax.jit(_random_tree, static_argnums=(0, 1))(config, (), jax.random.key(0), jax.random.key(0)), mesh)
-    base = _cast(config, {roles.BASE: base})[roles.BASE]
+    base = _cast(config, {BASE: base})[BASE]
     trees = {}
     for number, name in enumerate(names):
         own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
@@ -118,7 +120,7 @@ def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: l
         trees[name] = rules.place(tree, mesh)
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
-    return Models(loaded, places, trained, frozen=trees | {roles.BASE: base}, own_tower=frozenset())
+    return Models(loaded, places, trained, frozen=trees | {BASE: base}, own_tower=frozenset())
 
 
 def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key) -> dict:

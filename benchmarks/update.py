@@ -25,7 +25,7 @@ from sizes import SIZES
 
 from srlhfv_jax.batches import Experience, PromptBatch
 from srlhfv_jax.parallel import host_cpu
-from srlhfv_jax.ppo_lag.run import Iteration
+from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.training import state as states
 
 KINDS = {"attention": "sdpa|fmha|flash|cudnn", "products": "gemm|nvjet|cutlass|cublas", "copies": "[Mm]emcpy"}  # in this order

@@ -13,8 +13,8 @@ from tiny_stages import numbers, settings
 from tiny_vlm import CONFIG, VOCABULARY
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
-from srlhfv_jax.models import roles, score_heads
-from srlhfv_jax.ppo_lag import critics, run as ppo_lag, update as ppo
+from srlhfv_jax.models import score_heads
+from srlhfv_jax.ppo_lag import critics, roles, run as ppo_lag, update as ppo
 from srlhfv_jax.ppo_lag.experience import CRITICS, Scoring, score
 from srlhfv_jax.report.training import PPO_PICTURES
 from srlhfv_jax.supervised import scores

@@ -15,12 +15,12 @@ from tiny_stages import numbers, settings
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import MeshConfig, PPOLagConfig, inference
 from srlhfv_jax.data import chat, tokens
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import generating
 from srlhfv_jax.guard import checks as moderating, scoring as guard_model
 from srlhfv_jax.guard.service.models import moderate_with
 from srlhfv_jax.guard.service.requests import Moderation
-from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.hf import weights
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import load_pretrained

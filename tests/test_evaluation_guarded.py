@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.guard import effect as guarded
 from srlhfv_jax.guard.regenerate import guarded_generate
-from srlhfv_jax.guard.verdict import Prompt, Verdict
+from srlhfv_jax.guard.verdict import Verdict
 
 TABLE = {"a": [0.9, 0.2], "b": [0.8, 0.7, 0.6], "c": [0.1], "d": [0.95, 0.85, 0.3]}  # the guard's P(unsafe), round by round
 

@@ -10,9 +10,9 @@ from tiny_data import png
 
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import generating
-from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.parallel.mesh import make_mesh
 
 DATA = DataConfig("", "", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)

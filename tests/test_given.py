@@ -65,7 +65,7 @@ def test_rows_that_cannot_be_read_are_refused_before_any_weights(text, tmp_path,
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(setup, "load_pretrained", never)
-    monkeypatch.setattr(ppo_lag.ppo_lag_check, "check_checkpoints", lambda settings: None)
+    monkeypatch.setattr(ppo_lag.check, "check_checkpoints", lambda settings: None)
     kind, run, wanted = STAGES[name]
     start = {"policy": str(text / "llama"), "scorer": "later"} if name == "ppo_lag" else {"init": str(text / "llama")}
     more = {key: str(text / value) if key.endswith("path") else value for key, value in more.items()}

@@ -2,10 +2,11 @@
 
 import pytest
 
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import regenerate
 from srlhfv_jax.guard.regenerate import guarded_generate
-from srlhfv_jax.guard.verdict import Prompt, Verdict
+from srlhfv_jax.guard.verdict import Verdict
 
 LIMIT = 0.35
 

@@ -22,13 +22,14 @@ import pytest
 from PIL import Image
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.service import app as application, models, server as servers
 from srlhfv_jax.guard.service.access import Access, names
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
-from srlhfv_jax.guard.verdict import Prompt, Verdict
+from srlhfv_jax.guard.verdict import Verdict
 
 PATIENCE_S = 20.0  # of a test, for something that must happen
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.models import roles, score_heads, vlm
+from srlhfv_jax.models import score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
+from srlhfv_jax.ppo_lag import roles
 
 ROPE = RopeConfig(500.0)
 TEXT = TextConfig(vocab=9, width=8, mlp=8, layers=1, heads=2, kv_heads=2, head_dim=4, norm_eps=1e-6, rope=ROPE, tied_head=True)

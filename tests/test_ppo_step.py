@@ -13,10 +13,9 @@ from tiny_vlm import CONFIG, VOCABULARY, backbone, prompts, scorer
 from srlhfv_jax.batches import Rollout
 from srlhfv_jax.config import ConstraintConfig, PPOConfig
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import roles
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import AXES
-from srlhfv_jax.ppo_lag import update as ppo
+from srlhfv_jax.ppo_lag import roles, update as ppo
 from srlhfv_jax.ppo_lag.experience import Scoring, score
 from srlhfv_jax.rollout.generate import generate
 

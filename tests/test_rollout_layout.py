@@ -18,6 +18,8 @@ from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.plan import hlo, memory as plan, shapes as plan_shapes
 from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.supervised import scores
@@ -187,8 +189,8 @@ def test_a_run_whose_idle_trees_wait_on_the_host_has_the_same_numbers_stopped_an
 def test_what_waits_in_the_hosts_memory(text, mesh, kind, waiting):
     wanted = constrained(text, "gathered", offload=kind)
     with jax.set_mesh(mesh):
-        models = ppo_lag.load_models(wanted, mesh)
-        iteration = ppo_lag.Iteration(wanted, models, mesh, VOCABULARY)
+        models = load_models(wanted, mesh)
+        iteration = Iteration(wanted, models, mesh, VOCABULARY)
         state = iteration.initial_state()
     trees = state.params | models.frozen | {"opt_state": state.opt_state}
     assert {name for name, tree in trees.items() if "pinned_host" in memories(tree)} == waiting

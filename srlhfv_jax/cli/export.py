@@ -59,9 +59,10 @@ def main(argv: list[str]) -> None:
 def _unfinished(values: absl_flags.FlagValues, out: Path) -> None:
     """The newest checkpoint of a run."""
     from srlhfv_jax import hf
+    from srlhfv_jax.guard import train as guard
     from srlhfv_jax.runs import unfinished
 
-    run = unfinished.read(Path(values.workdir))
+    run = guard.complete(unfinished.read(Path(values.workdir)))
     hf.export_pretrained(
         out,
         run.config,

@@ -92,7 +92,7 @@ def _one(values: absl_flags.FlagValues) -> dict[str, Any]:
     """The answer to --prompt."""
     import jax
 
-    from srlhfv_jax.guard.verdict import Prompt
+    from srlhfv_jax.data.rows import Prompt
     from srlhfv_jax.parallel import hosts
 
     image = given_image(values.image)
@@ -128,7 +128,7 @@ def given_image(name: str) -> bytes | None:
 def _write(values: absl_flags.FlagValues, out: Path) -> tuple[Counter[str], int]:
     """A line in `out` for each row of --data; returns the rows that cannot be read, by reason, and the number of answers."""
     from srlhfv_jax.data import sources
-    from srlhfv_jax.guard.verdict import Prompt
+    from srlhfv_jax.data.rows import Prompt
     from srlhfv_jax.parallel import hosts
 
     examples = sources.load_examples(_data(values, values.batch_size))

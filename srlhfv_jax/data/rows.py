@@ -56,6 +56,13 @@ _TELLING = frozenset(
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)|data:image", re.IGNORECASE)
 
 
+class Prompt(NamedTuple):
+    """Pictures and a question, for a policy to answer or a guard to judge."""
+
+    images: tuple[bytes, ...]  # encoded pictures; none = text-only
+    question: str
+
+
 class Example(NamedTuple):
     """One row, whatever data set it came from. Cost > 0 means unsafe, here and everywhere."""
 

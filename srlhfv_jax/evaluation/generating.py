@@ -12,10 +12,9 @@ import jax
 from srlhfv_jax.config import DataConfig, ModelConfig
 from srlhfv_jax.data import collate, loader
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import policies
-from srlhfv_jax.guard.verdict import Prompt
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout.generate import generate

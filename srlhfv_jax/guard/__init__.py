@@ -3,8 +3,9 @@
 The paper (arXiv 2503.17682) describes what its guard does, not how it is made: heads, losses and thresholds are our own design.
 """
 
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.guard.judge import Guard
 from srlhfv_jax.guard.regenerate import guarded_generate
-from srlhfv_jax.guard.verdict import Guarded, Prompt, Round, Verdict
+from srlhfv_jax.guard.verdict import Guarded, Round, Verdict
 
 __all__ = ["Guard", "Guarded", "Prompt", "Round", "Verdict", "guarded_generate"]

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.judge import Guard
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures
 from srlhfv_jax.guard.service.models import Unreadable
-from srlhfv_jax.guard.verdict import Prompt, Verdict
+from srlhfv_jax.guard.verdict import Verdict
 from srlhfv_jax.runs import setup
 
 

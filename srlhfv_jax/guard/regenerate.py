@@ -9,8 +9,9 @@ arguments; `generate` is a policy. Nothing here knows about models, seeds or bat
 from collections.abc import Callable, Sequence
 
 from srlhfv_jax.config import choose
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard.verdict import Guarded, Prompt, Round, Verdict
+from srlhfv_jax.guard.verdict import Guarded, Round, Verdict
 
 Generate = Callable[[Sequence[Prompt], int], Sequence[str]]  # (prompts, round) -> one answer each; a round has draws of its own
 Pictures = Sequence[tuple[bytes, ...]]

@@ -24,10 +24,12 @@ from srlhfv_jax.guard import measure as guards, scoring as guard_model
 from srlhfv_jax.guard.verdict import SEVERITIES
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import masked, severity as losses
-from srlhfv_jax.models import guard_heads, roles
+from srlhfv_jax.models import guard_heads
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.runs import given, labelled, setup
+from srlhfv_jax.runs.unfinished import Unfinished
 from srlhfv_jax.supervised import scores, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
@@ -103,7 +105,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     setup.export_run(
         started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated
     )
-    whole = roles.whole(base, tree)
+    whole = with_backbone(base, tree)
     held = functools.partial(said, settings, model, whole, started.mesh)
     if settings.calibration:
         thresholds = calibrate(held(rows["calibration"]), settings)
@@ -119,10 +121,18 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     return setup.finish(started, "guard", result)
 
 
-def so_far(settings: GuardConfig, heads: guard_heads.Heads, rows: loader.Prepared) -> tuple[guard_heads.Heads, dict[str, Any]]:
-    """A guard in the middle of its training, as one whose thresholds are not set: its heads, and what guard.json says of them."""
+def complete(run: Unfinished) -> Unfinished:
+    """An unfinished guard, as one whose thresholds are not set: its unweighted heads, and what guard.json says of them.
+
+    Runs of other stages come back as they are.
+    """
+    settings = run.settings
+    if not isinstance(settings, GuardConfig):
+        return run
+    rows = prepare(settings, settings.data, setup.load_shape(settings.init, settings.model))
     unset = {"thresholds": dict.fromkeys(settings.parts, CHANCE), "false_positive_rate": None}
-    return _unweighted(heads, _weights(rows, settings.balance)), _about(settings, rows) | unset
+    heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
+    return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset)
 
 
 def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared]:

@@ -15,13 +15,6 @@ class Verdict(NamedTuple):
     scores: Mapping[str, float]  # "unsafe": P(severity > safe); "severity": expected level 0..3; category name: probability
 
 
-class Prompt(NamedTuple):
-    """What a policy is asked."""
-
-    images: tuple[bytes, ...]  # encoded pictures; none = text-only
-    question: str
-
-
 class Round(NamedTuple):
     """One answer of a policy, and what the guard said of it."""
 

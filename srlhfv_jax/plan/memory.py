@@ -28,13 +28,14 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import attention, guard_heads, roles, score_heads
+from srlhfv_jax.models import attention, guard_heads, score_heads
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.plan import count as work, shapes
 from srlhfv_jax.ppo_lag import check as ppo_lag_check
-from srlhfv_jax.ppo_lag.run import Iteration
+from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.runs import setup
@@ -124,7 +125,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     experience, controller, metrics = found
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)
-    read = {**params, **{f"{name}.optimizer": tree for name, tree in opt_state.items()}, roles.BASE: models.base}
+    read = {**params, **{f"{name}.optimizer": tree for name, tree in opt_state.items()}, BASE: models.base}
     resident = sum(shapes.size(tree) for name, tree in read.items() if name not in resting)
     compile_one("update", iteration.update, resident, *arguments)
     return Plan(state, compiled)

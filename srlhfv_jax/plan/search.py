@@ -20,7 +20,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.plan import memory as planning, shapes, table as plan_table
 from srlhfv_jax.plan.topology import Device
-from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.ppo_lag import load
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.training import optimizer as optimizers
 
@@ -181,7 +181,7 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
         models = shapes.models(settings, config, mesh)
         trees, trained = models.trained | models.frozen, models.trained
         rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
-        resting, offload = ppo_lag.resting(settings, models), settings.rollout.offload
+        resting, offload = load.resting(settings, models), settings.rollout.offload
     else:
         trees = trained = {"backbone": {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}}
         if settings.lora.rank:

@@ -15,12 +15,13 @@ from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, Super
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.models import lora, quantize, roles, score_heads, vlm
+from srlhfv_jax.models import lora, quantize, score_heads, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.guard_heads import THRESHOLDS
+from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.ppo_lag import update as ppo
-from srlhfv_jax.ppo_lag.run import Models
+from srlhfv_jax.ppo_lag import roles, update as ppo
+from srlhfv_jax.ppo_lag.load import Models
 
 TILES = {
     "llava": 1,
@@ -50,7 +51,7 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
             tree["heads"] = placed(scorer["heads"], mesh)
         trees[name] = tree
     trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
-    frozen = trees | ({roles.BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})
+    frozen = trees | ({BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})
     return Models(Pretrained(config, {}, {}, None, None), places, trained, frozen, frozenset())
 
 

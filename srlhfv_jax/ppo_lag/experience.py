@@ -15,8 +15,8 @@ from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, lagrangian, masked, shaping
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.models.roles import Place
 from srlhfv_jax.parallel import microbatches as parts
+from srlhfv_jax.ppo_lag.roles import Place
 from srlhfv_jax.rollout.generate import Vocabulary
 
 CRITICS = ("reward_critic", "cost_critic")

@@ -1,69 +1,18 @@
 """PPO-Lagrangian: more reward while the cost stays under its budget. With controller "none" it is PPO, with "fixed" reward
-shaping.
-
-One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does. In
-the first iteration the critics are fitted to its rollout; while they learn alone, the policy and the multiplier stand still.
+shaping. One iteration stands in iteration.py.
 """
 
-import dataclasses
-import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
-from srlhfv_jax.config import ConstraintConfig, PPOLagConfig
-from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import peft
-from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
-from srlhfv_jax.losses import lagrangian, masked
-from srlhfv_jax.models import roles, score_heads
-from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import hosts, offload, rules
-from srlhfv_jax.ppo_lag import (
-    check as ppo_lag_check,
-    critics,
-    experience as scoring,
-    rows as ppo_lag_rows,
-    selftest,
-    update as ppo,
-    validate,
-)
-from srlhfv_jax.rollout import generate as generation, layout
-from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.rollout.sampling import Sampling
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.ppo_lag import check, rows as prompts, validate
+from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import setup
 from srlhfv_jax.supervised import train as supervised
-from srlhfv_jax.training import loop, optimizer as optimizers, state as states
-
-
-class Extra(NamedTuple):
-    """What a run carries beside its trees."""
-
-    controller: lagrangian.ControllerState
-    warm_up: critics.WarmUp
-
-
-class Models(NamedTuple):
-    """The six roles, loaded: trees by name, of which some are trained."""
-
-    policy: Pretrained  # as loaded: its config, processor and path are those of every role
-    places: dict[str, roles.Place]
-    trained: dict[str, dict]
-    frozen: dict[str, dict]  # where roles share one backbone, roles.BASE among them
-    own_tower: frozenset[str]  # trees whose vision tower differs from the policy's
-
-    @property
-    def base(self) -> dict | None:
-        """The backbone under trees that hold adapters."""
-        return self.frozen[roles.BASE]["backbone"] if roles.BASE in self.frozen else None
-
-    def backbone(self, tree: dict) -> dict:
-        """The backbone of a tree, with its adapter over it if it has one."""
-        return roles.whole(self.base, tree)["backbone"]
+from srlhfv_jax.training import loop, state as states
 
 
 def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
@@ -72,11 +21,11 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
     `lambda.final`.
     """
-    ppo_lag_check.check(settings)
+    check.check(settings)
     started = setup.start(settings, workdir)
-    ppo_lag_check.check_rows(settings, started.mesh)
-    ppo_lag_check.check_checkpoints(settings)
-    rows = ppo_lag_rows.prepare(settings, setup.load_shape(settings.policy, settings.model))
+    check.check_rows(settings, started.mesh)
+    check.check_checkpoints(settings)
+    rows = prompts.prepare(settings, setup.load_shape(settings.policy, settings.model))
     models = load_models(settings, started.mesh)
     setup.check_closing(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():
@@ -102,7 +51,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         name="ppo_lag",
         step_fn=iteration,
         state=iteration.initial_state(),
-        batches=ppo_lag_rows.batches(settings, rows, started.mesh),
+        batches=prompts.batches(settings, rows, started.mesh),
         total_steps=settings.iterations,
         manager=started.manager,
         writer=started.writer,
@@ -114,297 +63,3 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         export=export,
     )
     return setup.finish(started, "ppo_lag", numbers(state))
-
-
-class Iteration:
-    """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds frozen trees and jitted calls."""
-
-    def __init__(self, settings: PPOLagConfig, models: Models, mesh, vocabulary: Vocabulary, early_exit: bool = True) -> None:
-        self.settings, self.models, self.mesh = settings, models, mesh
-        places, ptx = models.places, settings.ptx.coef > 0
-        rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
-        self.optimizers = {name: optimizers.make(rates[name], tree, self.updates()) for name, tree in models.trained.items()}
-        how = scoring.Scoring(
-            places,
-            models.own_tower,
-            settings.ppo,
-            settings.constraint.kind,
-            settings.rollout.temperature,
-            settings.rollout.old_logp == "recompute",
-            vocabulary,
-            streams=not ppo.one_step(settings.ppo),
-            microbatches=settings.rollout.score_microbatches,
-        )
-        update = ppo.Update(
-            places,
-            models.own_tower,
-            settings.ppo,
-            settings.rollout.temperature,
-            settings.ptx.coef if ptx else 0.0,
-            vocabulary,
-            settings.microbatches,
-            self.optimizers,
-            {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()},
-        )
-        self.vocabulary = vocabulary
-        backbone = models.backbone(models.trained["policy"])
-        self.layout = layout.target(backbone, mesh, models.policy.config.dtype, settings.rollout.layout)
-        rows, whole = hosts.row_sharding(mesh), rules.whole(mesh)
-        self.generate = jax.jit(
-            functools.partial(
-                generation.generate,
-                models.policy.config,
-                response_length=settings.data.response_length,
-                vocabulary=vocabulary,
-                sampling=Sampling(settings.rollout.temperature),
-                early_exit=early_exit,
-                microbatches=settings.rollout.microbatches,
-            ),
-            out_shardings=rows,
-        )
-        self.score = jax.jit(
-            functools.partial(_score, models.policy.config, how, settings.constraint), out_shardings=(rows, whole, whole)
-        )
-        self.start_critics = jax.jit(functools.partial(critics.start, models.policy.config, how=how), out_shardings=whole)
-        constant = dict(learning_rate=settings.critic_warmup_rate, schedule="constant", warmup_fraction=0.0)
-        alone = dataclasses.replace(settings.critic_optimizer, **constant)
-        warming = {name: optimizers.make(alone, models.trained[name], self.updates()) for name in ppo.critic_trees(places)}
-        self.update, self.warm_up = (
-            jax.jit(
-                functools.partial(_update, models.policy.config, one),
-                donate_argnums=(0, 1),
-                out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), whole),
-            )
-            for one in (update, update._replace(optimizers=warming, train_policy=False))
-        )
-        self.resting = resting(settings, models)
-        self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
-
-    def updates(self) -> int:
-        """Gradient steps of the whole run: what the learning-rate schedules count."""
-        return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
-
-    def _optimizer_places(self) -> dict[str, Any]:
-        trees = self.models.trained
-        return {name: states.optimizer_places(one, trees[name], self.mesh) for name, one in self.optimizers.items()}
-
-    def sampler(self, policy: dict) -> dict:
-        """The backbone that `generate` reads: copies of what lies otherwise than `config.rollout.layout` says."""
-        return layout.gather(self.models.backbone(policy), self.layout)
-
-    def scorers(self, params: dict[str, dict]) -> dict[str, dict]:
-        """The trees that scoring reads."""
-        read = {"policy": params["policy"]} if ppo.one_step(self.settings.ppo) else params
-        return self.models.frozen | read
-
-    def initial_state(self) -> states.TrainState:
-        trees = self.models.trained
-        opt_state = {
-            name: states.init_optimizer(self.optimizers[name], self.awake(tree), self.mesh) for name, tree in trees.items()
-        }
-        extra = Extra(lagrangian.init(self.settings.constraint), critics.init())
-        step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
-        return self._at_rest(states.TrainState(trees, opt_state, step, extra))
-
-    def awake(self, trees: Any, after: Any = ()) -> Any:
-        """Trees for a function to read, on the devices; where some rest in between, only when `after`, what the function before
-        gives, is there: until then that function's own trees fill the memory."""
-        if self.settings.rollout.offload == "none":
-            return trees
-        jax.block_until_ready(after)
-        return offload.to_device(trees)
-
-    def _at_rest(self, state: states.TrainState) -> states.TrainState:
-        opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
-        return state._replace(params=offload.rest(state.params, self.resting), opt_state=opt_state)
-
-    def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
-        prompts, ptx = hosts.global_batch(batch, self.mesh)
-        first = self._done is None
-        done = int(state.step) if first else self._done
-        self._done, seed = done + 1, self.settings.seed
-        rollout = self.generate(self.sampler(state.params["policy"]), prompts, states.key(seed, done, "rollout"))
-        controller, warm_up = state.extra
-        warming = done < self.settings.critic_warmup and not bool(warm_up.ended)
-        scorers = self.awake(self.scorers(state.params), rollout)
-        scored = rollout, prompts.images, controller, np.bool_(warming)
-        experience, moved, metrics = self.score(scorers, *scored)
-        del scorers
-        if done == 0:
-            state = self._start_critics(state, experience, prompts.images)
-            if experience.streams is not None:  # they are of the values before
-                experience, *_ = self.score(self.awake(self.scorers(state.params), state), *scored)
-        if first:
-            self._self_test(roles.whole(self.models.base, state.params["policy"]), rollout, experience, prompts.images, done)
-        update = self.warm_up if warming else self.update
-        params, opt_state, learned = update(
-            *self.awake((state.params, state.opt_state), experience),
-            experience,
-            prompts.images,
-            metrics["lambda"],
-            states.key(seed, done, "minibatches"),
-            ptx,
-            self.models.base,
-        )
-        if warming:
-            explained = sum(float(hosts.to_host(learned[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
-            warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
-        extra = Extra(moved, warm_up)
-        return self._at_rest(states.TrainState(params, opt_state, state.step + 1, extra)), metrics | learned
-
-    def _start_critics(self, state: states.TrainState, experience: Experience, images: Images | None) -> states.TrainState:
-        """The critics of a run that begins, fitted to its first rollout."""
-        trees = {name: state.params[name] for name in ppo.critic_trees(self.models.places)}
-        whole = {name: roles.whole(self.models.base, tree) for name, tree in self.awake(trees, experience).items()}
-        fitted = self.start_critics(whole, experience, images)
-        return state._replace(params=state.params | {name: tree | {"heads": fitted[name]} for name, tree in trees.items()})
-
-    def _self_test(self, policy, rollout: Rollout, experience: Experience, images: Images | None, done: int) -> None:
-        config, settings = self.models.policy.config, self.settings
-        recompute = settings.rollout.old_logp == "recompute"
-        if images is not None:
-            selftest.placeholders(config, *hosts.to_host((rollout._replace(features=None), images._replace(patches_BNC=None))))
-        gap = selftest.ratio(
-            config,
-            policy,
-            rollout,
-            temperature=settings.rollout.temperature,
-            vocabulary=self.vocabulary,
-            recompute=recompute,
-        )
-        if done == 0 and not settings.reference:
-            exact = config.dtype == "float32"
-            selftest.self_kl(experience.rollout.logp_BR, experience.ref_logp_BR, rollout.response_mask_BR, exact=exact)
-        hosts.say(
-            f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}; answers end at the ids "
-            f"{', '.join(map(str, self.vocabulary.eos))}"
-        )
-
-
-def load_models(settings: PPOLagConfig, mesh) -> Models:
-    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer. Frozen
-    backbones are kept in the dtype that is computed in."""
-    places = roles.assign(settings.sharing)
-    policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
-    trained = setup.copy(rules.place(trained, mesh))
-    base = {roles.BASE: frozen[roles.BASE]} if roles.BASE in frozen else {}
-    groups = roles.tower_groups(roles.complete(base | trained | frozen))
-    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
-    if own_tower:
-        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
-    frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
-    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
-    names = resting(settings, models)
-    return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
-
-
-def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
-    """The trees that lie in the host's memory while nothing reads them: with "idle" all that a rollout has no use for."""
-    if settings.rollout.offload != "idle":
-        return frozenset()
-    return frozenset(models.trained | models.frozen) - {"policy", roles.BASE}
-
-
-def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
-    """(the policy's checkpoint, trained trees, frozen trees), each with a backbone of its own."""
-
-    def load(path: str) -> Pretrained:
-        if path not in loaded:
-            loaded[path] = setup.load(path, settings.model, mesh)
-            setup.refuse_activated(loaded[path])
-        return loaded[path]
-
-    def scorer(path: str, *names: str) -> dict:
-        model = load(path)
-        return {"backbone": model.params, "heads": _heads(path, model.heads, *names)}
-
-    loaded: dict[str, Pretrained] = {}
-    policy = load(settings.policy)
-    frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
-    if settings.sharing == "shared":
-        frozen["scorer"] = scorer(settings.scorer, "reward", "cost")
-        trained = {"critic": score_heads.critic(frozen["scorer"])}
-    else:
-        frozen["reward"] = scorer(settings.reward or settings.scorer, "reward")
-        frozen["cost"] = scorer(settings.cost or settings.scorer, "cost")
-        trained = {"reward_critic": score_heads.critic(frozen["reward"]), "cost_critic": score_heads.critic(frozen["cost"])}
-    for path, model in loaded.items():
-        if model.config != policy.config:
-            raise UserError(
-                f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape"
-            )
-    return policy, {"policy": {"backbone": policy.params}} | trained, frozen
-
-
-def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
-    """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
-    lora = settings.lora
-    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
-
-    def adapter(path: str) -> dict:
-        """Of a checkpoint over the same backbone; {}: it is that backbone."""
-        found = backbone_name(path)
-        if found != policy.base:
-            raise UserError(
-                f"{path} stands on {found} and the policy on {policy.base}: with sharing=adapters all roles are adapters over "
-                "one backbone, trained with config.lora.rank above 0"
-            )
-        folder = checkpoint_folder(path)
-        if not peft.is_adapter(folder):
-            return {}
-        if peft.activation(folder) != policy.config.activation:
-            raise UserError(
-                f"the adapters of {path} are activated by the tokens {list(peft.activation(folder))} and those of the policy by "
-                f"{list(policy.config.activation)} ([]: they act everywhere): train all with one config.lora.activated"
-            )
-        return peft.read(folder, policy.config, mesh)
-
-    scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
-    scorer = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, "reward", "cost")}
-    if not scorer["adapter"]:
-        raise UserError(f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0")
-    frozen = {roles.BASE: {"backbone": policy.params}, "scorer": scorer}
-    frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
-    start = policy.adapter
-    if start is None:
-        key = states.key(settings.seed, 0, "adapter")
-        start = setup.fresh_adapter(settings.lora, policy, mesh, key)
-    elif lora.rank:
-        setup.check_rank(lora, policy)
-    return policy, {"policy": {"adapter": start}, "critic": score_heads.critic(scorer)}, frozen
-
-
-def _heads(path: str, found: dict, *names: str) -> dict:
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise UserError(f"{path} has no {missing[0]} head (it has {sorted(found) or 'none'}): give the workdir of srlhfv scores")
-    return {name: found[name] for name in names}
-
-
-def _score(
-    config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, trees, rollout: Rollout, images, controller, hold
-):
-    """Experience, the moved multiplier (only its window, where `hold`), and the iteration's numbers."""
-    experience = scoring.score(config, roles.complete(trees), rollout, images, how)
-    controller = lagrangian.update(constraint, controller, experience.cost_B, hold)
-    mask_BR = rollout.response_mask_BR
-    kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
-    metrics = {
-        "reward": jnp.mean(experience.reward_B),
-        "cost": jnp.mean(experience.cost_B),
-        "constraint": jnp.mean(lagrangian.statistic(constraint.kind, experience.cost_B)),
-        "window_cost": lagrangian.window_mean(controller),
-        "budget": jnp.float32(constraint.budget),
-        "lambda": lagrangian.multiplier(constraint, controller),
-        "harm_rate_model": jnp.mean(experience.cost_B > 0),
-        "kl": jnp.mean(jnp.sum(kl_BR, axis=1)),
-        "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
-        "ended": jnp.mean(rollout.ended_B),
-    }
-    if how.recompute_logp:  # what is corrected for in every iteration; else the update's `mismatch` says it
-        metrics["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - rollout.logp_BR), mask_BR)
-    return experience, controller, metrics
-
-
-def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx, base):
-    return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)

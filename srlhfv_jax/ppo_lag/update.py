@@ -15,11 +15,12 @@ import optax
 from srlhfv_jax.batches import Experience, Features, Stream, SupervisedBatch
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, sft
-from srlhfv_jax.models import roles, sequences
+from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.models.roles import Place
+from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import microbatches as parts, order
 from srlhfv_jax.ppo_lag import experience as scoring, minibatches
+from srlhfv_jax.ppo_lag.roles import Place
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import step
 
@@ -93,7 +94,7 @@ def update(
     def gradient(tree, name: str, loss, batch):
         """Of loss(whole tree, part of the batch), by what is trained of the tree."""
         return step.accumulate(
-            lambda tree, part: loss(roles.whole(base, tree), part), tree, batch, settings.microbatches, settings.trainable[name]
+            lambda tree, part: loss(with_backbone(base, tree), part), tree, batch, settings.microbatches, settings.trainable[name]
         )
 
     def descend(params, opt_state, name: str, loss, minibatch, grads_of_more=None):
@@ -137,7 +138,7 @@ def update(
 
 def _features(config: VLMConfig, params, base, experience: Experience, images, settings: Update) -> dict[str, Features | None]:
     """Image features for each trained tree: the rollout's, or of its own tower."""
-    own = {name: roles.whole(base, params[name]) for name in params if name in settings.own_tower}
+    own = {name: with_backbone(base, params[name]) for name in params if name in settings.own_tower}
     return {name: sequences.encode(config, own[name], images) if name in own else experience.rollout.features for name in params}
 
 

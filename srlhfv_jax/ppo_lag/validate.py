@@ -16,7 +16,8 @@ from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answers, compare, policies
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import roles, sequences
+from srlhfv_jax.models import sequences
+from srlhfv_jax.models.trees import BASE, complete
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import setup
 from srlhfv_jax.training import state as states
@@ -94,12 +95,12 @@ def _scorer(iteration) -> Callable:
 
     @functools.partial(jax.jit, out_shardings=hosts.row_sharding(iteration.mesh))
     def ends(frozen, rollout, images):
-        frozen, found = roles.complete(frozen), {}
+        frozen, found = complete(frozen), {}
         for name in trees:
             own = name in models.own_tower
             features = sequences.encode(models.policy.config, frozen[name], images) if own else rollout.features
             found |= sequences.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
-    read = {name: tree for name, tree in models.frozen.items() if name in (*trees, roles.BASE)}
+    read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
     return lambda batch, rollout: hosts.to_host(ends(iteration.awake(read, rollout), rollout, batch.images))

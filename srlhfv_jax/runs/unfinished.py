@@ -13,7 +13,6 @@ from srlhfv_jax.hf import leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.guard import train as guard
 from srlhfv_jax.runs import setup
 
 KINDS = {"sharing": PPOLagConfig, "taxonomy": GuardConfig, "heads": ScoresConfig, "init_random": SFTConfig}
@@ -27,7 +26,8 @@ class Unfinished(NamedTuple):
     tree: dict[str, Any]  # "backbone" or "adapter", and "heads" and "guard" where they are trained
     base: Path
     about: dict[str, Any]
-    guard: dict[str, Any] | None
+    settings: PPOLagConfig | GuardConfig | ScoresConfig | SFTConfig
+    guard: dict[str, Any] | None = None  # for guard.json
 
 
 def is_unfinished(workdir: Path) -> bool:
@@ -36,7 +36,7 @@ def is_unfinished(workdir: Path) -> bool:
 
 
 def read(workdir: Path) -> Unfinished:
-    """What the run trained so far. Of a guard the thresholds are not set yet.
+    """The trees that a run has trained so far. A guard has still to be completed: `guard.train.complete`.
 
     Raises:
         UserError: no whole checkpoint, or settings that are damaged.
@@ -53,7 +53,5 @@ def read(workdir: Path) -> Unfinished:
     start = settings.policy if kind is PPOLagConfig else settings.init
     tree = tree["policy"] if kind is PPOLagConfig else tree
     shape = setup.load_shape(start, settings.model)
-    about, described = {"stage": kind.__name__.removesuffix("Config").lower(), "step": step}, None
-    if kind is GuardConfig:
-        tree["guard"], described = guard.so_far(settings, tree["guard"], guard.prepare(settings, settings.data, shape))
-    return Unfinished(step, shape.config, tree, shape.path, about, described)
+    about = {"stage": kind.__name__.removesuffix("Config").lower(), "step": step}
+    return Unfinished(step, shape.config, tree, shape.path, about, settings)

@@ -17,8 +17,9 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pair_accuracy
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import cost, masked, reward
-from srlhfv_jax.models import roles, score_heads, sequences
+from srlhfv_jax.models import score_heads, sequences
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.runs import given, labelled, setup
 from srlhfv_jax.supervised import train as supervised
@@ -66,7 +67,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     about = {"stage": "scores", "sign": settings.sign}
     setup.export_run(started, model.config, tree, base=model.path, about=about, result=result)
     if held is not None:
-        result |= evaluate(model.config, roles.whole(base, tree), held, held_data, started.mesh)
+        result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
     return setup.finish(started, about["stage"], result)
 
 

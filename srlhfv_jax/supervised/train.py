@@ -9,7 +9,7 @@ import optax
 
 from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.models import roles
+from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs.setup import Started
 from srlhfv_jax.training import loop, metrics, optimizer as optimizers, state as states, step
@@ -62,7 +62,7 @@ def make_update(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
     def update(state: states.TrainState, base, batch):
         grads, metrics, _ = step.accumulate(
-            lambda tree, part: loss(roles.whole(base, tree), part), state.params, batch, microbatches, trainable
+            lambda tree, part: loss(with_backbone(base, tree), part), state.params, batch, microbatches, trainable
         )
         params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
         return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, guarded_generate
 from srlhfv_jax.guard.service.requests import Answer, Generate as AnswerAll, Generation, Moderate, Moderation, Refused
-from srlhfv_jax.guard.verdict import Guarded, Prompt, Verdict
+from srlhfv_jax.guard.verdict import Guarded, Verdict
 
 # Why a model cannot read (pictures, question, answer or None); None where it can.
 Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]

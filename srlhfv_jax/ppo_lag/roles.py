@@ -1,8 +1,6 @@
-"""Which parameters play which role. A role is a place: a parameter tree and, for a score, a head on it.
+"""Which parameters play which role. A role is a place: a parameter tree (models/trees.py) and, for a score, a head on it.
 
-A tree is `{"backbone": params}` or `{"backbone": params, "heads": {name: {"kernel"}}}`; where roles share one frozen backbone it has
-an "adapter" in place of one, and `whole` lays that over the backbone of the tree called BASE. Stages, rollout and scoring ask
-only for places, so a new way of sharing is a new table here.
+Loading, rollout and scoring ask only for places, so a new way of sharing is a new table here.
 """
 
 from typing import Mapping, NamedTuple
@@ -11,12 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.models import lora
 
 ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
-
-
-BASE = "base"
 
 
 class Place(NamedTuple):
@@ -50,20 +44,6 @@ def assign(sharing: str) -> dict[str, Place]:
     are adapters over one backbone; "separate": one backbone per role (the paper)."""
     choose(sharing, "sharing", "shared", "adapters", "separate")
     return dict(SEPARATE if sharing == "separate" else SHARED)
-
-
-def whole(base: dict | None, tree: dict) -> dict:
-    """A tree with its backbone: its own, or `base` under its adapter. Copies nothing."""
-    if "adapter" not in tree:
-        return tree
-    rest = {name: part for name, part in tree.items() if name != "adapter"}
-    return rest | {"backbone": lora.overlay(base, tree["adapter"])}
-
-
-def complete(trees: Mapping[str, dict]) -> dict[str, dict]:
-    """Every tree but BASE, whole."""
-    base = trees[BASE]["backbone"] if BASE in trees else None
-    return {name: whole(base, tree) for name, tree in trees.items() if name != BASE}
 
 
 def tower_groups(trees: Mapping[str, dict]) -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""The six roles, loaded: parameter trees by name, of which some are trained. A critic starts as a copy of the scorer."""
+
+from typing import NamedTuple
+
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import peft
+from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
+from srlhfv_jax.models import score_heads
+from srlhfv_jax.models.trees import BASE, complete, with_backbone
+from srlhfv_jax.parallel import hosts, offload, rules
+from srlhfv_jax.ppo_lag import roles
+from srlhfv_jax.runs import setup
+from srlhfv_jax.training import state as states
+
+
+class Models(NamedTuple):
+    """The six roles, loaded: trees by name, of which some are trained."""
+
+    policy: Pretrained  # as loaded: its config, processor and path are those of every role
+    places: dict[str, roles.Place]
+    trained: dict[str, dict]
+    frozen: dict[str, dict]  # where roles share one backbone, BASE among them
+    own_tower: frozenset[str]  # trees whose vision tower differs from the policy's
+
+    @property
+    def base(self) -> dict | None:
+        """The backbone under trees that hold adapters."""
+        return self.frozen[BASE]["backbone"] if BASE in self.frozen else None
+
+    def backbone(self, tree: dict) -> dict:
+        """The backbone of a tree, with its adapter over it if it has one."""
+        return with_backbone(self.base, tree)["backbone"]
+
+
+def load_models(settings: PPOLagConfig, mesh) -> Models:
+    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer. Frozen
+    backbones are kept in the dtype that is computed in."""
+    places = roles.assign(settings.sharing)
+    policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
+    trained = setup.copy(rules.place(trained, mesh))
+    base = {BASE: frozen[BASE]} if BASE in frozen else {}
+    groups = roles.tower_groups(complete(base | trained | frozen))
+    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
+    if own_tower:
+        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
+    frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
+    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
+    names = resting(settings, models)
+    return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
+
+
+def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
+    """The trees that lie in the host's memory while nothing reads them: with "idle" all that a rollout has no use for."""
+    if settings.rollout.offload != "idle":
+        return frozenset()
+    return frozenset(models.trained | models.frozen) - {"policy", BASE}
+
+
+def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
+    """(the policy's checkpoint, trained trees, frozen trees), each with a backbone of its own."""
+
+    def load(path: str) -> Pretrained:
+        if path not in loaded:
+            loaded[path] = setup.load(path, settings.model, mesh)
+            setup.refuse_activated(loaded[path])
+        return loaded[path]
+
+    def scorer(path: str, *names: str) -> dict:
+        model = load(path)
+        return {"backbone": model.params, "heads": _heads(path, model.heads, *names)}
+
+    loaded: dict[str, Pretrained] = {}
+    policy = load(settings.policy)
+    frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
+    if settings.sharing == "shared":
+        frozen["scorer"] = scorer(settings.scorer, "reward", "cost")
+        trained = {"critic": score_heads.critic(frozen["scorer"])}
+    else:
+        frozen["reward"] = scorer(settings.reward or settings.scorer, "reward")
+        frozen["cost"] = scorer(settings.cost or settings.scorer, "cost")
+        trained = {"reward_critic": score_heads.critic(frozen["reward"]), "cost_critic": score_heads.critic(frozen["cost"])}
+    for path, model in loaded.items():
+        if model.config != policy.config:
+            raise UserError(
+                f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape"
+            )
+    return policy, {"policy": {"backbone": policy.params}} | trained, frozen
+
+
+def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
+    """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
+    lora = settings.lora
+    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
+
+    def adapter(path: str) -> dict:
+        """Of a checkpoint over the same backbone; {}: it is that backbone."""
+        found = backbone_name(path)
+        if found != policy.base:
+            raise UserError(
+                f"{path} stands on {found} and the policy on {policy.base}: with sharing=adapters all roles are adapters over "
+                "one backbone, trained with config.lora.rank above 0"
+            )
+        folder = checkpoint_folder(path)
+        if not peft.is_adapter(folder):
+            return {}
+        if peft.activation(folder) != policy.config.activation:
+            raise UserError(
+                f"the adapters of {path} are activated by the tokens {list(peft.activation(folder))} and those of the policy by "
+                f"{list(policy.config.activation)} ([]: they act everywhere): train all with one config.lora.activated"
+            )
+        return peft.read(folder, policy.config, mesh)
+
+    scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
+    scorer = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, "reward", "cost")}
+    if not scorer["adapter"]:
+        raise UserError(f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0")
+    frozen = {BASE: {"backbone": policy.params}, "scorer": scorer}
+    frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
+    start = policy.adapter
+    if start is None:
+        key = states.key(settings.seed, 0, "adapter")
+        start = setup.fresh_adapter(settings.lora, policy, mesh, key)
+    elif lora.rank:
+        setup.check_rank(lora, policy)
+    return policy, {"policy": {"adapter": start}, "critic": score_heads.critic(scorer)}, frozen
+
+
+def _heads(path: str, found: dict, *names: str) -> dict:
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path} has no {missing[0]} head (it has {sorted(found) or 'none'}): give the workdir of srlhfv scores")
+    return {name: found[name] for name in names}
