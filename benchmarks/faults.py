@@ -4,11 +4,12 @@
 
 Kills: every stage runs whole once; then it is started, killed after a random time (one time in five by SIGTERM, else by SIGKILL) and
 started again, until so many kills are spent. Each such run must end with the log, result.json and exported weights of the whole one,
-and leave nothing half-written. `killed_different` and `debris` count those that do not.
+and leave nothing half-written; `different`, `badly` (an exit code of its own) and `debris` count those that do not.
 
 Inputs: good rows, files, pictures, settings, checkpoints, requests, judges' replies and workdirs with random damage
 (`fault_inputs.py`). Each is used, or refused in one line of at most 600 characters. `traceback`, `hang` (20 s), `long` (no such line)
-and `silent` (used, and something is not accounted for) are faults. All of it ends after --seconds.
+and `silent` (used, and something is not accounted for) are faults. All of it ends after --seconds; what was done until then goes to
+stderr, after each killed run and each kind.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from srlhfv_jax.quickstart.pipeline import write_rows
 STEPS = 6
 PATIENCE_S = 600  # of one start
 STAGES = ("sft", "scores", "guard", "ppo_lag")
+KILL_FAULTS = ("different", "badly", "debris")
 
 
 def prepared(folder: Path) -> Path:
@@ -93,8 +95,8 @@ def debris(workdir: Path) -> list[str]:
     return sorted({str(path.relative_to(workdir)) for path in left})
 
 
-def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterator[tuple[str, str]]:
-    """(outcome, what of): "kill" for each kill, "killed_run" for each run that came to its end, and the faults."""
+def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterator[tuple[str, str, str]]:
+    """(stage, outcome, what of): "sigkill" or "sigterm" for each kill, "run" for each run that came to its end, and the faults."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     whole, took_s = {}, {}
@@ -106,7 +108,7 @@ def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterat
             took_s[stage] = time.monotonic() - began
         whole[stage] = made(folder / stage)
         if whole[stage] != made(folder / f"{stage}_first"):
-            yield "killed_different", f"{stage}: two whole runs differ"
+            yield stage, "different", "two whole runs differ"
     spent, number = 0, 0
     while spent < count and time.monotonic() < until:
         stage, workdir = STAGES[number % len(STAGES)], folder / f"killed_{number}"
@@ -116,17 +118,17 @@ def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterat
             after_s = draw.uniform(0.1, took_s[stage])
             code = start(stage, folder, workdir, after_s, by)
             spent += 1
-            yield "kill", stage
+            yield stage, by.name.lower(), f"after {after_s:.2f} s"
             if code not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
-                yield "killed_badly", f"{stage} ended with {code} after signal {by} at {after_s:.2f} s"
+                yield stage, "badly", f"ended with {code} after {by.name} at {after_s:.2f} s"
         if code := start(stage, folder, workdir):
-            yield "killed_different", f"{stage} in {workdir} ended with {code} when it was started again"
+            yield stage, "different", f"{workdir} ended with {code} when it was started again"
             continue
-        yield "killed_run", stage
         if made(workdir) != whole[stage]:
-            yield "killed_different", f"{stage} in {workdir}"
+            yield stage, "different", f"{workdir}"
         for left in debris(workdir):
-            yield "debris", f"{stage} left {left}"
+            yield stage, "debris", f"left {left}"
+        yield stage, "run", f"{workdir}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -138,27 +140,30 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--kinds", default=",".join(fault_inputs.KINDS))
     given = parser.parse_args(argv)
     until = time.monotonic() + given.seconds
-    counts: Counter[str] = Counter()
-    table: dict[str, Counter[str]] = {}
+    by_stage: dict[str, Counter[str]] = {}
+    by_kind: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="faults") as place:
         folder = prepared(Path(place))
-        if given.kills:
-            for outcome, what in kills(folder, given.kills, until, random.Random(given.seed)):
-                counts[outcome] += 1
-                if outcome not in ("kill", "killed_run"):
-                    print(f"{outcome}: {what}", flush=True)
+        killed = kills(folder, given.kills, until, random.Random(given.seed)) if given.kills else ()
+        for stage, outcome, what in killed:
+            by_stage.setdefault(stage, Counter())[outcome] += 1
+            if outcome in KILL_FAULTS:
+                print(f"{outcome}: {stage}: {what}", flush=True)
+            if outcome == "run":
+                print(json.dumps({"so_far": by_stage}), file=sys.stderr, flush=True)
         kinds = given.kinds.split(",")
         for number, kind in enumerate(kinds):
             share = given.inputs // len(kinds) + (number < given.inputs % len(kinds))
-            table[kind] = Counter()
+            by_kind[kind] = Counter()
             for outcome, what in fault_inputs.run(kind, folder, share, until, given.seed):
-                table[kind][outcome] += 1
+                by_kind[kind][outcome] += 1
                 if outcome in fault_inputs.FAULTS:
                     print(f"{outcome}: {kind}: {what}", flush=True)
-    found = sum(counts[name] for name in ("killed_different", "killed_badly", "debris"))
-    found += sum(outcomes[name] for outcomes in table.values() for name in fault_inputs.FAULTS)
-    tried = {"kills": counts["kill"], "inputs": sum(map(Counter.total, table.values()))}
-    line = tried | {"faults": found} | dict(counts) | {"by_kind": {kind: dict(found) for kind, found in table.items()}}
+            print(json.dumps({"so_far": {kind: by_kind[kind]}}), file=sys.stderr, flush=True)
+    kills_of, runs_of = sum(by_stage.values(), Counter()), sum(by_kind.values(), Counter())
+    found = sum(kills_of[name] for name in KILL_FAULTS) + sum(runs_of[name] for name in fault_inputs.FAULTS)
+    line = {"kills": kills_of["sigkill"] + kills_of["sigterm"], "killed_runs": kills_of["run"], "inputs": runs_of.total()}
+    line |= {"faults": found, "by_stage": by_stage, "by_kind": by_kind}
     print(json.dumps(line))
     return line
 
