@@ -6,8 +6,8 @@ Kills: every stage runs whole once; then it is started, killed after a random ti
 started again, until so many kills are spent. Each such run must end with the log, result.json and exported weights of the whole one,
 and leave nothing half-written; `different`, `badly` (an exit code of its own) and `debris` count those that do not.
 
-Inputs: good rows, files, pictures, settings, checkpoints, requests, judges' replies and workdirs with random damage
-(`fault_inputs.py`). Each is used, or refused in one line of at most 600 characters. `traceback`, `hang` (20 s), `long` (no such line)
+Inputs: good rows, files, prepared data sets, pictures, test suites, settings, checkpoints, adapters, heads, workdirs, requests and
+judges' replies with random damage (`fault_inputs.py`). Each is used, or refused in one line of at most 600 characters. `traceback`, `hang` (20 s), `long` (no such line)
 and `silent` (used, and something is not accounted for) are faults. All of it ends after --seconds; what was done until then goes to
 stderr, after each killed run and each kind.
 """
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_inputs
+import fault_runs
 
 from srlhfv_jax.data.quickstart import processor, rows as task
 from srlhfv_jax.quickstart.pipeline import write_rows
@@ -53,12 +54,12 @@ def prepared(folder: Path) -> Path:
 def command(stage: str, folder: Path, workdir: Path) -> list[str]:
     """A stage over what the stages before it made in `folder`."""
     if stage == "sft":
-        given = fault_inputs.sft(folder, workdir, STEPS)
+        given = fault_runs.sft(folder, workdir, STEPS)
     elif stage == "ppo_lag":
         made = dict(policy=folder / "sft", scorer=folder / "scores", iterations=STEPS)
-        given = fault_inputs.stage(stage, folder, workdir, **made, **{"validation.path": folder / "ppo_lag.parquet"})
+        given = fault_runs.stage(stage, folder, workdir, **made, **{"validation.path": folder / "ppo_lag.parquet"})
     else:
-        given = fault_inputs.stage(stage, folder, workdir, init=folder / "sft", steps=STEPS)
+        given = fault_runs.stage(stage, folder, workdir, init=folder / "sft", steps=STEPS)
     if stage == "guard":
         given += ["--config.taxonomy=embedded", f"--config.calibration={folder / 'guard.parquet'}"]
     return [sys.executable, "-m", "srlhfv_jax", stage, *given]
