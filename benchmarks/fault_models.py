@@ -150,7 +150,7 @@ def heads(folder: Path, draw: random.Random) -> Inputs:
 
     def use() -> None:
         found = load_pretrained(place)
-        described = json.loads((place / "score_heads.json").read_text())
+        described = json.loads((place / "score_heads.json").read_text("utf-8-sig"))
         assert described["sign"].startswith("cost > 0 means unsafe"), "the heads' sign is another"
         assert sorted(found.heads) == sorted(described["heads"]) == ["cost", "reward"], f"heads {sorted(found.heads)} are used"
         judge = Guard.load(place)
@@ -158,7 +158,7 @@ def heads(folder: Path, draw: random.Random) -> Inputs:
         assert len(set(judge.categories)) == len(judge.categories), f"{judge.categories}"
         leaves = jax.tree.leaves((judge.tree["guard"], found.heads))
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves), "heads hold numbers that are not finite"
-        said = json.loads((place / "guard.json").read_text())
+        said = json.loads((place / "guard.json").read_text("utf-8-sig"))
         assert (said["pooling"], said["after"]) == ("last_token", "final_norm"), "the guard reads another position"
         assert said["severities"] == about["severities"], "the guard's levels are others"
 

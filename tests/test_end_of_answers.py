@@ -15,6 +15,7 @@ from tiny_stages import numbers, settings
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import MeshConfig, PPOLagConfig, inference
 from srlhfv_jax.data import chat, tokens
+from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import generating
@@ -23,6 +24,7 @@ from srlhfv_jax.guard.service.models import moderate_with
 from srlhfv_jax.guard.service.requests import Moderation
 from srlhfv_jax.hf import weights
 from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.hf.heads import PLACE, SCORES
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.ppo_lag import run as ppo_lag
@@ -92,6 +94,7 @@ def write_guard(made: Made) -> None:
     save_file(tensors, made.folder / weights.GUARD_FILE, {"format": "pt"})
     about = {"categories": ["harm"], "thresholds": {"input": 0.5, "output": 0.5}, "max_pixels": 0}
     about["template"] = guard_model.template_hash(codec)
+    about |= PLACE | {"severities": list(SEVERITIES)}
     (made.folder / weights.GUARD_META).write_text(json.dumps(about))
 
 
@@ -112,6 +115,7 @@ def test_ppo_lag_counts_answers_as_ended_and_says_where(tmp_path, capsys):
     made = write("gemma3", folder)
     head = np.full(tiny_tokenizers.VOCAB, 0.01, np.float32)
     save_file({"reward": head, "cost": -head}, folder / weights.HEADS_FILE, {"format": "pt"})
+    (folder / weights.HEADS_META).write_text(json.dumps(SCORES | {"heads": ["reward", "cost"]}))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": f"what is {n}?"}) + "\n" for n in range(4)))
     rows = {"data.path": str(tmp_path / "rows.jsonl"), "data.split": "", "data.prompt_length": 64, "iterations": 1}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", policy=str(folder), scorer=str(folder), **rows), tmp_path / "run")

@@ -5,7 +5,7 @@ import pytest
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import measure as guards
-from srlhfv_jax.guard.verdict import SEVERITIES
+from srlhfv_jax.data.labels import SEVERITIES
 
 SCORE = np.array([0.9, 0.8, 0.6, 0.55, 0.4, 0.3, 0.2, 0.1])
 UNSAFE = np.array([True, True, False, True, False, False, True, False])

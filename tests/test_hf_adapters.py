@@ -125,6 +125,12 @@ def test_a_setting_of_another_type_is_one_line(name, value, plain, tmp_path):
         assert value == "x" * 5000 or (name, value) in (("layers_to_transform", -1), ("use_rslora", True))
 
 
+@pytest.mark.parametrize("changes", [{"lora_alpha": 1e-300}, {"alpha_pattern": {"q_proj": 1e300}}])
+def test_a_scale_that_float32_does_not_hold_is_refused(changes, plain, tmp_path):
+    """A scale of 0 would leave the adapter out in silence."""
+    assert "is a scale that float32 does not hold" in said(with_settings(plain, tmp_path / "a", changes))
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"a": "\xff"}', b"null"])
 def test_broken_settings_are_one_line(content, plain, tmp_path):
     shutil.copytree(plain, tmp_path / "a")

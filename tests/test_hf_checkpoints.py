@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained
-from srlhfv_jax.hf.load import load_guard
+from srlhfv_jax.hf.heads import SCORES, load_guard
 
 FAMILIES = {"llama": tiny_hf.llama_config(), "llava": tiny_hf.llava_config(), "qwen2_vl": tiny_hf.qwen2_vl_config()}
 BROKEN = (b"", b"[]", b"{", b'"x"', b"\xff\xfe{", b'{"a": 1}', b"[" * 100_000)
@@ -148,6 +148,7 @@ def test_a_processor_of_another_model_is_refused(folders, tmp_path):
 
 
 GUARD = {"categories": ["a"], "thresholds": {"input": 0.5}, "template": "x", "max_pixels": 0}
+GUARD |= {"pooling": "last_token", "after": "final_norm", "severities": ["safe", "minor", "moderate", "severe"]}
 
 
 @pytest.mark.parametrize("name", GUARD)
@@ -160,6 +161,40 @@ def test_a_fact_of_a_guard_that_is_missing_or_of_another_type_is_one_line(name, 
             assert "guard.json" in said(tmp_path, lambda folder: load_guard(loaded.config, folder, None))
     path.write_text(json.dumps({key: value for key, value in GUARD.items() if key != name}))
     assert f"has no {name}" in said(tmp_path, lambda folder: load_guard(loaded.config, folder, None))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"thresholds": {}},
+        {"thresholds": {"input": 1.5}},  # nothing would be unsafe
+        {"thresholds": {"output": -0.1}},  # everything would be
+        {"categories": ["unsafe"]},  # its probability would stand in the place of P(unsafe)
+        {"severities": ["severe", "moderate", "minor", "safe"]},
+        {"pooling": "mean"},
+        {"after": 3},
+    ],
+)
+def test_a_guard_that_means_something_else_is_one_line(changes, folders, tmp_path):
+    loaded = load_pretrained(folders["llama"])
+    (tmp_path / "guard_heads.safetensors").write_bytes(b"")
+    (tmp_path / "guard.json").write_text(json.dumps(GUARD | changes))
+    assert next(iter(changes)) in said(tmp_path, lambda folder: load_guard(loaded.config, folder, None))
+
+
+@pytest.mark.parametrize(
+    "changes", [None, b"[1", {"sign": "cost < 0 means unsafe"}, {"heads": ["reward"]}, {"heads": 3}, {"pooling": "mean"}]
+)
+def test_score_heads_without_what_they_mean_are_one_line(changes, folders, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "m")
+    save_file({"cost": np.ones(32, np.float32)}, folder / "score_heads.safetensors")
+    about = SCORES | {"heads": ["cost"]}
+    if changes is not None:
+        content = changes if isinstance(changes, bytes) else json.dumps(about | changes).encode()
+        (folder / "score_heads.json").write_bytes(content)
+    assert "score_heads.json" in said(folder)
+    (folder / "score_heads.json").write_text(json.dumps(about))
+    assert list(load_pretrained(folder).heads) == ["cost"]
 
 
 def test_heads_that_are_not_numbers_are_refused(folders, tmp_path):

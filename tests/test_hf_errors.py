@@ -9,10 +9,11 @@ import pytest
 import tiny_hf
 from safetensors.numpy import load_file, save_file
 
+from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained, weights
 from srlhfv_jax.hf.config import from_json
-from srlhfv_jax.hf.load import load_guard, load_heads
+from srlhfv_jax.hf.heads import PLACE, SCORES, load_guard, load_heads
 from srlhfv_jax.models import score_heads as heads, vlm
 
 RUN = dict(dtype="float32", remat="none", scan_unroll=1)
@@ -111,6 +112,8 @@ def test_heads_that_are_not_numbers_are_named(folder, name, value):
     save_file(scores, folder / weights.HEADS_FILE)
     save_file(guard, folder / weights.GUARD_FILE)
     about = {"categories": ["a", "b"], "thresholds": {"input": 0.5}, "template": "x", "max_pixels": 0}
+    about |= PLACE | {"severities": list(SEVERITIES)}
+    (folder / weights.HEADS_META).write_text(json.dumps(SCORES | {"heads": ["reward", "cost"]}))
     (folder / weights.GUARD_META).write_text(json.dumps(about))
     with pytest.raises(UserError, match=f"{name} holds NaN or infinite numbers"):
         load_heads(config, folder, None)
@@ -199,7 +202,7 @@ def test_an_unknown_dtype_is_refused(good):
 
 def test_a_score_head_of_another_width_is_refused(folder):
     save_file({"cost": np.ones(31, np.float32)}, folder / "score_heads.safetensors")
-    assert "the head cost has shape (31,)" in message(folder)
+    assert "the head 'cost' has shape (31,)" in message(folder)
 
 
 def test_export_refuses_a_base_of_another_shape(good, tmp_path):

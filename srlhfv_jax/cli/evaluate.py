@@ -265,7 +265,8 @@ def _prompts(data: DataConfig, loaded: Any):
 
 def check_heads(path: str, model: ModelConfig) -> None:
     """Raise UserError, before any answer is sampled, unless the checkpoint has score heads."""
-    from srlhfv_jax.hf.load import checkpoint_folder, load_heads
+    from srlhfv_jax.hf.heads import load_heads
+    from srlhfv_jax.hf.load import checkpoint_folder
     from srlhfv_jax.runs import setup
 
     if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path), mesh=None):

@@ -26,7 +26,8 @@ def main(argv: list[str]) -> None:
     if out.exists():
         raise UserError(f"--out={out} exists: give a folder that does not")
     from srlhfv_jax import hf
-    from srlhfv_jax.hf import export, load, weights
+    from srlhfv_jax.hf import export, weights
+    from srlhfv_jax.hf.heads import load_guard
     from srlhfv_jax.runs import unfinished
 
     export.clear(out.absolute().parent)
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         )
     guard, about_guard = None, None
     if (model.path / weights.GUARD_FILE).is_file():
-        guard, about_guard = load.load_guard(model.config, model.path, None)
+        guard, about_guard = load_guard(model.config, model.path, None)
     hf.export_pretrained(
         out,
         model.config,

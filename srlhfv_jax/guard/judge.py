@@ -22,7 +22,8 @@ from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import scoring as model
 from srlhfv_jax.guard.verdict import Verdict
-from srlhfv_jax.hf.load import Pretrained, load_guard, load_pretrained
+from srlhfv_jax.hf.heads import load_guard
+from srlhfv_jax.hf.load import Pretrained, load_pretrained
 from srlhfv_jax.parallel import hosts
 
 ANY_LENGTH = 1 << 20

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn import metrics as sk
 
+from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.rates import by_group
 
-SEVERITIES = ("safe", "minor", "moderate", "severe")
 CHANCE = 0.5  # a category is named where it is more likely than not; an unsafe row has the next level likewise
 BINS = 15
 

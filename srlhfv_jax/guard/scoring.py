@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import GuardBatch
 from srlhfv_jax.data import chat
-from srlhfv_jax.guard.verdict import SEVERITIES, Verdict
+from srlhfv_jax.data.labels import SEVERITIES
+from srlhfv_jax.guard.verdict import Verdict
 from srlhfv_jax.models import guard_heads, sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts

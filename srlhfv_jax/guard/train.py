@@ -19,9 +19,9 @@ import numpy as np
 from srlhfv_jax.batches import GuardBatch, PairBatch
 from srlhfv_jax.config import DataConfig, GuardConfig, choose
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
+from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import measure as guards, scoring as guard_model
-from srlhfv_jax.guard.verdict import SEVERITIES
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import masked, severity as losses
 from srlhfv_jax.models import guard_heads

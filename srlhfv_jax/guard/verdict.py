@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-SEVERITIES = ("safe", "minor", "moderate", "severe")  # least first: the levels of PKU-SafeRLHF and of Safe RLHF-V
-
 
 class Verdict(NamedTuple):
     """Of one (pictures, question), or of one (pictures, question, answer)."""
 
     safe: bool  # scores["unsafe"] is at or below the guard's calibrated threshold
-    severity: str  # one of SEVERITIES; "safe" exactly where `safe` is true
+    severity: str  # one of data/labels.SEVERITIES; "safe" exactly where `safe` is true
     categories: tuple[str, ...]  # names of the taxonomy whose probability is above their threshold, likeliest first
     scores: Mapping[str, float]  # "unsafe": P(severity > safe); "severity": expected level 0..3; category name: probability
 

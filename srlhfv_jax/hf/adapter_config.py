@@ -35,6 +35,7 @@ WITHOUT_EFFECT = (
 )
 # These let the backbone as it is. The others ("pissa", "olora", "corda", "loftq", ...) subtract the adapter from it on loading.
 BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+TINY, HUGE = 2.0**-126, 2.0**127  # normal numbers of float32
 NOTHING = (None, False, 0, "", [], {})
 
 
@@ -102,10 +103,17 @@ def _check(found: dict[str, Any], origin: str) -> None:
 
 
 def rank_and_scale(settings: Settings, module: Iterable[str]) -> tuple[int, float]:
-    """Of the adapter over a module, which is given by each of its names."""
+    """Of the adapter over a module, which is given by each of its names.
+
+    Raises:
+        UserError: the scale is 0 or infinite in float32.
+    """
     rank = next(_matching(settings.ranks, module, settings.origin), settings.rank)
     alpha = next(_matching(settings.alphas, module, settings.origin), settings.alpha)
-    return rank, alpha / (math.sqrt(rank) if settings.rooted else rank)
+    scale = alpha / (math.sqrt(rank) if settings.rooted else rank)
+    if not TINY <= scale <= HUGE:
+        raise UserError(f"{settings.origin}: lora_alpha {alpha} with rank {shown(rank)} is a scale that float32 does not hold")
+    return rank, scale
 
 
 def targeted(settings: Settings, module: Iterable[str]) -> bool | None:

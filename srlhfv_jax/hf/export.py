@@ -24,6 +24,7 @@ from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
+from srlhfv_jax.hf.heads import PLACE, SCORES
 from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, described_in
 from srlhfv_jax.hf.processor import load_processor
 from srlhfv_jax.models.config import VLMConfig, architecture
@@ -32,7 +33,6 @@ from srlhfv_jax.parallel import hosts
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>draft|previous)-([0-9]+-)?(?P<process>[1-9][0-9]*)")
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
 Shard = list[tuple[leaves.Leaf, list[int]]]  # leaves with those of their layers that go into one file
-SIGN = "cost > 0 means unsafe; reward: higher is more helpful"
 
 
 def export_pretrained(
@@ -219,8 +219,7 @@ def _write_heads(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
     tensors = {name: hosts.to_host(head["kernel"]).astype(np.float32) for name, head in heads.items()}
     save_file(tensors, draft / weights.HEADS_FILE, metadata=METADATA)
     shutil.copyfile(Path(__file__).with_name("torch_scores.py"), draft / weights.HEADS_LOADER)
-    described = {"heads": sorted(heads), "pooling": "last_token", "after": "final_norm", "sign": SIGN}
-    _write_json(draft / weights.HEADS_META, described | meta)
+    _write_json(draft / weights.HEADS_META, meta | {"heads": sorted(heads)} | SCORES)
 
 
 def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, Any]) -> None:
@@ -233,7 +232,7 @@ def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
 
 def write_guard_meta(folder: Path, meta: dict[str, Any]) -> None:
     """What guard.json says beside the guard's heads in `folder`."""
-    _write_json(folder / weights.GUARD_META, {"pooling": "last_token", "after": "final_norm"} | meta)
+    _write_json(folder / weights.GUARD_META, meta | PLACE)
 
 
 def _replace(path_out: Path, draft: Path) -> None:

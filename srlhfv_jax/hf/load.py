@@ -16,19 +16,17 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.files import read_json, take
 from srlhfv_jax.hf import hub, leaves, names, own_files, peft, weights
 from srlhfv_jax.hf.config import read_config
+from srlhfv_jax.hf.heads import load_heads
 from srlhfv_jax.hf.processor import load_processor
-from srlhfv_jax.models import guard_heads, lora, vlm
+from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads
 
 ROWS_AT_ONCE = 1 << 13
 LONGEST_REPORT = 400  # characters
-GUARD_PARTS = ("input", "output")
-GUARD_FACTS = {"categories": list[str], "thresholds": dict[str, float], "template": str, "max_pixels": int}
 
 
 class Pretrained(NamedTuple):
@@ -195,49 +193,6 @@ def _equal(one: weights.Tensor, other: weights.Tensor) -> bool:
     rows = one.shape[0]
     parts = (slice(row, min(row + ROWS_AT_ONCE, rows)) for row in range(0, rows, ROWS_AT_ONCE))
     return all(np.array_equal(weights.read(one, (part,)), weights.read(other, (part,))) for part in parts)
-
-
-def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, dict[str, jax.Array]]:
-    """The score heads beside the backbone, in float32; {} where there are none."""
-    path = folder / weights.HEADS_FILE
-    if not path.is_file():
-        return {}
-    heads = {}
-    for name, tensor in weights.open_file(path).items():
-        if tensor.shape != (config.text.width,):
-            raise UserError(f"{path}: the head {name} has shape {tensor.shape}, the backbone needs ({config.text.width},)")
-        heads[name] = {"kernel": jnp.asarray(weights.numbers(path, name, tensor))}
-    return heads if mesh is None else rules.place(heads, mesh)
-
-
-def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict[str, dict[str, jax.Array]], dict[str, Any]]:
-    """The guard's heads beside the backbone, in float32, and what guard.json says of them.
-
-    Raises:
-        UserError: there are none, or heads of another shape.
-    """
-    path, meta = folder / weights.GUARD_FILE, folder / weights.GUARD_META
-    if not (path.is_file() and meta.is_file()):
-        raise UserError(f"{folder} has no guard ({weights.GUARD_FILE}, {weights.GUARD_META}): give what srlhfv guard made")
-    described = read_json(meta)
-    for name, kind in GUARD_FACTS.items():
-        take(described, name, kind, str(meta))
-    if not described["thresholds"].keys() <= set(GUARD_PARTS) or described["max_pixels"] < 0:
-        raise UserError(
-            f"{meta}: thresholds must be of {' and '.join(GUARD_PARTS)}, max_pixels 0 or more, got {shown(described)}"
-        )
-    count = len(described["categories"])
-    wanted = {"severity.kernel": (config.text.width,), "severity.bias": (guard_heads.THRESHOLDS,)}
-    wanted |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
-    tensors = weights.open_file(path)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != wanted:
-        raise UserError(f"{path} holds {shown(found)}, the backbone and {weights.GUARD_META} need {wanted}")
-    heads: dict[str, dict[str, jax.Array]] = {"severity": {}, "categories": {}}
-    for name, tensor in tensors.items():
-        head, part = name.split(".")
-        heads[head][part] = jnp.asarray(weights.numbers(path, name, tensor))
-    return (heads if mesh is None else rules.place(heads, mesh)), described
 
 
 def _fill(leaf: leaves.Leaf, shape: tuple[int, ...], tensors: dict[str, weights.Tensor], dtype, sharding) -> jax.Array:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
-from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_heads
+from srlhfv_jax.hf.heads import load_heads
+from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder
 from srlhfv_jax.models import score_heads
 from srlhfv_jax.models.trees import BASE, complete, with_backbone
 from srlhfv_jax.parallel import hosts, offload, rules

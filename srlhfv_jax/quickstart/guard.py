@@ -22,7 +22,7 @@ from srlhfv_jax.data.taxonomies import categories
 from srlhfv_jax.evaluation import answering, compare, generating, oracle
 from srlhfv_jax.evaluation.answers import Answers
 from srlhfv_jax.guard import Guard, Guarded, Prompt, effect as guarded, guarded_generate, train as guard
-from srlhfv_jax.hf.load import load_guard
+from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.quickstart.probes import shuffle_images, write_table
 from srlhfv_jax.runs import setup
