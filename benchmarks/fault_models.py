@@ -20,7 +20,7 @@ from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.models import guard_heads, lora, score_heads
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs.checkpoints import vocabulary
 
 TARGETS = ("text/.*(q_proj|up_proj)",)
 EXTREMES = (1e300, 1e-300, 1e38, 10**9)
@@ -32,7 +32,7 @@ def checkpoints(folder: Path, draw: random.Random) -> Inputs:
 
     def use() -> None:
         loaded = load_pretrained(place)
-        setup.vocabulary(loaded)
+        vocabulary(loaded)
         chat.codec(loaded.processor, 0)
 
     names = sorted(path.name for path in good.iterdir() if path.suffix in (".json", ".jinja", ".safetensors"))

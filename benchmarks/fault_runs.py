@@ -12,9 +12,9 @@ from typing import Any
 from fault_damage import NASTY, Inputs, damaged, damaged_bytes
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.cli.stage import check_unchanged
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.report.build import write_report
+from srlhfv_jax.runs.run import check_unchanged
 
 
 def some_settings(folder: Path, draw: random.Random) -> Inputs:

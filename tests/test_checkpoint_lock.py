@@ -13,9 +13,10 @@ import pytest
 import tiny_training as tiny
 
 from srlhfv_jax.checkpoint import lock
-from srlhfv_jax.cli import flags, main, stage
+from srlhfv_jax.cli import flags, main
 from srlhfv_jax.config import SFTConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.runs.run import command
 
 HOLD = "import sys, time; from srlhfv_jax.checkpoint import lock\nwith lock.held(sys.argv[1]): print('in', flush=True); time.sleep(99)"
 
@@ -40,7 +41,7 @@ def enters(workdir: Path) -> bool:
 def test_a_second_run_is_refused_by_name_until_the_first_is_gone(tmp_path, other, one_device, capsys):
     workdir = tmp_path / "w"
     named = f"{workdir} is in use by host {socket.gethostname()}, process {other.pid}: wait"
-    for start in (lambda: tiny.train(workdir, one_device), lambda: stage.run(lambda *_: {}, settings(), workdir)):
+    for start in (lambda: tiny.train(workdir, one_device), lambda: command(lambda *_: {}, settings(), workdir)):
         with pytest.raises(UserError) as error:
             start()
         assert named in str(error.value)

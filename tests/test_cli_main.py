@@ -1,6 +1,7 @@
 """The command line: every mistake of a user is one line and exit code 2; results and settings are written."""
 
 import errno
+import functools
 import json
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import tempfile
 
 import pytest
 
-from srlhfv_jax.cli import flags, main, stage
+from srlhfv_jax.cli import flags, main
 from srlhfv_jax.config import EvaluateConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
+from srlhfv_jax.runs.run import command, record
 
 GIVEN = ["--config=sft.py:tiny", "--config.init=model", "--config.data.path=rows.jsonl"]
 
@@ -118,8 +120,12 @@ def settings_of(*argv: str) -> SFTConfig:
     return flags.stage("sft", SFTConfig, ["--workdir=w", *GIVEN, *argv], "doc")[0]
 
 
+def measure(stage, settings, workdir) -> None:
+    command(functools.partial(record, stage), settings, workdir)
+
+
 def test_a_stage_leaves_its_settings_and_its_result(tmp_path):
-    stage.run(lambda settings, workdir: {"loss": 0.25, "about": workdir.name}, settings_of(), tmp_path)
+    measure(lambda settings, workdir: {"loss": 0.25, "about": workdir.name}, settings_of(), tmp_path)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["loss"] == 0.25 and result["about"] == tmp_path.name and result["seconds"] >= 0
     assert json.loads((tmp_path / "config.json").read_text())["data"]["path"] == "rows.jsonl"
@@ -129,16 +135,16 @@ def test_a_changed_setting_is_refused_before_anything_is_overwritten(tmp_path):
     def never(settings, workdir):
         raise AssertionError("the stage must not start")
 
-    stage.run(lambda settings, workdir: {}, settings_of(), tmp_path)
-    stage.run(lambda settings, workdir: {}, settings_of("--config.steps=9"), tmp_path)  # no checkpoint yet: still free to change
+    measure(lambda settings, workdir: {}, settings_of(), tmp_path)
+    measure(lambda settings, workdir: {}, settings_of("--config.steps=9"), tmp_path)  # no checkpoint yet: still free to change
     (tmp_path / "checkpoints").mkdir()
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError, match="cannot resume: config.steps was 9 when this workdir was started and is now 8"):
-        stage.run(never, settings_of("--config.steps=8"), tmp_path)
+        command(never, settings_of("--config.steps=8"), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
-    stage.run(lambda settings, workdir: {}, settings_of("--config.steps=9", "--config.log.every_steps=5"), tmp_path)
+    measure(lambda settings, workdir: {}, settings_of("--config.steps=9", "--config.log.every_steps=5"), tmp_path)
     with pytest.raises(UserError, match="is a file, or lies in one: give a folder"):
-        stage.run(never, settings_of(), tmp_path / "config.json")
+        command(never, settings_of(), tmp_path / "config.json")
 
 
 STARTED = """
@@ -243,7 +249,7 @@ def test_secrets_of_an_address_reach_no_file_and_no_message(capsys, monkeypatch,
     config = flags.load("evaluate.py")
     config.endpoint.url = address
     settings = parse(EvaluateConfig, config)
-    stage.run(lambda settings, workdir: {"kept": settings.endpoint.url == address}, settings, tmp_path)
+    measure(lambda settings, workdir: {"kept": settings.endpoint.url == address}, settings, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["endpoint"]["url"] == public
     assert json.loads((tmp_path / "result.json").read_text())["kept"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -28,7 +28,7 @@ from srlhfv_jax.hf.heads import PLACE, SCORES
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.ppo_lag import run as ppo_lag
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints
 
 DATA = tiny_data.settings(prompt_length=0, response_length=12, workers=1)
 SAID = "a cat"
@@ -68,8 +68,8 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def test_stop_ids_are_those_of_the_settings_of_the_tokenizer_and_of_the_template(made):
-    loaded = setup.load_shape(str(made.folder), inference("float32"))
-    found, codec = setup.vocabulary(loaded), chat.codec(loaded.processor)
+    loaded = checkpoints.load_shape(str(made.folder), inference("float32"))
+    found, codec = checkpoints.vocabulary(loaded), chat.codec(loaded.processor)
     assert list(found.eos) == made.stops
     assert codec.eos_id == made.tokenizer.convert_tokens_to_ids(made.family.end)
     assert {*made.vision, *made.without} <= {*found.never} and not {*made.stops} & {*found.never}

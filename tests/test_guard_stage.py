@@ -19,7 +19,7 @@ from srlhfv_jax.models import guard_heads
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.quickstart.pipeline import write_rows
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import inputs
 from srlhfv_jax.supervised import scores, sft
 from srlhfv_jax.training import loop, state as states
 
@@ -229,8 +229,8 @@ def test_the_joint_loss_is_the_sum_of_the_two(joint):
     model = load_pretrained(wanted.init)
     rows, data = guard.prepare(wanted, wanted.data, model), guard.pair_data(wanted)
     mesh = make_mesh(wanted.mesh)
-    judged = next(setup.batches(rows, wanted.data, 3, mesh))
-    scored = next(setup.batches(setup.prepare("pairs", data, model), data, 3, mesh))
+    judged = next(inputs.batches(rows, wanted.data, 3, mesh))
+    scored = next(inputs.batches(inputs.prepare("pairs", data, model), data, 3, mesh))
     heads = scores.start_heads(model, guard.SCORES, mesh, jax.random.key(1))
     tree = {"backbone": model.params, "heads": heads}
     tree |= {"guard": guard_heads.init(model.config, len(rows.categories), jax.random.key(2))}

@@ -1,5 +1,6 @@
 """What a workdir holds beside its checkpoints, in any state: named in one line, or made again; nothing a kill left behind stays."""
 
+import functools
 import json
 import os
 import subprocess
@@ -8,13 +9,13 @@ import pytest
 import tiny_training as tiny
 from tiny_stages import settings
 
-from srlhfv_jax.cli import flags, stage
+from srlhfv_jax.cli import flags
 from srlhfv_jax.config import QuickstartConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.quickstart import pipeline
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs.run import command, record, start
 from srlhfv_jax.training import loop, metrics
 
 DAMAGED = [
@@ -37,7 +38,7 @@ short = lambda content: repr(content[:12])  # noqa: E731
 def started(tmp_path):
     """A workdir with checkpoints and the settings of its run."""
     wanted = settings(SFTConfig, "sft")
-    stage.run(lambda *_: {}, wanted, tmp_path)
+    command(functools.partial(record, lambda *_: {}), wanted, tmp_path)
     (tmp_path / "checkpoints").mkdir()
     return tmp_path, wanted
 
@@ -47,12 +48,12 @@ def test_a_damaged_config_json_is_one_line_and_without_it_the_run_goes_on(starte
     workdir, wanted = started
     (workdir / "config.json").write_bytes(content)
     with pytest.raises(UserError) as error:
-        stage.run(lambda *_: {}, wanted, workdir)
+        command(lambda *_: {}, wanted, workdir)
     said = str(error.value)
     assert f"{workdir / 'config.json'}" in said and "\n" not in said and len(said) < 700
     if "remove it" in said:
         (workdir / "config.json").unlink()
-        stage.run(lambda *_: {"loss": 0.5}, wanted, workdir)
+        command(lambda *_: {"loss": 0.5}, wanted, workdir)
 
 
 LINES = [
@@ -152,7 +153,7 @@ def test_what_killed_exports_left_is_removed_at_the_next_start(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text(name)
     try:
-        setup.start(settings(SFTConfig, "sft"), tmp_path)
+        start(settings(SFTConfig, "sft"), tmp_path)
     finally:
         other.kill()
         other.wait()

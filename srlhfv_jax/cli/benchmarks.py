@@ -58,7 +58,9 @@ def main(argv: list[str]) -> None:
     stage.given(settings.root, "config.root", "the folder that holds one folder for each benchmark")
     policies = named_paths(settings.policies)
     _check(settings, policies)
-    stage.run(functools.partial(_run, policies), settings, Path(values.workdir))
+    from srlhfv_jax.runs import run
+
+    run.command(functools.partial(run.record, functools.partial(_run, policies)), settings, Path(values.workdir))
     print(f"wrote {Path(values.workdir) / 'result.json'} and {TABLE}")
 
 
@@ -84,12 +86,12 @@ def _check(settings: EvaluateConfig, policies: dict[str, str]) -> None:
 
 def _run(policies: dict[str, str], settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.runs import given
+    from srlhfv_jax.runs import checkpoints
 
     reader = _reader(settings, workdir)
     for path in policies.values():
         if not path.endswith(".jsonl"):
-            given.check_checkpoint(path, "config.policies")
+            checkpoints.check_checkpoint(path, "config.policies")
     if settings.judge == "models":
         check_heads(settings.scorer, settings.model)
     allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
@@ -190,10 +192,10 @@ def _sample(
     kept: benchmark_answers.Kept,
 ) -> None:
     from srlhfv_jax.evaluation import run_suites as benchmarks
-    from srlhfv_jax.runs import setup
+    from srlhfv_jax.runs import checkpoints
 
     mesh = _mesh(settings)
-    loaded = setup.load(path, settings.model, mesh)
+    loaded = checkpoints.load(path, settings.model, mesh)
     draw = benchmarks.sampler(loaded, settings, mesh)
     for (benchmark, sample), found in wanted.items():
         print(f"{name}: {benchmark}, answer {sample + 1} of {settings.samples}: {len(found)} cases", flush=True)
@@ -262,10 +264,10 @@ def _opinions(settings: EvaluateConfig, reader: Judge | None, wanted: list[Wante
     """What the judge says of each text."""
     if settings.judge == "models" and wanted:
         from srlhfv_jax.evaluation import run_suites as benchmarks
-        from srlhfv_jax.runs import setup
+        from srlhfv_jax.runs import checkpoints
 
         mesh = _mesh(settings)
-        loaded = setup.load(settings.scorer, settings.model, mesh)
+        loaded = checkpoints.load(settings.scorer, settings.model, mesh)
         return benchmarks.score(loaded, settings.data, mesh, [one.case for one in wanted], [one.text for one in wanted])
     if settings.judge == "rules":
         return [Opinion(refusal=benchmark_numbers.refuses(one.benchmark, one.text)) for one in wanted]

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 def _check_given(values: absl_flags.FlagValues, scorers: list[str]) -> None:
     """Open all that is to be read before the first weights are: the last of them may be needed hours later."""
     from srlhfv_jax.data import sources
-    from srlhfv_jax.runs import given
+    from srlhfv_jax.runs import checkpoints
 
     if values.policies or not values.pairs:
         flags.required(values, "policies", "data")
@@ -74,9 +74,9 @@ def _check_given(values: absl_flags.FlagValues, scorers: list[str]) -> None:
     for data in filter(None, (values.pairs, values.policies and values.data)):
         sources.open_rows(data, values.split, values.image_dir, values.allow_dir)
     for path in policies.values():
-        given.check_checkpoint(path, "--policies")
+        checkpoints.check_checkpoint(path, "--policies")
     for path in scorers:
-        given.check_checkpoint(path, "--scorer")
+        checkpoints.check_checkpoint(path, "--scorer")
         check_heads(path, inference(values.dtype))
 
 
@@ -223,14 +223,14 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
     from srlhfv_jax.evaluation.policies import sample_answers
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.rollout.sampling import Sampling
-    from srlhfv_jax.runs import setup
+    from srlhfv_jax.runs import checkpoints, inputs
     from srlhfv_jax.training import state as states
 
-    loaded = setup.load(path, model, mesh)
+    loaded = checkpoints.load(path, model, mesh)
     prompts = _prompts(data, loaded)
     settings = dict(
         response_length=data.response_length,
-        vocabulary=setup.vocabulary(loaded),
+        vocabulary=checkpoints.vocabulary(loaded),
         sampling=Sampling(values.temperature),
     )
     rollouts = []
@@ -243,7 +243,7 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
 
     answers, _ = sample_answers(
         answer,
-        setup.in_order(prompts, data, mesh),
+        inputs.in_order(prompts, data, mesh),
         [row.row for row in prompts.rows],
         prompts.codec.spoken,
         temperature=values.temperature,
@@ -254,11 +254,11 @@ def _sample(name: str, path: str, data: DataConfig, model: ModelConfig, mesh, dr
 
 def _prompts(data: DataConfig, loaded: Any):
     """Rows to answer; P is that of the longest prompt unless it was given."""
-    from srlhfv_jax.runs import setup
+    from srlhfv_jax.runs import inputs
 
     if data.prompt_length:
-        return setup.prepare("prompts", data, loaded)
-    prompts = setup.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH, batch_size=1), loaded)
+        return inputs.prepare("prompts", data, loaded)
+    prompts = inputs.prepare("prompts", dataclasses.replace(data, prompt_length=ANY_LENGTH, batch_size=1), loaded)
     longest = max(len(row.prompt) for row in prompts.rows)
     return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
 
@@ -267,9 +267,9 @@ def check_heads(path: str, model: ModelConfig) -> None:
     """Raise UserError, before any answer is sampled, unless the checkpoint has score heads."""
     from srlhfv_jax.hf.heads import load_heads
     from srlhfv_jax.hf.load import checkpoint_folder
-    from srlhfv_jax.runs import setup
+    from srlhfv_jax.runs import checkpoints
 
-    if not load_heads(setup.load_shape(path, model).config, checkpoint_folder(path), mesh=None):
+    if not load_heads(checkpoints.load_shape(path, model).config, checkpoint_folder(path), mesh=None):
         raise UserError(f"--scorer={path} has no score heads: give the workdir of `srlhfv scores`, `reward` or `cost`")
 
 
@@ -285,9 +285,9 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
     from srlhfv_jax.evaluation.judging.choose import model_scores
     from srlhfv_jax.models import sequences
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.runs import setup
+    from srlhfv_jax.runs import checkpoints, inputs
 
-    loaded = setup.load(path, model, mesh)
+    loaded = checkpoints.load(path, model, mesh)
     vocabulary = codec(loaded.processor).tokenizer.get_vocab()
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 
@@ -308,7 +308,7 @@ def _score(path: str, sampled: dict[str, Sampled], data: DataConfig, model: Mode
             raise UserError(
                 f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
             )
-        batches = setup.in_order(policy.prompts, data, mesh)
+        batches = inputs.in_order(policy.prompts, data, mesh)
         pairs = (((batch, rollout), real_B) for (batch, real_B), rollout in zip(batches, policy.rollouts, strict=True))
         found[name] = model_scores(score, pairs)
     return found

@@ -154,11 +154,11 @@ def _load(values: absl_flags.FlagValues, batch_size: int) -> Answer:
     from srlhfv_jax.guard.regenerate import guarded_generate
     from srlhfv_jax.guard.service.models import guarded_json
     from srlhfv_jax.parallel import hosts
-    from srlhfv_jax.runs import given
+    from srlhfv_jax.runs import checkpoints
 
-    given.check_checkpoint(values.policy, "--policy")
+    checkpoints.check_checkpoint(values.policy, "--policy")
     if values.guard:
-        given.check_checkpoint(values.guard, "--guard")
+        checkpoints.check_checkpoint(values.guard, "--guard")
     mesh = one_device() if batch_size == hosts.process_count() == 1 else _all_devices(batch_size)
     policy = generating.load(
         values.policy,

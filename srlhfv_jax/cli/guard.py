@@ -9,5 +9,6 @@ def main(argv: list[str]) -> None:
     stage.given(settings.init, "config.init", "a Hugging Face folder, an export, or the workdir of an earlier stage")
     stage.given(settings.data.path, "config.data.path", "rows with safety labels")
     from srlhfv_jax.guard import train as guard
+    from srlhfv_jax.runs.run import command
 
-    stage.run(guard.run, settings, workdir)
+    command(guard.run, settings, workdir)

@@ -15,5 +15,6 @@ def main(argv: list[str]) -> None:
     if not settings.scorer and not (settings.reward and settings.cost):
         raise UserError("give config.scorer (the workdir of `srlhfv scores`), or both config.reward and config.cost")
     from srlhfv_jax.ppo_lag import run as ppo_lag
+    from srlhfv_jax.runs.run import command
 
-    stage.run(ppo_lag.run, settings, workdir)
+    command(ppo_lag.run, settings, workdir)

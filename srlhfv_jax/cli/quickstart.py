@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import flags, stage
+from srlhfv_jax.cli import flags
 from srlhfv_jax.config import QuickstartConfig
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
@@ -43,7 +43,9 @@ def main(argv: list[str]) -> None:
 
 
 def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
-    stage.check_unchanged(settings, workdir)
+    from srlhfv_jax.runs import run
+
+    run.check_unchanged(settings, workdir)
     _cache_compilations(workdir)
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.quickstart import pipeline

@@ -8,6 +8,7 @@ def main(argv: list[str]) -> None:
     settings, workdir = flags.stage("reward", ScoresConfig, argv, __doc__)
     stage.given(settings.init, "config.init", "a Hugging Face folder, an export, or the workdir of an earlier stage")
     stage.given(settings.data.path, "config.data.path", "rows with two responses and both preferences")
+    from srlhfv_jax.runs.run import command
     from srlhfv_jax.supervised import reward
 
-    stage.run(reward.run, settings, workdir)
+    command(reward.run, settings, workdir)

@@ -44,14 +44,14 @@ def main(argv: list[str]) -> None:
     except ImportError as error:
         raise UserError(f"the server needs {error.name}: pip install 'srlhfv-jax[serve]'") from error
     from srlhfv_jax.guard import checks as moderating
-    from srlhfv_jax.runs import given
+    from srlhfv_jax.runs import checkpoints
 
     limits, access = _limits(values), _access(values)
     mesh = one_device()
     listening = server.listen(values.host, values.port)  # a taken port is known before minutes of loading
-    given.check_checkpoint(values.guard, "--guard")
+    checkpoints.check_checkpoint(values.guard, "--guard")
     if values.policy:
-        given.check_checkpoint(values.policy, "--policy")
+        checkpoints.check_checkpoint(values.policy, "--policy")
     checks = moderating.load(
         values.guard,
         mesh,

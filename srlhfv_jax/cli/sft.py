@@ -8,6 +8,7 @@ def main(argv: list[str]) -> None:
     settings, workdir = flags.stage("sft", SFTConfig, argv, __doc__)
     stage.given(settings.init, "config.init", "a Hugging Face folder, an export, or the workdir of an earlier stage")
     stage.given(settings.data.path, "config.data.path", "rows with a question and a response")
+    from srlhfv_jax.runs.run import command
     from srlhfv_jax.supervised import sft
 
-    stage.run(sft.run, settings, workdir)
+    command(sft.run, settings, workdir)

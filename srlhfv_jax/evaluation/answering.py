@@ -16,7 +16,7 @@ from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.training import state as states
 
 
@@ -36,30 +36,30 @@ def prepare(path: Path, base: str, data: DataConfig, model: ModelConfig, mesh: M
     data = dataclasses.replace(data, path=str(path))
     on = make_mesh(mesh)
     jax.set_mesh(on)
-    shape = setup.load_shape(base, model)
+    shape = checkpoints.load_shape(base, model)
     sample = jax.jit(
         functools.partial(
             generate,
             response_length=data.response_length,
-            vocabulary=setup.vocabulary(shape),
+            vocabulary=checkpoints.vocabulary(shape),
             sampling=Sampling(temperature),
         ),
         static_argnums=0,
         out_shardings=hosts.row_sharding(on),
     )
-    return Answerer(setup.prepare("prompts", data, shape), data, model, on, sample, temperature)
+    return Answerer(inputs.prepare("prompts", data, shape), data, model, on, sample, temperature)
 
 
 def answers(asked: Answerer, policy: str | Path, *, seed: int) -> Answers:
     """One answer to every prompt, in order, drawn with `seed`."""
-    loaded = setup.load(str(policy), asked.model, asked.mesh)
+    loaded = checkpoints.load(str(policy), asked.model, asked.mesh)
 
     def draw(batch, index: int):
         return asked.sample(loaded.config, loaded.params, batch, states.key(seed, index, "evaluation"))
 
     said, _ = policies.sample_answers(
         draw,
-        setup.in_order(asked.prompts, asked.data, asked.mesh),
+        inputs.in_order(asked.prompts, asked.data, asked.mesh),
         [row.row for row in asked.prompts.rows],
         asked.prompts.codec.spoken,
         temperature=asked.temperature,

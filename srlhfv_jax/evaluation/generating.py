@@ -19,7 +19,7 @@ from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.training import state as states
 
 SHORTEST = 32  # prompts are padded to this, or its double, and so on: each length compiles once
@@ -44,8 +44,10 @@ def load(path: str, data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mes
         temperature: 0 is greedy.
         seed: of the sampling.
     """
-    loaded = setup.load(path, model, mesh)
-    settings = dict(response_length=data.response_length, vocabulary=setup.vocabulary(loaded), sampling=Sampling(temperature))
+    loaded = checkpoints.load(path, model, mesh)
+    settings = dict(
+        response_length=data.response_length, vocabulary=checkpoints.vocabulary(loaded), sampling=Sampling(temperature)
+    )
     sample = jax.jit(functools.partial(generate, loaded.config, **settings), out_shardings=hosts.row_sharding(mesh))
     return Policy(loaded, data, mesh, sample, temperature, seed)
 
@@ -53,7 +55,7 @@ def load(path: str, data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mes
 def unreadable(policy: Policy, prompts: Sequence[Prompt]) -> list[Unusable | None]:
     """Why the policy cannot read each prompt; None of one it can."""
     data = policy.data
-    return setup.unreadable(list(map(_example, prompts)), policy.loaded, data.max_pixels, prompt_length=data.prompt_length)
+    return inputs.unreadable(list(map(_example, prompts)), policy.loaded, data.max_pixels, prompt_length=data.prompt_length)
 
 
 def answers(policy: Policy, prompts: Sequence[Prompt], draw: int) -> list[str]:
@@ -67,7 +69,7 @@ def answers(policy: Policy, prompts: Sequence[Prompt], draw: int) -> list[str]:
     """
     examples = [_example(prompt) for prompt in prompts]
     with jax.set_mesh(policy.mesh):  # the mesh in force is a thread's own
-        prepared = setup.fit_loosely("prompts", examples, policy.data, policy.loaded)
+        prepared = inputs.fit_loosely("prompts", examples, policy.data, policy.loaded)
         if prepared.dropped:
             first = prepared.dropped[0]
             raise UserError(f"prompt {first.row} cannot be read by {policy.loaded.path}: {first.reason}: {first.detail}")
@@ -82,7 +84,7 @@ def _sampled(policy: Policy, prepared: loader.Prepared, draw: int) -> list[str]:
 
     said, _ = policies.sample_answers(
         rollout,
-        setup.in_order(prepared, policy.data, policy.mesh),
+        inputs.in_order(prepared, policy.data, policy.mesh),
         [row.row for row in prepared.rows],
         prepared.codec.spoken,
         temperature=policy.temperature,

@@ -18,7 +18,7 @@ from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.training import state as states
 
 BATCHES = 1 << 20  # more than any benchmark fills: keeps the keys of several answers to one case apart
@@ -48,7 +48,7 @@ def sampler(loaded: Any, settings: EvaluateConfig, mesh: Any) -> Callable:
             generate,
             loaded.config,
             response_length=settings.data.response_length,
-            vocabulary=setup.vocabulary(loaded),
+            vocabulary=checkpoints.vocabulary(loaded),
             sampling=Sampling(settings.temperature),
         ),
         out_shardings=hosts.row_sharding(mesh),
@@ -78,11 +78,11 @@ def answer(
         UserError: it can read none of them.
     """
     data = settings.data
-    prompts = setup.fit_loosely("prompts", Cases(cases), data, loaded)
+    prompts = inputs.fit_loosely("prompts", Cases(cases), data, loaded)
     for dropped in prompts.dropped:
         drop(cases[dropped.row], dropped.reason)
     readable = [row.row for row in prompts.rows]
-    for index, batch in enumerate(setup.in_order(prompts, data, mesh)):
+    for index, batch in enumerate(inputs.in_order(prompts, data, mesh)):
         key = states.key(settings.seed, sample * BATCHES + index, "evaluation")
         done, end = (min(number * data.batch_size, len(readable)) for number in (index, index + 1))
         said, _ = policies.sample_answers(
@@ -108,14 +108,14 @@ def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answe
     if not {judges.REWARD, judges.COST} <= loaded.heads.keys():
         raise UserError(f"{loaded.path} has the heads {sorted(loaded.heads)}: a judge needs reward and cost on one backbone")
     any_length = dataclasses.replace(data, prompt_length=0, response_length=0)
-    rows = setup.fit_loosely("supervised", Cases(cases, answers), any_length, loaded, literal=True)
+    rows = inputs.fit_loosely("supervised", Cases(cases, answers), any_length, loaded, literal=True)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
 
     @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
     def ends(tree, batch):
         return sequences.end_scores(loaded.config, tree, batch, sequences.encode(loaded.config, tree, batch.images))
 
-    found = judges.model_scores(lambda batch: hosts.to_host(ends(tree, batch)), setup.in_order(rows, data, mesh))
+    found = judges.model_scores(lambda batch: hosts.to_host(ends(tree, batch)), inputs.in_order(rows, data, mesh))
     opinions: list[Opinion | None] = [None] * len(cases)
     for row, reward, cost in zip(rows.rows, found[judges.REWARD], found[judges.COST], strict=True):
         opinions[row.row] = Opinion(float(reward), float(cost))

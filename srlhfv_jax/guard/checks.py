@@ -13,7 +13,7 @@ from srlhfv_jax.guard.judge import Guard
 from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures
 from srlhfv_jax.guard.service.models import Unreadable
 from srlhfv_jax.guard.verdict import Verdict
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import inputs
 
 
 class Checks(NamedTuple):
@@ -48,7 +48,7 @@ def load(
     def unreadable(asked: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
         examples = [_example(prompt, response) for prompt, response in asked]
         lengths = dict(prompt_length=prompt_length, response_length=response_length)
-        return setup.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
+        return inputs.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
 
     parts = guard.thresholds
     return Checks(check_input if "input" in parts else None, check_output if "output" in parts else None, unreadable)

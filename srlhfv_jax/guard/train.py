@@ -28,7 +28,8 @@ from srlhfv_jax.models import guard_heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.runs import given, labelled, setup
+from srlhfv_jax.runs import checkpoints, inputs, labelled
+from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.runs.unfinished import Unfinished
 from srlhfv_jax.supervised import scores, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
@@ -61,29 +62,29 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
     categories, joint = taxonomies.categories(settings.taxonomy), bool(settings.pairs.path)
     choose(settings.pairs.sign, "config.pairs.sign", "label", "graded")
-    started = setup.start(settings, workdir)
+    started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
-    given.check_checkpoint(settings.init, "config.init")
-    rows = _rows(settings, setup.load_shape(settings.init, settings.model))
+    checkpoints.check_checkpoint(settings.init, "config.init")
+    rows = _rows(settings, checkpoints.load_shape(settings.init, settings.model))
     known = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
     counts = labelled.check(settings.data.path, known)
     if joint:
         known = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
         counts |= labelled.check(settings.pairs.path, known)
-    model = setup.load_init(settings, started.mesh)
-    setup.check_closing(model, *rows.values())
+    model = checkpoints.load_init(settings, started.mesh)
+    inputs.check_closing(model, *rows.values())
     weights = _weights(rows["data"], settings.balance)
     heads = _start_heads(model.config, rows["data"], weights, states.key(settings.seed, 0, "guard"))
-    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"guard": rules.replicate(heads, started.mesh)}
     if joint:
         tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
-    setup.describe_parameters("guard", tree, started.mesh)
-    batches = setup.batches(rows["data"], settings.data, settings.seed, started.mesh)
+    describe_parameters("guard", tree, started.mesh)
+    batches = inputs.batches(rows["data"], settings.data, settings.seed, started.mesh)
     if joint:
-        pairs = setup.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
+        pairs = inputs.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
         batches = loader.Together(guard=batches, pairs=pairs)
     tree = supervised.train(
         "guard",
@@ -99,12 +100,10 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     trained, exported = optimizers.trainable(settings.optimizer, tree), tree
     if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
         exported = tree | {"heads": model.heads}
-    result = supervised.last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
+    result = last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
     about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, CHANCE)
     uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
-    setup.export_run(
-        started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated
-    )
+    export_run(started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated)
     whole = with_backbone(base, tree)
     held = functools.partial(said, settings, model, whole, started.mesh)
     if settings.calibration:
@@ -113,12 +112,12 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     else:
         about = uncalibrated
     result |= {f"threshold.{part}": value for part, value in thresholds.items()}
-    setup.finish(started, "guard", result, guard=about)
+    finish(started, "guard", result, guard=about)
     if settings.evaluation:
         result |= evaluate(held(rows["evaluation"]), thresholds, categories)
     if "pairs.evaluation" in rows:
         result |= scores.evaluate(model.config, whole, rows["pairs.evaluation"], pair_data(settings), started.mesh)
-    return setup.finish(started, "guard", result)
+    return finish(started, "guard", result)
 
 
 def complete(run: Unfinished) -> Unfinished:
@@ -129,7 +128,7 @@ def complete(run: Unfinished) -> Unfinished:
     settings = run.settings
     if not isinstance(settings, GuardConfig):
         return run
-    rows = prepare(settings, settings.data, setup.load_shape(settings.init, settings.model))
+    rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model))
     unset = {"thresholds": dict.fromkeys(settings.parts, CHANCE), "false_positive_rate": None}
     heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
     return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset)
@@ -143,14 +142,14 @@ def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared
         ("evaluation", settings.evaluation, settings.evaluation_split),
     ):
         if path:
-            rows[name] = prepare(settings, given.elsewhere(settings.data, path, split), shape)
-            given.check_held_out(f"config.{name}", rows[name], rows["data"])
+            rows[name] = prepare(settings, inputs.elsewhere(settings.data, path, split), shape)
+            inputs.check_held_out(f"config.{name}", rows[name], rows["data"])
     if pairs.path:
-        rows["pairs"] = setup.prepare("pairs", pair_data(settings), shape, sign=pairs.sign)
+        rows["pairs"] = inputs.prepare("pairs", pair_data(settings), shape, sign=pairs.sign)
     if pairs.path and pairs.evaluation:
-        data = given.elsewhere(pair_data(settings), pairs.evaluation, pairs.evaluation_split)
-        rows["pairs.evaluation"] = setup.prepare("pairs", data, shape, sign=pairs.sign)
-        given.check_held_out("config.pairs.evaluation", rows["pairs.evaluation"], rows["pairs"])
+        data = inputs.elsewhere(pair_data(settings), pairs.evaluation, pairs.evaluation_split)
+        rows["pairs.evaluation"] = inputs.prepare("pairs", data, shape, sign=pairs.sign)
+        inputs.check_held_out("config.pairs.evaluation", rows["pairs.evaluation"], rows["pairs"])
     return rows
 
 
@@ -158,7 +157,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     """The items of the wanted parts; says what was left out and why.
 
     Raises:
-        UserError: as `setup.prepare`, or no row has labels.
+        UserError: as `inputs.prepare`, or no row has labels.
     """
     categories = taxonomies.categories(settings.taxonomy)
     examples = sources.load_examples(data)
@@ -176,8 +175,8 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
         drops = drops + Counter(drop.reason for drop in lost)
         rows = fit(guard_rows.questions_alone(found, {drop.row for drop in lost}))
     if rows.room is not None:
-        setup.check_pictures(model, rows.codec.reader)
-    setup.check_closing(model, rows)
+        inputs.check_pictures(model, rows.codec.reader)
+    inputs.check_closing(model, rows)
     judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
     hosts.say(
         f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "
@@ -189,7 +188,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
 def pair_data(settings: GuardConfig) -> DataConfig:
     """Where the pairs of reward and cost heads come from."""
     pairs = settings.pairs
-    return dataclasses.replace(given.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
+    return dataclasses.replace(inputs.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
 
 
 def loss(
@@ -242,7 +241,7 @@ def said(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding
     severity_BQJ, category_BQA = guard_model.probabilities(
         jax.jit(functools.partial(guard_model.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
         tree,
-        setup.in_order(rows, data, mesh),
+        inputs.in_order(rows, data, mesh),
     )
     given = [rows.labels[row.row] for row in rows.rows]
     judged_BQ = np.array([[labels != guard_rows.UNKNOWN for labels in both] for both in given])

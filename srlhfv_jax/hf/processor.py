@@ -57,7 +57,7 @@ def _loaded(config: VLMConfig, folder: Path) -> Any:
 
 
 def _agree(config: VLMConfig, folder: Path, reader: pictures.Reader | None, image_token: Any) -> None:
-    """The processor makes what the model reads. The features of a tile are compared where rows are read (`setup.check_pictures`)."""
+    """The processor makes what the model reads. The features of a tile are compared where rows are read (`runs.inputs.check_pictures`)."""
     if reader is None:
         return
     vision = config.vision

@@ -38,7 +38,7 @@ from srlhfv_jax.ppo_lag import check as ppo_lag_check
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.supervised import scores, sft, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
@@ -69,8 +69,8 @@ class Plan(NamedTuple):
 def shape(named: str, model: ModelConfig) -> VLMConfig:
     """Of a published checkpoint, or of a folder."""
     if named in CONFIGS:
-        return setup.computed_in(published(named, remat=model.remat, scan_unroll=setup.unroll(model)), model)
-    return setup.load_shape(named, model).config
+        return checkpoints.computed_in(published(named, remat=model.remat, scan_unroll=checkpoints.unroll(model)), model)
+    return checkpoints.load_shape(named, model).config
 
 
 def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
@@ -79,7 +79,7 @@ def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: 
     if isinstance(settings, PPOLagConfig):
         ppo_lag_check.check_lora(settings)
     else:
-        setup.check_lora(settings.lora)
+        checkpoints.check_lora(settings.lora)
     if settings.lora.activated:
         config = dataclasses.replace(config, activation=(0,) * CLOSING)
     with jax.set_mesh(mesh):

@@ -8,7 +8,7 @@ from srlhfv_jax.config import PPOLagConfig, choose
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
-from srlhfv_jax.runs import given, unread
+from srlhfv_jax.runs import checkpoints, unread
 
 
 def check(settings: PPOLagConfig) -> None:
@@ -47,14 +47,14 @@ def check(settings: PPOLagConfig) -> None:
 
 def check_checkpoints(settings: PPOLagConfig) -> None:
     """Open every checkpoint, without reading its weights."""
-    given.check_checkpoint(settings.policy, "config.policy")
+    checkpoints.check_checkpoint(settings.policy, "config.policy")
     if settings.reference:
-        given.check_checkpoint(settings.reference, "config.reference")
+        checkpoints.check_checkpoint(settings.reference, "config.reference")
     if settings.sharing != "separate":
-        given.check_checkpoint(settings.scorer, "config.scorer", "reward", "cost")
+        checkpoints.check_checkpoint(settings.scorer, "config.scorer", "reward", "cost")
         return
     for head, path in (("reward", settings.reward), ("cost", settings.cost)):
-        given.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
+        checkpoints.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
 
 
 def check_lora(settings: PPOLagConfig) -> None:

@@ -11,7 +11,7 @@ from srlhfv_jax.models import score_heads
 from srlhfv_jax.models.trees import BASE, complete, with_backbone
 from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.ppo_lag import roles
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.training import state as states
 
 
@@ -39,13 +39,13 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     backbones are kept in the dtype that is computed in."""
     places = roles.assign(settings.sharing)
     policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
-    trained = setup.copy(rules.place(trained, mesh))
+    trained = checkpoints.copy(rules.place(trained, mesh))
     base = {BASE: frozen[BASE]} if BASE in frozen else {}
     groups = roles.tower_groups(complete(base | trained | frozen))
     own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
     if own_tower:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
-    frozen = {name: setup.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
+    frozen = {name: checkpoints.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
     models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
     names = resting(settings, models)
     return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
@@ -63,8 +63,8 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 
     def load(path: str) -> Pretrained:
         if path not in loaded:
-            loaded[path] = setup.load(path, settings.model, mesh)
-            setup.refuse_activated(loaded[path])
+            loaded[path] = checkpoints.load(path, settings.model, mesh)
+            checkpoints.refuse_activated(loaded[path])
         return loaded[path]
 
     def scorer(path: str, *names: str) -> dict:
@@ -92,7 +92,7 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
     """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
     lora = settings.lora
-    policy = setup.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
+    policy = checkpoints.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
 
     def adapter(path: str) -> dict:
         """Of a checkpoint over the same backbone; {}: it is that backbone."""
@@ -121,9 +121,9 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
     start = policy.adapter
     if start is None:
         key = states.key(settings.seed, 0, "adapter")
-        start = setup.fresh_adapter(settings.lora, policy, mesh, key)
+        start = checkpoints.fresh_adapter(settings.lora, policy, mesh, key)
     elif lora.rank:
-        setup.check_rank(lora, policy)
+        checkpoints.check_rank(lora, policy)
     return policy, {"policy": {"adapter": start}, "critic": score_heads.critic(scorer)}, frozen
 
 

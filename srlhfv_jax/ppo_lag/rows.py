@@ -5,27 +5,27 @@ from jax.sharding import Mesh
 from srlhfv_jax.config import DataConfig, PPOLagConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.runs import given, setup
+from srlhfv_jax.runs import inputs
 
 
 def prepare(settings: PPOLagConfig, shape: Pretrained) -> dict[str, loader.Prepared]:
     """All that a run reads, by setting: opened and checked before any weights."""
-    rows = {"data": setup.prepare("prompts", settings.data, shape)}
+    rows = {"data": inputs.prepare("prompts", settings.data, shape)}
     if settings.ptx.coef > 0:
-        rows["ptx"] = setup.prepare("supervised", _ptx_data(settings), shape)
+        rows["ptx"] = inputs.prepare("supervised", _ptx_data(settings), shape)
     if settings.validation.path:
-        rows["validation"] = setup.prepare(
-            "prompts", given.elsewhere(settings.data, settings.validation.path, settings.validation.split), shape
+        rows["validation"] = inputs.prepare(
+            "prompts", inputs.elsewhere(settings.data, settings.validation.path, settings.validation.split), shape
         )
-        given.check_held_out("config.validation", rows["validation"], rows["data"])
+        inputs.check_held_out("config.validation", rows["validation"], rows["data"])
     return rows
 
 
 def _ptx_data(settings: PPOLagConfig) -> DataConfig:
-    return given.elsewhere(settings.data, settings.ptx.path, settings.ptx.split)
+    return inputs.elsewhere(settings.data, settings.ptx.path, settings.ptx.split)
 
 
 def batches(settings: PPOLagConfig, rows: dict[str, loader.Prepared], mesh: Mesh) -> loader.Together:
     """Prompts, and supervised rows for PTX."""
-    ptx = setup.batches(rows["ptx"], _ptx_data(settings), settings.seed + 1, mesh) if "ptx" in rows else None
-    return loader.Together(prompts=setup.batches(rows["data"], settings.data, settings.seed, mesh), ptx=ptx)
+    ptx = inputs.batches(rows["ptx"], _ptx_data(settings), settings.seed + 1, mesh) if "ptx" in rows else None
+    return loader.Together(prompts=inputs.batches(rows["data"], settings.data, settings.seed, mesh), ptx=ptx)

@@ -10,8 +10,8 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.ppo_lag import check, rows as prompts, validate
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
-from srlhfv_jax.runs import setup
-from srlhfv_jax.supervised import train as supervised
+from srlhfv_jax.runs import checkpoints, inputs
+from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.training import loop, state as states
 
 
@@ -22,16 +22,16 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     `lambda.final`.
     """
     check.check(settings)
-    started = setup.start(settings, workdir)
+    started = start(settings, workdir)
     check.check_rows(settings, started.mesh)
     check.check_checkpoints(settings)
-    rows = prompts.prepare(settings, setup.load_shape(settings.policy, settings.model))
+    rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model))
     models = load_models(settings, started.mesh)
-    setup.check_closing(models.policy, *rows.values())
+    inputs.check_closing(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():
-        setup.describe_parameters(name, tree, started.mesh)
+        describe_parameters(name, tree, started.mesh)
 
-    iteration = Iteration(settings, models, started.mesh, setup.vocabulary(models.policy))
+    iteration = Iteration(settings, models, started.mesh, checkpoints.vocabulary(models.policy))
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
@@ -40,12 +40,12 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
         final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra.controller))}
-        return supervised.last_numbers(started) | best | final
+        return last_numbers(started) | best | final
 
     def export(state: states.TrainState) -> None:
         config, policy = models.policy.config, state.params["policy"]
         about = {"stage": "ppo_lag"}
-        setup.export_run(started, config, policy, base=models.policy.path, about=about, result=numbers(state))
+        export_run(started, config, policy, base=models.policy.path, about=about, result=numbers(state))
 
     state = loop.run(
         name="ppo_lag",
@@ -62,4 +62,4 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         notes=notes,
         export=export,
     )
-    return setup.finish(started, "ppo_lag", numbers(state))
+    return finish(started, "ppo_lag", numbers(state))

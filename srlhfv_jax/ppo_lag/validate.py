@@ -19,14 +19,15 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.trees import BASE, complete
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import inputs
+from srlhfv_jax.runs.run import Started
 from srlhfv_jax.training import state as states
 
 BEST = "best_feasible"
 
 
 def make(
-    settings: PPOLagConfig, iteration, started: setup.Started, prompts: loader.Prepared, notes: dict[str, Any]
+    settings: PPOLagConfig, iteration, started: Started, prompts: loader.Prepared, notes: dict[str, Any]
 ) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
@@ -43,7 +44,7 @@ def make(
         sampler = iteration.sampler(policy)
         said, scores = policies.sample_answers(
             lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
-            setup.in_order(prompts, settings.data, started.mesh),
+            inputs.in_order(prompts, settings.data, started.mesh),
             [row.row for row in prompts.rows],
             prompts.codec.spoken,
             temperature=settings.rollout.temperature,

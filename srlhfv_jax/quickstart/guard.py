@@ -25,7 +25,7 @@ from srlhfv_jax.guard import Guard, Guarded, Prompt, effect as guarded, guarded_
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.quickstart.probes import shuffle_images, write_table
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints
 
 
 def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict[str, float]:
@@ -38,7 +38,7 @@ def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict
     """
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    model = setup.load(str(folder), settings.model, mesh)
+    model = checkpoints.load(str(folder), settings.model, mesh)
     heads, about = load_guard(model.config, model.path, mesh)
     tree = {"backbone": model.params, "guard": heads}
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srlhfv_jax import files
-from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig, to_dict
+from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.evaluation import answering, compare, records
@@ -28,6 +28,7 @@ from srlhfv_jax.guard import train as guard
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.quickstart import guard as quickstart_guard, probes
+from srlhfv_jax.runs.run import write_settings
 from srlhfv_jax.supervised import scores, sft
 from srlhfv_jax.training.metrics import write_json, write_result
 
@@ -41,7 +42,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
         sweep: also train `settings.sweep` fixed multipliers, to compare with (`fixed_lambda.*`).
     """
     pipeline = Pipeline(settings, Path(workdir))
-    write_json(pipeline.workdir / "config.json", to_dict(settings))
+    write_settings(pipeline.workdir, settings)
     result: dict[str, Any] = pipeline.step("data", pipeline.write_data)
     pipeline.step("naming", lambda folder: sft.run(pipeline.supervised(settings.naming, pipeline.base, "naming", True), folder))
     pipeline.step(

@@ -14,7 +14,7 @@ from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
 from srlhfv_jax.evaluation import pair_accuracy
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.supervised import scores
 
 
@@ -26,12 +26,12 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     """
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    model = setup.load(str(scorer), settings.model, mesh)
+    model = checkpoints.load(str(scorer), settings.model, mesh)
     tree = {"backbone": model.params, "heads": model.heads}
 
     def scored(path: Path):
         where = dataclasses.replace(settings.data, path=str(path))
-        rows = setup.prepare("pairs", where, model)
+        rows = inputs.prepare("pairs", where, model)
         return (*scores.score_pairs(model.config, tree, rows, where, mesh), rows)
 
     found, labels, rows = scored(heldout)

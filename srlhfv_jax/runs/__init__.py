@@ -1,1 +1,1 @@
-"""Parts that every run shares: start, rows, checkpoints, export, finish."""
+"""What every run shares: `run` (start, finish, config.json, result.json), `checkpoints`, `inputs` (rows), `labelled`, `unread`, `unfinished`."""

@@ -13,7 +13,8 @@ from srlhfv_jax.hf import leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints
+from srlhfv_jax.runs.run import EXPORT
 
 KINDS = {"sharing": PPOLagConfig, "taxonomy": GuardConfig, "heads": ScoresConfig, "init_random": SFTConfig}
 
@@ -32,7 +33,7 @@ class Unfinished(NamedTuple):
 
 def is_unfinished(workdir: Path) -> bool:
     """Whether a folder is the workdir of a stage that has checkpoints and no export."""
-    return (workdir / "checkpoints").is_dir() and not is_checkpoint(workdir / setup.EXPORT)
+    return (workdir / "checkpoints").is_dir() and not is_checkpoint(workdir / EXPORT)
 
 
 def read(workdir: Path) -> Unfinished:
@@ -52,6 +53,6 @@ def read(workdir: Path) -> Unfinished:
         leaves.put(tree, tuple(path.split("/")), leaf)
     start = settings.policy if kind is PPOLagConfig else settings.init
     tree = tree["policy"] if kind is PPOLagConfig else tree
-    shape = setup.load_shape(start, settings.model)
+    shape = checkpoints.load_shape(start, settings.model)
     about = {"stage": kind.__name__.removesuffix("Config").lower(), "step": step}
     return Unfinished(step, shape.config, tree, shape.path, about, settings)

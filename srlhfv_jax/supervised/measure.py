@@ -13,7 +13,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import controls, pair_accuracy
 from srlhfv_jax.evaluation.judging.choose import COST, REWARD
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.runs import setup
+from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.supervised import scores
 
 WITH_IMAGES = ("pair_accuracy", "sign_accuracy", "calibration_error")  # measured again with other pictures
@@ -47,7 +47,7 @@ def measure(
         versions |= {"_image_shuffled": controls.shuffled(examples, seed), "_image_blanked": controls.blanked(examples)}
     found: dict[str, dict[str, Scored]] = {suffix: {} for suffix in versions}
     for path in paths:
-        loaded = setup.load(path, model, mesh)
+        loaded = checkpoints.load(path, model, mesh)
         for suffix, version in versions.items():
             hosts.say(f"{path}: pairs{suffix.replace('_', ' ')}")
             for head, scored in _score(loaded, version, data, mesh).items():
@@ -63,7 +63,7 @@ def measure(
 
 
 def _score(loaded, examples: Sequence[Example], data: DataConfig, mesh) -> dict[str, Scored]:
-    rows = setup.fit_loosely("pairs", examples, data, loaded)
+    rows = inputs.fit_loosely("pairs", examples, data, loaded)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
     found, labels = scores.score_pairs(loaded.config, tree, rows, data, mesh)
     place = tuple(row.row for row in rows.rows)

@@ -21,7 +21,8 @@ from srlhfv_jax.models import score_heads, sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.runs import given, labelled, setup
+from srlhfv_jax.runs import checkpoints, inputs, labelled
+from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.training import state as states
 
@@ -38,37 +39,37 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     if not settings.heads:
         raise UserError("config.heads is empty: expected ('reward', 'cost') or one of them")
     choose(settings.sign, "config.sign", "label", "graded")
-    started = setup.start(settings, workdir)
+    started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
-    given.check_checkpoint(settings.init, "config.init")
-    shape = setup.load_shape(settings.init, settings.model)
-    rows, held = setup.prepare("pairs", settings.data, shape, sign=settings.sign), None
-    held_data = given.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
+    checkpoints.check_checkpoint(settings.init, "config.init")
+    shape = checkpoints.load_shape(settings.init, settings.model)
+    rows, held = inputs.prepare("pairs", settings.data, shape, sign=settings.sign), None
+    held_data = inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
     if settings.evaluation:
-        held = setup.prepare("pairs", held_data, shape, sign=settings.sign)
-        given.check_held_out("config.evaluation", held, rows)
+        held = inputs.prepare("pairs", held_data, shape, sign=settings.sign)
+        inputs.check_held_out("config.evaluation", held, rows)
     counts = labelled.check(settings.data.path, labelled.of_pairs(rows, settings.heads, sign_weight=settings.sign_weight))
-    model = setup.load_init(settings, started.mesh)
-    setup.check_closing(model, *filter(None, (rows, held)))
-    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    model = checkpoints.load_init(settings, started.mesh)
+    inputs.check_closing(model, *filter(None, (rows, held)))
+    tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
-    setup.describe_parameters("scorer", tree, started.mesh)
+    describe_parameters("scorer", tree, started.mesh)
     tree = supervised.train(
         "scores",
         settings,
         started,
         tree,
-        setup.batches(rows, settings.data, settings.seed, started.mesh),
+        inputs.batches(rows, settings.data, settings.seed, started.mesh),
         functools.partial(loss, model.config, settings),
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
     )
-    result = supervised.last_numbers(started) | {"rows": len(rows.rows)} | counts
+    result = last_numbers(started) | {"rows": len(rows.rows)} | counts
     about = {"stage": "scores", "sign": settings.sign}
-    setup.export_run(started, model.config, tree, base=model.path, about=about, result=result)
+    export_run(started, model.config, tree, base=model.path, about=about, result=result)
     if held is not None:
         result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
-    return setup.finish(started, about["stage"], result)
+    return finish(started, about["stage"], result)
 
 
 def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array) -> dict:
@@ -113,7 +114,7 @@ def score_pairs(
     scores_fn = jax.jit(functools.partial(_scores, config), out_shardings=hosts.row_sharding(mesh))
     scores: dict[str, list[np.ndarray]] = {}
     labels: dict[str, list[np.ndarray]] = {}
-    for batch, real_B in setup.in_order(rows, data, mesh):
+    for batch, real_B in inputs.in_order(rows, data, mesh):
         for name, scores_BS in hosts.to_host(scores_fn(tree, batch)).items():
             scores.setdefault(name, []).append(scores_BS[real_B])
         for name in LABELS:

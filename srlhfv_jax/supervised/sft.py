@@ -10,37 +10,38 @@ from srlhfv_jax.losses import masked, sft
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.runs import given, setup
+from srlhfv_jax.runs import checkpoints, inputs
+from srlhfv_jax.runs.run import describe_parameters, export_run, last_numbers, start
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.training import state as states
 
 
 def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
     """Train and export to WORKDIR/export; returns the numbers of the last step (`loss`, `entropy`, `grad_norm`)."""
-    started = setup.start(settings, workdir)
+    started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
     if settings.lora.rank and settings.init_random:
         raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
     if key is None:
-        given.check_checkpoint(settings.init, "config.init")
-    rows = setup.prepare("supervised", settings.data, setup.load_shape(settings.init, settings.model))
-    model = setup.load_init(settings, started.mesh, random_key=key)
-    setup.check_closing(model, rows)
-    tree, base = setup.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
-    setup.describe_parameters("policy", tree, started.mesh)
+        checkpoints.check_checkpoint(settings.init, "config.init")
+    rows = inputs.prepare("supervised", settings.data, checkpoints.load_shape(settings.init, settings.model))
+    model = checkpoints.load_init(settings, started.mesh, random_key=key)
+    inputs.check_closing(model, rows)
+    tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    describe_parameters("policy", tree, started.mesh)
     tree = supervised.train(
         "sft",
         settings,
         started,
         tree,
-        setup.batches(rows, settings.data, settings.seed, started.mesh),
+        inputs.batches(rows, settings.data, settings.seed, started.mesh),
         functools.partial(loss, model.config),
         show=("loss", "entropy"),
         base=base,
     )
-    result = supervised.last_numbers(started) | {"rows": len(rows.rows)}
-    setup.export_run(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
+    result = last_numbers(started) | {"rows": len(rows.rows)}
+    export_run(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
     return result
 
 

@@ -11,8 +11,8 @@ from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.runs.setup import Started
-from srlhfv_jax.training import loop, metrics, optimizer as optimizers, state as states, step
+from srlhfv_jax.runs.run import Started
+from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
 
 
 def train(
@@ -68,11 +68,3 @@ def make_update(
         return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
 
     return update
-
-
-def last_numbers(started: Started) -> dict[str, float]:
-    """The numbers of the last logged step, read back from metrics.jsonl: the same after a run and after its resumption."""
-    numbers: dict[str, float] = {}
-    for row in metrics.read(started.writer.path):
-        numbers = numbers | row if row["step"] == numbers.get("step") else row
-    return numbers

@@ -1,0 +1,129 @@
+"""Rows that a run reads: prepared and checked before step 0, then shuffled batches of them, or all of them once."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from srlhfv_jax.config import DataConfig
+from srlhfv_jax.data import chat, loader, pictures, sources, tokens
+from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.parallel import hosts
+
+ANY_LENGTH = 1 << 20  # longer than any row
+
+
+def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
+    """Read and check every row before step 0; says what was dropped and why.
+
+    Raises:
+        UserError: no row is left, or the processor makes another number of placeholders than the model has features.
+    """
+    examples = sources.load_examples(data)
+    prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
+    if prepared.room is not None:
+        check_pictures(model, prepared.codec.reader)
+    check_closing(model, prepared)
+    drops = examples.drops + prepared.drops
+    hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
+    return prepared
+
+
+def elsewhere(data: DataConfig, path: str, split: str) -> DataConfig:
+    """The settings of `data` for rows of another place."""
+    return dataclasses.replace(data, path=path, split=split)
+
+
+def fit_loosely(
+    kind: str, examples: Sequence[Example], data: DataConfig, model: Pretrained, *, literal: bool = False
+) -> loader.Prepared:
+    """Rows that are at hand already, in a frame that is as long as the longest of them; lengths in `data` that are not 0 are limits.
+
+    Args:
+        literal: as in `loader.fit`.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    lengths = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
+    limits = lengths | {"batch_size": 1}  # these lengths are no batch's
+    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
+    if prepared.room is not None:
+        check_pictures(model, prepared.codec.reader)
+    check_closing(model, prepared)
+    prompt = max(len(row.prompt) for row in prepared.rows)
+    response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
+    return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
+
+
+def batches(prepared: loader.Prepared, data: DataConfig, seed: int, mesh: Mesh) -> loader.Batches:
+    """Endless shuffled batches: this process's rows of each."""
+    own = hosts.own_rows(data.batch_size, mesh)
+    return loader.batches(prepared, prepared.kind, None, data, seed=seed, own=own)
+
+
+def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterator[tuple[Any, np.ndarray]]:
+    """Every row once, in order: (a batch on the devices of all processes, which of its rows are real)."""
+    own = hosts.own_rows(data.batch_size, mesh)
+    for batch, real_B in loader.all_batches(prepared, prepared.kind, None, data, batch_size=data.batch_size, own=own):
+        yield hosts.global_batch(batch, mesh), real_B
+
+
+def unreadable(
+    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0, response_length: int = 0
+) -> list[Unusable | None]:
+    """Why the model cannot read each example, whose pictures decode; None of one it can.
+
+    Args:
+        prompt_length, response_length: longest prompt and answer in tokens; 0: any.
+    """
+    codec, found = chat.codec(model.processor, max_pixels), []
+    limits = dict(prompt_length=prompt_length or ANY_LENGTH, response_length=response_length or ANY_LENGTH)
+    for row, example in enumerate(examples):
+        try:
+            tokens.encode(codec, example, row, literal=True, **limits)
+            found.append(None)
+        except Unusable as unusable:
+            found.append(unusable)
+    return found
+
+
+def check_closing(model: Pretrained, *prepared: loader.Prepared) -> None:
+    """Prompts must end where activated adapters begin."""
+    closing = model.config.activation
+    for row in (row for one in prepared for row in one.rows) if closing else ():
+        if tuple(row.prompt[-len(closing) :]) != closing or len(row.prompt) == len(closing):
+            raise UserError(
+                f"row {row.row}: its prompt ends with the tokens {row.prompt[-len(closing) :].tolist()}, and the adapters of {model.path} "
+                f"are activated by {list(closing)}: use the chat template that they were trained with"
+            )
+
+
+def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
+    """The processor must cut pictures as the model was made to see them."""
+    config, vision = model.config, model.config.vision
+    for what, made, wanted in (
+        ("the family", reader.family, config.family),
+        ("the patch size", reader.patch, vision.patch),
+        ("the number of features (= placeholders) of a tile", reader.features, vision.features),
+        ("the patches along a feature", reader.merge, vision.merge),
+        ("the values of a patch", reader.values, vision.patch_values),
+        ("the tile sizes", sorted(reader.pinpoints), sorted(set(reader.pinpoints) & set(config.pinpoints))),
+    ):
+        if made != wanted:
+            raise UserError(
+                f"{model.path}: {what} is {made} in its processor files and {wanted} in config.json: correct one of them"
+            )
+
+
+def check_held_out(name: str, held: loader.Prepared, trained: loader.Prepared) -> None:
+    """Say how many of the rows that a setting names are trained on too: their numbers say nothing of new rows."""
+    known = {loader.content(row) for row in trained.rows}
+    shared = sum(loader.content(row) in known for row in held.rows)
+    if shared:
+        hosts.say(f"warning: {name}: {shared} of its {len(held.rows)} rows are trained on too")

@@ -1,0 +1,163 @@
+"""A run in its workdir: what a command does around a stage, and what a stage does around its loop.
+
+command -> the stage: start -> (rows, checkpoints) -> training.loop.run -> export_run, finish
+
+WORKDIR/config.json and result.json of a stage are written here and nowhere else.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from srlhfv_jax import files
+from srlhfv_jax.checkpoint import lock, provenance
+from srlhfv_jax.checkpoint.manager import Manager
+from srlhfv_jax.config import to_dict
+from srlhfv_jax.hf import card, export, hub
+from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.models import kernels
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import host_cpu, hosts, rules
+from srlhfv_jax.parallel.mesh import describe, make_mesh
+from srlhfv_jax.training import metrics
+from srlhfv_jax.training.metrics import Writer
+
+EXPORT = "export"
+ADVICE = "remove it, since the checkpoints hold the settings too"
+Stage = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final numbers
+
+
+class Started(NamedTuple):
+    """Where a stage runs and writes."""
+
+    workdir: Path
+    mesh: Mesh
+    writer: Writer
+    manager: Manager
+    began: float  # time.monotonic()
+
+
+def command(stage: Stage, settings: Any, workdir: Path) -> None:
+    """Run a stage as a command of its own: alone in its workdir, and refused before anything is loaded or overwritten where the
+    workdir has checkpoints made with other settings.
+
+    Raises:
+        UserError: another run is in the workdir, or the settings have changed.
+    """
+    host_cpu.prepare()
+    with lock.held(workdir):
+        check_unchanged(settings, workdir)
+        try:
+            stage(settings, workdir)
+        except Exception as error:
+            if (lost := hosts.lost(error)) is None:
+                raise
+            print(f"srlhfv: error: {lost}; the same command in all processes goes on from the last checkpoint", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)  # an orderly end would wait for the others
+
+
+def record(measure: Stage, settings: Any, workdir: Path) -> dict[str, Any]:
+    """Run what only measures, with its settings and its numbers in the workdir; returns the numbers."""
+    began = time.monotonic()
+    write_settings(workdir, settings)
+    result = measure(settings, workdir)
+    write_result(workdir, result, began)
+    return result
+
+
+def check_unchanged(settings: Any, workdir: Path) -> None:
+    """Raise UserError where `workdir` has checkpoints (its own, or those of a pipeline's stages) made with other settings."""
+    before = workdir / "config.json"
+    if before.is_file() and ((workdir / "checkpoints").is_dir() or any(workdir.glob("*/checkpoints"))):
+        provenance.check_same({"settings": files.read_json(before, advice=ADVICE)}, to_dict(settings))
+
+
+def write_settings(workdir: Path, settings: Any) -> None:
+    """Write WORKDIR/config.json."""
+    metrics.write_json(workdir / "config.json", to_dict(settings))
+
+
+def write_result(workdir: Path, result: dict[str, Any], began: float) -> None:
+    """Write WORKDIR/result.json, with the `seconds` since this start began beside the numbers."""
+    metrics.write_result(workdir, result | {"seconds": time.monotonic() - began})
+
+
+def start(settings: Any, workdir: Path) -> Started:
+    """Join the other processes, lay out the mesh, open the workdir."""
+    began = time.monotonic()
+    hosts.initialize()
+    mesh = make_mesh(settings.mesh)
+    kernels.check(settings.model.attention, mesh.devices.flat[0].platform)
+    jax.set_mesh(mesh)
+    hosts.say(describe(mesh))
+    workdir = Path(workdir)
+    write_settings(workdir, settings)
+    export.clear(workdir)
+    manager = Manager(workdir, settings.checkpoint.every_steps, settings.checkpoint.keep, to_dict(settings))
+    return Started(workdir, mesh, Writer(workdir, settings.log.tensorboard), manager, began)
+
+
+def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
+    """Print what lies where, once, for the start of a run."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    hosts.say(f"{name}: {count / 1e6:.2f} M parameters\n{rules.table(tree, mesh)}")
+
+
+def last_numbers(started: Started) -> dict[str, float]:
+    """The numbers of the last logged step, read back from metrics.jsonl: the same after a run and after its resumption."""
+    numbers: dict[str, float] = {}
+    for row in metrics.read(started.writer.path):
+        numbers = numbers | row if row["step"] == numbers.get("step") else row
+    return numbers
+
+
+def export_run(
+    started: Started,
+    config: VLMConfig,
+    tree: Any,
+    *,
+    base: str | Path,
+    about: dict[str, Any],
+    result: dict[str, float],
+    guard: dict[str, Any] | None = None,
+) -> None:
+    """Write WORKDIR/export and a first WORKDIR/result.json: before anything is measured, which may fail. `guard` is what guard.json
+    says of the tree's guard."""
+    export_pretrained(
+        started.workdir / EXPORT,
+        config,
+        tree.get("backbone"),
+        base=base,
+        adapter=tree.get("adapter"),
+        heads=tree.get("heads"),
+        meta=about,
+        guard=tree.get("guard"),
+        guard_meta=guard,
+    )
+    finish(started, about["stage"], result)
+
+
+def finish(started: Started, stage: str, result: dict[str, float], guard: dict[str, Any] | None = None) -> dict[str, float]:
+    """Write WORKDIR/result.json, and the export's card and guard.json, with what was measured; returns the result."""
+    if hosts.process_index() == 0:
+        if guard is not None:
+            export.write_guard_meta(started.workdir / EXPORT, guard)
+        files.write_text(started.workdir / EXPORT / "README.md", _card(started.workdir, stage, result))
+    write_result(started.workdir, result, started.began)
+    return result
+
+
+def _card(workdir: Path, stage: str, result: dict[str, float]) -> str:
+    """The model card, from what the first process wrote, which also writes the export."""
+    settings = files.read_json(workdir / "config.json")
+    trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
+    shown = trace[:: max(1, len(trace) // 20)]
+    base = settings["policy" if "policy" in settings else "init"]  # as the user named it
+    return card.card(base=hub.pinned(base), stage=stage, settings=settings, result=result, trace=shown)
