@@ -35,9 +35,10 @@ from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.ppo_lag import roles, update as ppo
-from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag import roles
+from srlhfv_jax.ppo_lag.iteration import Call, Iteration, drive
 from srlhfv_jax.ppo_lag.load import Models
+from srlhfv_jax.ppo_lag.roles import trained_trees
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import state as states
 
@@ -94,9 +95,9 @@ def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
     for number, name in enumerate(names):
         own_heads = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
         trees[name] = rules.place(create(config, own_heads, jax.random.key(0), jax.random.key(number)), mesh)
-    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    trained = {name: trees.pop(name) for name in trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
-    return Models(loaded, places, trained, frozen=_cast(config, trees), own_tower=frozenset())
+    return Models(loaded, places, trained, frozen=_cast(config, trees), own_towers=frozenset())
 
 
 def _cast(config: VLMConfig, trees: dict) -> dict:
@@ -118,9 +119,9 @@ def _random_adapters(config: VLMConfig, places: dict[str, roles.Place], names: l
         adapter = {} if name == places["reference"].tree else lora.init(LORA, base["backbone"], key)
         tree = {"adapter": adapter} | ({"heads": score_heads.init(config, own_heads, key)} if own_heads else {})
         trees[name] = rules.place(tree, mesh)
-    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    trained = {name: trees.pop(name) for name in trained_trees(places)}
     loaded = Pretrained(config, params={}, heads={}, processor=None, path=Path())
-    return Models(loaded, places, trained, frozen=trees | {BASE: base}, own_tower=frozenset())
+    return Models(loaded, places, trained, frozen=trees | {BASE: base}, own_towers=frozenset())
 
 
 def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key) -> dict:
@@ -144,36 +145,18 @@ def random_prompts(size: Size) -> PromptBatch:
 
 def iterate(
     iteration: Iteration, state: states.TrainState, prompts: PromptBatch, number: int
-) -> tuple[states.TrainState, dict, list]:
-    """`Iteration.__call__`, waiting after each of its three calls. Returns state, metrics, and the seconds of each call."""
-    seed = iteration.settings.seed
-    marks = [time.perf_counter()]
+) -> tuple[states.TrainState, dict, list[float]]:
+    """The calls of one iteration, waiting after each. Returns state, metrics, and the seconds of each of PHASES."""
+    seconds = dict.fromkeys(PHASES, 0.0)
 
-    def finished(result: Any) -> Any:
-        jax.block_until_ready(result)
-        marks.append(time.perf_counter())
+    def timed(call: Call) -> Any:
+        start = time.perf_counter()
+        result = jax.block_until_ready(call.function(*call.arguments))
+        seconds["generate" if call.name == "reshard" else call.name] += time.perf_counter() - start
         return result
 
-    policy = iteration.sampler(state.params["policy"])
-    rollout = finished(iteration.generate(policy, prompts, states.key(seed, number, "rollout")))
-    del policy
-    experience, controller, metrics = finished(
-        iteration.score(iteration.scorers(state.params), rollout, prompts.images, state.extra.controller, np.bool_(False))
-    )
-    params, opt_state, learned = finished(
-        iteration.update(
-            state.params,
-            state.opt_state,
-            experience,
-            prompts.images,
-            metrics["lambda"],
-            states.key(seed, number, "minibatches"),
-            None,
-            iteration.models.base,
-        )
-    )
-    state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
-    return state, metrics | learned, [after - before for before, after in zip(marks, marks[1:])]
+    state, metrics = drive(iteration.calls(state, prompts, None, number), timed)
+    return state, metrics, list(seconds.values())
 
 
 def matmul_gflops(dtype: str, repeats: int = 5) -> float:

@@ -1,5 +1,6 @@
 """Where the critics start, how long they learn alone, what the multiplier does meanwhile, and which policy counts as feasible."""
 
+import dataclasses
 import functools
 import json
 
@@ -8,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
-from test_ppo_step import PPO, models, rolled
+from test_ppo_step import CONSTRAINT, models, rolled, static
 from tiny_stages import numbers, settings
-from tiny_vlm import CONFIG, VOCABULARY
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
 from srlhfv_jax.models import score_heads
-from srlhfv_jax.ppo_lag import critics, roles, run as ppo_lag, update as ppo
-from srlhfv_jax.ppo_lag.experience import CRITICS, Scoring, score
+from srlhfv_jax.ppo_lag import advantages, critics, roles, run as ppo_lag
+from srlhfv_jax.ppo_lag.experience import score
+from srlhfv_jax.ppo_lag.roles import CRITICS
 from srlhfv_jax.report.training import PPO_PICTURES
 from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import loop
@@ -53,16 +54,15 @@ def test_what_the_hidden_states_say_nothing_of_is_predicted_by_its_mean():
 @pytest.mark.parametrize("kind", ["mean", "rectified", "probability"])
 def test_critics_start_at_the_quantity_that_they_are_to_predict(kind, sharing):
     batch, rollout = rolled()
-    trees, places = models(sharing), roles.assign(sharing)
-    holding = {name: score_heads.critic(trees[name]) for name in ppo.critic_trees(places)}
-    how = Scoring(places, frozenset(trees) - {"policy"}, PPO, kind, 1.0, False, VOCABULARY, microbatches=2)
+    trees, known = models(sharing), static(sharing, constraint=dataclasses.replace(CONSTRAINT, kind=kind), parts=2)
+    holding = {name: score_heads.critic(trees[name]) for name in roles.critic_trees(known.places)}
 
     @jax.jit
     def run(trees, holding):
-        experience = score(CONFIG, trees | holding, rollout, batch.images, how)
-        fitted = critics.start(CONFIG, holding, experience, batch.images, how)
+        experience = score(known, trees | holding, rollout, batch.images, streams=True)
+        fitted = critics.start(known, holding, experience, batch.images)
         holding = {name: tree | {"heads": fitted[name]} for name, tree in holding.items()}
-        return experience, score(CONFIG, trees | holding, rollout, batch.images, how)
+        return experience, score(known, trees | holding, rollout, batch.images, streams=True)
 
     before, after = run(trees, holding)
     mask_BR = np.asarray(rollout.response_mask_BR)
@@ -71,7 +71,7 @@ def test_critics_start_at_the_quantity_that_they_are_to_predict(kind, sharing):
         value_BR, copied_BR = (np.asarray(one.streams[role].value_BR) for one in (after, before))
         assert ((value_BR - returns_BR)[mask_BR] ** 2).mean() < ((copied_BR - returns_BR)[mask_BR] ** 2).mean()
         np.testing.assert_allclose(value_BR[mask_BR].mean(), returns_BR[mask_BR].mean(), atol=1e-4)
-    found = ppo.stream_metrics(after.streams, rollout.response_mask_BR)
+    found = advantages.stream_metrics(after.streams, rollout.response_mask_BR)
     assert found["cost_explained_variance"][0] > 0 and found["reward_explained_variance"][0] > 0
 
 

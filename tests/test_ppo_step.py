@@ -8,15 +8,17 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from tiny_stages import settings as tiny
 from tiny_vlm import CONFIG, VOCABULARY, backbone, prompts, scorer
 
 from srlhfv_jax.batches import Rollout
-from srlhfv_jax.config import ConstraintConfig, PPOConfig
+from srlhfv_jax.config import ConstraintConfig, PPOConfig, PPOLagConfig
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import AXES
-from srlhfv_jax.ppo_lag import roles, update as ppo
-from srlhfv_jax.ppo_lag.experience import Scoring, score
+from srlhfv_jax.ppo_lag import experience, roles, update as ppo
+from srlhfv_jax.ppo_lag.static import Static
+from srlhfv_jax.ppo_lag.update import Training
 from srlhfv_jax.rollout.generate import generate
 
 R = 7
@@ -66,6 +68,15 @@ def models(sharing: str = "shared") -> dict:
     return trees
 
 
+def static(sharing: str = "shared", ppo: PPOConfig = PPO, constraint: ConstraintConfig = CONSTRAINT, parts: int = 1) -> Static:
+    """Every tree but the policy has a tower of its own."""
+    changes = {"sharing": sharing, "microbatches": parts, "rollout.score_microbatches": parts}
+    changes |= {f"ppo.{name}": value for name, value in vars(ppo).items()}
+    changes |= {f"constraint.{name}": value for name, value in vars(constraint).items()}
+    own_towers = frozenset(models(sharing)) - {"policy"}
+    return Static(tiny(PPOLagConfig, "ppo_lag", **changes), CONFIG, roles.assign(sharing), own_towers, VOCABULARY)
+
+
 @functools.cache
 def rolled() -> tuple:
     batch = prompts(rows=8)
@@ -87,35 +98,24 @@ def step(
     microbatches=1,
 ):
     """(experience, multiplier, new trained trees, metrics) of one step."""
-    trees, places = models(sharing), roles.assign(sharing)
+    trees = models(sharing)
     if mesh is not None:
         trees = rules.place(trees, mesh)
         rollout, pixels = hosts.global_batch(jax.tree.map(np.asarray, (rollout, pixels)), mesh)
-    own = frozenset(trees) - {"policy"}
-    how = Scoring(places, own, settings, constraint.kind, 1.0, False, VOCABULARY, streams, microbatches)
-    trained = {name: trees[name] for name in ppo.trained_trees(places)}
-    update = ppo.Update(
-        places,
-        own,
-        settings,
-        1.0,
-        0.0,
-        VOCABULARY,
-        microbatches,
-        {name: optimizer for name in trained},
-        {name: jax.tree.map(lambda _: True, tree) for name, tree in trained.items()},
-        train_policy,
-    )
+    known = static(sharing, settings, constraint, microbatches)
+    trained = {name: trees[name] for name in roles.trained_trees(known.places)}
+    trainable = {name: jax.tree.map(lambda _: True, tree) for name, tree in trained.items()}
+    training = Training(dict.fromkeys(trained, optimizer), trainable, train_policy)
 
     @jax.jit
     def run(trees, rollout, pixels):
-        experience = score(CONFIG, trees, rollout, pixels, how)
-        controller = lagrangian.update(constraint, lagrangian.init(constraint), experience.cost_B)
+        scored = experience.score(known, trees, rollout, pixels, streams=streams)
+        controller = lagrangian.update_multiplier(constraint, lagrangian.init(constraint), scored.cost_B)
         lam = lagrangian.multiplier(constraint, controller)
         params = {name: trees[name] for name in trained}
         opt_state = {name: optimizer.init(tree) for name, tree in params.items()}
-        params, _, metrics = ppo.update(CONFIG, params, opt_state, experience, pixels, lam, jax.random.key(5), None, update)
-        return experience, lam, params, metrics
+        params, _, metrics = ppo.update(known, training, params, opt_state, scored, pixels, lam, jax.random.key(5), None, None)
+        return scored, lam, params, metrics
 
     return run(trees, rollout, pixels)
 

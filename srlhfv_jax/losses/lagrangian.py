@@ -2,7 +2,7 @@
 
     max_θ E[R]  subject to  E[f(C)] <= d        min_{λ>=0} max_θ  E[R] - λ (E[f(C)] - d)
 
-Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update`
+Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update_multiplier`
 moves it ONCE per rollout, from the mean J of the last `window` episode costs, before the policy is updated. Costs here are end
 scores without KL. With f = identity the mean cost is bounded, and very safe answers can pay for unsafe ones; "rectified" and
 "probability" do not let them.
@@ -64,7 +64,7 @@ def init(constraint: ConstraintConfig) -> ControllerState:
     )
 
 
-def update(
+def update_multiplier(
     constraint: ConstraintConfig, state: ControllerState, cost_B: Float[Array, "B"], hold: Bool[Array, ""] | bool = False
 ) -> ControllerState:
     """Push the rollout's costs into the window, then one step of the controller on J - d; call once per rollout.
@@ -96,7 +96,10 @@ def window_mean(state: ControllerState) -> Float[Array, ""]:
 
 
 def statistic(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
-    """f(C), whose mean is held under the budget: "mean": C; "rectified": max(0, C); "probability": 1[C > 0]. Float32."""
+    """f(C), whose mean is held under the budget: "mean": C; "rectified": max(0, C); "probability": 1[C > 0]. Float32.
+
+    It is the end cost of the token costs too: the policy gradient of E[f(C)] is that of an episode costing f(C).
+    """
     cost_B = cost_B.astype(jnp.float32)
     if kind == "mean":
         return cost_B
@@ -105,11 +108,6 @@ def statistic(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
     if kind == "probability":
         return (cost_B > 0).astype(jnp.float32)
     raise ValueError(f"kind must be 'mean', 'rectified' or 'probability', got {kind!r}")
-
-
-def shaped_cost(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
-    """The end cost of the token costs. It is f(C) itself: the policy gradient of E[f(C)] is that of an episode costing f(C)."""
-    return statistic(kind, cost_B)
 
 
 def combine(reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam: Float[Array, ""] | float) -> Float[Array, "..."]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -34,8 +33,8 @@ from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.plan import count as work, shapes
-from srlhfv_jax.ppo_lag import check as ppo_lag_check
-from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag import check as ppo_lag_check, critics, load
+from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, drive
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.runs import checkpoints
@@ -93,41 +92,42 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     optimizers' is on the devices once, before it goes to rest."""
     ppo_lag_check.check_parts(settings)
     ppo_lag_check.check_rows(settings, mesh)
-    models = shapes.models(settings, config, mesh)
+    models, rollout = shapes.models(settings, config, mesh), settings.rollout
     vocabulary = Vocabulary(pad=0, eos=(2,), never=() if config.image_token is None else (config.image_token,))
-    iteration = Iteration(settings, models, mesh, vocabulary)
-    params = models.trained
-    opt_state = {name: shapes.optimizer_state(iteration.optimizers[name], tree, mesh) for name, tree in params.items()}
-    state = {name: shapes.size(tree) for name, tree in (params | models.frozen).items()}
+    on_devices = dataclasses.replace(settings, rollout=dataclasses.replace(rollout, offload="none"))  # shapes do not move
+    iteration = Iteration(on_devices, models, mesh, vocabulary)
+    trees = models.trained | models.frozen
+    opt_state = {name: shapes.optimizer_state(iteration.optimizers[name], tree, mesh) for name, tree in models.trained.items()}
+    state = {name: shapes.size(tree) for name, tree in trees.items()}
     state |= {f"{name}.optimizer": shapes.size(tree) for name, tree in opt_state.items()}
-    resting = iteration.resting | ({f"{name}.optimizer" for name in opt_state} if settings.rollout.offload != "none" else set())
-    staying = sum(size for name, size in state.items() if name not in resting)
-    prompts = shapes.prompts(config, settings, mesh)
-    key, images = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh), prompts.images
-    controller, hold = shapes.replicated(jax.eval_shape(lambda: (lagrangian.init(settings.constraint), jnp.bool_(False))), mesh)
-    compiled = [_load(shapes.size(params | models.frozen), limit)] if iteration.resting else []
+    idle = load.idle_trees(settings, models)
+    compiled = [_load(shapes.size(trees), limit)] if idle else []
+    idle |= {f"{name}.optimizer" for name in opt_state} if rollout.offload != "none" else set()
+    staying = sum(size for name, size in state.items() if name not in idle)
+    moves = layout.moves(models.backbone(models.trained["policy"]), iteration.rollout_layout)
+    read = {
+        "generate": set(),
+        "score": models.frozen.keys() | iteration.scoring_trees(models.trained).keys(),
+        "update": models.trained.keys() | {f"{name}.optimizer" for name in opt_state} | {BASE},
+    }
 
-    def compile_one(name: str, function: Callable, resident: int, *arguments: Any, loop: int = 1) -> Any:
-        """`resident`: bytes of the arguments that are trees of the run and do not rest."""
-        found, outputs = _compile(name, function, staying - resident, limit, loop, *arguments)
-        compiled.append(found)
+    def compile_call(call: Call) -> Any:
+        """What a call would return. Trees of the run that it reads and that do not rest are no bytes beside it."""
+        if call.name == "reshard":
+            compiled.extend([_reshard(moves, staying, limit)] if moves else [])
+            return iteration.rollout_layout
+        resident = sum(size for name, size in state.items() if name in read[call.name] - idle)
+        if call.name == "generate":
+            resident = shapes.size(models.backbone(models.trained["policy"])) - shapes.size([x for x, _ in moves])
+        loop = settings.data.response_length if call.name == "generate" else 1
+        program, outputs = _compile(call.name, call.function, staying - resident, limit, loop, *call.arguments)
+        compiled.append(program)
         return outputs
 
-    policy = models.backbone(params["policy"])
-    moves, R = layout.moves(policy, iteration.layout), settings.data.response_length
-    if moves:
-        compiled.append(_reshard(moves, staying, limit))
-    resident = shapes.size(policy) - shapes.size([x for x, _ in moves])
-    rollout = compile_one("generate", iteration.generate, resident, iteration.layout, prompts, key, loop=R)
-    trees = iteration.scorers(params)
-    resident = sum(shapes.size(tree) for name, tree in trees.items() if name not in resting)
-    found = compile_one("score", iteration.score, resident, trees, rollout, images, controller, hold)
-    experience, controller, metrics = found
+    extra = shapes.replicated(jax.eval_shape(lambda: Extra(lagrangian.init(settings.constraint), critics.init())), mesh)
+    start = states.TrainState(models.trained, opt_state, 0, extra)
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
-    arguments = (params, opt_state, experience, images, metrics["lambda"], key, ptx, models.base)
-    read = {**params, **{f"{name}.optimizer": tree for name, tree in opt_state.items()}, BASE: models.base}
-    resident = sum(shapes.size(tree) for name, tree in read.items() if name not in resting)
-    compile_one("update", iteration.update, resident, *arguments)
+    drive(iteration.calls(start, shapes.prompts(config, settings, mesh), ptx, 0), compile_call)
     return Plan(state, compiled)
 
 

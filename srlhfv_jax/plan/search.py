@@ -176,12 +176,12 @@ def _step_rows(settings: Settings) -> int:
 
 def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> tuple[int, int]:
     """Trees and optimizer states on one device while a rollout samples, and while the update runs. Exact."""
-    mesh, resting, offload = make_mesh(settings.mesh, devices), frozenset(), "none"
+    mesh, idle, offload = make_mesh(settings.mesh, devices), frozenset(), "none"
     if isinstance(settings, PPOLagConfig):
         models = shapes.models(settings, config, mesh)
         trees, trained = models.trained | models.frozen, models.trained
         rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
-        resting, offload = load.resting(settings, models), settings.rollout.offload
+        idle, offload = load.idle_trees(settings, models), settings.rollout.offload
     else:
         trees = trained = {"backbone": {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}}
         if settings.lora.rank:
@@ -190,7 +190,7 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
             trees = trained | {"base": {"backbone": base}}
         rates = dict.fromkeys(trained, dataclasses.replace(settings.optimizer, head_learning_rate=0.0))  # heads are left out
     states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
-    moments, staying = sum(map(shapes.size, states)), {name: tree for name, tree in trees.items() if name not in resting}
+    moments, staying = sum(map(shapes.size, states)), {name: tree for name, tree in trees.items() if name not in idle}
     return shapes.size(staying) + (moments if offload == "none" else 0), shapes.size(staying | trained) + moments
 
 

@@ -20,8 +20,9 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.guard_heads import THRESHOLDS
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.ppo_lag import roles, update as ppo
+from srlhfv_jax.ppo_lag import roles
 from srlhfv_jax.ppo_lag.load import Models
+from srlhfv_jax.ppo_lag.roles import trained_trees
 
 TILES = {
     "llava": 1,
@@ -43,14 +44,14 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
         if settings.sharing == "adapters":
             tree = {"adapter": adapter(settings.lora, full, mesh)}
         else:
-            tree = {"backbone": full if name in ppo.trained_trees(places) else frozen_backbone}
+            tree = {"backbone": full if name in trained_trees(places) else frozen_backbone}
         own = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
         if own:
             scorer = {"heads": jax.eval_shape(lambda own=own: score_heads.init(config, own, jax.random.key(0)))}
-            scorer = jax.eval_shape(score_heads.critic, scorer) if name in ppo.trained_trees(places) else scorer
+            scorer = jax.eval_shape(score_heads.critic, scorer) if name in trained_trees(places) else scorer
             tree["heads"] = placed(scorer["heads"], mesh)
         trees[name] = tree
-    trained = {name: trees.pop(name) for name in ppo.trained_trees(places)}
+    trained = {name: trees.pop(name) for name in trained_trees(places)}
     frozen = trees | ({BASE: {"backbone": base(config, settings.lora, mesh)}} if settings.sharing == "adapters" else {})
     return Models(Pretrained(config, {}, {}, None, None), places, trained, frozen, frozenset())
 

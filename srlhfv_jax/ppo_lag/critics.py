@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from srlhfv_jax.batches import Experience
+from srlhfv_jax.batches import Experience, Images
 from srlhfv_jax.losses import gae, masked
-from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.ppo_lag import experience as scoring
+from srlhfv_jax.ppo_lag import experience
+from srlhfv_jax.ppo_lag.roles import CRITICS
+from srlhfv_jax.ppo_lag.static import Static
 
 RIDGE = 1.0  # with 8, 32 and 128 prompts as good on other rollouts as what cross-validation chose
 
@@ -39,20 +40,21 @@ def after(warm_up: WarmUp, explained: Float[Array, ""]) -> WarmUp:
     return WarmUp(jnp.maximum(warm_up.best, explained), warm_up.ended | (explained <= warm_up.best))
 
 
-def start(config: VLMConfig, trees: Mapping[str, dict], experience: Experience, images, how: scoring.Scoring) -> dict[str, dict]:
-    """The critics' heads fitted to the returns of a rollout, by tree. A return is the sum of the token rewards, or costs, to come.
+def start(static: Static, trees: Mapping[str, dict], rollout: Experience, images: Images | None) -> dict[str, dict]:
+    """Tree name -> its heads, fitted to the returns of a rollout. A return is the sum of the token rewards, or costs, to come.
 
     Args:
-        trees: that hold the critics, whole.
+        trees: those that hold the critics, with their backbones.
+        rollout: scored.
     """
-    mask_BR = experience.rollout.response_mask_BR
-    fitted: dict[str, dict] = {name: dict(tree["heads"]) for name, tree in trees.items()}
-    hidden_BRD = scoring.hidden(config, trees, experience.rollout, images, how)
-    for role in scoring.CRITICS:
-        (tree, head), token_BR = how.places[role], experience.token_BR[role]
-        _, return_BR = gae.gae(token_BR, jnp.zeros_like(token_BR), mask_BR, gamma=how.ppo.gamma, gae_lambda=1.0)
-        fitted[tree][head] = fit(fitted[tree][head]["kernel"], hidden_BRD[tree], return_BR, mask_BR)
-    return fitted
+    mask_BR, gamma = rollout.rollout.response_mask_BR, static.settings.ppo.gamma
+    heads: dict[str, dict] = {name: dict(tree["heads"]) for name, tree in trees.items()}
+    hidden_BRD = experience.hidden(static, trees, rollout.rollout, images)
+    for role in CRITICS:
+        (tree, head), token_BR = static.places[role], rollout.token_BR[role]
+        _, return_BR = gae.gae(token_BR, jnp.zeros_like(token_BR), mask_BR, gamma=gamma, gae_lambda=1.0)
+        heads[tree][head] = fit(heads[tree][head]["kernel"], hidden_BRD[tree], return_BR, mask_BR)
+    return heads
 
 
 def fit(

@@ -1,25 +1,33 @@
-"""One iteration: rollout -> score -> multiplier -> update. Three jitted calls; the multiplier moves once, before the policy does. In
-the first iteration the critics are fitted to its rollout; while they learn alone, the policy and the multiplier stand still.
+"""One iteration: generate -> score -> multiplier -> update. `Iteration.calls` is the one place with this order: the stage runs its
+calls, the benchmark times them, and `srlhfv plan` compiles them from shapes.
+
+The multiplier moves once, before the policy does. In the first iteration the critics are fitted to its rollout; while they learn
+alone, the policy and the multiplier stand still.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
-from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout
-from srlhfv_jax.config import ConstraintConfig, PPOLagConfig
-from srlhfv_jax.losses import lagrangian, masked
-from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout, SupervisedBatch
+from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
+from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
 from srlhfv_jax.parallel import hosts, offload, rules
-from srlhfv_jax.ppo_lag import critics, experience as scoring, selftest, update as ppo
-from srlhfv_jax.ppo_lag.load import Models, resting
-from srlhfv_jax.rollout import generate as generation, layout
-from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.ppo_lag import critics, experience, selftest
+from srlhfv_jax.ppo_lag.load import Models, idle_trees
+from srlhfv_jax.ppo_lag.roles import critic_trees
+from srlhfv_jax.ppo_lag.static import Static, is_single_step
+from srlhfv_jax.ppo_lag.update import Training, update
+from srlhfv_jax.rollout import layout
+from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
@@ -31,97 +39,160 @@ class Extra(NamedTuple):
     warm_up: critics.WarmUp
 
 
+class Call(NamedTuple):
+    """One step of an iteration: `function(*arguments)`."""
+
+    name: str
+    function: Callable
+    arguments: tuple
+
+
+Calls = Generator[Call, Any, tuple[states.TrainState, dict]]  # each is sent the result of the one before; gives state and metrics
+
+
+def drive(calls: Calls, run: Callable[[Call], Any]) -> tuple[states.TrainState, dict]:
+    """Run an iteration's calls in their order."""
+    result = None
+    while True:
+        try:
+            call = calls.send(result)
+        except StopIteration as end:
+            return end.value
+        result = run(call)
+        del call  # the copies that it read may leave the devices
+
+
 class Iteration:
     """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds frozen trees and jitted calls."""
 
-    def __init__(self, settings: PPOLagConfig, models: Models, mesh, vocabulary: Vocabulary, early_exit: bool = True) -> None:
+    def __init__(
+        self, settings: PPOLagConfig, models: Models, mesh: Mesh, vocabulary: Vocabulary, *, early_exit: bool = True
+    ) -> None:
         self.settings, self.models, self.mesh = settings, models, mesh
-        places, ptx = models.places, settings.ptx.coef > 0
+        model, places = models.policy.config, models.places
+        self.static = Static(settings, model, places, models.own_towers, vocabulary)
         rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
-        self.optimizers = {name: optimizers.make(rates[name], tree, self.updates()) for name, tree in models.trained.items()}
-        how = scoring.Scoring(
-            places,
-            models.own_tower,
-            settings.ppo,
-            settings.constraint.kind,
-            settings.rollout.temperature,
-            settings.rollout.old_logp == "recompute",
-            vocabulary,
-            streams=not ppo.one_step(settings.ppo),
-            microbatches=settings.rollout.score_microbatches,
-        )
-        update = ppo.Update(
-            places,
-            models.own_tower,
-            settings.ppo,
-            settings.rollout.temperature,
-            settings.ptx.coef if ptx else 0.0,
-            vocabulary,
-            settings.microbatches,
-            self.optimizers,
-            {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()},
-        )
-        self.vocabulary = vocabulary
-        backbone = models.backbone(models.trained["policy"])
-        self.layout = layout.target(backbone, mesh, models.policy.config.dtype, settings.rollout.layout)
-        rows, whole = hosts.row_sharding(mesh), rules.whole(mesh)
-        self.generate = jax.jit(
-            functools.partial(
-                generation.generate,
-                models.policy.config,
-                response_length=settings.data.response_length,
-                vocabulary=vocabulary,
-                sampling=Sampling(settings.rollout.temperature),
-                early_exit=early_exit,
-                microbatches=settings.rollout.microbatches,
-            ),
-            out_shardings=rows,
-        )
-        self.score = jax.jit(
-            functools.partial(_score, models.policy.config, how, settings.constraint), out_shardings=(rows, whole, whole)
-        )
-        self.start_critics = jax.jit(functools.partial(critics.start, models.policy.config, how=how), out_shardings=whole)
+        trainable = {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()}
+        training = Training({name: self._optimizer(name, rate) for name, rate in rates.items()}, trainable)
         constant = dict(learning_rate=settings.critic_warmup_rate, schedule="constant", warmup_fraction=0.0)
-        alone = dataclasses.replace(settings.critic_optimizer, **constant)
-        warming = {name: optimizers.make(alone, models.trained[name], self.updates()) for name in ppo.critic_trees(places)}
+        warm_up_rate = dataclasses.replace(settings.critic_optimizer, **constant)
+        alone = {name: self._optimizer(name, warm_up_rate) for name in critic_trees(places)}
+        self.optimizers = training.optimizers
+        self.rollout_layout = layout.target(models.backbone(models.trained["policy"]), mesh, model.dtype, settings.rollout.layout)
+        rows, whole = hosts.row_sharding(mesh), rules.whole(mesh)
+        sample = functools.partial(
+            generate,
+            model,
+            response_length=settings.data.response_length,
+            vocabulary=vocabulary,
+            sampling=Sampling(settings.rollout.temperature),
+            early_exit=early_exit,
+            microbatches=settings.rollout.microbatches,
+        )
+        self.generate = jax.jit(sample, out_shardings=rows)
+        self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=(rows, whole, whole))
+        self.fit_critics = jax.jit(functools.partial(critics.start, self.static), out_shardings=whole)
         self.update, self.warm_up = (
             jax.jit(
-                functools.partial(_update, models.policy.config, one),
+                functools.partial(update, self.static, training),
                 donate_argnums=(0, 1),
                 out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), whole),
             )
-            for one in (update, update._replace(optimizers=warming, train_policy=False))
+            for training in (training, training._replace(optimizers=alone, train_policy=False))
         )
-        self.resting = resting(settings, models)
+        self.idle_trees = idle_trees(settings, models)
         self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
+
+    def calls(
+        self,
+        state: states.TrainState,
+        prompts: PromptBatch,
+        ptx: SupervisedBatch | None,
+        number: int,
+        *,
+        warming: bool = False,
+        fit_critics: bool = False,
+        check: bool = False,
+    ) -> Calls:
+        """The calls of iteration `number` in order.
+
+        Args:
+            warming: the critics learn alone.
+            fit_critics: fit them first: the run begins.
+            check: test the rollout before anything is updated from it.
+        """
+        params, images, seed = state.params, prompts.images, self.settings.seed
+        weights = yield Call("reshard", self.rollout_weights, (params["policy"],))
+        rollout = yield Call("generate", self.generate, (weights, prompts, states.key(seed, number, "rollout")))
+        del weights
+        scored = rollout, images, state.extra.controller, np.bool_(warming)
+        experience, controller, metrics = yield Call("score", self.score, (self.scoring_trees(params, rollout), *scored))
+        if fit_critics:
+            heads = yield Call("fit_critics", self.fit_critics, (self.critics(params, experience), experience, images))
+            params = params | {name: params[name] | {"heads": fitted} for name, fitted in heads.items()}
+            if experience.streams is not None:  # they are of the values before
+                experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads), *scored))
+        if check:
+            yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images, number))
+        learn = self.warm_up if warming else self.update
+        trees = self.on_devices((params, state.opt_state), experience)
+        key = states.key(seed, number, "minibatches")
+        arguments = (*trees, experience, images, metrics["lambda"], key, ptx, self.models.base)
+        del trees
+        params, opt_state, learned = yield Call("update", learn, arguments)
+        state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
+        return state, metrics | learned
+
+    def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
+        prompts, ptx = hosts.global_batch(batch, self.mesh)
+        first = self._done is None
+        done = int(state.step) if first else self._done
+        self._done = done + 1
+        warming = done < self.settings.critic_warmup and not bool(state.extra.warm_up.ended)
+        calls = self.calls(state, prompts, ptx, done, warming=warming, fit_critics=done == 0, check=first)
+        warm_up = state.extra.warm_up
+        del state  # an update gives its own, and takes these buffers
+        state, metrics = drive(calls, lambda call: call.function(*call.arguments))
+        if warming:
+            explained = sum(float(hosts.to_host(metrics[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
+            warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
+        return self.offload_idle(state._replace(extra=state.extra._replace(warm_up=warm_up))), metrics
 
     def updates(self) -> int:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
         return self.settings.iterations * self.settings.ppo.epochs * self.settings.ppo.minibatches
 
+    def _optimizer(self, tree: str, rates: OptimizerConfig) -> optax.GradientTransformation:
+        return optimizers.make(rates, self.models.trained[tree], self.updates())
+
     def _optimizer_places(self) -> dict[str, Any]:
         trees = self.models.trained
         return {name: states.optimizer_places(one, trees[name], self.mesh) for name, one in self.optimizers.items()}
 
-    def sampler(self, policy: dict) -> dict:
-        """The backbone that `generate` reads: copies of what lies otherwise than `config.rollout.layout` says."""
-        return layout.gather(self.models.backbone(policy), self.layout)
-
-    def scorers(self, params: dict[str, dict]) -> dict[str, dict]:
-        """The trees that scoring reads."""
-        read = {"policy": params["policy"]} if ppo.one_step(self.settings.ppo) else params
-        return self.models.frozen | read
-
     def initial_state(self) -> states.TrainState:
         trees = self.models.trained
         opt_state = {
-            name: states.init_optimizer(self.optimizers[name], self.awake(tree), self.mesh) for name, tree in trees.items()
+            name: states.init_optimizer(self.optimizers[name], self.on_devices(tree), self.mesh) for name, tree in trees.items()
         }
         extra = Extra(lagrangian.init(self.settings.constraint), critics.init())
         step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
-        return self._at_rest(states.TrainState(trees, opt_state, step, extra))
+        return self.offload_idle(states.TrainState(trees, opt_state, step, extra))
 
-    def awake(self, trees: Any, after: Any = ()) -> Any:
+    def rollout_weights(self, policy: dict) -> dict:
+        """The backbone that `generate` reads: copies of what lies otherwise than `config.rollout.layout` says."""
+        return layout.gather(self.models.backbone(policy), self.rollout_layout)
+
+    def scoring_trees(self, params: dict[str, dict], after: Any = ()) -> dict[str, dict]:
+        """The trees that scoring reads; `after` as in `on_devices`."""
+        read = {"policy": params["policy"]} if is_single_step(self.settings.ppo) else params
+        return self.on_devices(self.models.frozen | read, after)
+
+    def critics(self, params: dict[str, dict], after: Any = ()) -> dict[str, dict]:
+        """The trees that hold the critics, with their backbones."""
+        trees = self.on_devices({name: params[name] for name in critic_trees(self.models.places)}, after)
+        return {name: with_backbone(self.models.base, tree) for name, tree in trees.items()}
+
+    def on_devices(self, trees: Any, after: Any = ()) -> Any:
         """Trees for a function to read, on the devices; where some rest in between, only when `after`, what the function before
         gives, is there: until then that function's own trees fill the memory."""
         if self.settings.rollout.offload == "none":
@@ -129,97 +200,43 @@ class Iteration:
         jax.block_until_ready(after)
         return offload.to_device(trees)
 
-    def _at_rest(self, state: states.TrainState) -> states.TrainState:
+    def offload_idle(self, state: states.TrainState) -> states.TrainState:
         opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
-        return state._replace(params=offload.rest(state.params, self.resting), opt_state=opt_state)
+        return state._replace(params=offload.rest(state.params, self.idle_trees), opt_state=opt_state)
 
-    def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
-        prompts, ptx = hosts.global_batch(batch, self.mesh)
-        first = self._done is None
-        done = int(state.step) if first else self._done
-        self._done, seed = done + 1, self.settings.seed
-        rollout = self.generate(self.sampler(state.params["policy"]), prompts, states.key(seed, done, "rollout"))
-        controller, warm_up = state.extra
-        warming = done < self.settings.critic_warmup and not bool(warm_up.ended)
-        scorers = self.awake(self.scorers(state.params), rollout)
-        scored = rollout, prompts.images, controller, np.bool_(warming)
-        experience, moved, metrics = self.score(scorers, *scored)
-        del scorers
-        if done == 0:
-            state = self._start_critics(state, experience, prompts.images)
-            if experience.streams is not None:  # they are of the values before
-                experience, *_ = self.score(self.awake(self.scorers(state.params), state), *scored)
-        if first:
-            self._self_test(with_backbone(self.models.base, state.params["policy"]), rollout, experience, prompts.images, done)
-        update = self.warm_up if warming else self.update
-        params, opt_state, learned = update(
-            *self.awake((state.params, state.opt_state), experience),
-            experience,
-            prompts.images,
-            metrics["lambda"],
-            states.key(seed, done, "minibatches"),
-            ptx,
-            self.models.base,
-        )
-        if warming:
-            explained = sum(float(hosts.to_host(learned[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
-            warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
-        extra = Extra(moved, warm_up)
-        return self._at_rest(states.TrainState(params, opt_state, state.step + 1, extra)), metrics | learned
-
-    def _start_critics(self, state: states.TrainState, experience: Experience, images: Images | None) -> states.TrainState:
-        """The critics of a run that begins, fitted to its first rollout."""
-        trees = {name: state.params[name] for name in ppo.critic_trees(self.models.places)}
-        whole = {name: with_backbone(self.models.base, tree) for name, tree in self.awake(trees, experience).items()}
-        fitted = self.start_critics(whole, experience, images)
-        return state._replace(params=state.params | {name: tree | {"heads": fitted[name]} for name, tree in trees.items()})
-
-    def _self_test(self, policy, rollout: Rollout, experience: Experience, images: Images | None, done: int) -> None:
-        config, settings = self.models.policy.config, self.settings
-        recompute = settings.rollout.old_logp == "recompute"
+    def self_test(self, policy: dict, rollout: Rollout, scored: Experience, images: Images | None, number: int) -> None:
+        """Checks on the first rollout of a process (selftest.py)."""
+        static, settings = self.static, self.settings
         if images is not None:
-            selftest.placeholders(config, *hosts.to_host((rollout._replace(features=None), images._replace(patches_BNC=None))))
+            bare = rollout._replace(features=None), images._replace(patches_BNC=None)
+            selftest.placeholders(static.model, *hosts.to_host(bare))
         gap = selftest.ratio(
-            config,
-            policy,
+            static.model,
+            with_backbone(self.models.base, policy),
             rollout,
             temperature=settings.rollout.temperature,
-            vocabulary=self.vocabulary,
-            recompute=recompute,
+            vocabulary=static.vocabulary,
+            recompute=static.recomputes_logp,
         )
-        if done == 0 and not settings.reference:
-            exact = config.dtype == "float32"
-            selftest.self_kl(experience.rollout.logp_BR, experience.ref_logp_BR, rollout.response_mask_BR, exact=exact)
+        if number == 0 and not settings.reference:
+            exact = static.model.dtype == "float32"
+            selftest.self_kl(scored.rollout.logp_BR, scored.ref_logp_BR, rollout.response_mask_BR, exact=exact)
         hosts.say(
             f"ppo_lag: self-test passed: |log ratio| of sampler and training graph {gap:.1e}; answers end at the ids "
-            f"{', '.join(map(str, self.vocabulary.eos))}"
+            f"{', '.join(map(str, static.vocabulary.eos))}"
         )
 
 
-def _score(
-    config: VLMConfig, how: scoring.Scoring, constraint: ConstraintConfig, models, rollout: Rollout, images, controller, hold
-):
-    """Experience, the moved multiplier (only its window, where `hold`), and the iteration's numbers."""
-    experience = scoring.score(config, complete(models), rollout, images, how)
-    controller = lagrangian.update(constraint, controller, experience.cost_B, hold)
-    mask_BR = rollout.response_mask_BR
-    kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
+def score_and_constrain(
+    static: Static, trees: dict[str, dict], rollout: Rollout, images: Images | None, controller: lagrangian.ControllerState, hold
+) -> tuple[Experience, lagrangian.ControllerState, dict]:
+    """The scored rollout, the multiplier's one step on its costs (only its window, where `hold`), and the numbers of both."""
+    constraint = static.settings.constraint
+    scored = experience.score(static, complete(trees), rollout, images, streams=not is_single_step(static.settings.ppo))
+    controller = lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
     metrics = {
-        "reward": jnp.mean(experience.reward_B),
-        "cost": jnp.mean(experience.cost_B),
-        "constraint": jnp.mean(lagrangian.statistic(constraint.kind, experience.cost_B)),
         "window_cost": lagrangian.window_mean(controller),
         "budget": jnp.float32(constraint.budget),
         "lambda": lagrangian.multiplier(constraint, controller),
-        "harm_rate_model": jnp.mean(experience.cost_B > 0),
-        "kl": jnp.mean(jnp.sum(kl_BR, axis=1)),
-        "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
-        "ended": jnp.mean(rollout.ended_B),
     }
-    if how.recompute_logp:  # what is corrected for in every iteration; else the update's `mismatch` says it
-        metrics["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - rollout.logp_BR), mask_BR)
-    return experience, controller, metrics
-
-
-def _update(config: VLMConfig, settings: ppo.Update, params, opt_state, experience, images, lam, key, ptx, base):
-    return ppo.update(config, params, opt_state, experience, images, lam, key, ptx, settings, base)
+    return scored, controller, experience.metrics(static, scored, rollout) | metrics

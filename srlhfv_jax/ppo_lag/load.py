@@ -22,7 +22,7 @@ class Models(NamedTuple):
     places: dict[str, roles.Place]
     trained: dict[str, dict]
     frozen: dict[str, dict]  # where roles share one backbone, BASE among them
-    own_tower: frozenset[str]  # trees whose vision tower differs from the policy's
+    own_towers: frozenset[str]  # trees whose vision tower differs from the policy's
 
     @property
     def base(self) -> dict | None:
@@ -42,16 +42,16 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     trained = checkpoints.copy(rules.place(trained, mesh))
     base = {BASE: frozen[BASE]} if BASE in frozen else {}
     groups = roles.tower_groups(complete(base | trained | frozen))
-    own_tower = frozenset(name for name, first in groups.items() if first != groups["policy"])
-    if own_tower:
-        hosts.say(f"ppo_lag: {', '.join(sorted(own_tower))} run a vision tower of their own: it differs from the policy's")
+    own_towers = frozenset(name for name, first in groups.items() if first != groups["policy"])
+    if own_towers:
+        hosts.say(f"ppo_lag: {', '.join(sorted(own_towers))} run a vision tower of their own: it differs from the policy's")
     frozen = {name: checkpoints.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
-    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_tower)
-    names = resting(settings, models)
+    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_towers)
+    names = idle_trees(settings, models)
     return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
 
 
-def resting(settings: PPOLagConfig, models: Models) -> frozenset[str]:
+def idle_trees(settings: PPOLagConfig, models: Models) -> frozenset[str]:
     """The trees that lie in the host's memory while nothing reads them: with "idle" all that a rollout has no use for."""
     if settings.rollout.offload != "idle":
         return frozenset()

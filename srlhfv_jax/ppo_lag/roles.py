@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from srlhfv_jax.config import choose
 
 ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+CRITICS = ("reward_critic", "cost_critic")
 
 
 class Place(NamedTuple):
@@ -44,6 +45,16 @@ def assign(sharing: str) -> dict[str, Place]:
     are adapters over one backbone; "separate": one backbone per role (the paper)."""
     choose(sharing, "sharing", "shared", "adapters", "separate")
     return dict(SEPARATE if sharing == "separate" else SHARED)
+
+
+def critic_trees(places: Mapping[str, Place]) -> list[str]:
+    """The trees that hold the two critic heads: one when they share a backbone."""
+    return sorted({places[role].tree for role in CRITICS})
+
+
+def trained_trees(places: Mapping[str, Place]) -> list[str]:
+    """Every tree an update changes."""
+    return [places["policy"].tree, *critic_trees(places)]
 
 
 def tower_groups(trees: Mapping[str, dict]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def make(
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
-        sampler = iteration.sampler(policy)
+        sampler = iteration.rollout_weights(policy)
         said, scores = policies.sample_answers(
             lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
             inputs.in_order(prompts, settings.data, started.mesh),
@@ -98,10 +98,10 @@ def _scorer(iteration) -> Callable:
     def ends(frozen, rollout, images):
         frozen, found = complete(frozen), {}
         for name in trees:
-            own = name in models.own_tower
+            own = name in models.own_towers
             features = sequences.encode(models.policy.config, frozen[name], images) if own else rollout.features
             found |= sequences.end_scores(models.policy.config, frozen[name], rollout, features)
         return found
 
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
-    return lambda batch, rollout: hosts.to_host(ends(iteration.awake(read, rollout), rollout, batch.images))
+    return lambda batch, rollout: hosts.to_host(ends(iteration.on_devices(read, rollout), rollout, batch.images))
