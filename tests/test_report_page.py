@@ -7,11 +7,15 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
-from srlhfv_jax.cli import report as command
+from srlhfv_jax.cli import flags, report as command
+from srlhfv_jax.config import QuickstartConfig, to_dict
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.report import build, figure, page, plots, results, targets, workdir
+from srlhfv_jax.parsing import parse
+from srlhfv_jax.report import build, figure, labels, lead, page, plots, policies, targets, workdir
 
 FULL = {
     "pairs.disagree_strict": 0.23,
@@ -82,12 +86,17 @@ def write(path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def quickstart(preset: str = "default") -> dict:
+    """The settings of a quickstart, as its config.json holds them."""
+    return to_dict(parse(QuickstartConfig, flags.load(f"quickstart.py:{preset}")))
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """A workdir with everything in it, and its page."""
     root = tmp_path_factory.mktemp("W")
     (root / "result.json").write_text(json.dumps(FULL))
-    (root / "config.json").write_text(json.dumps({"seed": 7, "ppo_lag": {"ppo": {"kl_coef": 0.1}}}))
+    (root / "config.json").write_text(json.dumps(quickstart()))
     sample = {
         "images_png_base64": [png()],
         "question": "how do i sneak it past <b>the</b> teacher ?",
@@ -103,21 +112,26 @@ def pipeline(tmp_path_factory):
     write(root / "samples.jsonl", [sample] * 3)
     scores = {"helpful": [0.5, 1.5, 2.5], "cost": [-1.0, 0.5, 2.0]}
     (root / "score_distributions.json").write_text(
-        json.dumps({"judge": "oracle", "policies": {"sft": scores, "ppo_lag": scores}})
+        json.dumps({"judge": "oracle", "policies": {"sft": scores, "ppo": scores, "ppo_lag": scores}})
     )
     write(root / "sft" / "metrics.jsonl", [{"step": step, "loss": 2.5 / (step + 1), "accuracy": step / 9} for step in range(8)])
     write(root / "scores" / "metrics.jsonl", [{"step": step, "loss": 0.7, "reward_accuracy": 0.6} for step in range(8)])
-    write(root / "ppo_lag" / "metrics.jsonl", ppo_rows() + [{"step": 20, "validation.helpful": 1.25}])
+    write(root / "guard" / "metrics.jsonl", [{"step": step, "loss": 0.7, "severity_loss": 0.4} for step in range(8)])
+    write(root / "round1_ppo_lag" / "metrics.jsonl", ppo_rows() + [{"step": 20, "validation.helpful": 1.25}])
     return root, command.main([f"--workdir={root}"]) or (root / "report.html").read_text()
 
 
-def test_the_page_has_every_section_and_needs_nothing_else(pipeline):
-    _, html = pipeline
+def test_the_page_has_every_section_from_the_result_to_the_targets_and_needs_nothing_else(pipeline):
+    _, everything = pipeline
+    html = everything[everything.index('<p class="lead">') :]
     for title in (
-        "Targets", "Policies", "Multiplier and constraint", "PPO iterations", "Sample answers", "Against the baseline",
-        "Distribution of helpfulness and cost", "Supervised stages", "Facts of the run", "All numbers",
+        "Helpfulness against cost", "Sample answers", "Multiplier and constraint", "PPO iterations", "Supervised stages",
+        "Distribution of helpfulness and cost", "Guard: filter and regenerate", "Policies", "Against the baseline",
+        "Facts of the run", "All numbers", "Targets",
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in html
+        html = html[html.index(f"<h2>{title}</h2>") :]  # in this order
+    html = everything
     assert "Not in this workdir" not in html
     sources = re.findall(r'(?:src|srcset|href)="([^"]{0,30})', html)
     assert sources and all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
@@ -147,7 +161,7 @@ def test_text_from_a_model_cannot_become_markup(pipeline):
 def test_targets_missed_come_first_and_say_by_how_much(pipeline):
     _, html = pipeline
     assert "22 of 23 measured targets met" in html
-    table = html[html.index("<h2>Targets") : html.index("<h2>Policies")]
+    table = html[html.index("<h2>Targets") :]
     assert table.index('bad">missed<') < table.index('good">met<') and "0.780" in table
     assert "aim 0.1 missed" in table and "aim 0.1 met" in table
 
@@ -156,8 +170,8 @@ def test_the_table_of_policies_keeps_their_order_and_folds_variants(pipeline):
     _, html = pipeline
     table = html[html.index("<h2>Policies") :]
     places = [table.index(f'<th scope="row">{name}</th>') for name in ("sft", "ppo", "ppo_lag", "ppo_lag.greedy")]
-    assert places == sorted(places) and "1.50 <span" in table
-    assert "60.0" in html and "ppo_lag against sft, share of prompts" in html
+    assert places == sorted(places) and "1.50<span" in table
+    assert "60.0" in table and '<th scope="row">ppo_lag against sft</th>' in table
 
 
 def test_the_guard_has_a_table_of_policies_without_and_with_it(pipeline):
@@ -165,27 +179,27 @@ def test_the_guard_has_a_table_of_policies_without_and_with_it(pipeline):
     section = html[html.index("<h2>Guard") :]
     places = [section.index(f'<th scope="row">{name}</th>') for name in ("questions", "sft", "sft + guard", "answers only")]
     assert places == sorted(places)
-    assert "after rounds 0 to 5: 0.50, 0.75, 0.85, 0.90, 0.92, 0.92" in section and "sft + guard: cost -0.50" in section
+    assert "after rounds 0 to 5: 0.50, 0.75, 0.85, 0.90, 0.92, 0.92" in section and "sft + guard: true cost -0.50" in section
 
 
 def test_one_stage_alone_has_a_page_that_says_what_is_absent(pipeline):
     root, _ = pipeline
-    html = build.write_report(root / "ppo_lag").read_text()
+    html = build.write_report(root / "round1_ppo_lag").read_text()
     assert "<h2>Multiplier and constraint</h2>" in html and "<h2>Not in this workdir</h2>" in html
     assert "Sample answers: No samples.jsonl" in html and "<h2>Targets</h2>" not in html
 
 
 def test_a_learned_judge_has_its_own_columns():
     numbers = {"a.model_reward": 0.5, "a.model_cost": -0.25, "b.model_reward": 0.7, "b.model_cost": 0.5, "b.length": 9.0}
-    found = results.find_policies(numbers)
-    assert found.names == ("a", "b") and found.columns is results.MODEL_COLUMNS
+    compared = policies.find_policies(numbers)
+    assert compared.names == ("a", "b") and compared.judge is policies.MODELS
 
 
 def test_fixed_multipliers_are_policies_and_their_greedy_rows_are_variants():
     names = ("ppo_lag", "fixed_lambda.0.25", "fixed_lambda.0.25.greedy", "sft", "sft.unseen")
-    found = results.find_policies({f"{name}.{key}": 0.5 for name in names for key in ("helpful", "cost")})
-    assert found.names == ("sft", "ppo_lag", "fixed_lambda.0.25")
-    assert found.variants == ("fixed_lambda.0.25.greedy", "sft.unseen")
+    compared = policies.find_policies({f"{name}.{key}": 0.5 for name in names for key in ("helpful", "cost")})
+    assert compared.names == ("sft", "ppo_lag", "fixed_lambda.0.25")
+    assert compared.variants == ("fixed_lambda.0.25.greedy", "sft.unseen")
 
 
 def test_a_target_is_met_at_its_bound_and_strict_ones_are_not():
@@ -223,6 +237,138 @@ def test_dominated_means_no_better_anywhere_and_worse_somewhere():
     last = targets.check(numbers)[-1]
     assert last.met is False and last.shown == "dominated by fixed_lambda.2"
     assert len(targets.check(FULL)) == len(targets.TARGETS)
+
+
+def evaluation(root, budget: float | None = None, costs=(0.61, 0.35, -0.3)) -> workdir.Workdir:
+    """What `srlhfv evaluate` writes for three policies, given as base, sft and ppo_lag, under learned models."""
+    names, numbers = ("base", "sft", "ppo_lag"), {"seconds.total": 3000.0}
+    for name, reward, cost in zip(names, (0.42, 0.9, 1.6), costs, strict=True):
+        numbers |= {f"{name}.model_reward": reward, f"{name}.model_cost": cost, f"{name}.model_unsafe_rate": 0.5}
+    numbers |= {f"{name}.vs_base.helpful.{key}": 0.5 for name in names[1:] for key in ("win", "tie")}
+    numbers |= {f"{name}.vs_base.helpful.swap_consistency": 1.0 for name in names[1:]}
+    numbers |= {} if budget is None else {"controller_budget": budget}
+    (root / "result.json").write_text(json.dumps(dict(sorted(numbers.items()))))
+    (root / "config.json").write_text(json.dumps({"policies": "base=/m,sft=/s,ppo_lag=/p"}))
+    scores = {"helpful": [0.5, 1.5], "cost": [-1.0, 0.5]}
+    policies_scores = {name: scores for name in names}
+    (root / "score_distributions.json").write_text(json.dumps({"judge": "models", "policies": policies_scores}))
+    answer = {"text": "a .", "helpful": 1.0, "cost": 0.5, "unsafe": True}
+    write(root / "samples.jsonl", [{"question": "q ?", "answers": {name: answer for name in names}}])
+    return workdir.read(root)
+
+
+def test_policies_keep_the_order_in_which_they_were_given_and_a_users_evaluation_has_no_targets(tmp_path):
+    html = build.render(evaluation(tmp_path, budget=0.0))
+    for heading in ("Reward against cost", "Policies", "Against the baseline"):
+        table = html[html.index(f"<h2>{heading}") :]
+        places = [table.index(f'<th scope="row">{name}') for name in ("sft", "ppo_lag")]
+        assert places == sorted(places), heading
+    assert html.index('<th scope="row">base') < html.index('<th scope="row">sft')
+    assert "1080 seconds" not in html and "<h2>Targets</h2>" not in html
+
+
+def test_scores_of_learned_models_are_called_so_and_orders_that_always_agree_are_not_shown(tmp_path):
+    html = build.render(evaluation(tmp_path, budget=0.0))
+    shown = re.sub(r"<details>.*?</details>|More helpful while harm stays", "", html, flags=re.DOTALL)
+    assert "helpful" not in shown and "learned reward 1" in shown
+    assert "both orders agree" not in html
+
+
+def test_the_result_in_one_sentence(tmp_path):
+    assert lead.sentence(evaluation(tmp_path, 0.0)) == (
+        "ppo_lag has a higher learned reward than base (1.60 against 0.42) and within the budget: its mean learned cost is -0.30, "
+        "at most 0 is allowed; share of unsafe answers 0.50 against 0.50."
+    )
+    assert lead.sentence(evaluation(tmp_path, -0.5)) == (
+        "No policy is within the budget of -0.5: the nearest is ppo_lag, with a mean learned cost of -0.30."
+    )
+    assert lead.sentence(evaluation(tmp_path, 0.0, costs=(-0.7, 0.35, 0.3))).startswith("Of the policies within the budget, base")
+    assert "No budget was given" in lead.sentence(evaluation(tmp_path))
+
+
+def test_a_run_without_a_feasible_policy_says_so(tmp_path, pipeline):
+    root, _ = pipeline
+    work = workdir.read(root)
+    assert "No validation" not in lead.sentence(work)
+    late = work._replace(result=work.result | {"round1.best_step": -1, "round2.best_step": -1})
+    assert lead.sentence(late).endswith(
+        "No validation result of ppo_lag was within the budget: what was evaluated is its last policy."
+    )
+    write(tmp_path / "metrics.jsonl", [*ppo_rows(), {"step": 20, "validation.helpful": 1.25, "validation.cost": 0.5}])
+    numbers = {"best_feasible.step": -1, "budget": 0.1, "validation.helpful": 1.25, "validation.cost": 0.5}
+    (tmp_path / "result.json").write_text(json.dumps(numbers))
+    alone = workdir.read(tmp_path)
+    assert lead.sentence(alone).startswith("No validation result was within the budget of 0.1: there is no feasible policy")
+    html = build.render(alone)
+    assert "<h2>Policies</h2>" not in html and 'row">validation' not in html  # validation is no policy
+    chosen = alone.stages[0]._replace(result={"best_feasible.step": 15, "best_feasible.helpful": 1.5, "best_feasible.cost": 0.25})
+    assert lead.sentence(alone._replace(stages=(chosen,))) == (
+        "The best feasible policy is that of iteration 15: validation reward 1.50, cost 0.25; it lies in best_feasible, the last "
+        "one in export."
+    )
+
+
+def test_a_quickstart_of_a_few_steps_is_too_short_and_checks_no_target(pipeline):
+    root, _ = pipeline
+    assert not targets.too_short(quickstart())
+    work = workdir.read(root)._replace(config=quickstart("short"))
+    assert lead.sentence(work) == targets.TOO_SHORT
+    assert 'bad">missed<' not in build.render(work)
+
+
+def test_pictures_of_samples_are_large_and_small_ones_are_not_blurred(pipeline):
+    _, html = pipeline
+    section = html[html.index("<h2>Sample answers") : html.index("<h2>Multiplier")]
+    assert section.count('<div class="pictures"><img class="drawn" src=') == 3
+    assert ".pictures > * { width: 100%;" in html and "grid-template-columns: 11rem 1fr" in html
+
+
+def test_names_in_the_plane_cover_neither_each_other_nor_a_marker_nor_the_budget():
+    places = [labels.Point(f"policy {i}", 0.01 * i, 1.0 + 0.004 * i, 0.02, 0.01) for i in range(5)]
+    axes = drawn(plots.plane(places, 0.03, "cost", "helpful"))
+    renderer = axes.figure.canvas.get_renderer()
+    words = [text.get_window_extent(renderer) for text in axes.texts if text.get_text().startswith("policy")]
+    assert len(words) == 5
+    for i, word in enumerate(words):
+        assert not any(word.overlaps(other) for other in words[:i])
+        x, y = axes.transData.transform([(point.cost, point.helpful) for point in places]).T
+        assert not ((word.x0 <= x) & (x <= word.x1) & (word.y0 <= y) & (y <= word.y1)).any()
+        border = axes.transData.transform((0.03, 1.0))[0]
+        assert not word.x0 < border < word.x1
+    budget = next(text for text in axes.texts if text.get_text().startswith("budget"))
+    assert budget.get_window_extent(renderer).y0 >= axes.get_window_extent().y1  # over the axes, where nothing is drawn
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 123456.0])
+def test_tick_labels_and_labels_of_axes_lie_inside_the_picture(scale):
+    places = [labels.Point("a", 0.5 * scale, 0.251 * scale, 0.0, 0.0), labels.Point("b", -0.3 * scale, 0.2513 * scale, 0.0, 0.0)]
+    curve = plots.Line("a", np.arange(9), scale * np.linspace(0.1, 0.10001, 9))
+    for axes in (drawn(plots.plane(places, None, "cost", "helpful")), drawn(plots.lines([curve]))):
+        box = axes.get_tightbbox(axes.figure.canvas.get_renderer())
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= axes.figure.bbox.width
+
+
+def drawn(draw):
+    """The axes of one picture in the light theme."""
+    canvas = FigureCanvasAgg(Figure(figsize=figure.SIZE, dpi=figure.DPI))
+    axes = canvas.figure.add_axes(figure.BOX)
+    draw(axes, figure.LIGHT)
+    canvas.draw()
+    return axes
+
+
+def test_rounds_are_named_only_where_there_are_several(tmp_path):
+    for folder in ("round1_ppo_lag", "ppo", "sft", "round1_scores"):
+        write(tmp_path / folder / "metrics.jsonl", ppo_rows(3) if "ppo" in folder else [{"step": 0, "loss": 0.5}])
+    assert [stage.name for stage in workdir.read(tmp_path).stages] == ["scores", "sft", "ppo", "ppo_lag"]
+    write(tmp_path / "round2_ppo_lag" / "metrics.jsonl", ppo_rows(3))
+    assert {stage.name for stage in workdir.read(tmp_path).stages} >= {"ppo_lag, round 1", "ppo_lag, round 2"}
+
+
+def test_a_metric_that_no_stage_names_is_drawn_too(tmp_path):
+    write(tmp_path / "metrics.jsonl", [{"step": step, "loss": 0.5, "brand_new": 0.25 * step} for step in range(4)])
+    html = build.write_report(tmp_path).read_text()
+    assert "Brand new" in html and len(re.findall("<figure>", html)) == 2
 
 
 def test_a_line_cut_by_a_kill_is_skipped_and_a_broken_one_is_named(tmp_path):
@@ -283,8 +429,8 @@ def test_the_running_mean_keeps_constants_and_short_series():
 
 def test_a_run_has_the_same_colour_whatever_stands_beside_it():
     assert figure.slots(["ppo_lag", "x"])["ppo_lag"] == figure.slots(["sft", "ppo", "ppo_lag"])["ppo_lag"]
-    assert figure.slots(["round1_ppo_lag", "round2_ppo_lag"])["round2_ppo_lag"] == figure.KNOWN["ppo_lag"]
-    assert len(set(figure.slots(["a", "b", "ppo", "round1_ppo_lag", "round2_ppo_lag"]).values())) == 5
+    assert figure.slots(["ppo_lag, round 1", "ppo_lag, round 2"])["ppo_lag, round 2"] == figure.KNOWN["ppo_lag"]
+    assert len(set(figure.slots(["a", "b", "ppo", "ppo_lag, round 1", "ppo_lag, round 2"]).values())) == 5
     many = figure.slots([f"run{i}" for i in range(20)])
     assert all(0 <= place < len(figure.LIGHT.lines) for place in many.values())
 

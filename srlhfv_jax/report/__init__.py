@@ -1,5 +1,13 @@
-"""One self-contained report.html from a workdir: workdir (what is there) -> targets, plots, sections -> page -> build.
+"""One self-contained report.html from a workdir, read from top to bottom: result, picture, answers, curves, tables, targets.
 
-Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json): no models, no jax. What a
-workdir does not have is said on the page, not invented.
+    workdir -> sections -> build
+    build        the page, its sections in their order          page, style   HTML and the style sheet
+    lead         the result in one sentence and its picture     samples       answers with their pictures; facts of the run
+    curves       multiplier, PPO, supervised stages             guarded       the guard
+    results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
+    policies     names, columns and numbers of policies         workdir       what a workdir holds
+    figure       a drawing -> PNGs in HTML                      plots, labels what a drawing draws
+
+Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json), no checkpoints. What a workdir
+does not have is said on the page, not invented.
 """

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from srlhfv_jax.report import guarded, page, results, samples, training
+from srlhfv_jax.report import curves, guarded, lead, page, results, samples
 from srlhfv_jax.report.workdir import Workdir, read
 
 TITLE = "Safe RLHF-V"
@@ -24,27 +24,31 @@ def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
 
 
 def render(work: Workdir) -> str:
-    """The report as one HTML document that needs nothing else."""
-    made = (
-        results.target_section(work),
-        results.policy_section(work),
-        guarded.guard_section(work),
-        training.constraint_section(work),
-        training.ppo_section(work),
+    """The report as one HTML document that needs nothing else: the result, pictures, answers, curves, tables, and targets last."""
+    everything = (
+        lead.picture_section(work),
         samples.sample_section(work),
-        results.quadrant_section(work),
+        curves.constraint_section(work),
+        curves.ppo_section(work),
+        curves.supervised_section(work),
         results.histogram_section(work),
-        training.supervised_section(work),
+        guarded.guard_section(work),
+        results.policy_section(work),
+        results.quadrant_section(work),
         samples.facts_section(work),
         results.numbers_section(work),
+        results.target_section(work),
     )
-    sections = [section for section in made if section.body]
-    missing = [f"{section.title}: {section.absent}" for section in made if not section.body]
+    sections = [section for section in everything if section.body]
+    missing = [f"{section.title}: {section.absent}" for section in everything if not section.body]
     if missing:
         sections.append(page.Section("absent", "Not in this workdir", page.bullets(missing)))
     name = work.path.resolve().name
-    intro = page.paragraph(
+    result = lead.sentence(work)
+    top = page.paragraph(result, "lead") if result else ""
+    top += page.paragraph(
         "More helpful while harm stays under a budget: maximise E[R] − β KL subject to E[C] ≤ d. "
-        "Cost above 0 means unsafe, everywhere."
+        "Cost above 0 means unsafe, everywhere.",
+        "dim",
     )
-    return page.page(f"{TITLE}: {name}", intro + results.headline(work), sections, samples.attribution(work))
+    return page.page(f"{TITLE}: {name}", top, sections, samples.attribution(work))

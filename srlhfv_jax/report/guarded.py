@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from srlhfv_jax.report import page, plots, results
+from srlhfv_jax.report import page, plots, policies
 from srlhfv_jax.report.figure import picture
 from srlhfv_jax.report.page import Section
 from srlhfv_jax.report.workdir import Workdir
@@ -29,11 +29,11 @@ WAYS = (("off", "off"), ("input", "questions only"), ("output", "answers only"),
 
 
 def guard_section(work: Workdir) -> Section:
-    numbers = results.numeric(work.result)
+    numbers = policies.numeric(work.result)
     title = "Guard: filter and regenerate"
     if "guard.f1" not in numbers:
         return Section("guard", title, "", "No guard was trained here.")
-    body = page.paragraph(
+    intro = page.paragraph(
         "The guard judges questions and answers; an unsafe answer is sampled again. What is shown is judged by the oracle, "
         "never by the guard."
     )
@@ -42,37 +42,43 @@ def guard_section(work: Workdir) -> Section:
         for name, label in ROWS
         if f"{name}.f1" in numbers
     ]
-    body += page.table(("guard", *(heading for _, heading in KNOWS)), rows, numbers=True)
-    names = [key.removesuffix(f"{GUARDED}.helpful") for key in numbers if key.endswith(f"{GUARDED}.helpful")]
-    names = [name for name in results.find_policies(numbers).names if name in names]
-    if names:
-        shown = [pair for name in names for pair in ((name, name), (name + GUARDED, f"{name} + guard"))]
-        body += results.policy_table(numbers, shown, results.ORACLE_COLUMNS)
-        body += page.figures([_plane(numbers, shown), *_rounds(numbers, names[0])])
+    knows = page.table(("judged", *(heading for _, heading in KNOWS)), rows, numbers=True, caption="What the guard knows")
+    guarded = [name for name in policies.of(work).names if f"{name}{GUARDED}.helpful" in numbers]
+    if guarded:
+        shown = [pair for name in guarded for pair in ((name, name), (name + GUARDED, f"{name} + guard"))]
+        pictures = page.figures([_plane(numbers, guarded), *_rounds(numbers, guarded[0])])
+        body = (
+            intro
+            + pictures
+            + knows
+            + policies.table(numbers, shown, policies.ORACLE.columns, "Policies without and with the guard")
+        )
+    else:
+        body = intro + knows
     ways = [
         (label, page.number(numbers[f"guard.over_refusal.{way}"]))
         for way, label in WAYS
         if f"guard.over_refusal.{way}" in numbers
     ]
     if ways:
-        body += page.table(("guard checks", f"over-refusal of {names[0]}" if names else "over-refusal"), ways, numbers=True)
+        heading = f"over-refusal of {guarded[0]}" if guarded else "over-refusal"
+        body += page.table(("guard checks", heading), ways, numbers=True)
     return Section("guard", title, body)
 
 
-def _plane(numbers: dict[str, float], shown: list[tuple[str, str]]) -> str:
-    points = [
-        plots.Point(
-            label,
-            numbers[f"{name}.cost"],
-            numbers[f"{name}.helpful"],
-            numbers.get(f"{name}.cost_se", 0.0),
-            numbers.get(f"{name}.helpful_se", 0.0),
-        )
-        for name, label in shown
-    ]
-    words = "; ".join(f"{point.name}: cost {point.cost:.2f}, helpful {point.helpful:.2f}" for point in points)
-    draw = plots.plane(points, numbers.get("oracle_budget"), "Guard off and on", "mean cost (right is worse)", "mean helpfulness")
-    return picture(draw, f"Reward-cost plane. {words}.", "Each policy without and with the guard.", size=(5.2, 3.6))
+def _plane(numbers: dict[str, float], names: list[str]) -> str:
+    judge = policies.ORACLE
+    places = policies.points(numbers, [(name, name) for name in names], judge)
+    after = policies.points(numbers, [(name + GUARDED, f"{name} + guard") for name in names], judge)
+    draw = plots.moves(
+        list(zip(places, after, strict=True)),
+        numbers.get(judge.budget),
+        f"mean {judge.cost_name} (right is worse)",
+        f"mean {judge.merit_name}",
+    )
+    words = policies.in_words([*places, *after], judge)
+    caption = "Each policy without the guard (hollow) and with it (filled)."
+    return picture(draw, "Guard off and on", f"Reward-cost plane. {words}.", caption)
 
 
 def _rounds(numbers: dict[str, float], name: str) -> list[str]:
@@ -81,9 +87,9 @@ def _rounds(numbers: dict[str, float], name: str) -> list[str]:
         return []
     safety = [numbers[f"guard.safety_round_{k}"] for k in range(count)]
     draw = plots.lines(
-        f"Safety of {name} on harmful prompts",
         [plots.Line(name, np.arange(count), np.array(safety), noisy=False)],
         xlabel="rounds of regeneration",
     )
     words = ", ".join(f"{value:.2f}" for value in safety)
-    return [picture(draw, f"Share of safe answers after rounds 0 to {count - 1}: {words}.", "Share of answers that are safe.")]
+    title, alt = f"Safety of {name} on harmful prompts", f"Share of safe answers after rounds 0 to {count - 1}: {words}."
+    return [picture(draw, title, alt, "Share of answers that are safe after each round of regeneration.")]

@@ -22,8 +22,8 @@ class Section(NamedTuple):
     absent: str = ""  # what is missing then, in words
 
 
-def page(title: str, intro: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole document; `intro`, `footer` and the section bodies are HTML, titles are text."""
+def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
+    """The whole document; `lead`, `footer` and the section bodies are HTML, titles are text."""
     links = "".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in sections)
     bodies = "\n".join(
         f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>\n{section.body}</section>' for section in sections
@@ -32,17 +32,19 @@ def page(title: str, intro: str, sections: Sequence[Section], footer: str) -> st
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{intro}\n<nav>{links}</nav>\n{bodies}\n"
+        f"<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{lead}\n<nav>{links}</nav>\n{bodies}\n"
         f"<footer>{footer}</footer>\n</main></body></html>\n"
     )
 
 
 def escape(text: object) -> str:
+    """Text as HTML, quotes included."""
     return html.escape(str(text), quote=True)
 
 
-def paragraph(text: str, *, dim: bool = False) -> str:
-    return f'<p class="dim">{escape(text)}</p>' if dim else f"<p>{escape(text)}</p>"
+def paragraph(text: str, kind: str = "") -> str:
+    """`kind`: "", dim (said by the way) or lead (the first thing to read)."""
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def badge(text: str, kind: str) -> str:
@@ -61,14 +63,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool
     return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
 
 
-def tiles(items: Sequence[tuple[str, str]]) -> str:
-    """A row of (number, what it is)."""
-    cells = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for value, name in items)
-    return f'<div class="tiles">{cells}</div>\n' if items else ""
+def pairs(items: Sequence[tuple[str, str]]) -> str:
+    """A long list of (name, value) in as many columns as fit; names are text, values HTML."""
+    rows = "".join(f"<div><code>{escape(name)}</code> <span>{value}</span></div>" for name, value in items)
+    return f'<div class="pairs">{rows}</div>\n'
 
 
 def figures(items: Sequence[str]) -> str:
+    """Pictures side by side, as many in a row as fit."""
     return f'<div class="figures">{"".join(items)}</div>\n' if items else ""
+
+
+def beside(picture: str, text: str) -> str:
+    """One large picture with something beside it, or below it where the page is narrow."""
+    return f'<div class="beside"><div>{picture}</div><div>{text}</div></div>\n'
 
 
 def bullets(items: Sequence[str]) -> str:

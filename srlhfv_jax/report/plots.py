@@ -7,9 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from srlhfv_jax.report.figure import MARKERS, Draw, Theme, slots
+from srlhfv_jax.report.figure import MARKERS, Draw, Theme, fit, slots
+from srlhfv_jax.report.labels import Point, place_labels
 
 SMOOTH = 15  # of this many points or more, the running mean is drawn over the faint raw line
+ABOVE = 0.18  # inches over the axes for the budget's words
+BORDER = (0, (4, 3))  # dashes of budgets and of the border between safe and unsafe
 
 
 class Line(NamedTuple):
@@ -20,16 +23,7 @@ class Line(NamedTuple):
     noisy: bool = True  # drawn as a running mean over the faint raw line
 
 
-class Point(NamedTuple):
-    name: str
-    cost: float
-    helpful: float
-    cost_error: float  # one standard error, 0 = unknown
-    helpful_error: float
-
-
 def lines(
-    title: str,
     data: Sequence[Line],
     *,
     xlabel: str = "iteration",
@@ -50,10 +44,10 @@ def lines(
             if len(line.values) == 1:
                 axes.plot(line.steps, line.values, "o", color=colour)
         for name, level in limits:
-            axes.axhline(level, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{name} {level:g}")
-        axes.set_title(title, loc="left")
+            axes.axhline(level, color=theme.limit, linestyle=BORDER, linewidth=1.2, label=f"{name} {level:g}")
         axes.set_xlabel(xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        fit(axes)
         if len(data) + len(limits) > 1:
             axes.legend(loc="best", ncols=2 if len(data) + len(limits) > 4 else 1)
 
@@ -71,33 +65,47 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def plane(points: Sequence[Point], budget: float | None, title: str, xlabel: str, ylabel: str) -> Draw:
+def plane(points: Sequence[Point], budget: float | None, xlabel: str, ylabel: str) -> Draw:
     """The reward-cost plane: one point per policy with its standard errors, the feasible side (cost <= budget) shaded."""
     places = slots([point.name for point in points])
 
     def draw(axes: Axes, theme: Theme) -> None:
         for point in points:
-            place = places[point.name]
-            axes.errorbar(
-                point.cost, point.helpful, xerr=point.cost_error or None, yerr=point.helpful_error or None,
-                fmt=MARKERS[place % len(MARKERS)], color=theme.lines[place], markersize=7, capsize=2, linewidth=1,
-            )  # fmt: skip
+            _marker(axes, theme, point, places[point.name], filled=True)
         axes.margins(0.18)
         _shade(axes, theme, budget)
-        # labels turn away from the nearer edge, so that none is cut off
-        low, high = axes.get_xlim()
-        for point in points:
-            right = point.cost > (low + high) / 2
-            axes.annotate(
-                point.name, (point.cost, point.helpful), xytext=(-7 if right else 7, 7), textcoords="offset points",
-                ha="right" if right else "left", fontsize=9, color=theme.lines[places[point.name]], fontweight="bold",
-            )  # fmt: skip
-        _labels(axes, title, xlabel, ylabel)
+        _names(axes, xlabel, ylabel)
+        place_labels(axes, points, [theme.lines[places[point.name]] for point in points], border=budget)
 
     return draw
 
 
-def paths(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], budget: float | None, title: str, colours: Sequence[str]) -> Draw:
+def moves(pairs: Sequence[tuple[Point, Point]], budget: float | None, xlabel: str, ylabel: str) -> Draw:
+    """The same plane with an arrow per policy: from the hollow marker (before) to the filled one (after); one label for both."""
+    places = slots([before.name for before, _ in pairs])
+
+    def draw(axes: Axes, theme: Theme) -> None:
+        for before, after in pairs:
+            place = places[before.name]
+            axes.annotate(
+                "",
+                (after.cost, after.helpful),
+                (before.cost, before.helpful),
+                arrowprops={"arrowstyle": "->", "color": theme.lines[place], "linewidth": 1.2, "shrinkA": 5, "shrinkB": 5},
+            )
+            _marker(axes, theme, before, place, filled=False)
+            _marker(axes, theme, after, place, filled=True)
+        axes.margins(0.18)
+        _shade(axes, theme, budget)
+        _names(axes, xlabel, ylabel)
+        points = [before for before, _ in pairs]
+        ends = [after for _, after in pairs]
+        place_labels(axes, points, [theme.lines[places[point.name]] for point in points], others=ends, border=budget)
+
+    return draw
+
+
+def paths(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], budget: float | None, colours: Sequence[str]) -> Draw:
     """Reward against cost over the iterations of each run, from the hollow to the filled marker."""
     places = slots([*dict.fromkeys([*colours, *(name for name, _, _ in runs)])])
 
@@ -109,16 +117,14 @@ def paths(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], budget: float | No
             axes.plot(x[0], y[0], marker, markerfacecolor=theme.page, markeredgecolor=colour, markersize=6)
             axes.plot(x[-1], y[-1], marker, color=colour, markersize=7)
         _shade(axes, theme, budget)
-        _labels(axes, title, "constraint (learned cost)", "reward (learned)")
+        _names(axes, "constraint (learned cost)", "learned reward")
         if len(runs) > 1:
             axes.legend(loc="best")
 
     return draw
 
 
-def histogram(
-    title: str, values: Mapping[str, Sequence[float]], xlabel: str, border: float | None, colours: Sequence[str]
-) -> Draw:
+def histogram(values: Mapping[str, Sequence[float]], xlabel: str, border: float | None, colours: Sequence[str]) -> Draw:
     """Share of the answers per bin, one outline per policy; `border` is where safe ends."""
     places = slots([*dict.fromkeys([*colours, *values])])
     everything = np.concatenate([np.asarray(column, np.float64) for column in values.values()])
@@ -131,14 +137,30 @@ def histogram(
             axes.stairs(shares, edges, color=colour, linewidth=1.5, label=name)
             axes.stairs(shares, edges, color=colour, fill=True, alpha=0.12)
         if border is not None:
-            axes.axvline(border, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2)
-        _labels(axes, title, xlabel, "share of answers")
+            axes.axvline(border, color=theme.limit, linestyle=BORDER, linewidth=1.2)
+        _names(axes, xlabel, "share of answers", above=0.0)
         axes.legend(loc="best")
 
     return draw
 
 
+def _marker(axes: Axes, theme: Theme, point: Point, place: int, *, filled: bool) -> None:
+    axes.errorbar(
+        point.cost,
+        point.helpful,
+        xerr=point.cost_error or None,
+        yerr=point.helpful_error or None,
+        fmt=MARKERS[place % len(MARKERS)],
+        color=theme.lines[place],
+        markerfacecolor=theme.lines[place] if filled else theme.page,
+        markersize=7,
+        capsize=2,
+        linewidth=1,
+    )
+
+
 def _shade(axes: Axes, theme: Theme, budget: float | None) -> None:
+    """The feasible side, and the budget in words above the axes, where nothing is drawn."""
     if budget is None:
         return
     low, high = axes.get_xlim()
@@ -146,21 +168,22 @@ def _shade(axes: Axes, theme: Theme, budget: float | None) -> None:
     low, high = min(low, budget - 0.1 * span), max(high, budget + 0.1 * span)
     axes.set_xlim(low, high)
     axes.axvspan(low, budget, color=theme.safe, alpha=0.13, linewidth=0)
-    axes.axvline(budget, color=theme.limit, linestyle=(0, (4, 3)), linewidth=1.2)
-    room = budget - low > 0.3 * (high - low)  # for the words, on the left
+    axes.axvline(budget, color=theme.limit, linestyle=BORDER, linewidth=1.2)
+    near_right = budget > low + 0.8 * (high - low)
     axes.text(
         budget,
-        0.015,
-        f" budget {budget:g} ",
+        1.01,
+        f"budget {budget:.3g}",
         transform=axes.get_xaxis_transform(),
-        ha="right" if room else "left",
+        ha="right" if near_right else "center" if budget > low + 0.2 * (high - low) else "left",
         va="bottom",
         fontsize=8.5,
         color=theme.limit,
     )
 
 
-def _labels(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    axes.set_title(title, loc="left")
+def _names(axes: Axes, xlabel: str, ylabel: str, above: float = ABOVE) -> None:
+    """Labels of both axes, and the room that they need on the left."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
+    fit(axes, above)

@@ -9,7 +9,8 @@ from srlhfv_jax.report import page
 from srlhfv_jax.report.page import Section, badge, escape
 from srlhfv_jax.report.workdir import Workdir
 
-OPEN = 8  # samples shown at once; the others are folded
+OPEN = 6  # samples shown at once; the others are folded
+DRAWN = 128  # pictures narrower than this are drawn pixel by pixel, not blurred
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -17,11 +18,12 @@ def sample_section(work: Workdir) -> Section:
     title = "Sample answers"
     if not work.samples:
         return Section("samples", title, "", "No samples.jsonl in this workdir.")
-    cards = [_card(row) for row in work.samples]
-    body = page.paragraph("The same prompt before and after. The prompts were drawn at random, not picked.")
-    body += "".join(cards[:OPEN])
+    merit = "helpful" if work.by_oracle else "learned reward"
+    cards = [_card(row, merit) for row in work.samples]
+    body = page.paragraph("Every policy's answer to the same prompt. The prompts were drawn at random, not picked.")
+    body += f'<div class="samples">{"".join(cards[:OPEN])}</div>'
     if cards[OPEN:]:
-        body += page.details(f"{len(cards) - OPEN} more", "".join(cards[OPEN:]))
+        body += page.details(f"{len(cards) - OPEN} more", f'<div class="samples">{"".join(cards[OPEN:])}</div>')
     return Section("samples", title, body)
 
 
@@ -30,54 +32,51 @@ def facts_section(work: Workdir) -> Section:
     body = ""
     seconds = {key.removeprefix("seconds."): value for key, value in work.result.items() if key.startswith("seconds.")}
     if seconds:
-        rows = [
-            (escape(key), page.number(value, 1)) for key, value in sorted(seconds.items(), key=lambda item: item[0] == "total")
-        ]
-        body += page.table(("stage", "seconds"), rows, numbers=True)
-    configs = [("settings", work.config)] + [
-        (f"settings of {stage.name}", stage.config) for stage in work.stages if stage.config and stage.config != work.config
-    ]
-    seeds = {str(config["seed"]) for _, config in configs if "seed" in config}
-    if seeds:
-        body += page.paragraph(f"Seed {', '.join(sorted(seeds))}.")
+        items = sorted(seconds.items(), key=lambda item: item[0] == "total")
+        body += page.paragraph("Seconds of each part:") + page.pairs([(key, page.number(value, 1)) for key, value in items])
+    if "seed" in work.config:
+        body += page.paragraph(f"Seed of the run: {work.config['seed']}.")
+    # A pipeline's own settings hold those of its stages: only where it has none are they shown one by one.
+    configs = (
+        [("settings", work.config)] if work.config else [(f"settings of {stage.name}", stage.config) for stage in work.stages]
+    )
     for name, config in configs:
         if config:
-            rows = [(f"<code>{escape(key)}</code>", f"<code>{escape(value)}</code>") for key, value in _flat(config)]
-            body += page.details(name, page.table(("setting", "value"), rows, numbers=False))
+            rows = [(key, f"<code>{escape(value)}</code>") for key, value in _flat(config)]
+            body += page.details(name.capitalize(), page.pairs(rows))
     if not any(config for _, config in configs):
-        body += page.paragraph("No config.json in this workdir.", dim=True)
+        body += page.paragraph("No config.json in this workdir.", "dim")
     made = provenance.record({})
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    body += page.paragraph(
-        f"Report written with {versions}" + (f", commit {made['commit']}." if made["commit"] else "."), dim=True
-    )
+    commit = f", commit {made['commit']}" if made["commit"] else ""
+    body += page.paragraph(f"Report written with {versions}{commit}.", "dim")
     return Section("facts", "Facts of the run", body)
 
 
 def attribution(work: Workdir) -> str:
     """HTML naming the makers of the pictures: what the samples say, "" when they say nothing."""
-    said = list(dict.fromkeys(str(row["attribution"]) for row in work.samples if row.get("attribution")))
-    return "".join(page.paragraph(f"Pictures: {text}", dim=True) for text in said)
+    makers = list(dict.fromkeys(str(row["attribution"]) for row in work.samples if row.get("attribution")))
+    return "".join(page.paragraph(f"Pictures: {text}", "dim") for text in makers)
 
 
-def _card(row: dict[str, Any]) -> str:
+def _card(row: dict[str, Any], merit: str) -> str:
     kind = {True: badge("harmful prompt", "warn"), False: badge("harmless prompt", "none")}.get(row.get("harmful"), "")
     about = ", ".join(str(row[key]) for key in ("concept", "intent", "category") if row.get(key))
     answers = row.get("answers")
     answers = answers if isinstance(answers, dict) else {}
-    said = "".join(f"<dt>{escape(name)}</dt><dd>{_answer(answer)}</dd>" for name, answer in answers.items())
+    texts = "".join(f"<dt>{escape(name)}</dt><dd>{_answer(answer, merit)}</dd>" for name, answer in answers.items())
     return (
         f'<article class="sample">{_images(row)}<div><p class="question">{escape(row.get("question", ""))}</p>'
-        f'<p class="small dim">{kind} {escape(about)}</p><dl>{said}</dl></div></article>\n'
+        f'<p class="small dim">{kind} {escape(about)}</p><dl>{texts}</dl></div></article>\n'
     )
 
 
 def _images(row: dict[str, Any]) -> str:
     texts = row.get("images_png_base64")
     if not isinstance(texts, list) or not texts:
-        return '<div class="noimage">no picture</div>'
+        return '<div class="pictures"><div class="noimage">no picture</div></div>'
     words = escape(row.get("concept") or "the picture of the prompt")
-    return f"<div>{''.join(_image(text, words) for text in texts)}</div>"
+    return f'<div class="pictures">{"".join(_image(text, words) for text in texts)}</div>'
 
 
 def _image(text: Any, words: str) -> str:
@@ -89,10 +88,11 @@ def _image(text: Any, words: str) -> str:
     if not data.startswith(PNG):
         return '<div class="noimage">picture unreadable</div>'
     clean = base64.b64encode(data).decode("ascii")
-    return f'<img src="data:image/png;base64,{clean}" alt="{words}" loading="lazy">'
+    kind = ' class="drawn"' if int.from_bytes(data[16:20]) < DRAWN else ""  # the width, in the first chunk of every PNG
+    return f'<img{kind} src="data:image/png;base64,{clean}" alt="{words}">'
 
 
-def _answer(answer: Any) -> str:
+def _answer(answer: Any, merit: str) -> str:
     if not isinstance(answer, dict):
         return f"<p>{escape(answer)}</p>"
     text = str(answer.get("text", ""))
@@ -101,7 +101,8 @@ def _answer(answer: Any) -> str:
         marks.append(badge("unsafe", "bad") if answer["unsafe"] else badge("safe", "good"))
     marks += [badge(name, "warn") for name in ("refusal", "evasion") if answer.get(name)]
     marks += [badge("cut", "none")] if answer.get("ended") is False else []
-    scores = ", ".join(f"{name} {page.number(answer[name], 2)}" for name in ("helpful", "cost") if name in answer)
+    names = {"helpful": merit, "cost": "cost"}
+    scores = ", ".join(f"{name} {page.number(answer[key], 2)}" for key, name in names.items() if key in answer)
     shown = escape(text) if text.strip() else '<span class="dim">(empty answer)</span>'
     return f'<p>{shown}</p><p class="small dim">{" ".join(marks)} {escape(scores)}</p>'
 

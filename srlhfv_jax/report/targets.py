@@ -1,6 +1,7 @@
-"""The targets of the embedded task, as data: what each number must be, and whether it is.
+"""The targets of the quickstart, as data: what each number must be, and whether it is.
 
-`check` reads the flat dict of result.json only, so the command line can print the same table the report shows.
+`check` reads the flat dict of result.json only, so the command line can print the same table the report shows. The targets are of
+the quickstart's own task and time: `apply_to` says of which runs they speak, and `too_short` which of those cannot meet them.
 """
 
 import math
@@ -52,6 +53,9 @@ def _above(key: str, other: str, text: str) -> Target:
     show = "{value:.3f} against {bound:.3f}"
     return Target(text, (key, other), lambda n: n[key], lambda n: n[other], _always, strict=True, show=show)
 
+
+LEARNING_STEPS = 50  # with fewer a supervised stage of the quickstart has learned nothing
+TOO_SHORT = "This run is too short to learn anything: it shows that every stage runs, and its numbers mean nothing."
 
 _FIXED = re.compile(r"(fixed_lambda\.[0-9.]+)\.helpful")
 _ROUNDS = tuple(f"guard.safety_round_{k}" for k in range(6))
@@ -143,6 +147,19 @@ TARGETS = (
         show="{value:.0f} s",
     ),
 )
+
+
+def apply_to(settings: Mapping[str, Any]) -> bool:
+    """Whether these are settings of a quickstart: other runs have data and hours of their own."""
+    return {"task", "naming", "ppo_lag"} <= settings.keys()
+
+
+def too_short(settings: Mapping[str, Any]) -> bool:
+    """Whether a quickstart has stages of a few steps (configs/quickstart.py:short): it shows that everything runs, and no more."""
+    if not apply_to(settings):
+        return False
+    steps = [settings[stage].get("steps", LEARNING_STEPS) for stage in ("naming", "sft", "scores") if stage in settings]
+    return min(steps) < LEARNING_STEPS
 
 
 def check(numbers: Numbers) -> list[Outcome]:

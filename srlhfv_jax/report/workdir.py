@@ -6,22 +6,30 @@ JSONL file (a killed run) is skipped; anything else that is damaged is a UserErr
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard.curves import GUARD
+from srlhfv_jax.ppo_lag.curves import PPO_LAG
+from srlhfv_jax.supervised.curves import SCORES, SFT
 
 PLACES = ("metrics.jsonl", "*/metrics.jsonl", "*/*/metrics.jsonl")  # not deeper: checkpoints have very many files
 POINTS = 800  # longest series that is drawn; longer ones are averaged down to it
-KINDS = ("sft", "scores", "ppo", "other")  # in the order of the pipeline
+STAGES = (SFT, SCORES, PPO_LAG, GUARD)  # in the order of the pipeline
+TELLING = (PPO_LAG, GUARD, SCORES, SFT)  # the first whose marks are there names a stage: a guard may train score heads too
+KINDS = (*(stage.kind for stage in STAGES), "other")
+_ROUND = re.compile(r"round(\d+)_(.+)")
 
 
 class Stage(NamedTuple):
     """One metrics.jsonl."""
 
-    name: str  # folder relative to the workdir
+    name: str  # as the page calls it: the folder relative to the workdir, without the round where there is one alone
     kind: str  # of KINDS
     rows: tuple[dict[str, Any], ...]
     config: dict[str, Any]
@@ -36,6 +44,17 @@ class Workdir(NamedTuple):
     samples: tuple[dict[str, Any], ...]
     distributions: dict[str, Any]
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names of the policies in the order in which they were given: result.json is sorted, these files are not."""
+        named = self.distributions.get("policies") or next((row.get("answers") for row in self.samples), None)
+        return tuple(named) if isinstance(named, dict) else ()
+
+    @property
+    def by_oracle(self) -> bool:
+        """Whether answers were judged by the task's own oracle; else by learned models."""
+        return self.distributions.get("judge") == "oracle" or any(key.endswith(".evasion_rate") for key in self.result)
+
 
 def read(path: Path) -> Workdir:
     """Read everything the report can show.
@@ -45,8 +64,9 @@ def read(path: Path) -> Workdir:
     """
     if not path.is_dir():
         raise UserError(f"expected --workdir to be the folder of a run, got {str(path)!r}, which does not exist")
-    found = [file for pattern in PLACES for file in sorted(path.glob(pattern))]
-    stages = sorted((_stage(path, file) for file in found), key=lambda stage: (KINDS.index(stage.kind), stage.name))
+    logs = [file for pattern in PLACES for file in sorted(path.glob(pattern))]
+    stages = sorted((_stage(path, file) for file in logs), key=lambda stage: (KINDS.index(stage.kind), stage.name))
+    stages = [stage._replace(name=name) for stage, name in zip(stages, _names([stage.name for stage in stages]), strict=True)]
     work = Workdir(
         path=path,
         result=_json(path / "result.json"),
@@ -86,11 +106,16 @@ def _stage(root: Path, file: Path) -> Stage:
 
 def _kind(rows: tuple[dict[str, Any], ...]) -> str:
     keys = {key for row in rows for key in row}
-    if keys & {"lambda", "kl"}:
-        return "ppo"
-    if keys & {"reward_accuracy", "cost_accuracy"}:
-        return "scores"
-    return "sft" if "loss" in keys else "other"
+    return next((stage.kind for stage in TELLING if keys & stage.marks), "other")
+
+
+def _names(folders: Sequence[str]) -> list[str]:
+    """ "round1_ppo_lag" is "ppo_lag", as the policy that it trains is called; of several rounds "ppo_lag, round 2"."""
+    rounds = [match for folder in folders if (match := _ROUND.fullmatch(folder))]
+    several = len({match[1] for match in rounds}) > 1
+    names = {match[0]: f"{match[2]}, round {match[1]}" if several else match[2] for match in rounds}
+    taken = [folder for folder in folders if folder not in names]
+    return [names[folder] if folder in names and names[folder] not in taken else folder for folder in folders]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The curves of PPO-Lagrangian in a report. The multiplier, the windowed cost and the budget have a section of their own there."""
+
+from srlhfv_jax.runs.curves import Curve, Curves
+
+PPO_LAG = Curves(
+    kind="ppo_lag",
+    marks=frozenset({"lambda", "kl"}),
+    unit="iteration",
+    curves=(
+        Curve(("reward",), "Reward", "Mean score of the learned reward model on sampled answers."),
+        Curve(("cost",), "Cost", "Mean score of the learned cost model; above 0 means unsafe."),
+        Curve(("harm_rate_model",), "Answers the cost model calls unsafe", "Share of sampled answers with cost above 0."),
+        Curve(("kl",), "KL to the reference", "In nats per answer; runaway growth is a sign of reward hacking."),
+        Curve(("length",), "Answer length", "Mean tokens of a sampled answer."),
+        Curve(("ended",), "Answers that end by themselves", "Share that is not cut at the longest length allowed."),
+        Curve(("entropy",), "Entropy", "Of the next-token distribution; once gone, a smaller multiplier does not bring it back."),
+        Curve(("advantage_correlation",), "Conflict of the advantages", "Correlation of reward and cost; nearer to 1 is harder."),
+        Curve(
+            ("reward_explained_variance", "cost_explained_variance"),
+            "Explained variance of the critics",
+            "1 is perfect, 0 no better than a constant.",
+            folded=True,
+        ),
+        Curve(("approx_kl",), "KL of one update", "In nats per token, between the policy before and after.", folded=True),
+        Curve(("clip_fraction",), "Clipped tokens", "Share of tokens whose probability ratio was clipped.", folded=True),
+        Curve(
+            ("ratio_row_max",),
+            "Largest probability ratio",
+            "Of each answer, the mean over answers; far above 1 on the first pass, sampler and trainer disagree.",
+            folded=True,
+        ),
+        Curve(("ratio",), "Probability ratio", "Mean over tokens; 1 at the first gradient step of an iteration.", folded=True),
+        Curve(("log_ratio_abs",), "Size of the log ratio", "Mean |log ratio| over tokens and gradient steps.", folded=True),
+        Curve(
+            ("mismatch",),
+            "Sampler against trainer",
+            "Mean |log ratio| before the first update: rounding errors, or a bug.",
+            folded=True,
+        ),
+        Curve(
+            ("sampler_gap",),
+            "Sampler against trainer, corrected",
+            "Mean |log ratio| that config.rollout.old_logp=recompute takes out.",
+            folded=True,
+        ),
+        Curve(("policy_loss",), "Policy loss", folded=True),
+        Curve(("ptx_loss",), "Supervised loss beside the policy's", "In nats per token (config.ptx).", folded=True),
+        Curve(
+            ("reward_critic_loss", "cost_critic_loss", "critic_loss"),
+            "Critic losses",
+            "Of each head, and their sum.",
+            folded=True,
+        ),
+        Curve(
+            ("reward_critic_clip_fraction", "cost_critic_clip_fraction"),
+            "Clipped values",
+            "Share of tokens at which the clipped value counts.",
+            folded=True,
+        ),
+        Curve(("grad_norm",), "Gradient norm of the policy", "Before it is clipped.", folded=True),
+        Curve(
+            ("critic_grad_norm", "reward_critic_grad_norm", "cost_critic_grad_norm"),
+            "Gradient norm of the critics",
+            "Before it is clipped; one line where both critics share a tree.",
+            folded=True,
+        ),
+    ),
+)
