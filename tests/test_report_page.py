@@ -199,7 +199,7 @@ def test_fixed_multipliers_are_policies_and_their_greedy_rows_are_variants():
     names = ("ppo_lag", "fixed_lambda.0.25", "fixed_lambda.0.25.greedy", "sft", "sft.unseen")
     compared = policies.find_policies({f"{name}.{key}": 0.5 for name in names for key in ("helpful", "cost")})
     assert compared.names == ("sft", "ppo_lag", "fixed_lambda.0.25")
-    assert compared.variants == ("fixed_lambda.0.25.greedy", "sft.unseen")
+    assert compared.variants == ("sft.unseen", "fixed_lambda.0.25.greedy")
 
 
 def test_a_target_is_met_at_its_bound_and_strict_ones_are_not():

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import QuickstartConfig
+from srlhfv_jax.config import QuickstartConfig, to_dict
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.runs import unread
@@ -55,7 +55,10 @@ def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
     result = pipeline.run(settings, workdir, sweep=sweep)
     if hosts.process_index() > 0:
         return
-    for outcome in targets.check(result):
+    short = targets.too_short(to_dict(settings))
+    if short:
+        print(f"{targets.TOO_SHORT} No target is checked.")
+    for outcome in () if short else targets.check(result):
         aim = f"  ({outcome.aim})" if outcome.aim else ""
         print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")
     print(f"wrote {workdir / 'result.json'} and {write_report(workdir)}")
