@@ -36,8 +36,6 @@ def rollout() -> dict:
     """Sampled from the distribution that ratios are computed with; all rows at once."""
     return dict(
         temperature=1.0,
-        top_k=0,
-        top_p=1.0,
         old_logp="behaviour",
         layout="gathered",
         offload="none",

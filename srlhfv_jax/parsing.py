@@ -19,7 +19,8 @@ def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Set
     Raises:
         UserError: an unknown, missing or wrongly typed key, or a value out of its range, with its full path.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
+    types_of = typing.get_type_hints(kind, include_extras=True)
+    hints = {field.name: types_of[field.name] for field in dataclasses.fields(kind)}
     for key in config.keys():
         if key not in hints:
             raise UserError(f"unknown config key {path}.{short(key)}; {_nearest(key, hints)}")

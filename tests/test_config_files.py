@@ -8,7 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from srlhfv_jax import config
+from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.cli import flags
+from srlhfv_jax.config import stored
 from srlhfv_jax.data import taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
@@ -107,8 +109,8 @@ def test_every_setting_is_read_by_someone():
     package = Path(config.__file__).parent
     read = {
         node.attr
-        for file in package.rglob("*.py")
-        if file.name != "config.py"
+        for file in package.parent.rglob("*.py")
+        if package not in file.parents
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute)
     }
@@ -122,3 +124,26 @@ def test_allowed_values_are_named():
     assert config.choose("b", "config.x", "a", "b") == "b"
     with pytest.raises(UserError, match="config.x must be one of 'a', 'b', got 'c'"):
         config.choose("c", "config.x", "a", "b")
+
+
+@pytest.mark.parametrize("name", ["sft", "scores", "guard", "ppo_lag"])
+def test_settings_in_a_workdir_are_told_by_their_keys(name):
+    written = flags.load(f"{name}.py").to_dict()
+    settings = stored.read(written, "config.json")
+    assert settings.stage == name and config.to_dict(settings) == written
+    with pytest.raises(UserError, match=f"config key config.{min(written)} is missing"):
+        stored.read({key: value for key, value in written.items() if key != min(written)}, "config.json")
+
+
+def test_settings_of_an_older_version_are_read_and_resume():
+    now = flags.load("ppo_lag.py").to_dict()
+    older = now | {"rollout": now["rollout"] | {"top_k": 0, "top_p": 1.0}}
+    assert config.to_dict(stored.read(older, "config.json")) == now
+    provenance.check_same({"settings": older}, now)
+    with pytest.raises(UserError, match="config.rollout.temperature was 0.5"):
+        provenance.check_same({"settings": older | {"rollout": older["rollout"] | {"temperature": 0.5}}}, now)
+
+
+def test_settings_of_no_stage_are_refused():
+    with pytest.raises(UserError, match="W/config.json has the settings of no stage that trains"):
+        stored.read(flags.load("evaluate.py").to_dict(), "W/config.json")

@@ -303,7 +303,7 @@ def test_what_cannot_work_is_refused(trained, tmp_path):
     folder, _, _ = trained
     with pytest.raises(UserError, match="has no guard"):
         Guard.load(folder / "policy")
-    with pytest.raises(UserError, match="config.parts must be one of"):
+    with pytest.raises(UserError, match=r"config.parts\[0\] must be one of"):
         guard.run(settings(GuardConfig, "guard", init="nowhere", parts=("image",)), tmp_path)
     with pytest.raises(UserError, match="config.thresholds must be one of"):
         guard.run(settings(GuardConfig, "guard", init="nowhere", thresholds="both"), tmp_path)

@@ -9,7 +9,7 @@ from srlhfv_jax import config
 from srlhfv_jax.cli import flags, main
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.ranges import Pattern, Range
+from srlhfv_jax.config.ranges import Pattern, Range
 
 KINDS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
 STAGES = {"sft": config.SFTConfig, "scores": config.ScoresConfig, "guard": config.GuardConfig, "ppo_lag": config.PPOLagConfig}

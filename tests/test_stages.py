@@ -175,7 +175,6 @@ def test_two_processes_train_and_export_what_one_does(text, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rollout.top_p": 0.9}, "top_p 1"),
         ({"rollout.temperature": 0.0}, "temperature must be above 0"),
         ({"data.batch_size": 5}, "multiple of config.ppo.minibatches"),
         ({"policy_optimizer.freeze": ()}, "freeze must hold 'vision/'"),

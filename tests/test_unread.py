@@ -4,11 +4,10 @@ import pytest
 from srlhfv_jax.configs import recipes
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import EvaluateConfig, GuardConfig, PPOLagConfig, QuickstartConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import EvaluateConfig, GuardConfig, PPOLagConfig, QuickstartConfig, ScoresConfig, SFTConfig, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import check as ppo_lag_check
-from srlhfv_jax.runs import unread
 
 KINDS = {"ppo_lag": PPOLagConfig, "scores": ScoresConfig, "reward": ScoresConfig, "cost": ScoresConfig, "sft": SFTConfig}
 KINDS |= {"guard": GuardConfig, "evaluate": EvaluateConfig, "quickstart": QuickstartConfig}

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from srlhfv_jax.config.stored import GONE
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.hf import hub
 
@@ -40,7 +41,7 @@ def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
             )
     before, now = (dict(_flat(_plain(tree))) for tree in (stored["settings"], settings))
     for name in sorted(before.keys() | now.keys()):
-        if any(part in MAY_CHANGE for part in name.split(".")):
+        if any(part in MAY_CHANGE or part in GONE for part in name.split(".")):
             continue
         pinned = f"{before.get(name)}@{revisions.get(before.get(name))}" if isinstance(before.get(name), str) else None
         if name not in before or name not in now or now[name] not in (before[name], pinned):

@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags, stage
 from srlhfv_jax.cli.evaluate import check_heads, named_paths
-from srlhfv_jax.config import EvaluateConfig, choose
+from srlhfv_jax.config import EvaluateConfig, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import rules
 from srlhfv_jax.evaluation.journal import Journal
@@ -33,7 +33,6 @@ from srlhfv_jax.evaluation.suites import answers as benchmark_answers, numbers a
 from srlhfv_jax.evaluation.suites.case import Case, Read, picture, sample
 from srlhfv_jax.evaluation.suites.numbers import Answered
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.runs import unread
 
 TABLE, JUDGED, VERDICTS, ANSWERS = "benchmarks.md", "judged.jsonl", "verdicts.jsonl", "answers"
 READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
@@ -67,7 +66,6 @@ def main(argv: list[str]) -> None:
 def _check(settings: EvaluateConfig, policies: dict[str, str]) -> None:
     """What can be wrong before anything is loaded."""
     unread.check(settings)
-    choose(settings.judge, "config.judge", "rules", "models", "recorded", "endpoint")
     if not settings.benchmarks:
         raise UserError(f"config.benchmarks is empty: choose from {', '.join(suites.READERS)}")
     if settings.samples < 1 or settings.data.response_length < 1:

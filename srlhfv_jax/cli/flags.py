@@ -18,9 +18,9 @@ from ml_collections import ConfigDict, config_flags
 
 import srlhfv_jax.configs
 from srlhfv_jax import files
+from srlhfv_jax.config import unread
 from srlhfv_jax.errors import UserError, reason, short, shown
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.runs import unread
 
 Settings = TypeVar("Settings")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import stored
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 
@@ -30,12 +30,10 @@ def main(argv: list[str]) -> None:
     absl_flags.DEFINE_integer("compiled", 6, "with --search: compile at most this many", lower_bound=1, flag_values=values)
     found, _ = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
-    constrained = "sharing" in found
-    supervised = ScoresConfig if "heads" in found else GuardConfig if "taxonomy" in found else SFTConfig
-    settings = parse(PPOLagConfig if constrained else supervised, found)
-    named = settings.policy if constrained else settings.init
+    settings = parse(stored.kind_of(found, "--config"), found)
+    named = settings.start
     if not named:
-        raise UserError(f"config.{'policy' if constrained else 'init'} is empty: whose shape should be planned?")
+        raise UserError(f"config.{'policy' if settings.stage == 'ppo_lag' else 'init'} is empty: whose shape should be planned?")
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform

@@ -11,10 +11,9 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import QuickstartConfig, to_dict
+from srlhfv_jax.config import QuickstartConfig, to_dict, unread
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.runs import unread
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 

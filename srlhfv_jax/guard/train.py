@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from srlhfv_jax.batches import GuardBatch, PairBatch
-from srlhfv_jax.config import DataConfig, GuardConfig, choose
+from srlhfv_jax.config import DataConfig, GuardConfig
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.errors import UserError
@@ -55,13 +55,9 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
 
     Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
     """
-    for part in settings.parts:
-        choose(part, "config.parts", *guard_rows.PARTS)
-    choose(settings.thresholds, "config.thresholds", "each", "one")
     if not settings.parts:
         raise UserError("config.parts is empty: expected ('input', 'output') or one of them")
     categories, joint = taxonomies.categories(settings.taxonomy), bool(settings.pairs.path)
-    choose(settings.pairs.sign, "config.pairs.sign", "label", "graded")
     started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     if joint:

@@ -4,28 +4,18 @@ import re
 
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import PPOLagConfig, choose
+from srlhfv_jax.config import PPOLagConfig, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
-from srlhfv_jax.runs import checkpoints, unread
+from srlhfv_jax.runs import checkpoints
 
 
 def check(settings: PPOLagConfig) -> None:
     """Everything about the settings that can be refused before a model is loaded."""
-    choose(settings.sharing, "config.sharing", "shared", "adapters", "separate")
-    choose(settings.rollout.layout, "config.rollout.layout", "gathered", "training")
-    choose(settings.rollout.offload, "config.rollout.offload", "none", "optimizer", "idle")
-    choose(settings.ppo.reduction, "config.ppo.reduction", "token", "sequence")
-    choose(settings.ppo.whiten, "config.ppo.whiten", "none", "scale")
-    choose(settings.ppo.scale_scores, "config.ppo.scale_scores", "none", "std")
     check_lora(settings)
     unread.check(settings)
     lagrangian.check(settings.constraint)
-    if settings.rollout.top_k or settings.rollout.top_p != 1:
-        raise UserError(
-            "config.rollout.top_k must be 0 and top_p 1: PPO needs samples from the distribution it computes ratios with"
-        )
     check_parts(settings)
     if settings.constraint.window < settings.data.batch_size:
         raise UserError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose
+from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, unread
 from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft, weights
@@ -19,7 +19,6 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.rollout.generate import Vocabulary
-from srlhfv_jax.runs import unread
 
 UNROLLED = 1 << 30  # more layers than any stack has
 

@@ -3,20 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
 from srlhfv_jax import files
 from srlhfv_jax.checkpoint.manager import Manager
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.config import stored
 from srlhfv_jax.hf import leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parsing import parse
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.runs.run import EXPORT
-
-KINDS = {"sharing": PPOLagConfig, "taxonomy": GuardConfig, "heads": ScoresConfig, "init_random": SFTConfig}
 
 
 class Unfinished(NamedTuple):
@@ -27,7 +21,7 @@ class Unfinished(NamedTuple):
     tree: dict[str, Any]  # "backbone" or "adapter", and "heads" and "guard" where they are trained
     base: Path
     about: dict[str, Any]
-    settings: PPOLagConfig | GuardConfig | ScoresConfig | SFTConfig
+    settings: stored.Trained
     guard: dict[str, Any] | None = None  # for guard.json
 
 
@@ -43,16 +37,12 @@ def read(workdir: Path) -> Unfinished:
         UserError: no whole checkpoint, or settings that are damaged.
     """
     found = files.read_json(workdir / "config.json")
-    kind = next((kind for mark, kind in KINDS.items() if mark in found), None)
-    if kind is None:
-        raise UserError(f"{workdir / 'config.json'} is of no stage that trains: give the workdir of one")
-    settings = parse(kind, ConfigDict(found))
+    settings = stored.read(found, str(workdir / "config.json"))
     parameters, step = Manager(workdir, 1, 1).parameters()
     tree: dict[str, Any] = {}
     for path, leaf in parameters.items():
         leaves.put(tree, tuple(path.split("/")), leaf)
-    start = settings.policy if kind is PPOLagConfig else settings.init
-    tree = tree["policy"] if kind is PPOLagConfig else tree
-    shape = checkpoints.load_shape(start, settings.model)
-    about = {"stage": kind.__name__.removesuffix("Config").lower(), "step": step}
+    tree = tree["policy"] if settings.stage == "ppo_lag" else tree
+    shape = checkpoints.load_shape(settings.start, settings.model)
+    about = {"stage": settings.stage, "step": step}
     return Unfinished(step, shape.config, tree, shape.path, about, settings)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srlhfv_jax.batches import PairBatch
-from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig, choose
+from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pair_accuracy
@@ -34,11 +34,8 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`,
     ...
     """
-    for name in settings.heads:
-        choose(name, "config.heads", "reward", "cost")
     if not settings.heads:
         raise UserError("config.heads is empty: expected ('reward', 'cost') or one of them")
-    choose(settings.sign, "config.sign", "label", "graded")
     started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     checkpoints.check_checkpoint(settings.init, "config.init")

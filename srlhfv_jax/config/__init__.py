@@ -1,0 +1,59 @@
+"""Run settings: ml_collections files on the outside, frozen dataclasses inside.
+
+    base         sections that several stages have: mesh, model, optimizer, lora, data, checkpoint, log
+    sft, scores, guard, ppo_lag, quickstart, evaluate
+                 the settings of one stage each, with what of them nothing reads (`unread`)
+    ranges       values that a setting may have
+    unread       refusal of settings that would be ignored
+    stored       settings of an earlier start, as WORKDIR/config.json has them
+
+A config file (configs/*.py) writes every field; `parsing.parse` turns its ConfigDict into one of these dataclasses and refuses
+unknown, missing and wrongly typed keys, naming the nearest key, and values out of the range in a field's type. The dataclasses
+have no defaults: the value that holds is in the file. `srlhfv STAGE --help` prints the comments beside the fields.
+"""
+
+from srlhfv_jax.config.base import (
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    choose,
+    inference,
+    to_dict,
+)
+from srlhfv_jax.config.evaluate import EndpointConfig, EvaluateConfig
+from srlhfv_jax.config.guard import GuardConfig, PairsConfig
+from srlhfv_jax.config.ppo_lag import ConstraintConfig, PPOConfig, PPOLagConfig, PTXConfig, RolloutConfig, ValidationConfig
+from srlhfv_jax.config.quickstart import QuickstartConfig, TaskConfig
+from srlhfv_jax.config.scores import ScoresConfig
+from srlhfv_jax.config.sft import SFTConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ConstraintConfig",
+    "DataConfig",
+    "EndpointConfig",
+    "EvaluateConfig",
+    "GuardConfig",
+    "LogConfig",
+    "LoraConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PPOConfig",
+    "PPOLagConfig",
+    "PTXConfig",
+    "PairsConfig",
+    "QuickstartConfig",
+    "RolloutConfig",
+    "SFTConfig",
+    "ScoresConfig",
+    "TaskConfig",
+    "ValidationConfig",
+    "choose",
+    "inference",
+    "to_dict",
+]

@@ -1,0 +1,116 @@
+"""Sections that the settings of several stages have, and settings as plain values."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from srlhfv_jax.config.ranges import Axis, Count, CountOrOff, Dtype, OneOf, Positive, Range, Regex, Rows, Share, Tokens, Weight
+from srlhfv_jax.errors import UserError, public, shown
+
+TOKENS = 2**28  # of a batch: 1 GB of ids
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes (data, fsdp, tensor); one of them may be -1: whatever devices are left."""
+
+    data: Axis
+    fsdp: Axis
+    tensor: Axis
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a checkpoint is loaded and run."""
+
+    dtype: Dtype  # of activations; float32 is multiplied as such on every platform
+    param_dtype: Dtype  # of fully trained parameters; float32 masters unless memory forbids
+    remat: Annotated[str, OneOf("none", "dots", "layer")]  # what the backward pass computes again (models/stack.py)
+    scan_unroll: CountOrOff  # layers per step of the layer scan; 0 = all of them
+    attention: str  # "auto": the fused kernel of the platform; "xla", "splash" (TPU), "cudnn" (GPU): this one; models/kernels.py
+    logp_chunk: Tokens  # response positions whose logits exist at a time, computed again for gradients; 0: all at once
+
+
+def inference(dtype: str) -> ModelConfig:
+    """A model that is run and never trained: parameters in the dtype of activations, nothing computed again."""
+    return ModelConfig(dtype=dtype, param_dtype=dtype, remat="none", scan_unroll=1, attention="auto", logp_chunk=0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Muon with a schedule. `freeze` lists regular expressions on parameter paths ("vision/", "projector/")."""
+
+    # "muon": for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
+    algorithm: Annotated[str, OneOf("adamw", "muon")]
+    learning_rate: Share
+    head_learning_rate: Share  # of score heads and of a guard's; 0 = learning_rate
+    schedule: Annotated[str, OneOf("constant", "cosine", "linear")]  # (the last two to 0), after the warm-up
+    warmup_fraction: Share  # of all steps
+    weight_decay: Weight
+    b1: Annotated[float, Range(0, 0.999999)]
+    b2: Annotated[float, Range(0, 0.9999999)]
+    eps: Annotated[float, Range(0, 1, above=True)]
+    clip_norm: Weight  # global norm; 0 = no clipping
+    freeze: tuple[Regex, ...]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters over a frozen backbone, instead of training it (models/lora.py)."""
+
+    rank: Annotated[int, Range(0, 2**14)]  # 0 = none: the backbone itself is trained
+    alpha: Positive  # what the adapter adds counts alpha / rank times
+    targets: tuple[Regex, ...]  # regular expressions on the paths of kernels of layers, such as "text/layers/.*_proj"
+    int8: bool  # the frozen decoder under them in eight bits (models/quantize.py)
+    activated: bool  # they act from the end of the prompt on: all before is the backbone's own, read once for all roles
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """One source of rows and how they become batches."""
+
+    path: str  # folder of a TFDS data set, a .jsonl or .parquet file, or a folder of parquet files
+    split: str  # of a TFDS data set or a folder of files, with or without a slice such as "train[:1000]"; one file needs none
+    image_dir: str  # images named by relative paths are looked up here; "" = beside the file
+    allow_dir: str  # a second folder that links of images may lead to, and absolute paths name; "" = none
+    prompt_length: Tokens  # P
+    response_length: Annotated[int, Range(1, 2**20)]  # R
+    batch_size: Rows  # over all processes
+    workers: Annotated[int, Range(0, 1024)]  # threads that decode and tokenise ahead
+    max_pixels: CountOrOff  # of a picture after it was resized, where its family lets sizes differ; 0 = the checkpoint's limit
+    picture_buckets: Annotated[int, Range(1, 16)]  # sizes that a batch's pictures are padded to: the largest, its half, ...
+
+    def __post_init__(self) -> None:
+        if self.batch_size * (self.prompt_length + self.response_length) > TOKENS:
+            raise UserError(
+                f"config.data: a batch of {self.batch_size} rows of {self.prompt_length} + {self.response_length} tokens is above "
+                f"{TOKENS} tokens: lower batch_size, prompt_length or response_length"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: CountOrOff  # 0 = the last step alone
+    keep: Count  # the newest so many
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every_steps: Count
+    tensorboard: bool
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json: without the secrets of addresses."""
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: public(value) if isinstance(value, str) else value for name, value in pairs}
+
+    return dataclasses.asdict(settings, dict_factory=kept)
+
+
+def choose(value: str, path: str, *allowed: str) -> str:
+    """Check a string setting against its allowed values; returns it, or raises UserError naming them."""
+    if value not in allowed:
+        raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+    return value

@@ -1,0 +1,76 @@
+"""Settings of `srlhfv guard`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from srlhfv_jax.config.base import MeshConfig, ModelConfig, OptimizerConfig, LoraConfig, DataConfig, CheckpointConfig, LogConfig
+from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Range, Rows, Seed, Weight
+from srlhfv_jax.config.unread import Unread, of_adapters
+
+PAIRS = ("split", "batch_size", "coef", "sign", "sign_weight", "score_l2", "evaluation_split")  # without config.pairs.path
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Reward and cost heads trained beside a guard, on its backbone."""
+
+    path: str  # dual preferences, read with the settings of `data` but for its split; "" = no such heads
+    split: str  # as data.split, like that of the evaluation
+    batch_size: Rows  # pairs of a step
+    coef: Weight  # of their loss beside the guard's
+    sign: Annotated[str, OneOf("label", "graded")]  # as in ScoresConfig, like all that follows
+    sign_weight: Weight
+    score_l2: Weight
+    evaluation: str
+    evaluation_split: str
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """`srlhfv guard`: severity and harm categories of questions and of answers."""
+
+    stage: ClassVar[str] = "guard"
+    seed: Seed
+    init: str
+    taxonomy: str  # of data/taxonomies.py: what the rows are labelled with
+    parts: tuple[Annotated[str, OneOf("input", "output")], ...]  # judge questions, answers, or both
+    category_weight: Weight  # of the category loss beside the severity loss
+    balance: bool  # rare classes weigh more while training; probabilities are those of the data again afterwards
+    false_positive_rate: Annotated[float, Range(0, 0.999999)]  # at most this share of safe calibration rows is called unsafe
+    # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
+    thresholds: Annotated[str, OneOf("each", "one")]
+    steps: CountOrOff
+    microbatches: Parts
+    # path of held-out rows that set the thresholds, read with the settings of `data` but for its split; "" = all at 0.5
+    calibration: str
+    calibration_split: str  # as data.split
+    evaluation: str  # path of other held-out rows; "" = none
+    evaluation_split: str
+    pairs: PairsConfig
+    lora: LoraConfig
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+    @property
+    def start(self) -> str:
+        """The checkpoint that training starts from."""
+        return self.init
+
+    def unread(self) -> Iterator[Unread]:
+        """Settings that nothing reads in the mode that the others choose."""
+        yield from of_adapters(self.lora)
+        yield Unread("model.logp_chunk", "no logits are made for a guard", 0)
+        if not self.calibration:
+            for name in ("false_positive_rate", "thresholds", "calibration_split"):
+                yield Unread(name, "thresholds are set on the rows of config.calibration, and there are none")
+        if not self.evaluation:
+            yield Unread("evaluation_split", "there is no config.evaluation")
+        if not self.pairs.path:
+            why = "no score heads are trained while config.pairs.path is empty"
+            yield Unread("pairs.evaluation", why, "")
+            yield from (Unread(f"pairs.{name}", why) for name in PAIRS)

@@ -1,0 +1,144 @@
+"""Settings of `srlhfv ppo_lag`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from srlhfv_jax.config.base import MeshConfig, ModelConfig, OptimizerConfig, LoraConfig, DataConfig, CheckpointConfig, LogConfig
+from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Weight
+from srlhfv_jax.config.unread import Unread
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    temperature: Positive
+    old_logp: Annotated[str, OneOf("behaviour", "recompute")]  # from the sampler, or with the training graph
+    # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
+    layout: Annotated[str, OneOf("gathered", "training")]
+    # to the host's memory, "none"; "optimizer": its states, but for the update; "idle": also trees nothing reads
+    offload: Annotated[str, OneOf("none", "optimizer", "idle")]
+    microbatches: Parts  # parts of the prompts that are answered one after the other: the cache of one at a time, the same tokens
+    score_microbatches: Parts  # parts of the answers that are scored one after the other
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Constants of the update (Schulman et al., arXiv 1707.06347; Safe RLHF, arXiv 2310.12773)."""
+
+    kl_coef: Weight  # beta
+    gamma: Share
+    gae_lambda: Share
+    clip_ratio: Positive
+    clip_value: Positive
+    clip_score: Positive  # the end score is clipped to +-clip_score, never the KL
+    epochs: Annotated[int, Range(1, 1000)]  # passes over one rollout
+    minibatches: Parts  # per epoch
+    # "token": mean over all tokens; "sequence": mean over each sequence first (the reference)
+    reduction: Annotated[str, OneOf("token", "sequence")]
+    whiten: Annotated[str, OneOf("none", "scale")]  # "scale": divide each stream's advantages by its standard deviation, no shift
+    # "std": divide each score stream by its standard deviation in the rollout; zero stays zero
+    scale_scores: Annotated[str, OneOf("none", "std")]
+    missing_eos_penalty: Weight  # subtracted from the reward of a response cut at R
+
+
+@dataclass(frozen=True)
+class ConstraintConfig:
+    """E[C] <= budget and the multiplier that enforces it."""
+
+    kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
+    budget: Number  # d, in units of `kind`
+    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid"
+    init: Weight  # lambda at the start
+    max: Weight
+    learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
+    kp: Weight  # pid
+    kd: Weight  # pid
+    smoothing: Share  # pid: moving average of the P and D terms
+    window: Annotated[int, Range(1, 10**7)]  # episode costs averaged for the update
+    delay: CountOrOff  # iterations before the first update
+
+
+@dataclass(frozen=True)
+class PTXConfig:
+    """Supervised loss beside PPO's (the reference: coefficient 16, half of the gradient)."""
+
+    coef: Weight  # 0 = off; no rows are read then
+    path: str
+    split: str  # as data.split
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The prompts on which `best_feasible` is chosen. Test prompts choose nothing."""
+
+    path: str  # "" = off
+    split: str  # as data.split
+    every_steps: Count
+    judge: Annotated[str, OneOf("models", "oracle")]  # "models": learned reward and cost; "oracle": the embedded task's
+    budget: Number  # on the oracle's mean cost; the models judge by `constraint`
+
+
+@dataclass(frozen=True)
+class PPOLagConfig:
+    """`srlhfv ppo_lag`."""
+
+    stage: ClassVar[str] = "ppo_lag"
+    seed: Seed
+    policy: str  # start and reference
+    reference: str  # "" = the policy's own start; a later round may keep the first SFT policy
+    scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
+    reward: str  # separate reward model ("" when scorer is given)
+    cost: str
+    # "shared": trees of policy, reference, scorer and critic; "adapters" over one frozen backbone; "separate": six trees
+    sharing: Annotated[str, OneOf("shared", "adapters", "separate")]
+    iterations: CountOrOff
+    microbatches: Parts
+    critic_warmup: CountOrOff  # at most so many iterations train the critics alone, while their explained variance rises
+    critic_warmup_rate: Share  # learning rate of the critics in these, constant
+    rollout: RolloutConfig
+    ppo: PPOConfig
+    constraint: ConstraintConfig
+    ptx: PTXConfig
+    validation: ValidationConfig
+    lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"; rank 0: as the policy has it
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    policy_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+    @property
+    def start(self) -> str:
+        """The checkpoint that training starts from."""
+        return self.policy
+
+    def unread(self) -> Iterator[Unread]:
+        """Settings that nothing reads in the mode that the others choose."""
+        constraint = self.constraint
+        if self.sharing == "adapters":
+            yield Unread("model.param_dtype", "under adapters the backbone has config.model.dtype")
+        if self.sharing != "adapters" or not self.lora.rank:
+            why = "an adapter is made with config.sharing='adapters' and config.lora.rank above 0 alone"
+            yield from (Unread(f"lora.{name}", why) for name in ("alpha", "targets"))
+        if self.sharing != "separate":
+            for name in ("reward", "cost"):
+                yield Unread(name, f"config.scorer scores with config.sharing={self.sharing!r}", "")
+        elif self.reward and self.cost:
+            yield Unread("scorer", "config.reward and config.cost score", "")
+        if self.critic_warmup == 0:
+            yield Unread("critic_warmup_rate", "config.critic_warmup is 0")
+        if self.ptx.coef == 0:
+            yield Unread("ptx.path", "config.ptx.coef is 0", "")
+            yield Unread("ptx.split", "config.ptx.coef is 0")
+        if not self.validation.path:
+            why = "there is no config.validation.path"
+            yield from (Unread(f"validation.{name}", why) for name in ("split", "every_steps", "judge", "budget"))
+        elif self.validation.judge == "models":
+            yield Unread("validation.budget", "config.constraint says what the models judge feasible")
+        why = f"config.constraint.controller is {constraint.controller!r}"
+        names = ("kp", "kd", "smoothing") if constraint.controller != "pid" else ()
+        names += ("learning_rate", "delay") if constraint.controller in ("none", "fixed") else ()
+        names += ("init", "max") if constraint.controller == "none" else ()
+        yield from (Unread(f"constraint.{name}", why) for name in names)

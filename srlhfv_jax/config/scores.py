@@ -1,0 +1,47 @@
+"""Settings of `srlhfv scores`, `reward` and `cost`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from srlhfv_jax.config.base import MeshConfig, ModelConfig, OptimizerConfig, LoraConfig, DataConfig, CheckpointConfig, LogConfig
+from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Seed, Weight
+from srlhfv_jax.config.unread import Unread, of_adapters
+
+
+@dataclass(frozen=True)
+class ScoresConfig:
+    """`srlhfv scores`, `reward` and `cost`: score heads on one backbone from dual preferences."""
+
+    stage: ClassVar[str] = "scores"
+    seed: Seed
+    init: str
+    heads: tuple[Annotated[str, OneOf("reward", "cost")], ...]  # both, or one of them
+    sign: Annotated[str, OneOf("label", "graded")]  # +-1 from the safety label, or -harmless_rate
+    sign_weight: Weight  # kappa of the sign terms
+    score_l2: Weight  # rho
+    steps: CountOrOff
+    microbatches: Parts
+    evaluation: str  # path of held-out pairs, read with the settings of `data` but for its split; "" = none
+    evaluation_split: str  # as data.split
+    lora: LoraConfig
+    model: ModelConfig
+    mesh: MeshConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+    @property
+    def start(self) -> str:
+        """The checkpoint that training starts from."""
+        return self.init
+
+    def unread(self) -> Iterator[Unread]:
+        """Settings that nothing reads in the mode that the others choose."""
+        yield from of_adapters(self.lora)
+        yield Unread("model.logp_chunk", "no logits are made for scores", 0)
+        if not self.evaluation:
+            yield Unread("evaluation_split", "there is no config.evaluation")
+        if "cost" not in self.heads:
+            yield from (Unread(name, "it is of the cost head, and config.heads has none") for name in ("sign", "sign_weight"))

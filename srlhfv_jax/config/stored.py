@@ -1,0 +1,49 @@
+"""Settings of an earlier start, as WORKDIR/config.json has them, perhaps of an older version."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from srlhfv_jax.config.guard import GuardConfig
+from srlhfv_jax.config.ppo_lag import PPOLagConfig
+from srlhfv_jax.config.scores import ScoresConfig
+from srlhfv_jax.config.sft import SFTConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
+
+GONE = ("top_k", "top_p")  # of rollouts: each had one legal value
+Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig
+TRAINED = (SFTConfig, ScoresConfig, GuardConfig, PPOLagConfig)
+
+
+def kind_of(keys: Collection[str], origin: str) -> type[Trained]:
+    """The class whose settings have these keys: the nearest one, where a key is wrong or missing (`parse` names it).
+
+    Args:
+        origin: where the keys come from, for the message.
+
+    Raises:
+        UserError: most keys of every stage are missing.
+    """
+    names = {kind: {field.name for field in dataclasses.fields(kind)} for kind in TRAINED}
+    kind = min(TRAINED, key=lambda kind: len(names[kind].symmetric_difference(keys)))
+    if 2 * len(names[kind].intersection(keys)) < len(names[kind]):
+        raise UserError(f"{origin} has the settings of no stage that trains: expected those of sft, scores, guard or ppo_lag")
+    return kind
+
+
+def read(settings: dict[str, Any], origin: str) -> Trained:
+    """The settings of a stage that trains.
+
+    Raises:
+        UserError: as `kind_of` and `parse`.
+    """
+    return parse(kind_of(settings, origin), ConfigDict(current(settings)))
+
+
+def current(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that are gone."""
+    kept = {name: value for name, value in settings.items() if name not in GONE}
+    return {name: current(value) if isinstance(value, dict) else value for name, value in kept.items()}
