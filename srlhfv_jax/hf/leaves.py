@@ -67,14 +67,14 @@ def stored_shape(config: VLMConfig, leaf: Leaf, shape: tuple[int, ...]) -> tuple
 
 
 def leaf(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
-    """tree[a][b][c] for the path (a, b, c)."""
+    """`tree[a][b][c]` for the path (a, b, c)."""
     for key in path:
         tree = tree[key]
     return tree
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """tree[a][b][c] = value, making the dicts on the way."""
+    """`tree[a][b][c] = value`, making the dicts on the way."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
