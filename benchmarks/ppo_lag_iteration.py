@@ -155,7 +155,7 @@ def iterate(
         seconds["generate" if call.name == "reshard" else call.name] += time.perf_counter() - start
         return result
 
-    state, metrics = drive(iteration.calls(state, prompts, None, number), timed)
+    state, metrics = drive(iteration.calls(state, prompts, None, iteration.keys(number)), timed)
     return state, metrics, list(seconds.values())
 
 

@@ -34,7 +34,7 @@ from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import check_heads
 from srlhfv_jax.plan import count as work, shapes
 from srlhfv_jax.ppo_lag import check as ppo_lag_check, critics, load
-from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, drive
+from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, Keys, drive
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.runs import checkpoints
@@ -127,7 +127,8 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     extra = shapes.replicated(jax.eval_shape(lambda: Extra(lagrangian.init(settings.constraint), critics.init())), mesh)
     start = states.TrainState(models.trained, opt_state, 0, extra)
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
-    drive(iteration.calls(start, shapes.prompts(config, settings, mesh), ptx, 0), compile_call)
+    key = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+    drive(iteration.calls(start, shapes.prompts(config, settings, mesh), ptx, Keys(key, key)), compile_call)
     return Plan(state, compiled)
 
 

@@ -39,6 +39,13 @@ class Extra(NamedTuple):
     warm_up: critics.WarmUp
 
 
+class Keys(NamedTuple):
+    """The random keys of one iteration."""
+
+    rollout: jax.Array
+    minibatches: jax.Array
+
+
 class Call(NamedTuple):
     """One step of an iteration: `function(*arguments)`."""
 
@@ -108,22 +115,22 @@ class Iteration:
         state: states.TrainState,
         prompts: PromptBatch,
         ptx: SupervisedBatch | None,
-        number: int,
+        keys: Keys,
         *,
         warming: bool = False,
         fit_critics: bool = False,
         check: bool = False,
     ) -> Calls:
-        """The calls of iteration `number` in order.
+        """The calls of an iteration in order.
 
         Args:
             warming: the critics learn alone.
             fit_critics: fit them first: the run begins.
             check: test the rollout before anything is updated from it.
         """
-        params, images, seed = state.params, prompts.images, self.settings.seed
+        params, images = state.params, prompts.images
         weights = yield Call("reshard", self.rollout_weights, (params["policy"],))
-        rollout = yield Call("generate", self.generate, (weights, prompts, states.key(seed, number, "rollout")))
+        rollout = yield Call("generate", self.generate, (weights, prompts, keys.rollout))
         del weights
         scored = rollout, images, state.extra.controller, np.bool_(warming)
         experience, controller, metrics = yield Call("score", self.score, (self.scoring_trees(params, rollout), *scored))
@@ -133,11 +140,10 @@ class Iteration:
             if experience.streams is not None:  # they are of the values before
                 experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads), *scored))
         if check:
-            yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images, number))
+            yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images))
         learn = self.warm_up if warming else self.update
         trees = self.on_devices((params, state.opt_state), experience)
-        key = states.key(seed, number, "minibatches")
-        arguments = (*trees, experience, images, metrics["lambda"], key, ptx, self.models.base)
+        arguments = (*trees, experience, images, metrics["lambda"], keys.minibatches, ptx, self.models.base)
         del trees
         params, opt_state, learned = yield Call("update", learn, arguments)
         state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
@@ -149,7 +155,8 @@ class Iteration:
         done = int(state.step) if first else self._done
         self._done = done + 1
         warming = done < self.settings.critic_warmup and not bool(state.extra.warm_up.ended)
-        calls = self.calls(state, prompts, ptx, done, warming=warming, fit_critics=done == 0, check=first)
+        keys = self.keys(done)
+        calls = self.calls(state, prompts, ptx, keys, warming=warming, fit_critics=done == 0, check=first)
         warm_up = state.extra.warm_up
         del state  # an update gives its own, and takes these buffers
         state, metrics = drive(calls, lambda call: call.function(*call.arguments))
@@ -157,6 +164,10 @@ class Iteration:
             explained = sum(float(hosts.to_host(metrics[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
             warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
         return self.offload_idle(state._replace(extra=state.extra._replace(warm_up=warm_up))), metrics
+
+    def keys(self, number: int) -> Keys:
+        """Those of iteration `number`, counted from 0."""
+        return Keys(*(states.key(self.settings.seed, number, purpose) for purpose in Keys._fields))
 
     def updates(self) -> int:
         """Gradient steps of the whole run: what the learning-rate schedules count."""
@@ -204,7 +215,7 @@ class Iteration:
         opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
         return state._replace(params=offload.rest(state.params, self.idle_trees), opt_state=opt_state)
 
-    def self_test(self, policy: dict, rollout: Rollout, scored: Experience, images: Images | None, number: int) -> None:
+    def self_test(self, policy: dict, rollout: Rollout, scored: Experience, images: Images | None) -> None:
         """Checks on the first rollout of a process (selftest.py)."""
         static, settings = self.static, self.settings
         if images is not None:
@@ -218,7 +229,7 @@ class Iteration:
             vocabulary=static.vocabulary,
             recompute=static.recomputes_logp,
         )
-        if number == 0 and not settings.reference:
+        if self._done == 1 and not settings.reference:  # in the run's first iteration the policy is still the reference
             exact = static.model.dtype == "float32"
             selftest.self_kl(scored.rollout.logp_BR, scored.ref_logp_BR, rollout.response_mask_BR, exact=exact)
         hosts.say(
