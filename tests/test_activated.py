@@ -159,7 +159,7 @@ def test_peft_gives_the_same_logits_and_the_way_back_is_the_identity(kind, tmp_p
 
 def continued(batch, tokens):
     """Prompts with more tokens behind them, the same in all rows."""
-    count, (B, P, *axes) = len(tokens), batch.positions_BP.shape
+    count, (B, _, *axes) = len(tokens), batch.positions_BP.shape
     largest_B = batch.positions_BP.reshape(B, -1).max(axis=1)
     after_BT = largest_B[:, None] + 1 + np.arange(count, dtype=np.int32)
     after_BT = np.broadcast_to(after_BT.reshape(B, count, *(1,) * len(axes)), (B, count, *axes))

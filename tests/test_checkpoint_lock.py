@@ -98,8 +98,8 @@ def test_a_place_to_write_that_is_no_folder_of_this_machine_is_refused(place, tm
     monkeypatch.chdir(tmp_path)
     given = ["--config=sft.py:tiny", "--config.init=m", "--config.data.path=d"]
     commands = (["sft", *given, f"--workdir={place}"], ["export", "--workdir=x", f"--out={place}"])
-    for command in (*commands, ["quickstart", f"--workdir={place}"], ["report", f"--workdir={place}"]):
-        assert main.main(command) == 2
+    for arguments in (*commands, ["quickstart", f"--workdir={place}"], ["report", f"--workdir={place}"]):
+        assert main.main(arguments) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and ("is a URL" in said or "is no path" in said)
     assert not list(tmp_path.iterdir())

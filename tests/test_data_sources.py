@@ -189,7 +189,7 @@ def test_mistakes_in_paths_are_named(tmp_path, path, split, image_dir, message):
     ):
         (tmp_path / file).write_text('{"question": "q"}')
     (tmp_path / "saved" / "dataset_info.json").write_text('{"features": {}, "splits": {}}')
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         open_rows(str(tmp_path / path), split, str(tmp_path / image_dir) if image_dir else "")
 
 

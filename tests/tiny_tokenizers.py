@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import transformers
 from safetensors.numpy import save_file
-from tiny_data import FEATURES, PATCH, SIZE
+from tiny_data import PATCH, SIZE
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from srlhfv_jax.data.pictures import Bundle
