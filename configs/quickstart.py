@@ -1,86 +1,91 @@
 """The whole pipeline on the embedded task, on a CPU: `srlhfv quickstart --workdir=W --seed=0`.
 
-Two cores, no network, no GPU. `get_config("short")` is the same run cut to a minute: every stage, one round, a smaller model and
-far too few steps to learn; the tests run it. `get_config("adapters")` trains everything after SFT (scores, both PPO runs and the
-guard) as adapters over the SFT model, and `get_config("activated")` as adapters that act on answers alone.
+Two cores, no network, no GPU. All numbers were chosen on this task.
 """
 
 from ml_collections import ConfigDict
 from srlhfv_jax.configs import sections
 
-PROMPT, RESPONSE = 29, 18  # the longest question with its picture, and the longest answer with its end
+PROMPT, RESPONSE = 29, 18  # tokens: the longest question with its picture, and the longest answer with its end
 
 
-def get_config(arg: str = "default") -> ConfigDict:
-    """`default`, `short`, `adapters` or `activated`."""
-    short = sections.choose(arg, "default", "short", "adapters", "activated") == "short"
-    config = ConfigDict(
+def default() -> ConfigDict:
+    """Every stage and one round."""
+    return ConfigDict(
         dict(
-            seed=0,
-            rounds=1,
-            sweep=(0.25, 0.5, 1.0, 2.0),
-            task=dict(
-                image_size=48,
-                patch=12,
-                vision_layers=1 if short else 3,
-                vision_width=32 if short else 128,
-                text_layers=1 if short else 4,
-                text_width=32 if short else 128,
-                heads=4,
-                naming_rows=512 if short else 12288,
-                sft_rows=512 if short else 24576,
-                prompts=256 if short else 8192,
-                validation_prompts=64 if short else 384,
-                test_prompts=64 if short else 768,
-                unseen_prompts=64 if short else 256,
-                pair_prompts=128 if short else 9216,
-                heldout_pair_prompts=64 if short else 1024,
-                responses_per_prompt=2,
-                pair_temperature=1.0,
-                mix=(0.42, 0.38, 0.10, 0.10),
-                name_pairs=32 if short else 2304,
-                topic_pairs=32 if short else 768,
-                harm_at_budget=0.15,
-                over_refusal_at_budget=0.10,
-                preference_beta=3.0,
-                flip=0.05,
-                guard_rows=256 if short else 8192,
-                guard_heldout_rows=64 if short else 768,
-            ),
-            naming=_sft(4, 64, 1.5e-3) if short else _sft(230, 64, 1.5e-3, prompt=23, response=6),
-            sft=_sft(4 if short else 360, 64, 1.5e-3),
+            seed=0,  # of everything; --seed
+            rounds=1,  # of sample, annotate, refit, fine-tune; --rounds
+            sweep=(0.25, 0.5, 1.0, 2.0),  # fixed multipliers, trained beside with --sweep
+            task=_task(),
+            naming=_sft(steps=230, prompt=23, response=6),
+            sft=_sft(steps=360),
             scores=dict(
-                seed=0,
+                seed=0,  # set by the pipeline, as all seeds and paths here
                 init="",
                 heads=("reward", "cost"),
-                sign="label",
+                sign="label",  # +-1 from the safety label
                 sign_weight=1.0,
                 score_l2=1e-3,
-                steps=4 if short else 560,
+                steps=560,
                 microbatches=1,
                 evaluation="",
                 evaluation_split="",
-                lora=_lora(),
-                model=_model(),
-                mesh=_mesh(),
-                data=_data(32 if short else 64, response=RESPONSE + 1),  # an answer that was cut is given its end here
-                optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.2, freeze=("vision/",)),
-                checkpoint=_checkpoint(short),
-                log=_log(short),
+                data=_data(batch=64, response=RESPONSE + 1),  # an answer that was cut is given its end here
+                optimizer=_optimizer(8e-4, weight_decay=0.2, freeze=("vision/",)),
+                **_shared(),
             ),
-            refit_steps=4 if short else 120,
-            ppo=_ppo_lag(short, iterations=8 if short else 20, controller="none"),
-            ppo_lag=_ppo_lag(short, iterations=8 if short else 240, controller="pid"),
-            guard=_guard(short),
-            guard_rounds=5,
+            refit_steps=120,  # of the scores, in later rounds
+            ppo=_ppo_lag(iterations=20, controller="none"),
+            ppo_lag=_ppo_lag(iterations=240, controller="pid"),
+            guard=_guard(),
+            guard_rounds=5,  # of regeneration
         )
     )
-    return _with_adapters(config, arg == "activated") if arg in ("adapters", "activated") else config
 
 
-def _with_adapters(config: ConfigDict, activated: bool) -> ConfigDict:
+def short() -> ConfigDict:
+    """The same run cut to a minute, a smaller model and far too few steps to learn; the tests run it."""
+    config = default()
+    config.update(
+        task=dict(
+            vision_layers=1,
+            vision_width=32,
+            text_layers=1,
+            text_width=32,
+            naming_rows=512,
+            sft_rows=512,
+            prompts=256,
+            validation_prompts=64,
+            test_prompts=64,
+            unseen_prompts=64,
+            pair_prompts=128,
+            heldout_pair_prompts=64,
+            name_pairs=32,
+            topic_pairs=32,
+            guard_rows=256,
+            guard_heldout_rows=64,
+        ),
+        naming=dict(steps=4, data=dict(prompt_length=PROMPT, response_length=RESPONSE)),
+        sft=dict(steps=4),
+        scores=dict(steps=4),
+        refit_steps=4,
+        ppo=dict(iterations=8, validation=dict(every_steps=2)),
+        ppo_lag=dict(iterations=8, validation=dict(every_steps=2)),
+        guard=dict(steps=4),
+    )
+    # AdamW needs several times the steps to learn the names, but its steps compile faster, and nothing is learned here anyway.
+    for stage in (config.naming, config.sft, config.scores, config.guard):
+        stage.optimizer.algorithm = "adamw"
+    for stage in (config.naming, config.sft, config.scores, config.guard, config.ppo, config.ppo_lag):
+        stage.update(data=dict(batch_size=32), checkpoint=dict(every_steps=2), log=dict(every_steps=1))
+    return config
+
+
+def adapters() -> ConfigDict:
+    """Everything after SFT (scores, both PPO runs and the guard) trained as adapters over the SFT model."""
+    config = default()
     for stage in (config.scores, config.guard, config.ppo, config.ppo_lag):
-        stage.lora.update(rank=16, alpha=32.0, activated=activated)
+        stage.lora.update(rank=16, alpha=32.0)
     for stage in (config.scores, config.guard):
         stage.optimizer.update(algorithm="adamw", learning_rate=2e-3, weight_decay=0.0)
     for stage in (config.ppo, config.ppo_lag):
@@ -89,106 +94,104 @@ def _with_adapters(config: ConfigDict, activated: bool) -> ConfigDict:
     return config
 
 
-def _model() -> dict:
-    return dict(dtype="float32", param_dtype="float32", remat="none", scan_unroll=0, attention="auto", logp_chunk=0)
+def activated() -> ConfigDict:
+    """The same with adapters that act on answers alone."""
+    config = adapters()
+    for stage in (config.scores, config.guard, config.ppo, config.ppo_lag):
+        stage.lora.activated = True
+    return config
 
 
-def _lora() -> dict:
-    """Off: a model of this size is trained whole."""
-    return dict(rank=0, alpha=1.0, targets=("text/layers/.*_proj",), int8=False, activated=False)
+PRESETS = {"default": default, "short": short, "adapters": adapters, "activated": activated}
 
 
-def _mesh() -> dict:
-    return dict(data=-1, fsdp=1, tensor=1)
+def get_config(preset: str = "default") -> ConfigDict:
+    return sections.choose(preset, PRESETS)
 
 
-def _data(batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
+def _task() -> dict:
     return dict(
-        path="",
-        split="",
-        image_dir="",
-        allow_dir="",
-        max_pixels=0,
-        picture_buckets=1,
-        prompt_length=prompt,
-        response_length=response,
-        batch_size=batch,
-        workers=1,
+        image_size=48,  # pixels
+        patch=12,  # pixels
+        vision_layers=3,
+        vision_width=128,
+        text_layers=4,
+        text_width=128,
+        heads=4,  # of attention
+        naming_rows=12288,
+        sft_rows=24576,
+        prompts=8192,  # of PPO
+        validation_prompts=384,
+        test_prompts=768,
+        unseen_prompts=256,  # of concepts that no stage has seen
+        pair_prompts=9216,
+        heldout_pair_prompts=1024,
+        responses_per_prompt=2,
+        pair_temperature=1.0,
+        mix=(0.42, 0.38, 0.10, 0.10),  # harmful, contextual harmless, neutral about a hazard, neutral harmless
+        name_pairs=2304,  # constructed
+        topic_pairs=768,  # constructed
+        harm_at_budget=0.15,  # share of harmful prompts, at which the oracle's budget is set
+        over_refusal_at_budget=0.10,  # share of harmless prompts
+        preference_beta=3.0,  # Bradley-Terry inverse temperature of the annotators
+        flip=0.05,  # share of labels turned over
+        guard_rows=8192,
+        guard_heldout_rows=768,
     )
 
 
-def _optimizer(
-    rate: float,
-    *,
-    algorithm: str = "muon",
-    weight_decay: float = 0.01,
-    schedule: str = "cosine",
-    freeze: tuple[str, ...] = (),
-) -> dict:
+def _shared() -> dict:
     return dict(
-        algorithm=algorithm,
-        learning_rate=rate,
-        head_learning_rate=0.0,
-        schedule=schedule,
-        warmup_fraction=0.05,
-        weight_decay=weight_decay,
-        b1=0.9,
-        b2=0.95,
-        eps=1e-8,
-        clip_norm=1.0,
-        freeze=freeze,
+        lora=sections.lora() | dict(alpha=1.0),  # off: a model of this size is trained whole
+        model=sections.small_model(),
+        mesh=dict(data=-1, fsdp=1, tensor=1),  # all devices side by side
+        checkpoint=sections.checkpoint(50),
+        log=dict(every_steps=10, tensorboard=False),
     )
 
 
-def _supervised_algorithm(short: bool) -> str:
-    """AdamW needs several times the steps to learn the names, but its steps compile faster, and "short" learns nothing anyway."""
-    return "adamw" if short else "muon"
+def _data(*, batch: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
+    return sections.data(batch=batch, prompt=prompt, response=response) | dict(split="", workers=1)
 
 
-def _checkpoint(short: bool) -> dict:
-    return dict(every_steps=2 if short else 50, keep=2)
+def _optimizer(rate: float, *, weight_decay: float = 0.01, schedule: str = "cosine", freeze: tuple[str, ...] = ()) -> dict:
+    return sections.optimizer(rate, schedule=schedule, weight_decay=weight_decay, freeze=freeze) | dict(
+        algorithm="muon",
+        warmup_fraction=0.05,  # of all steps
+    )
 
 
-def _log(short: bool) -> dict:
-    return dict(every_steps=1 if short else 10, tensorboard=False)
-
-
-def _sft(steps: int, batch: int, rate: float, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
-    short = steps < 10
+def _sft(*, steps: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
     return dict(
         seed=0,
         init="",
         init_random=False,
         steps=steps,
         microbatches=1,
-        lora=_lora(),
-        model=_model(),
-        mesh=_mesh(),
-        data=_data(32 if short else batch, prompt, response),
-        optimizer=_optimizer(rate, algorithm=_supervised_algorithm(short)),
-        checkpoint=_checkpoint(short),
-        log=_log(short),
+        data=_data(batch=64, prompt=prompt, response=response),
+        optimizer=_optimizer(1.5e-3),
+        **_shared(),
     )
 
 
-def _guard(short: bool) -> dict:
+def _guard() -> dict:
     return dict(
         seed=0,
         init="",
         taxonomy="embedded",
-        parts=("input", "output"),
+        parts=("input", "output"),  # questions and answers
         category_weight=1.0,
-        balance=True,
+        balance=True,  # rare classes weigh more while training
         false_positive_rate=0.03,  # on the rows that set the threshold; the target on others is 0.05
-        thresholds="one",
-        steps=4 if short else 300,
+        thresholds="one",  # for both parts, by all rows
+        steps=300,
         microbatches=1,
         calibration="",
         calibration_split="",
         evaluation="",
         evaluation_split="",
         pairs=dict(
-            path="",
+            path="",  # no score heads beside it
             split="",
             batch_size=64,
             coef=1.0,
@@ -198,17 +201,13 @@ def _guard(short: bool) -> dict:
             evaluation="",
             evaluation_split="",
         ),
-        lora=_lora(),
-        model=_model(),
-        mesh=_mesh(),
-        data=_data(32 if short else 64, response=RESPONSE + 1),  # a question and an answer in each row
-        optimizer=_optimizer(8e-4, algorithm=_supervised_algorithm(short), weight_decay=0.05, freeze=("vision/",)),
-        checkpoint=_checkpoint(short),
-        log=_log(short),
+        data=_data(batch=64, response=RESPONSE + 1),  # a question and an answer in each row
+        optimizer=_optimizer(8e-4, weight_decay=0.05, freeze=("vision/",)),
+        **_shared(),
     )
 
 
-def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
+def _ppo_lag(*, iterations: int, controller: str) -> dict:
     return dict(
         seed=0,
         policy="",
@@ -216,47 +215,49 @@ def _ppo_lag(short: bool, iterations: int, controller: str) -> dict:
         scorer="",
         reward="",
         cost="",
-        sharing="shared",
+        sharing="shared",  # trees of policy, reference, scorer and critic
         iterations=iterations,
         microbatches=1,
         critic_warmup=0,  # the critics start as the scorer, fitted to the first rollout
         critic_warmup_rate=7e-4,
         rollout=sections.rollout(),
         ppo=dict(
-            kl_coef=0.1,
-            gamma=1.0,
+            kl_coef=0.1,  # beta, per token
+            gamma=1.0,  # discount
             gae_lambda=0.95,
-            clip_ratio=0.2,
-            clip_value=5.0,
-            clip_score=50.0,
-            epochs=1,
-            minibatches=1,
-            reduction="token",
+            clip_ratio=0.2,  # of probabilities, +-
+            clip_value=5.0,  # of critics, +-
+            clip_score=50.0,  # of the end score, +-
+            epochs=1,  # passes over one rollout
+            minibatches=1,  # of each
+            reduction="token",  # mean over all tokens
             whiten="none",
             scale_scores="none",
-            missing_eos_penalty=1.0,
+            missing_eos_penalty=1.0,  # off the reward of an answer that was cut
         ),
         constraint=dict(
-            kind="rectified",
-            budget=0.03,
+            kind="rectified",  # max(0, C)
+            budget=0.03,  # its mean, in units of the learned cost
             controller=controller,
-            init=0.3,
+            init=0.3,  # lambda at the start
             max=5.0,
-            learning_rate=0.08,
+            learning_rate=0.08,  # Ki
             kp=1.0,
             kd=0.0,
-            smoothing=0.5,
-            window=256,
-            delay=0,
+            smoothing=0.5,  # of the P and D terms
+            window=256,  # answers
+            delay=0,  # iterations before lambda first moves
         ),
-        ptx=dict(coef=0.0, path="", split=""),
-        validation=dict(path="", split="", every_steps=2 if short else 15, judge="oracle", budget=0.0),
-        lora=_lora(),
-        model=_model(),
-        mesh=_mesh(),
-        data=_data(32 if short else 128),
+        ptx=dict(coef=0.0, path="", split=""),  # off
+        validation=dict(
+            path="",  # set by the pipeline, as its budget
+            split="",
+            every_steps=15,  # iterations
+            judge="oracle",
+            budget=0.0,
+        ),
+        data=_data(batch=128),
         policy_optimizer=_optimizer(1e-3, schedule="linear", freeze=("vision/",)),
         critic_optimizer=_optimizer(7e-4, schedule="constant", freeze=("vision/",)),
-        checkpoint=_checkpoint(short),
-        log=_log(short),
+        **_shared(),
     )

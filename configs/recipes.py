@@ -12,9 +12,12 @@ From checkpoint to policy, each stage on the same slice with the same preset:
                    --config.data.path=PROMPTS
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
+from srlhfv_jax.configs.sections import Presets
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,10 @@ class Recipe:
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     prompt_length: int = 1024  # with the features of a picture in it
     max_pixels: int = 0  # where pictures are of any size; 0 = the family has a fixed one
-    minibatches: int = 2
     microbatches: int = 1  # of a PPO minibatch
-    rank: int = 16  # of adapters
     step_rows: int = 32  # of sft; scores take half as many pairs
     step_microbatches: int = 1
     logp_chunk: int = 0  # where a vocabulary is so large that all logits of a response would be most of the memory
-    layout: str = "gathered"  # of the policy's weights in a rollout; "training" where a whole copy is too large
 
 
 def smolvlm_256m_shared() -> Recipe:
@@ -143,58 +143,64 @@ def qwen25vl_72b_adapters() -> Recipe:
     )
 
 
-RECIPES = {
-    one.__name__: one()
-    for one in (
-        smolvlm_256m_shared,
-        gemma3_4b_adapters,
-        llava15_7b_adapters,
-        qwen2vl_7b_adapters,
-        llava15_7b_shared,
-        llava15_7b_separate,
-        qwen25vl_32b_adapters,
-        qwen25vl_72b_adapters,
-    )
-}
+ALL = (
+    smolvlm_256m_shared,
+    gemma3_4b_adapters,
+    llava15_7b_adapters,
+    qwen2vl_7b_adapters,
+    llava15_7b_shared,
+    llava15_7b_separate,
+    qwen25vl_32b_adapters,
+    qwen25vl_72b_adapters,
+)
+RECIPES = {recipe.__name__: recipe() for recipe in ALL}
+RANK = 16  # of adapters
 
 
-def ppo_lag(name: str, config: ConfigDict) -> ConfigDict:
-    """The settings of configs/ppo_lag.py with a recipe's, if `name` is one."""
-    if name not in RECIPES:
+def ppo_lag(default: Callable[[], ConfigDict]) -> Presets:
+    """The presets of configs/ppo_lag.py, one for each recipe."""
+    return _presets(default, _ppo_lag)
+
+
+def supervised(default: Callable[[], ConfigDict], sequences: int = 1) -> Presets:
+    """The presets of configs/sft.py, of a score model or of a guard, whose rows have `sequences` answers each."""
+    return _presets(default, functools.partial(_supervised, sequences))
+
+
+def _presets(default: Callable[[], ConfigDict], change: Callable[[ConfigDict, Recipe], None]) -> Presets:
+    def preset(name: str) -> ConfigDict:
+        config, recipe = default(), RECIPES[name]
+        change(config, recipe)
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = recipe.mesh
+        config.data.update(prompt_length=recipe.prompt_length, max_pixels=recipe.max_pixels)
         return config
-    recipe = RECIPES[name]
-    config.policy, config.sharing = recipe.checkpoint, recipe.sharing
-    config.microbatches, config.ppo.minibatches = recipe.microbatches, recipe.minibatches
-    config.data.batch_size, config.rollout.layout = recipe.prompts, recipe.layout
+
+    made = {recipe.__name__: functools.partial(preset, recipe.__name__) for recipe in ALL}
+    for recipe in ALL:
+        made[recipe.__name__].__doc__ = recipe.__doc__
+    return made
+
+
+def _ppo_lag(config: ConfigDict, recipe: Recipe) -> None:
+    config.policy, config.sharing, config.microbatches = recipe.checkpoint, recipe.sharing, recipe.microbatches
+    config.data.batch_size, config.model.logp_chunk = recipe.prompts, recipe.logp_chunk
     _adapters(config, recipe, config.policy_optimizer, config.critic_optimizer)
     if recipe.sharing == "adapters":
         config.critic_warmup_rate *= 10
-    return _places(config, recipe)
 
 
-def supervised(name: str, config: ConfigDict, rows: int = 1) -> ConfigDict:
-    """The settings of configs/sft.py, or of a score model, whose step has `rows` sequences for each of its rows."""
-    if name not in RECIPES:
-        return config
-    recipe = RECIPES[name]
+def _supervised(sequences: int, config: ConfigDict, recipe: Recipe) -> None:
     config.init, config.microbatches = recipe.checkpoint, recipe.step_microbatches
-    config.data.batch_size = recipe.step_rows // rows
+    config.data.batch_size = recipe.step_rows // sequences
     if "pairs" in config:
         config.pairs.batch_size = recipe.step_rows // 2
-    _adapters(config, recipe, config.optimizer)
-    return _places(config, recipe)
-
-
-def _places(config: ConfigDict, recipe: Recipe) -> ConfigDict:
     if "heads" not in config and "taxonomy" not in config:  # score models and guards make no logits
         config.model.logp_chunk = recipe.logp_chunk
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = recipe.mesh
-    config.data.prompt_length, config.data.max_pixels = recipe.prompt_length, recipe.max_pixels
-    return config
+    _adapters(config, recipe, config.optimizer)
 
 
 def _adapters(config: ConfigDict, recipe: Recipe, *optimizers: ConfigDict) -> None:
     if recipe.sharing == "adapters":
-        config.lora.rank = recipe.rank
+        config.lora.rank = RANK
         for one in optimizers:
             one.learning_rate *= 10

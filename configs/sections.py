@@ -1,83 +1,136 @@
-"""Sections that several config files share: plain functions of what differs, every value in sight."""
+"""Sections that several config files share, and the choice of a preset: plain functions of what differs, every value in sight."""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
 
 from srlhfv_jax.errors import UserError, shown
 
-
-def choose(arg: str, *known: str) -> str:
-    """Check the argument of get_config."""
-    if arg not in known:
-        raise UserError(f"this config knows the arguments {', '.join(known)}, got {shown(arg)}")
-    return arg
+Presets = Mapping[str, Callable[[], ConfigDict]]  # name -> the whole config
 
 
-def model(tiny: bool) -> dict:
+def choose(name: str, presets: Presets) -> ConfigDict:
+    """The config of a preset.
+
+    Raises:
+        UserError: no preset is called so.
+    """
+    if name not in presets:
+        raise UserError(f"this config knows the arguments {', '.join(presets)}, got {shown(name)}")
+    return presets[name]()
+
+
+def model() -> dict:
     """bfloat16 activations over float32 masters: an Adam step of 1e-6 changes only 2 % of bfloat16 weights."""
     return dict(
-        dtype="float32" if tiny else "bfloat16",
-        param_dtype="float32",
-        remat="none" if tiny else "layer",
-        scan_unroll=0 if tiny else 1,
-        attention="auto",
-        logp_chunk=0,
+        dtype="bfloat16",  # of activations
+        param_dtype="float32",  # of trained parameters
+        remat="layer",  # a layer's activations are computed again in the backward pass
+        scan_unroll=1,  # layers per step of the layer scan
+        attention="auto",  # the platform's fused kernel
+        logp_chunk=0,  # positions whose logits exist at a time; 0 = all
+    )
+
+
+def small_model() -> dict:
+    """A model that fits anywhere, whole layers at hand: for tests and the quickstart."""
+    return model() | dict(
+        dtype="float32",  # of activations
+        remat="none",  # nothing is computed again
+        scan_unroll=0,  # all layers in one step
     )
 
 
 def lora() -> dict:
     """Off. A rank (16, say) trains an adapter over the frozen decoder instead of the model."""
-    return dict(rank=0, alpha=32.0, targets=("text/layers/.*_proj",), int8=False, activated=False)
+    return dict(
+        rank=0,  # 0 = no adapter
+        alpha=32.0,  # what an adapter adds counts alpha / rank times
+        targets=("text/layers/.*_proj",),  # kernels, by path
+        int8=False,  # the backbone under it in eight bits
+        activated=False,  # it acts on answers alone
+    )
 
 
 def mesh() -> dict:
     """Everything over fsdp: parameters and optimizer states are split, rows too."""
-    return dict(data=1, fsdp=-1, tensor=1)
+    return dict(
+        data=1,  # devices along each axis
+        fsdp=-1,  # -1 = all that are left
+        tensor=1,
+    )
 
 
 def rollout() -> dict:
     """Sampled from the distribution that ratios are computed with; all rows at once."""
     return dict(
-        temperature=1.0,
-        old_logp="behaviour",
-        layout="gathered",
-        offload="none",
-        microbatches=1,
-        score_microbatches=1,
+        temperature=1.0,  # of the policy, in rollouts and ratios alike
+        old_logp="behaviour",  # log-probabilities come from the sampler
+        layout="gathered",  # weights whole over fsdp while answers are sampled
+        offload="none",  # nothing rests in the host's memory
+        microbatches=1,  # parts of the prompts, answered one after the other
+        score_microbatches=1,  # parts of the answers, scored one after the other
     )
 
 
 def data(*, batch: int, prompt: int, response: int) -> dict:
+    """One source of rows; lengths in tokens, longer rows are dropped and counted."""
     return dict(
         path="",  # --config.data.path=...
-        split="train",
-        image_dir="",
-        allow_dir="",
-        max_pixels=0,
-        picture_buckets=1,
+        split="train",  # of a TFDS data set or a folder of files
+        image_dir="",  # "" = beside the file
+        allow_dir="",  # a second folder that links may lead to; "" = none
+        max_pixels=0,  # of a picture; 0 = the checkpoint's own limit
+        picture_buckets=1,  # sizes that pictures are padded to
         prompt_length=prompt,
         response_length=response,
-        batch_size=batch,
-        workers=4,
+        batch_size=batch,  # rows, over all processes
+        workers=4,  # threads that decode and tokenise ahead
     )
 
 
 def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[str, ...], heads: float = 0.0) -> dict:
+    """AdamW with 3 % of warm-up; `freeze` are regular expressions on parameter paths."""
     return dict(
         algorithm="adamw",
         learning_rate=rate,
-        head_learning_rate=heads,
+        head_learning_rate=heads,  # 0 = learning_rate
         schedule=schedule,
-        warmup_fraction=0.03,
+        warmup_fraction=0.03,  # of all steps
         weight_decay=weight_decay,
         b1=0.9,
         b2=0.95,
         eps=1e-8,
-        clip_norm=1.0,
+        clip_norm=1.0,  # global norm of the gradient
         freeze=freeze,
     )
 
 
 def checkpoint(every: int) -> dict:
-    return dict(every_steps=every, keep=2)
+    """Checkpoints that a run resumes from."""
+    return dict(
+        every_steps=every,
+        keep=2,  # the newest
+    )
 
 
 def log(every: int) -> dict:
-    return dict(every_steps=every, tensorboard=True)
+    """Lines of metrics.jsonl."""
+    return dict(
+        every_steps=every,
+        tensorboard=True,  # event files beside them
+    )
+
+
+def tiny(config: ConfigDict, *, rows: int, response: int) -> None:
+    """What `tiny` changes of a stage for tests: a small model in float32, a checkpoint and a log line at each step."""
+    config.update(
+        model=small_model(),
+        data=dict(
+            batch_size=rows,
+            prompt_length=32,  # tokens
+            response_length=response,  # tokens
+        ),
+        checkpoint=dict(every_steps=1),
+        log=dict(every_steps=1),
+    )

@@ -1,10 +1,5 @@
 """Supervised fine-tuning: srlhfv sft --workdir=W --config.init=LLAVA_FOLDER --config.data.path=rows.jsonl
 
-    default   one pass over about 30 k rows at batch 64, tower frozen
-    paper     align-anything's LLaVA-1.5 settings (Safe RLHF-V itself brings no SFT stage): 3 epochs of 30 k rows at batch 16
-    tiny      two steps of two rows, for tests
-    and those of configs/recipes.py
-
 LLaVA-1.5-7B has 7 B float32 masters plus two moments, about 85 GB over the chips. Not run at that size; nothing is tuned.
 """
 
@@ -12,27 +7,49 @@ from ml_collections import ConfigDict
 from srlhfv_jax.configs import recipes, sections
 
 
-def get_config(arg: str = "default") -> ConfigDict:
-    sections.choose(arg, "default", "paper", "tiny", *recipes.RECIPES)
-    tiny, paper = arg == "tiny", arg == "paper"
-    config = ConfigDict(
+def default() -> ConfigDict:
+    """One pass over about 30 k rows at batch 64, tower frozen."""
+    return ConfigDict(
         dict(
-            seed=0,
+            seed=0,  # of weights, rows and their order
             init="",  # a Hugging Face folder, an export, or the workdir of an earlier stage
-            init_random=False,
-            steps=2 if tiny else 5592 if paper else 466,
-            microbatches=1,
+            init_random=False,  # True: only its shapes and tokenizer
+            steps=466,  # 29,824 rows / 64
+            microbatches=1,  # parts of a batch, one after the other
             lora=sections.lora(),
-            model=sections.model(tiny),
+            model=sections.model(),
             mesh=sections.mesh(),
-            data=sections.data(
-                batch=2 if tiny else 16 if paper else 64,
-                prompt=32 if tiny else 1024,
-                response=16 if tiny else 1024 if paper else 512,
-            ),
+            data=sections.data(batch=64, prompt=1024, response=512),
             optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.0, freeze=("vision/",)),
-            checkpoint=sections.checkpoint(1 if tiny else 100),
-            log=sections.log(1 if tiny else 10),
+            checkpoint=sections.checkpoint(100),
+            log=sections.log(10),
         )
     )
-    return recipes.supervised(arg, config)
+
+
+def paper() -> ConfigDict:
+    """align-anything's LLaVA-1.5 settings (Safe RLHF-V itself brings no SFT stage): 3 epochs of 30 k rows at batch 16."""
+    config = default()
+    config.update(
+        steps=5592,  # 3 x 29,824 rows / 16
+        data=dict(
+            batch_size=16,  # 2 x 8 devices
+            response_length=1024,  # tokens
+        ),
+    )
+    return config
+
+
+def tiny() -> ConfigDict:
+    """Two steps of two rows, for tests."""
+    config = default()
+    config.steps = 2
+    sections.tiny(config, rows=2, response=16)
+    return config
+
+
+PRESETS = {"default": default, "paper": paper, "tiny": tiny} | recipes.supervised(default)
+
+
+def get_config(preset: str = "default") -> ConfigDict:
+    return sections.choose(preset, PRESETS)
