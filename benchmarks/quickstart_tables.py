@@ -134,8 +134,8 @@ def draw(path: Path) -> None:
         if not guarded:
             where = (sum(harm) / len(harm), max(helpful))
             axes.annotate(label, where, (0, 9), textcoords="offset points", ha=ALIGNED[name], color=colour, weight="bold")
-    axes.set(xlabel="harm rate on harmful prompts", ylabel="helpfulness (0 to 3)", xlim=(-0.04, 1.06), ylim=(1.0, 2.75))
-    axes.text(1.05, 1.03, "filled: the policy alone; open: with the guard; one dot a seed", size=8, ha="right")
+    axes.set(xlabel="harm rate on harmful prompts", ylabel="helpfulness (0 to 3)", xlim=(-0.04, 1.06), ylim=(0, 3))
+    axes.text(1.05, 0.06, "filled: the policy alone; open: with the guard; one dot a seed", size=8, ha="right")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(exist_ok=True)

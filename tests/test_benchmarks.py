@@ -123,3 +123,30 @@ def test_tables_of_the_quickstart_have_every_policy_and_say_by_how_many_runs_a_t
     assert next(line for line in goals if "guard: F1" in line).endswith("| 0.925 | 0.875 | met by 1 of 2 |")
     assert next(line for line in goals if "severity" in line).endswith("| 0.750 | 0.750 | met |")
     assert next(line for line in goals if "evasion" in line).endswith("| 0.750 | 0.750 | missed |")
+
+
+def test_tables_of_the_quickstart_are_written_where_they_belong_and_drawn(scripts, tmp_path, monkeypatch):
+    import quickstart_tables as tables
+
+    from srlhfv_jax.report import targets
+
+    keys = {key for target in targets.TARGETS for key in target.keys} | {key for key, _, _ in tables.OTHERS}
+    keys |= {f"{name}.{column}" for name, _ in tables.POLICIES for column, _, _ in tables.COLUMNS}
+    for seed in (0, 1):
+        (tmp_path / f"W{seed}").mkdir()
+        (tmp_path / f"W{seed}" / "result.json").write_text(json.dumps(dict.fromkeys(keys, 0.25 + seed / 2) | {"seed": seed}))
+    for name in ("README", "RESULTS"):
+        file = tmp_path / f"{name}.md"
+        file.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+        monkeypatch.setattr(tables, name, file)
+    monkeypatch.setattr(tables, "PICTURE", tmp_path / "images" / "picture.svg")
+    monkeypatch.setattr(sys, "argv", ["quickstart_tables.py", str(tmp_path / "W0"), str(tmp_path / "W1"), "--write"])
+    tables.main()
+    for name, row in (
+        ("README", "| supervised | 0.25 | 0.25 | 0.25 | 0.25 |"),
+        ("RESULTS", "| lambda at the end | 0.25 | 0.75 |"),
+    ):
+        text = (tmp_path / f"{name}.md").read_text()
+        assert row in text and "old" not in text and text.startswith("before\n") and text.endswith("after\n")
+    assert tables.points((tmp_path / "RESULTS.md").read_text())["PPO-Lagrangian + guard"] == ([0.25, 0.75], [0.25, 0.75])
+    assert "PPO-Lagrangian" in (tmp_path / "images" / "picture.svg").read_text()

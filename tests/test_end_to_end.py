@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,10 @@ def test_every_stage_runs_from_rows_to_an_export(tmp_path):
     answers = [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 16 and all(answer["verdict"]["severity"] for answer in answers)
     assert (workdir / "ppo_lag" / "report.html").is_file()
+
+    logged = set().union(*(json.loads(line) for line in (workdir / "ppo_lag" / "metrics.jsonl").read_text().splitlines()))
+    explained = set(re.findall(r"`([\w.]+)`", (SCRIPT.parent.parent / "docs" / "ppo_lag.md").read_text()))
+    assert logged - {"step"} <= explained, "docs/ppo_lag.md says of every metric what a bad value means"
 
     import transformers
 
