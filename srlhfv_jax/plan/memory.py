@@ -160,7 +160,7 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
     opt_state = shapes.optimizer_state(optimizer, tree, mesh)
     state = {"trained": shapes.size(tree), "optimizer": shapes.size(opt_state)}
     state |= {} if base is None else {"base": shapes.size(base)}
-    whole = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh), ())
+    whole = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), np.int32), mesh), ())
     trainable, places = optimizers.trainable(settings.optimizer, tree), states.places(tree, optimizer, mesh)
     update = supervised.make_update(loss, optimizer, trainable, settings.microbatches, places)
     found, _ = _compile("update", update, 0, limit, 1, whole, base, batch)
