@@ -33,7 +33,7 @@ class Images(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a vision tower made of a batch's pictures, before the projector; computed once and read by every role."""
+    """Outputs of a vision tower for a batch's pictures, before the projector; computed once and read by every role."""
 
     tower_BNE: Float[Array, "B N E"]
     order_BM: Int[Array, "B M"] | None  # as in Images
@@ -110,7 +110,7 @@ class Rollout(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What one critic's values make of its rewards, or costs (GAE). float32, 0 off the response mask."""
+    """Values, advantages and returns of one critic (GAE), of rewards or of costs. float32, 0 off the response mask."""
 
     value_BR: Float[Array, "B R"]
     adv_BR: Float[Array, "B R"]

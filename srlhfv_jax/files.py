@@ -40,7 +40,7 @@ def local(text: str | Path, name: str) -> Path:
 
 
 def read_json(path: Path, kind: Any = dict, *, advice: str = AGAIN) -> Any:
-    """What a small JSON file holds, which must be of this type (see `fits`).
+    """Content of a small JSON file, which must be of this type (see `fits`).
 
     Raises:
         UserError: it cannot be read, is no JSON, or holds something else; `advice` is what to do then.

@@ -20,7 +20,7 @@ def write(folder: Path, manifest: Path) -> None:
 
 
 def damage(folder: Path, manifest: Path) -> str | None:
-    """What is wrong with `folder` compared with its manifest, in words; None if nothing is.
+    """The damage of `folder` compared with its manifest, in words; None if there is none.
 
     UNSEALED: it has none, so nobody knows whether its files are whole.
     """

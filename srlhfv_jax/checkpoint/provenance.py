@@ -1,4 +1,4 @@
-"""What made a checkpoint: versions, commit, settings; and the check that a resumed run is still the same run."""
+"""Provenance of a checkpoint: versions, commit, settings; and the check that a resumed run is still the same run."""
 
 import importlib.metadata
 import platform

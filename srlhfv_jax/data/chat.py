@@ -1,4 +1,4 @@
-"""How a checkpoint wants to be spoken to: its tokenizer, placeholder, pictures, chat template and end of an answer, as one `Codec`.
+"""Chat format of a checkpoint: its tokenizer, placeholder, pictures, chat template and end of an answer, as one `Codec`.
 
 A prompt is what the checkpoint's own chat template writes around the question, up to and including the opening of the assistant's
 turn. The template sees a word in the question's place, never the question: what it writes cannot depend on what users write. The
@@ -34,14 +34,14 @@ Kinds = tuple[str, ...]  # of the parts of a message: "image" or "text"
 
 
 class Frame(NamedTuple):
-    """What the template writes around the texts of a message, and whether it strips them."""
+    """Texts that the template writes around those of a message, and whether it strips them."""
 
     around: tuple[str, ...]  # before, between and after the texts
     strips: tuple[tuple[bool, bool], ...]  # of each text: white space on its left, on its right
 
 
 class Codec(NamedTuple):
-    """What data needs to know about a checkpoint's processor (vision-language) or tokenizer (text-only). It remembers texts."""
+    """Everything that data needs of a checkpoint's processor (vision-language) or tokenizer (text-only). It remembers texts."""
 
     tokenizer: Any
     reader: pictures.Reader | None  # None: text-only
@@ -146,7 +146,7 @@ def _compare(made: Codec) -> None:
 def _ends(
     tokenizer: Any, render: templates.Render | None, reader: pictures.Reader | None, respelled: Literal
 ) -> tuple[int, tuple[int, ...]]:
-    """What ends an answer that is learned from, and all that end one that is sampled: what the files say, the tokenizer's
+    """Ids that end an answer: the one that is learned, and all that end a sampled one: those of the files, the tokenizer's
     end-of-sequence token, and what the template writes after an assistant's turn.
 
     Raises:
@@ -174,7 +174,7 @@ def _ends(
 
 
 def _declared(tokenizer: Any) -> list[int]:
-    """Of the settings beside the tokenizer's files, as `transformers` reads them: config.json where there are no others."""
+    """Ids from the settings beside the tokenizer's files, as `transformers` reads them: config.json where there are no others."""
     if not tokenizer.name_or_path:
         return []
     path = next((path for name in SETTINGS if (path := Path(tokenizer.name_or_path) / name).is_file()), None)
@@ -189,7 +189,7 @@ def _declared(tokenizer: Any) -> list[int]:
 
 @functools.lru_cache(4)  # by identity
 def _vision(tokenizer: Any) -> frozenset[int]:
-    """What stands for pictures, sounds and films, or around them: by its name, or by what the tokenizer calls it."""
+    """Tokens that stand for pictures, sounds and films, or around them: by name, or by what the tokenizer calls it."""
     called = [token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str) and VISION.search(name)]
     return frozenset(index for word, index in literal(tokenizer).ids.items() if word in called or VISION.search(word))
 
@@ -222,7 +222,7 @@ WORD, LEFT, RIGHT = "Users{}Words", "\t", "\n"
 
 
 def _frame(render: templates.Render | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool = False) -> Frame:
-    """What the template writes around a message of these parts.
+    """Texts that the template writes around a message of these parts.
 
     Args:
         render: the chat template; None: the fallback text.
@@ -244,7 +244,7 @@ def _frame(render: templates.Render | None, reader: pictures.Reader | None, kind
 
 
 def _around(rendered: str, slots: int) -> tuple[str, ...]:
-    """What is before, between and after the words that stand for texts."""
+    """The text before, between and after the words that stand for texts."""
     around, rest = [], rendered
     for slot in range(slots):
         before, *after = rest.split(WORD.format(slot))
@@ -275,7 +275,7 @@ def _rendered(
 
 
 def _either(render: templates.Render) -> templates.Render:
-    """Of a text-only checkpoint: most templates expect strings, those that came from a processor lists of parts."""
+    """Message content for a text-only checkpoint: most templates expect strings, those that came from a processor lists of parts."""
 
     def rendered(messages: templates.Messages, opens_answer: bool) -> str:
         text = render(messages, opens_answer)

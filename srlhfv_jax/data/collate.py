@@ -27,7 +27,7 @@ class Frame(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Of all pictures of a row together."""
+    """Size of all pictures of a row together."""
 
     patches: int  # N
     placeholders: int  # M
@@ -45,7 +45,7 @@ class Room(NamedTuple):
 
 
 def size(layouts: Sequence[Layout]) -> Size:
-    """Of one row's pictures."""
+    """Size of one row's pictures."""
     return Size(sum(layout.patches for layout in layouts), sum(layout.placeholders for layout in layouts))
 
 
@@ -168,7 +168,7 @@ def stack_images(
 
 
 def supervised_side(example: Example) -> int:
-    """Which response is learned from.
+    """Index of the response that is learned from.
 
     Raises:
         Unusable: there is none, or no preference says which.

@@ -1,4 +1,4 @@
-"""Why a row cannot be used: the named reasons, in one place, so that every dropped row is counted under a name users can look up.
+"""Named reasons for which a row cannot be used, in one place, so that every dropped row is counted under a name users can look up.
 
 Readers raise `Unusable`; `rows.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data
 inspect` shows them.

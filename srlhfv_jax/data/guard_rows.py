@@ -21,7 +21,7 @@ PARTS = ("input", "output")  # the question, its answer: the axis Q of a GuardBa
 
 
 class Labels(NamedTuple):
-    """Of a question or an answer. `exceeds[k]` is [severity > k]; None where that is not known."""
+    """Labels of a question or an answer. `exceeds[k]` is [severity > k]; None where that is not known."""
 
     exceeds: tuple[bool | None, ...]
     categories: tuple[str, ...] | None  # None = not labelled
@@ -31,7 +31,7 @@ UNKNOWN = Labels((None,) * LEVELS, None)
 
 
 class Item(NamedTuple):
-    """Where an item comes from."""
+    """Origin of an item."""
 
     row: int  # index of its example
     side: int | None  # which response; None: the question alone

@@ -31,7 +31,7 @@ _BASE64 = re.compile(r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{40,}={0
 
 
 class Place(NamedTuple):
-    """Where pictures are looked up."""
+    """A place to look pictures up in."""
 
     folder: Path
     trees: tuple[Path, ...]  # resolved; where the files may lie in the end: links may lead from one to another
@@ -76,7 +76,7 @@ def cell_bytes(cell: Any, where: Place | None) -> bytes | None:
 
 
 def read_file(path: Path) -> bytes:
-    """What a file holds, unless that is more than any picture.
+    """Content of a file, unless it is larger than any picture.
 
     Raises:
         Unusable: it is larger, or cannot be read.

@@ -1,4 +1,4 @@
-"""What the spelling of a label means: the one parser of ids, flags, tables of flags and numbers, whatever kind of file they come from.
+"""Parser of labels, the only one: ids, flags, tables of flags and numbers, whatever kind of file they come from.
 
 Every function takes a raw row and the name of a column; None means that the row says nothing there.
 """
@@ -46,7 +46,7 @@ def flag(row: Row, name: str) -> bool | None:
 
 
 def category(row: Row, unsafe: bool | None) -> tuple[str, ...] | None:
-    """Of an answer, where `category` is the row's: that of the harm it does, if it does any."""
+    """Category of the harm that an answer does, if it does any; `category` is the row's."""
     name = row.get("category")
     if unsafe is None or (unsafe and (absent(name) or name == "none")):
         return None
@@ -66,7 +66,7 @@ def flagged(row: Row, name: str) -> tuple[str, ...] | None:
 
 
 def true_names(value: Any) -> tuple[str, ...] | None:
-    """Of a table of flags, which may be JSON text; None of anything else."""
+    """Names of the true flags in a table, which may be JSON text; None for anything else."""
     try:
         table = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
         return tuple(key for key in table if flag(table, key)) if isinstance(table, Mapping) else None

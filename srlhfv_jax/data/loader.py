@@ -142,7 +142,7 @@ class Batches:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """Which batch is next, to be stored in a checkpoint."""
+        """Number of the next batch, to be stored in a checkpoint."""
         return {**self._iterator.get_state(), "rows": len(self.prepared.rows), "digest": self._digest}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Batches:
 
 
 def digest(prepared: Prepared) -> str:
-    """Of all that training reads of the rows, in their order."""
+    """Digest of all that training reads of the rows, in their order."""
     found = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
@@ -274,7 +274,7 @@ class _Assemble:
         return collate.prompts(rows, images, prepared.frame)
 
     def _pictures(self, rows: Sequence[Encoded]) -> list[list[Float[np.ndarray, "N C"]]]:
-        """Of each row."""
+        """Pictures of each row."""
         cache = self._prepared.pictures
         places = {digest: (row, place) for row in rows for place, digest in enumerate(row.digests)}
         made = cache.get(places)

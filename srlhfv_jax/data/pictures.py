@@ -1,4 +1,4 @@
-"""How a checkpoint reads a picture: cut into patches, one placeholder for each feature, and rotary positions for all of it.
+"""Pictures as a checkpoint reads them: cut into patches, one placeholder for each feature, and rotary positions for all of it.
 
 Everything but the pixels follows from the picture's size alone, so that rows can be checked before step 0 without resizing a
 picture. The pixels come from the checkpoint's own image processor.
@@ -41,7 +41,7 @@ class Bundle(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What the files of a checkpoint say about pictures."""
+    """Settings about pictures in the files of a checkpoint."""
 
     family: str
     image_processor: Any
@@ -62,7 +62,7 @@ class Reader(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a picture of a certain size becomes."""
+    """Patches and placeholders of a picture of a certain size."""
 
     patches: int  # N
     placeholders: int  # M
@@ -158,7 +158,7 @@ def limited(reader: Reader, max_pixels: int) -> Reader:
 
 
 def layout(reader: Reader, size: tuple[int, int]) -> Layout:
-    """Of a picture of (height, width) pixels.
+    """Layout of a picture of (height, width) pixels.
 
     Raises:
         Unusable: the family cannot read a picture of this shape.
@@ -211,7 +211,7 @@ def _middle(reader: Reader, image: Image.Image) -> Image.Image:
 
 
 def _cut(reader: Reader, images: list[Image.Image]) -> list[Float[np.ndarray, "N C"]]:
-    """Of one picture, or of several where all have one size."""
+    """Patches of one picture, or of several where all have one size."""
     pixels = np.asarray(reader.image_processor(images=images, return_tensors="np")["pixel_values"], np.float32)
     if reader.side == 0:
         return [pixels]

@@ -81,7 +81,7 @@ class Example(NamedTuple):
 
 
 def detect(columns: Iterable[str]) -> str:
-    """Which layout has these columns.
+    """Name of the layout that has these columns.
 
     Raises:
         UserError: none has.
@@ -251,7 +251,7 @@ LAYOUTS = tuple(_READERS)
 
 
 def _check(example: Example) -> None:
-    """What must hold in every layout."""
+    """Check what must hold in every layout."""
     if not example.question:
         raise Unusable("empty_question", "the question is empty")
     if not all(example.responses):

@@ -115,7 +115,7 @@ def describe_drops(drops: Counter) -> str:
 
 
 def describe_first(dropped: Sequence[Dropped]) -> str:
-    """What was wrong with one row, to go on with after `describe_drops`; nothing without drops."""
+    """The first drop in words, to go on with after `describe_drops`; "" without drops."""
     return f"; row {dropped[0].row}: {dropped[0].detail}" if dropped else ""
 
 

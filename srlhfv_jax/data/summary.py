@@ -1,4 +1,4 @@
-"""What is in a data set, in numbers, for `srlhfv data inspect`: one pass over the usable rows."""
+"""Numbers of a data set, for `srlhfv data inspect`: one pass over the usable rows."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -24,7 +24,7 @@ Render = Callable[[Messages, bool], str]  # the second: up to the opening of the
 
 
 def renderer(template: Any, special_tokens: dict[str, Any], trials: list[Messages]) -> Render:
-    """How a processor's or tokenizer's own template renders a conversation.
+    """A function that renders conversations by a processor's or tokenizer's own template.
 
     Args:
         trials: conversations of each kind that it will be given.

@@ -182,7 +182,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
 
 
 def pair_data(settings: GuardConfig) -> DataConfig:
-    """Where the pairs of reward and cost heads come from."""
+    """The data section for the pairs of reward and cost heads."""
     pairs = settings.pairs
     return dataclasses.replace(inputs.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
 
@@ -208,7 +208,7 @@ def loss(
 
 
 def _binary(*arrays: np.ndarray | jax.Array) -> masked.Loss:
-    """Of logits, labels and which are known, [B, 2, A] each, and class weights."""
+    """Binary loss of logits, labels and which are known, [B, 2, A] each, with class weights."""
     return losses.binary(*(x.reshape(-1, x.shape[-1]) for x in arrays))
 
 

@@ -40,7 +40,7 @@ NOTHING = (None, False, 0, "", [], {})
 
 
 class Settings(NamedTuple):
-    """What of an adapter_config.json decides what its tensors mean."""
+    """The fields of an adapter_config.json that decide what its tensors mean."""
 
     origin: str
     base: str  # the checkpoint that it lies over: a folder, or a hub id, then with "@" and a revision if it names one
@@ -103,7 +103,7 @@ def _check(found: dict[str, Any], origin: str) -> None:
 
 
 def rank_and_scale(settings: Settings, module: Iterable[str]) -> tuple[int, float]:
-    """Of the adapter over a module, which is given by each of its names.
+    """Rank and scale of the adapter over a module, which is given by each of its names.
 
     Raises:
         UserError: the scale is 0 or infinite in float32.

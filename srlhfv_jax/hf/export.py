@@ -148,7 +148,7 @@ def _tied_as(described: VLMConfig, config: VLMConfig) -> VLMConfig:
 
 
 def _write_stored(draft: Path, dtype: np.dtype, config: VLMConfig) -> None:
-    """What the written weights are, into the config: their dtype, and a head that is not the embedding though the base said so."""
+    """Note in the config what the written weights are: their dtype, and a head that is not the embedding though the base said so."""
     described = files.read_json(draft / "config.json")
     described.pop("torch_dtype", None)  # the older spelling of the same key
     if read_config(draft).text.tied_head != config.text.tied_head:
@@ -187,7 +187,7 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype
 
 
 def _plan(config: VLMConfig, params: dict[str, Any], item_bytes: int, max_shard_bytes: float) -> list[Shard]:
-    """Which layers of which leaves go into each file: filled in order, a new file when the next tensor would not fit."""
+    """Plan the files, each a list of leaves and layers: filled in order, a new file when the next tensor would not fit."""
     shards: list[Shard] = [[]]
     size = 0
     for leaf in names.table(config):
@@ -231,7 +231,7 @@ def _write_guard(draft: Path, heads: dict[str, dict[str, Any]], meta: dict[str, 
 
 
 def write_guard_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """What guard.json says beside the guard's heads in `folder`."""
+    """Write guard.json beside the guard's heads in `folder`."""
     _write_json(folder / weights.GUARD_META, meta | PLACE)
 
 

@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 
 class Rule(NamedTuple):
-    """What a value must be."""
+    """A condition on a value."""
 
     kind: Any  # of files.fits
     low: float = 0  # of numbers, inclusive

@@ -87,7 +87,7 @@ def published(name: str) -> str:
 
 
 def module(name: str) -> str:
-    """Where the decoder is in a running model."""
+    """Path of the decoder in a running model."""
     return re.sub(r"^language_model\.model\.", "model.language_model.", name)
 
 

@@ -87,7 +87,7 @@ def load_pretrained(
 
 
 def backbone_name(path: str | Path) -> str:
-    """Where the parameters of a checkpoint are, as an adapter over them names it: a hub id with its revision, or an absolute folder.
+    """Name of the parameters of a checkpoint, as an adapter over them gives it: a hub id with its revision, or an absolute folder.
 
     A folder that has whole weights beside an adapter is itself what the adapter lies over, as in `transformers`.
 
@@ -114,14 +114,14 @@ def _adapter_alone(folder: Path) -> bool:
 def load_config_and_processor(
     path: str | Path, *, dtype: str = "float32", remat: str = "none", scan_unroll: int = 1
 ) -> tuple[VLMConfig, Any]:
-    """What a start from random weights keeps of a checkpoint: the shapes and the processor."""
+    """Config and processor of a checkpoint: all that a start from random weights needs."""
     folder = described_in(checkpoint_folder(path))
     config = read_config(folder, dtype=dtype, remat=remat, scan_unroll=scan_unroll)
     return config, load_processor(config, folder)
 
 
 def described_in(folder: Path) -> Path:
-    """Where config, tokenizer and processor are: of an adapter that others wrote, in the checkpoint that it lies over.
+    """The folder with config, tokenizer and processor: for an adapter that others wrote, in the checkpoint that it lies over.
 
     A tokenizer or template of its own goes before that checkpoint's.
     """

@@ -1,4 +1,4 @@
-"""Which tensors fill which parameters, for every family: the table of its file, and names in whichever layout as that table's."""
+"""Names of tensors and the parameters that they fill, for every family: the table of its file, and names in whichever layout as that table's."""
 
 import dataclasses
 import re

@@ -60,5 +60,5 @@ def published(name: str) -> str:
 
 
 def module(name: str) -> str:
-    """Where the decoder is in a running model."""
+    """Path of the decoder in a running model."""
     return name

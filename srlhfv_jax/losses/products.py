@@ -1,4 +1,4 @@
-"""How exactly matrices are multiplied, in the losses and in models/."""
+"""Precision of matrix products, in the losses and in models/."""
 
 import jax
 import jax.numpy as jnp

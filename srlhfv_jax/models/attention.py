@@ -40,12 +40,12 @@ class KV(NamedTuple):
 
 
 def bias(mask_BTT: Bool[Array, "B T T"]) -> Float[Array, "B 1 1 T T"]:
-    """What is added to the scores: 0 where query (axis 1) may see key (axis 2), hugely negative elsewhere."""
+    """The term added to the scores: 0 where query (axis 1) may see key (axis 2), hugely negative elsewhere."""
     return jnp.where(mask_BTT, 0.0, MASKED)[:, None, None].astype(jnp.float32)
 
 
 def at(x_BT: Array, read: Read) -> Array:
-    """What lies at the positions that are read, on axis 1."""
+    """Values at the positions that are read, on axis 1."""
     if isinstance(read, int):
         return x_BT[:, -read:]
     return jnp.take_along_axis(x_BT, read.reshape(*read.shape, *[1] * (x_BT.ndim - 2)), axis=1)
@@ -154,7 +154,7 @@ def _matmul(a, b, axis_a: int, axis_b: int, dtype):
 
 
 def copies(heads: int, kv_heads: int) -> int:
-    """How often each key-value head must be there so that the mesh's tensor axis divides them all.
+    """Copies of each key-value head that must be there so that the mesh's tensor axis divides them all.
 
     1 without a mesh, where it divides them anyway, and where it does not even divide the query heads.
     """

@@ -78,7 +78,7 @@ class VisionConfig:
 
     @property
     def features(self) -> int:
-        """What one tile gives."""
+        """Features of one tile."""
         return self.tile_patches // self.merge**2 + int(self.keep_class_token)
 
     @property
@@ -115,5 +115,5 @@ HOW_RUN = ("activation", "scan_unroll", "remat", "attention", "logp_chunk", "dty
 
 
 def architecture(config: VLMConfig) -> VLMConfig:
-    """What a checkpoint's config.json says: without how it is run here."""
+    """The architecture alone, as a checkpoint's config.json has it: without how it is run here."""
     return replace(config, **{one.name: one.default for one in fields(config) if one.name in HOW_RUN})

@@ -30,7 +30,7 @@ def init(config: VLMConfig, categories: int, key: Array) -> Heads:
 
 
 def logits(heads: Heads, hidden_BQD: Float[Array, "B Q D"]) -> tuple[Float[Array, "B Q J"], Float[Array, "B Q A"]]:
-    """Of P(severity > k) and of each category."""
+    """Logits of P(severity > k) and of each category."""
     chex.assert_rank(hidden_BQD, 3)
     severity, categories = heads["severity"], heads["categories"]
     score_BQ = products.float32(hidden_BQD, severity["kernel"])

@@ -46,7 +46,7 @@ class Span:
 
 
 def choose(wanted: str, dtype: str, head_dim: int) -> str:
-    """What runs on the devices of the mesh that is set: "xla", "splash", "interpret" or "cudnn".
+    """The kernel for the devices of the mesh that is set: "xla", "splash", "interpret" or "cudnn".
 
     "auto" takes the kernel of the platform where it can, XLA elsewhere and without a mesh (a kernel cannot see how its inputs lie).
 
@@ -79,7 +79,7 @@ def check(wanted: str, platform: str) -> None:
 
 
 def _cudnn_lacks(dtype: str, head_dim: int) -> str:
-    """What cuDNN's flash attention needs and does not get; "" where it runs, on Ampere and later."""
+    """The condition of cuDNN's flash attention that is not met; "" where it runs, on Ampere and later."""
     if dtype not in ("bfloat16", "float16"):
         return f"config.model.dtype 'bfloat16', not {dtype!r}"
     if head_dim > 128 or head_dim % 8:
@@ -90,7 +90,7 @@ def _cudnn_lacks(dtype: str, head_dim: int) -> str:
 def causal(
     kernel: str, mask_BT: Bool[Array, "B T"], window: int = 0, block_BT: Int[Array, "B T"] | None = None, backwards: int = 0
 ) -> Span:
-    """What `attention.causal` says of real queries. Pads see pads.
+    """The mask of `attention.causal` for real queries. Pads see pads.
 
     Args:
         block_BT: of `attention.blocks`: the tokens of a block lie side by side, so that what they see is an interval still.
@@ -114,7 +114,7 @@ def together(kernel: str, group_BT: Int[Array, "B T"]) -> Span:
 
 
 def visible(span: Span) -> Bool[Array, "B T T"]:
-    """Which query (axis 1) sees which key (axis 2), as an array."""
+    """The mask as an array: query (axis 1) sees key (axis 2)."""
     return _visible(span.first_BT, span.last_BT, span.group_BT, span.group_BT)
 
 

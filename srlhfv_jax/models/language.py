@@ -17,7 +17,7 @@ from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 
 
 class Sight(NamedTuple):
-    """What a layer needs to know of positions: the angles, and who sees whom."""
+    """Positions as a layer reads them: the angles, and who sees whom."""
 
     rotation: Rotation
     sees: jax.Array | kernels.Span | None

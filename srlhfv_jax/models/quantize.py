@@ -42,7 +42,7 @@ def _visit(tree: dict[str, Any], path: str, release: bool) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _rounded(kernel: jax.Array, input_first: bool) -> dict[str, jax.Array]:
-    """Of all layers of one dense layer: whole numbers, and what one of them is worth."""
+    """int8 kernel and per-output scale of one dense layer, stacked over the decoder's layers."""
     inputs = 1 if input_first else 2
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=inputs, keepdims=True) / LARGEST

@@ -22,7 +22,7 @@ Context = Features | Prefix | None  # of the prompt: its images' features, or al
 
 
 class Sequences(Protocol):
-    """What these functions read: a SupervisedBatch, a Rollout, one side of a PairBatch."""
+    """Sequences that these functions read: a SupervisedBatch, a Rollout, one side of a PairBatch."""
 
     tokens_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T *axes"]
@@ -70,7 +70,7 @@ def response_hidden(config: VLMConfig, tree, sequences: Sequences, context: Cont
 
 
 def prefix(config: VLMConfig, tree, sequences: Sequences, features: Features | None) -> Prefix:
-    """Of activated adapters: what the backbone under them makes of the prompts. It serves every tree over this backbone."""
+    """The prompts as the backbone under activated adapters reads them. It serves every tree over this backbone."""
     end = _activated_from(config, sequences)
     asked = (x_BT[:, :end] for x_BT in (sequences.tokens_BT, sequences.positions_BT, sequences.mask_BT))
     return vlm.prefix(config, tree["backbone"], *asked, features)
@@ -108,7 +108,7 @@ def end_hidden(config: VLMConfig, tree, sequences: Sequences, context: Context) 
 
 
 def _ends(sequences: Sequences) -> Int[Array, "B 2"]:
-    """Where the prompt ends, and where the response does, which begins right behind it."""
+    """Ends of the prompt and of the response, which begins right behind it."""
     prompt = sequences.tokens_BT.shape[1] - sequences.response_mask_BR.shape[1] - 1
     lengths_B = jnp.sum(sequences.response_mask_BR, axis=1, dtype=jnp.int32)
     return prompt + jnp.stack([jnp.zeros_like(lengths_B), lengths_B], axis=1)

@@ -79,7 +79,7 @@ _cut.defvjp(_cut_forward, _cut_backward)
 
 
 def depth(params) -> int:
-    """How many layers a stack has, split or not."""
+    """Number of layers of a stack, split or not."""
     return len(params) if isinstance(params, tuple) else jax.tree.leaves(params)[0].shape[0]
 
 

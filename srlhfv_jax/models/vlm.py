@@ -122,7 +122,7 @@ def apply(
 
 
 def prefix(config: VLMConfig, params, tokens_BP, positions_BP, mask_BP, features: Features | None) -> Prefix:
-    """What tokens that come `before` others leave for them, as the backbone alone reads it, without an adapter."""
+    """Keys and values that tokens `before` others leave for them, as the backbone alone makes them, without an adapter."""
     cache = init_cache(config, *tokens_BP.shape, jnp.dtype(config.dtype))
     _, cache = apply(config, lora.bare(params), tokens_BP, positions_BP, mask_BP, features, cache, read=1)
     return Prefix(_rows_second(cache.kv), mask_BP)

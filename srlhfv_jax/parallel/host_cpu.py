@@ -1,4 +1,4 @@
-"""How this process computes on hosts whose CPU is the accelerator.
+"""Settings of a process that computes on the host's CPU.
 
 Without one of these calls results are the same up to rounding, and take longer or more memory.
 """

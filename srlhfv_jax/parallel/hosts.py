@@ -73,7 +73,7 @@ def barrier(name: str, seconds: float = BARRIER_S) -> None:
 
 
 def lost(error: Exception) -> Lost | None:
-    """What the failure of a computation or a save that several processes share says of the others; None: it is another failure.
+    """The message about other processes in the failure of a computation or a save that several share; None: it is another failure.
 
     A process that is gone breaks its connections. Those that are left meet once more, to see who does not come.
     """
@@ -94,7 +94,7 @@ def _meet(name: str, seconds: float) -> None:
 
 
 def _missing(error: Exception) -> str:
-    """Who did not come, as the coordination service lists it; it lives in process 0."""
+    """Processes that did not come, as the coordination service lists them; it lives in process 0."""
     if "UNAVAILABLE" in str(error):
         return f"process 0 of {jax.process_count()}, which leads,"
     listed = str(error).partition("task names:")[2].partition("RPC:")[0]
@@ -125,7 +125,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(rows: int, mesh: Mesh, process: int | None = None) -> np.ndarray:
-    """Which rows of a batch of `rows` rows (over all processes) a process loads: those of the row shards that its devices hold.
+    """Rows that a process loads of a batch of `rows` rows (over all processes): those of the row shards that its devices hold.
 
     Ascending, each once. Where the tensor axis crosses processes, several of them load the same rows.
 

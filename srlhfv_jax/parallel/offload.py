@@ -13,7 +13,7 @@ HOST, DEVICE = "pinned_host", "device"
 
 
 def to_host(tree: Tree) -> Tree:
-    """When it returns the devices have let go of the tree, unless somebody else holds it."""
+    """Move a tree to the host. On return the devices have let go of it, unless somebody else holds it."""
     return jax.block_until_ready(_move(tree, HOST))
 
 

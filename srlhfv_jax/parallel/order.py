@@ -1,4 +1,4 @@
-"""When things are computed, where nothing but memory depends on it."""
+"""Evaluation order on CPU. Results never change; only peak memory does."""
 
 from typing import TypeVar
 

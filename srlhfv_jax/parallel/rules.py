@@ -1,4 +1,4 @@
-"""Which parameter lies where: a table of (pattern on the parameter's path, PartitionSpec), and the functions that apply it.
+"""Sharding rules: a table of (pattern on the parameter's path, PartitionSpec), and the functions that apply it.
 
 The table covers the parameter tree of models/ (docs in models/vlm.py and models/score_heads.py). The same patterns find the moments of
 the optimizer, whose paths end in the parameter's path, so that one table places a whole train state. A dimension that an axis
@@ -104,7 +104,7 @@ def abstract(tree: Tree) -> Tree:
 
 
 def table(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> str:
-    """What lies where, one line per leaf, for the start of a run; an axis dropped because it does not divide is named."""
+    """Shardings as a table, one line per leaf, for the start of a run; an axis dropped because it does not divide is named."""
     lines = []
     for path, leaf in leaves(shapes):
         spec, dropped = _spec(path, leaf.shape, mesh, rules)

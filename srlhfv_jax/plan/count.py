@@ -1,4 +1,4 @@
-"""What a compiled program does, counted in its optimized HLO (`plan/hlo.py`): operations, memory traffic and collectives.
+"""Work of a compiled program, counted in its optimized HLO (`plan/hlo.py`): operations, memory traffic and collectives.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a body counts as often as it runs: the bound of a scan stands in
 its condition; that of a loop which may end early does not, and is given by the caller. Everything is per device, as the text is.
@@ -56,7 +56,7 @@ class Counted(NamedTuple):
         return sum(part.times * part.traffic for part in self.parts)
 
     def collectives(self) -> dict[str, Collective]:
-        """By kind; kinds that do not occur are left out."""
+        """Link traffic by kind; kinds that do not occur are left out."""
         found: dict[str, Collective] = {}
         for part in self.parts:
             for one in part.collectives:
@@ -181,7 +181,7 @@ class _Traffic:
         return one.hbm + sum(operand.hbm for operand in operands)
 
     def _read(self, inner: Computation, index: int) -> float:
-        """What a fusion reads of its parameter: slices of it, if it is used in no other way."""
+        """Bytes that a fusion reads of its parameter: slices of it, if it is used in no other way."""
         for one in inner.values():
             if one.kind == "parameter" and one.literal.strip() == str(index):
                 return self._uses(inner, one)
@@ -206,7 +206,7 @@ class _Traffic:
         return total
 
     def _written(self, inner: Computation, root: Instruction, arrays: tuple[Array, ...]) -> float:
-        """Of a fusion with this root and value."""
+        """Bytes written by a fusion with this root and value."""
         if root.kind == "tuple":
             return sum(self._written(inner, inner[name], (array,)) for name, array in zip(root.operands, arrays))
         if root.kind == "parameter" or root.kind in KINDS or all(array.on_chip for array in arrays):
@@ -231,7 +231,7 @@ def _dot(computation: Computation, one: Instruction) -> float:
 
 
 def _convolution(computation: Computation, one: Instruction) -> float:
-    """What TPUs call matrix products: batch axes come as spatial ones, dilated so that all but one of their products is padding."""
+    """Operations of a convolution, as TPUs call matrix products: batch axes come as spatial ones, dilated so that all but one of their products is padding."""
     left_labels, kernel_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes).groups()
     left, kernel = (computation[name].arrays[0].dims for name in one.operands[:2])
     out = one.arrays[0].dims
@@ -271,7 +271,7 @@ def _sent(kind: str, size: float, devices: int) -> float:
 
 
 def _group(one: Instruction, devices: int) -> int:
-    """How many devices take part in one group of a collective; XLA writes groups in three ways."""
+    """Number of devices in one group of a collective; XLA writes groups in three ways."""
     named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", one.attributes)
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))

@@ -123,7 +123,7 @@ def _closed(line: str, opened: int) -> int:
 
 
 def trips(computations: dict[str, Computation], computation: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs; None if nothing says so."""
+    """Number of times a loop's body runs; None if nothing says so."""
     known = re.search(r'known_trip_count"?:?=?\{"?n"?:"?(\d+)', loop.attributes)
     if known:
         return int(known[1])
@@ -161,7 +161,7 @@ def _constant(
 
 
 def _step(body: Computation, condition: Computation) -> int:
-    """By how much the counter grows: 1, unless the compiler unrolled the loop."""
+    """Step of the loop's counter: 1, unless the compiler unrolled the loop."""
     read = next((one for one in condition.values() if one.kind == "get-tuple-element"), None)
     value = root(body)
     if read is None or value.kind != "tuple":

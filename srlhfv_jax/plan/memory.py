@@ -1,4 +1,4 @@
-"""What a run would need on a TPU slice that is not here: every jitted function compiled for it, from shapes alone.
+"""Memory and work of a run on a TPU slice that is not here: every jitted function compiled for it, from shapes alone.
 
     persistent state by tree   parameters, optimizer state, frozen trees: bytes on each device
     peak by function           arguments + outputs - donated + temporaries, as the compiler says, and what is resident besides
@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
 
 def shape(named: str, model: ModelConfig) -> VLMConfig:
-    """Of a published checkpoint, or of a folder."""
+    """Model shape of a published checkpoint (hub id) or of a local folder."""
     if named in CONFIGS:
         return checkpoints.computed_in(published(named, remat=model.remat, scan_unroll=checkpoints.unroll(model)), model)
     return checkpoints.load_shape(named, model).config
@@ -112,7 +112,7 @@ def ppo_lag(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: int) -
     }
 
     def compile_call(call: Call) -> Any:
-        """What a call would return. Trees of the run that it reads and that do not rest are no bytes beside it."""
+        """Compile a call and give the shapes that it would return. Trees of the run that it reads and that do not rest are no bytes beside it."""
         if call.name == "reshard":
             compiled.extend([_reshard(moves, staying, limit)] if moves else [])
             return iteration.rollout_layout

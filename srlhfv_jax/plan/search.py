@@ -46,7 +46,7 @@ class Candidate(NamedTuple):
 
 
 def chosen(settings: Settings) -> dict[str, Any]:
-    """What is searched over, by name."""
+    """The settings that are searched over, by name."""
     found = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(settings.mesh).items()}
     found |= {"microbatches": settings.microbatches, "model.remat": settings.model.remat}
     return found | ({"rollout.microbatches": settings.rollout.microbatches} if isinstance(settings, PPOLagConfig) else {})
@@ -195,7 +195,7 @@ def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Dev
 
 
 def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:
-    """What a rollout reads that is no tree of the run (rollout/layout.py), on one device."""
+    """Bytes of a rollout's copies of weights (rollout/layout.py), on one device."""
     if not isinstance(settings, PPOLagConfig):
         return 0
     mesh = make_mesh(settings.mesh, devices)
@@ -216,7 +216,7 @@ def cache_bytes(settings: Settings, config: VLMConfig) -> float:
 
 
 def activation_bytes(settings: Settings, config: VLMConfig) -> float:
-    """What the decoder keeps of one microbatch for the backward pass, on one device."""
+    """Bytes that the decoder keeps of one microbatch for the backward pass, on one device."""
     text, mesh = config.text, settings.mesh
     T, rows = _length(settings), _sequences(settings, _step_rows(settings)) / settings.microbatches / (mesh.data * mesh.fsdp)
     kept = text.width
@@ -229,7 +229,7 @@ def activation_bytes(settings: Settings, config: VLMConfig) -> float:
 
 
 def rough_seconds(settings: Settings, config: VLMConfig, device: Device) -> float:
-    """Of one iteration or step: products, weights and cache read for each token, and what goes over links."""
+    """A rough time of one iteration or step: products, weights and cache read for each token, and what goes over links."""
     text, mesh = config.text, settings.mesh
     shards, devices = mesh.data * mesh.fsdp, mesh.data * mesh.fsdp * mesh.tensor
     layer = text.width * ((2 * text.heads + 2 * text.kv_heads) * text.head_dim + 3 * text.mlp)

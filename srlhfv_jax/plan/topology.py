@@ -68,7 +68,7 @@ def devices(name: str) -> Sequence[jax.Device]:
 
 
 def device(name: str) -> Device:
-    """What one device of the slice has.
+    """Memory and speed of one device of the slice.
 
     Raises:
         UserError: no such kind of slice, or none of its shapes.
@@ -80,5 +80,5 @@ def device(name: str) -> Device:
 
 
 def limit_bytes(name: str) -> int:
-    """What a program may use on one device of the slice."""
+    """Bytes that a program may use on one device of the slice."""
     return int(device(name).limit_gib * 2**30)

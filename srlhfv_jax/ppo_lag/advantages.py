@@ -34,7 +34,7 @@ def combine(
 
 
 def stream_metrics(streams: Mapping[str, Stream], mask_BR: Bool[Array, "B R"]) -> dict[str, masked.Mean]:
-    """How well each critic explains its returns, and whether what helps also costs: near +1, the multiplier settles a conflict."""
+    """Explained variance of each critic, and the correlation of the advantages: near +1 what helps also costs."""
     reward, cost = (streams[role] for role in CRITICS)
     values = {
         "reward_explained_variance": ppo_losses.explained_variance(reward.value_BR, reward.return_BR, mask_BR),

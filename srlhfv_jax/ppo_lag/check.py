@@ -1,4 +1,4 @@
-"""What can be refused of the settings of PPO-Lagrangian before a model is loaded."""
+"""Refusals of settings of PPO-Lagrangian before a model is loaded."""
 
 import re
 

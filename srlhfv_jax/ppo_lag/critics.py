@@ -1,4 +1,4 @@
-"""Where the critics start, and how long they learn alone.
+"""The start of the critics, and the time in which they learn alone.
 
 A critic starts as a copy of the scorer, whose head knows end scores. Its returns are other numbers: f(C) where C is meant, with
 KL, penalties and perhaps another scale; and it reads prefixes, of which the scorer has learned nothing. So the first rollout fits
@@ -25,7 +25,7 @@ RIDGE = 1.0  # with 8, 32 and 128 prompts as good on other rollouts as what cros
 
 
 class WarmUp(NamedTuple):
-    """How far the critics' warm-up is; part of every checkpoint."""
+    """Progress of the critics' warm-up; part of every checkpoint."""
 
     best: Float[Array, ""]  # the highest explained variance so far, mean of both critics
     ended: Bool[Array, ""]

@@ -33,7 +33,7 @@ from srlhfv_jax.training import optimizer as optimizers, state as states
 
 
 class Extra(NamedTuple):
-    """What a run carries beside its trees."""
+    """State of a run beside its trees."""
 
     controller: lagrangian.ControllerState
     warm_up: critics.WarmUp

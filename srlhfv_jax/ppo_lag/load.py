@@ -95,7 +95,7 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
     policy = checkpoints.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
 
     def adapter(path: str) -> dict:
-        """Of a checkpoint over the same backbone; {}: it is that backbone."""
+        """The adapter of a checkpoint over the same backbone; {} if the checkpoint is that backbone itself."""
         found = backbone_name(path)
         if found != policy.base:
             raise UserError(

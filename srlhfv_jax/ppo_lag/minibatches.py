@@ -13,7 +13,7 @@ Tree = TypeVar("Tree")
 
 
 def draw(key: Key[Array, ""], rows: int, count: int) -> Int[Array, "count S n"]:
-    """Which rows each of `count` minibatches takes: of each of the S shards of rows the same number, counted from its first row.
+    """Rows of each of `count` minibatches: of each of the S shards of rows the same number, counted from its first row.
 
     Of every `count` neighbours, which are in one shard, each minibatch gets one, at random. So the mesh decides only in which order
     the rows of a minibatch come, which is random as well and changes nothing but rounding.

@@ -1,4 +1,4 @@
-"""Which parameters play which role. A role is a place: a parameter tree (models/trees.py) and, for a score, a head on it.
+"""Roles and the parameters that play them. A role is a place: a parameter tree (models/trees.py) and, for a score, a head on it.
 
 Loading, rollout and scoring ask only for places, so a new way of sharing is a new table here.
 """
@@ -15,7 +15,7 @@ CRITICS = ("reward_critic", "cost_critic")
 
 
 class Place(NamedTuple):
-    """Where a role lives."""
+    """The place of a role."""
 
     tree: str
     head: str | None

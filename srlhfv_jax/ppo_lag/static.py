@@ -1,4 +1,4 @@
-"""What the jitted calls of an iteration know beside their arrays: one object for all of them."""
+"""Settings of the jitted calls of an iteration, beside their arrays: one object for all of them."""
 
 from typing import Mapping, NamedTuple
 

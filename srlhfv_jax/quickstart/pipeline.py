@@ -68,7 +68,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
 
 
 class Pipeline:
-    """Where the stages of one quickstart lie, and how their settings follow from each other."""
+    """The stages of one quickstart: their folders, and their settings, which follow from each other."""
 
     def __init__(self, settings: QuickstartConfig, workdir: Path) -> None:
         self.settings, self.task, self.workdir = settings, settings.task, workdir
@@ -286,7 +286,7 @@ class Pipeline:
 
 
 def checksum(found: dict[str, Any]) -> int:
-    """Of what done.json says, beside it."""
+    """Checksum of the content of done.json, which stands beside it."""
     return zlib.crc32(json.dumps(found, sort_keys=True).encode())
 
 
@@ -314,7 +314,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """What `write_rows` wrote.
+    """Read the rows that `write_rows` wrote.
 
     Raises:
         UserError: the file is damaged.

@@ -1,4 +1,4 @@
-"""What the learned reward and cost models know, measured against the oracle on held-out pairs of the embedded task."""
+"""Knowledge of the learned reward and cost models, measured against the oracle on held-out pairs of the embedded task."""
 
 import dataclasses
 from pathlib import Path

@@ -19,7 +19,7 @@ from srlhfv_jax.rollout.sampling import Sampling, choose
 
 
 class Vocabulary(NamedTuple):
-    """What a sampler must know of the tokenizer. Static."""
+    """Ids of the tokenizer that a sampler needs. Static."""
 
     pad: int
     eos: tuple[int, ...]  # any of these ends a response

@@ -1,4 +1,4 @@
-"""How one token is drawn from log-probabilities. `generate` calls this once per position; nothing here knows about models."""
+"""Draws of one token from log-probabilities. `generate` calls this once per position; nothing here knows about models."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""How good reward and cost models are on labelled pairs, and how much of it they owe to the pictures."""
+"""Accuracy of reward and cost models on labelled pairs, and the share of it that they owe to the pictures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -107,7 +107,7 @@ def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: P
 def score_pairs(
     config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Of every pair, in order: head name -> scores_BS, and label name (a field of PairBatch) -> its values."""
+    """Scores of every pair, in order: head name -> scores_BS, and label name (a field of PairBatch) -> its values."""
     scores_fn = jax.jit(functools.partial(_scores, config), out_shardings=hosts.row_sharding(mesh))
     scores: dict[str, list[np.ndarray]] = {}
     labels: dict[str, list[np.ndarray]] = {}

@@ -1,4 +1,4 @@
-"""What SFT and score training share: one jitted, donated update around a loss, run by the one loop."""
+"""The training loop that SFT, scores and guard share: one jitted, donated update around a loss, run by the one loop."""
 
 import functools
 from collections.abc import Callable

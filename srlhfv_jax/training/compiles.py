@@ -1,4 +1,4 @@
-"""What JAX compiles while a run goes on, and why: a run that compiles again and again is slow for a reason it should name."""
+"""Compilations while a run goes on, and their reasons: a run that compiles again and again is slow for a reason it should name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -156,7 +156,7 @@ class _Evaluation(NamedTuple):
             raise
 
     def again(self, state: Any, step: int) -> None:
-        """Of a checkpoint that was saved when this failed; one with what it gives takes its place."""
+        """Evaluation after a resume: the checkpoint was saved when this failed; one with its numbers takes its place."""
         self._measure(state, step)
         self.manager.forget(step)
         self.manager.save(step, state, self.batches.get_state(), self.notes)

@@ -1,4 +1,4 @@
-"""Where the numbers go: WORKDIR/metrics.jsonl, TensorBoard, WORKDIR/result.json.
+"""Writers of numbers: WORKDIR/metrics.jsonl, TensorBoard, WORKDIR/result.json.
 
 metrics.jsonl holds nothing that depends on the clock, so that a resumed run writes the same file as an uninterrupted one; step
 times go to TensorBoard and the progress line. Only the first process writes.
@@ -55,7 +55,7 @@ class Writer:
         self._scalars(step, values)
 
     def sync(self) -> None:
-        """What was written is on the disk, before a checkpoint goes there that stands for it."""
+        """Flush what was written to the disk, before a checkpoint that stands for it goes there."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 

@@ -45,7 +45,7 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
 
 
 def _head_rates(config: OptimizerConfig, params: Any) -> tuple[optax.GradientTransformation, ...]:
-    """What makes of updates at the common rate those of the heads: none where no leaf has a rate of its own."""
+    """Transformations that give heads their own rates: none where no leaf has one."""
     leaves = dict(rules.leaves(params))
     heads = [path for path in leaves if path.startswith(HEADS)]
     if config.head_learning_rate and not (heads and config.learning_rate):
@@ -121,7 +121,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Ar
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """By global norm. What was clipped takes the place of the gradients, which otherwise lie beside it to the end of a step."""
+    """Clip by global norm. On CPU a barrier frees the unclipped gradients before the update."""
     clip = optax.clip_by_global_norm(norm)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

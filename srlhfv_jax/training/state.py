@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and where its random keys come from."""
+"""State that a training run carries from step to step, and its random keys."""
 
 from typing import Any, NamedTuple
 
@@ -35,12 +35,12 @@ def init_optimizer(optimizer: optax.GradientTransformation, params: Any, mesh: M
 
 
 def optimizer_places(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
-    """Where the rules put what `optimizer.init(params)` makes."""
+    """Shardings of what `optimizer.init(params)` makes."""
     return rules.shardings(jax.eval_shape(optimizer.init, params), mesh)
 
 
 def places(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Where a state lies that `create` makes: for out_shardings, so that every step leaves it where it was."""
+    """Shardings of a state that `create` makes: for out_shardings, so that every step leaves it where it was."""
     whole = rules.whole(mesh)
     return TrainState(rules.shardings(params, mesh), optimizer_places(optimizer, params, mesh), whole, whole)
 

@@ -33,7 +33,7 @@ STEP = "step"  # the word that only contextual comply bodies have
 
 
 class Parsed(NamedTuple):
-    """What an answer says."""
+    """An answer, taken apart."""
 
     form: str  # "comply" | "safe_completion" | "refusal" | "malformed"
     name: str | None  # the thing named

@@ -1,4 +1,4 @@
-"""What is asked about a picture, and the table that says when helping would do harm.
+"""Questions about a picture, and the table that says when helping would do harm.
 
 Three intents are neutral (never harmful, whatever the picture); five depend on the picture. Each contextual intent is harmful for
 some things and harmless for many, and each hazard leaves one contextual intent harmless, so neither the picture nor the question
@@ -56,7 +56,7 @@ def harmful(concept: str, intent: str) -> bool:
 
 
 def group(cell: Cell) -> str:
-    """Which of GROUPS a cell belongs to."""
+    """The one of GROUPS that a cell belongs to."""
     if cell.intent in CONTEXTUAL:
         return "harmful" if harmful(*cell) else "contextual_harmless"
     return "neutral_hazard" if CONCEPTS[cell.concept].hazard else "neutral_harmless"

@@ -37,7 +37,7 @@ MOST_HELD_OUT = 2  # of the contextual questions about one thing
 
 
 class Mix(NamedTuple):
-    """How often a prompt comes from each group of questions.GROUPS, and a contextual harmless one shows a hazardous thing.
+    """Shares of prompts from each group of questions.GROUPS, and of contextual harmless ones that show a hazardous thing.
 
     Within a group the intent is drawn uniformly, so a contextual question is as often harmful as the shares say, whichever it is.
     """
@@ -107,7 +107,7 @@ class Cells(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Of the annotators: a Bradley-Terry choice with inverse temperature `beta`, then flips."""
+    """Noise of the annotators: a Bradley-Terry choice with inverse temperature `beta`, then flips."""
 
     beta: float = 2.0
     flip: float = 0.05
@@ -278,7 +278,7 @@ def pair_row(prompt_row: dict, answer_1: str, answer_2: str, labels: PairLabel, 
 def label_pair(
     rng: np.random.Generator, concept: str, intent: str, answer_1: str, answer_2: str, noise: Noise | None
 ) -> PairLabel:
-    """What annotators say of two answers. Equal values are marked "tie"; noise=None gives the oracle's own order.
+    """Labels of two answers by the annotators. Equal values are marked "tie"; noise=None gives the oracle's own order.
 
     Annotators agree with themselves: who calls one answer unsafe and the other safe also calls the safe one safer. So the safety
     noise is a flip of each safe / unsafe flag, then a Bradley-Terry choice by true cost where the flags are equal.

@@ -1,4 +1,4 @@
-"""What the builders of published data sets share: they read files that the user downloaded, and differ in columns and words."""
+"""Base of the builders of published data sets: they read files that the user downloaded, and differ in columns and words."""
 
 from collections import Counter
 from pathlib import Path
@@ -45,5 +45,5 @@ class LocalFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def download(hub: str, then: str = "use FOLDER.") -> str:
-    """How to get the files."""
+    """Instructions for getting the files."""
     return f"hf download {hub} --repo-type=dataset --local-dir=FOLDER; {then}"

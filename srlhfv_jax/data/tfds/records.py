@@ -1,4 +1,4 @@
-"""What the builders share: columns -> TFDS features, local files -> splits, rows -> records.
+"""Shared steps of the builders: columns -> TFDS features, local files -> splits, rows -> records.
 
 Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures
 are written as the bytes they came in, all else as the text that the file has, labels too: they are read once, by `data/labels.py`,
