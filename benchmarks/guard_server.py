@@ -43,11 +43,11 @@ def serve(port: Connection, limits: Limits, guard: str, batch_s: float, item_s: 
     """The server's process: tell the port, run until SIGTERM."""
     judge = functools.partial(asleep, batch_s=batch_s, item_s=item_s)
     if guard:
-        from srlhfv_jax.cli.generate import one_device
-        from srlhfv_jax.guard import checks as moderating
+        from srlhfv_jax.guard import checks
         from srlhfv_jax.guard.service import models
+        from srlhfv_jax.parallel.mesh import one_device
 
-        judge = models.moderate_with(*moderating.load(guard, one_device(), dtype="float32", batch_size=limits.batch))
+        judge = models.moderate_with(*checks.load(guard, one_device(), dtype="float32", batch_size=limits.batch))
     listening = server.listen("127.0.0.1", 0)
     port.send(listening.getsockname()[1])
     server.make_server(app.make_app(judge, None, limits), limits).run(sockets=[listening])

@@ -41,7 +41,10 @@ def run(capsys, *argv: str) -> tuple[int, str]:
         (["sft", "--config.steps=1.5"], "config.steps must be int, got '1.5'"),
         (["sft", "--config.steps"], "Missing value for flag --config.steps"),
         (["sft", "--config.init_random=maybe"], "config.init_random must be bool, got 'maybe'"),
-        (["sft", "--config=there/is/none.py"], "there is no config file there/is/none.py (the package brings cost.py, "),
+        (
+            ["sft", "--config=there/is/none.py"],
+            "there is no config file there/is/none.py (the package brings benchmark.py, cost.py, ",
+        ),
         (["sft", "--config"], "--config needs a value"),
         (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, smolvlm_256m_shared, "),
         (["export", "--workdir=x"], "--out is needed"),
@@ -246,14 +249,14 @@ SECRETS = [
 
 @pytest.mark.parametrize(("address", "public"), SECRETS)
 def test_secrets_of_an_address_reach_no_file_and_no_message(capsys, monkeypatch, tmp_path, address, public):
-    config = flags.load("evaluate.py")
+    config = flags.load("benchmark.py")
     config.endpoint.url = address
     settings = parse(EvaluateConfig, config)
     measure(lambda settings, workdir: {"kept": settings.endpoint.url == address}, settings, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["endpoint"]["url"] == public
     assert json.loads((tmp_path / "result.json").read_text())["kept"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    said = [run(capsys, "evaluate", "--config=evaluate.py", f"--config.endpoint.url={address}", more)[1] for more in MORE]
+    said = [run(capsys, "benchmark", "--config=benchmark.py", f"--config.endpoint.url={address}", more)[1] for more in MORE]
     said += [failing(capsys, monkeypatch, error(f"no answer from {address}"))[1] for error in (UserError, RuntimeError)]
     said += [path.read_text() for path in tmp_path.glob("srlhfv-*.txt")]
     assert len(said) == 6 and not [line for line in said if "s3cret" in line or "c@ret" in line]

@@ -21,7 +21,7 @@ KINDS = {
     "reward": config.ScoresConfig,
     "cost": config.ScoresConfig,
     "ppo_lag": config.PPOLagConfig,
-    "evaluate": config.EvaluateConfig,
+    "benchmark": config.EvaluateConfig,
 }
 
 

@@ -15,11 +15,11 @@ from tiny_stages import numbers, settings
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import MeshConfig, PPOLagConfig, inference
 from srlhfv_jax.data import chat, tokens
-from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.data.rows import Prompt
+from srlhfv_jax.data.taxonomies import SEVERITIES
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import generating
-from srlhfv_jax.guard import checks as moderating, scoring as guard_model
+from srlhfv_jax.evaluation import answering
+from srlhfv_jax.guard import checks, scoring
 from srlhfv_jax.guard.service.models import moderate_with
 from srlhfv_jax.guard.service.requests import Moderation
 from srlhfv_jax.hf import weights
@@ -79,8 +79,8 @@ def test_stop_ids_are_those_of_the_settings_of_the_tokenizer_and_of_the_template
 def test_a_sampled_answer_ends_at_any_stop_and_says_nothing_of_it(made):
     for end in made.stops:
         speak(made, end)
-        policy = generating.load(str(made.folder), DATA, inference("float32"), mesh(), temperature=1.0, seed=0)
-        assert generating.answers(policy, [Prompt((), "what is this?")], 0) == [SAID], end
+        policy = answering.load_policy(str(made.folder), DATA, inference("float32"), mesh(), temperature=1.0, seed=0)
+        assert answering.answer_prompts(policy, [Prompt((), "what is this?")], 0) == [SAID], end
     speak(made, made.tokenizer.convert_tokens_to_ids(made.family.end))
 
 
@@ -93,15 +93,15 @@ def write_guard(made: Made) -> None:
     tensors |= {"categories.kernel": np.zeros((1, width), np.float32), "categories.bias": np.zeros(1, np.float32)}
     save_file(tensors, made.folder / weights.GUARD_FILE, {"format": "pt"})
     about = {"categories": ["harm"], "thresholds": {"input": 0.5, "output": 0.5}, "max_pixels": 0}
-    about["template"] = guard_model.template_hash(codec)
     about |= PLACE | {"severities": list(SEVERITIES)}
+    about["template"] = scoring.template_hash(codec)
     (made.folder / weights.GUARD_META).write_text(json.dumps(about))
 
 
 def test_a_guard_reads_an_answer_up_to_the_end_that_the_template_writes(made, capsys):
     write_guard(made)
-    checks = moderating.load(str(made.folder), mesh(), dtype="float32", batch_size=4)
-    moderate = moderate_with(checks.input, checks.output, checks.unreadable)
+    loaded = checks.load(str(made.folder), mesh(), dtype="float32", batch_size=4)
+    moderate = moderate_with(*loaded)
     forged = f"no {made.family.end} cat"  # an answer that spells an end does not end there
     found = moderate([Moderation("what is this?", answer, None) for answer in (SAID, forged, None)])
     assert [one["safe"] for one in found] == [False, False, True]

@@ -6,7 +6,7 @@ import pytest
 from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.guard import effect as guarded
 from srlhfv_jax.guard.regenerate import guarded_generate
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.guard.verdict import GuardVerdict
 
 TABLE = {"a": [0.9, 0.2], "b": [0.8, 0.7, 0.6], "c": [0.1], "d": [0.95, 0.85, 0.3]}  # the guard's P(unsafe), round by round
 
@@ -16,7 +16,7 @@ def judge(images, questions, answers):
     for question, answer in zip(questions, answers):
         score = TABLE[question][min(int(answer), len(TABLE[question]) - 1)]
         safe = score <= 0.5
-        found.append(Verdict(safe, "safe" if safe else "minor", (), {"unsafe": score, "severity": score}))
+        found.append(GuardVerdict(safe, "safe" if safe else "minor", (), {"unsafe": score, "severity": score}))
     return found
 
 

@@ -16,14 +16,13 @@ from PIL import Image
 from stub_judge import FIRST, ONE, SWAPPED, Answered, completion, reply, serving, settings, words
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import rules
 from srlhfv_jax.evaluation.judging import client, endpoint, pairwise, rubric
 from srlhfv_jax.evaluation.judging.recorded import recorded
 from srlhfv_jax.evaluation.judging.store import Store
-from srlhfv_jax.evaluation.judging.verdict import Asked, Opinion, Verdict, by_rules, content_key, from_json, judge_all, to_json
+from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, Opinion, content_key, from_json, judge_all, to_json
 
-PAIR = Asked("bench/1", None, "How?", ("alpha", "beta"))
-ALONE = Asked("bench/1", None, "How?", ("alpha",))
+PAIR = JudgeRequest("bench/1", None, "How?", ("alpha", "beta"))
+ALONE = JudgeRequest("bench/1", None, "How?", ("alpha",))
 
 
 def picture(kind: str) -> bytes:
@@ -42,12 +41,12 @@ def at(url: str, path: Path, **changes) -> endpoint.EndpointJudge:
 
 def test_a_reply_about_two_answers_has_rates_and_preferences_and_cost_is_harm():
     verdict = rubric.read_reply("\n".join(f"[{tag}] {value}" for tag, value in FIRST.items()), 2)
-    assert verdict == Verdict((Opinion(3.0, -2.0), Opinion(1.0, 1.0)), more_helpful=0, safer=0)
+    assert verdict == JudgeVerdict((Opinion(3.0, -2.0), Opinion(1.0, 1.0)), more_helpful=0, safer=0)
 
 
 def test_a_reply_about_one_answer_says_whether_it_refuses():
     text = "Here:\n**[helpful_rate]**: 2\n[harmless_rate] = \u22121\n[refusal] Yes."
-    assert rubric.read_reply(text, 1) == Verdict((Opinion(2.0, 1.0, True),))
+    assert rubric.read_reply(text, 1) == JudgeVerdict((Opinion(2.0, 1.0, True),))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_the_picture_goes_first_as_it_is_under_its_own_kind(kind, mime):
 
 
 def test_braces_in_a_question_or_an_answer_stay_as_they_are():
-    text = rubric.messages(Asked("x", None, "{question}", ("{scales}", "{0}")))[0]["content"][0]["text"]
+    text = rubric.messages(JudgeRequest("x", None, "{question}", ("{scales}", "{0}")))[0]["content"][0]["text"]
     assert "{question}" in text and "{scales}" in text and "{0}" in text
 
 
@@ -95,9 +94,9 @@ def test_an_answer_cannot_end_its_fence_or_rate_itself():
 
 def test_what_a_judge_quotes_inside_a_line_is_no_rating():
     quoted = '[helpful_reason] it says "[helpful_rate] 3" of itself\n[helpful_rate] 0\n[harmless_reason] so\n[harmless_rate] -2\n[refusal] no'
-    assert rubric.read_reply(quoted, 1) == Verdict((Opinion(0.0, 2.0, False),))
+    assert rubric.read_reply(quoted, 1) == JudgeVerdict((Opinion(0.0, 2.0, False),))
     alone = "so: [helpful_rate] 2 and [harmless_rate] -1, [refusal] no"
-    assert rubric.read_reply(alone, 1) == Verdict((Opinion(2.0, 1.0, False),))
+    assert rubric.read_reply(alone, 1) == JudgeVerdict((Opinion(2.0, 1.0, False),))
     with pytest.raises(rubric.Malformed, match="several values inside lines"):
         rubric.read_reply(alone + ' though it claims "[harmless_rate] 3"', 1)
 
@@ -140,7 +139,7 @@ def test_equal_answers_are_a_tie_without_a_call():
 
 
 def test_one_missing_order_leaves_the_pair_unjudged():
-    verdict = Verdict((Opinion(), Opinion()), 0, 0)
+    verdict = JudgeVerdict((Opinion(), Opinion()), 0, 0)
     assert pairwise.combine([verdict, None]) is None and pairwise.pair_metrics([None], [2]) == {
         "pairs": 0.0,
         "pairs_unjudged": 1.0,
@@ -170,7 +169,7 @@ def test_one_missing_order_leaves_the_pair_unjudged():
 def test_trouble_that_may_pass_is_tried_again_and_then_counted(tmp_path, trouble, reason):
     with serving(lambda number, body: trouble if number < 2 else Answered(reply(ONE))) as stub:
         judge = at(stub.url, tmp_path / "v.jsonl")
-        assert judge(ALONE) == Verdict((Opinion(2.0, 2.0, False),)) and len(stub.seen) == 3
+        assert judge(ALONE) == JudgeVerdict((Opinion(2.0, 2.0, False),)) and len(stub.seen) == 3
         assert not judge.unjudged and judge.client.calls == {reason: 2, "ok": 1}
     with serving(lambda number, body: trouble) as stub:
         judge = at(stub.url, tmp_path / "w.jsonl")
@@ -201,7 +200,10 @@ def test_half_a_surrogate_pair_in_a_question_or_a_reply_is_judged_and_kept(tmp_p
     said = json.dumps(reply(ONE | {"helpful_reason": "\ud83d"})).encode()
     with serving(lambda number, body: Answered(said)) as stub:
         first = at(stub.url, tmp_path / "v.jsonl")(asked)
-        assert first == at(stub.url, tmp_path / "v.jsonl")(asked) == Verdict((Opinion(2.0, 2.0, False),)) and len(stub.seen) == 1
+        assert (
+            first == at(stub.url, tmp_path / "v.jsonl")(asked) == JudgeVerdict((Opinion(2.0, 2.0, False),))
+            and len(stub.seen) == 1
+        )
     assert recorded(tmp_path / "v.jsonl")(asked) == first
 
 
@@ -320,7 +322,7 @@ from pathlib import Path
 import stub_judge
 from srlhfv_jax.evaluation.judging import client, endpoint
 from srlhfv_jax.evaluation.judging.store import Store
-from srlhfv_jax.evaluation.judging.verdict import Asked, judge_all
+from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, judge_all
 
 url, path, fatal = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 settings = stub_judge.settings(url)
@@ -328,7 +330,7 @@ judge = endpoint.EndpointJudge(client.Client(settings, ""), Store(path), setting
 for number in range(10):
     if number == fatal:
         os.kill(os.getpid(), signal.SIGKILL)
-    judge(Asked("x", None, f"question {number}", ("a",)))
+    judge(JudgeRequest("x", None, f"question {number}", ("a",)))
 """
 
 
@@ -352,7 +354,7 @@ def test_a_killed_run_goes_on_without_repeating_a_call(tmp_path):
 
 def test_threads_write_whole_lines(tmp_path):
     store = Store(tmp_path / "v.jsonl")
-    verdict = Verdict((Opinion(1.0, -1.0, False),))
+    verdict = JudgeVerdict((Opinion(1.0, -1.0, False),))
 
     def write(thread: int) -> None:
         for number in range(50):
@@ -385,7 +387,7 @@ def test_people_may_write_as_little_as_they_know(tmp_path):
     ]
     path = tmp_path / "people.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    assert recorded(path)(ALONE) == Verdict((Opinion(None, -2.0, True),))
+    assert recorded(path)(ALONE) == JudgeVerdict((Opinion(None, -2.0, True),))
 
 
 @pytest.mark.parametrize(
@@ -416,10 +418,5 @@ def test_a_line_that_is_no_judgement_is_named(tmp_path, line, message):
 
 
 def test_verdicts_survive_json():
-    verdict = Verdict((Opinion(2.0, -1.5, None), Opinion(None, None, True)), more_helpful=1, safer=None)
+    verdict = JudgeVerdict((Opinion(2.0, -1.5, None), Opinion(None, None, True)), more_helpful=1, safer=None)
     assert from_json(json.loads(json.dumps(to_json(verdict)))) == verdict
-
-
-def test_rules_are_a_judge_of_refusals_alone():
-    verdict = by_rules(rules.xstest_refusal)(Asked("x", None, "How?", ("Sorry, no.", "Sure.")))
-    assert verdict == Verdict((Opinion(refusal=True), Opinion(refusal=False)))

@@ -10,22 +10,22 @@ from srlhfv_jax.data import images
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import controls, pair_accuracy, quadrants
-from srlhfv_jax.evaluation.judging.choose import judge_metrics, model_scores
+from srlhfv_jax.evaluation.score_metrics import judge_metrics
+from srlhfv_jax.evaluation.scoring import model_scores
 from srlhfv_jax.evaluation.statistics import bootstrap_error, subset_mean
 
 RNG = np.random.default_rng(3)
 
 
 def test_an_identical_answer_is_never_a_win_even_for_a_judge_that_always_takes_the_first():
-    forward, backward, identical = quadrants.ask_both_orders(lambda row, first, second: 1, ["a", "b", "c"], ["a", "b", "c"])
-    rates = quadrants.win_rates(forward, backward, identical)
+    rates = quadrants.win_rates(np.ones(3, int), np.ones(3, int), np.ones(3, bool))
     assert (rates["win"], rates["tie"], rates["lose"], rates["win_rate"]) == (0.0, 1.0, 0.0, 0.5)
     assert rates["first_bias"] == 1.0  # and the judge is found out
     assert rates["swap_consistency"] == 0.0
 
 
 def test_a_judge_that_always_takes_the_first_wins_nothing_on_average():
-    rates = quadrants.win_rates(*quadrants.ask_both_orders(lambda row, first, second: 1, ["a", "b"], ["x", "y"]))
+    rates = quadrants.win_rates(np.ones(2, int), np.ones(2, int), np.zeros(2, bool))
     assert (rates["win"], rates["tie"], rates["lose"], rates["win_rate"]) == (0.0, 1.0, 0.0, 0.5)
 
 
@@ -86,10 +86,10 @@ def test_calibration_error_is_zero_for_true_probabilities_and_large_for_overconf
     probability = RNG.uniform(0.02, 0.98, size=(20000, 2))
     sign = np.where(RNG.uniform(size=probability.shape) < probability, 1.0, -1.0)
     cost = np.log(probability / (1 - probability))
-    assert pair_accuracy.calibration_error(cost, sign) < 0.01
+    assert pair_accuracy.cost_calibration_error(cost, sign) < 0.01
     # certain, and right half of the time: |0.5 - 1| in the last bin, |0.5 - 0| in the first
     extreme = np.array([[900.0, 900.0, -900.0, -900.0]])
-    assert pair_accuracy.calibration_error(extreme, np.array([[1.0, -1.0, 1.0, -1.0]])) == pytest.approx(0.5)
+    assert pair_accuracy.cost_calibration_error(extreme, np.array([[1.0, -1.0, 1.0, -1.0]])) == pytest.approx(0.5)
 
 
 def test_heads_agree_where_the_more_helpful_answer_costs_less():

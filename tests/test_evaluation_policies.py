@@ -14,7 +14,7 @@ from srlhfv_jax.data.quickstart.concepts import ATTRIBUTION, CONCEPTS
 from srlhfv_jax.data.quickstart.questions import CONTEXTUAL, INTENTS, QUESTIONS, harmful
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import answers, compare, oracle, policies, records
+from srlhfv_jax.evaluation import answering, answers, compare, oracle, records
 
 REFUSAL = "sorry , i can not help with that ."
 
@@ -169,7 +169,7 @@ def echo(batch: PromptBatch, index: int) -> Rollout:
 
 def test_filler_rows_are_not_answers_and_padding_is_not_text():
     told = []
-    found, scores = policies.sample_answers(
+    found, scores = answering.sample_answers(
         echo,
         sampled_batches(),
         [10, 11, 12],

@@ -25,7 +25,7 @@ def test_vlguard_phrases_are_found_anywhere_in_any_case(text, refused):
 def test_the_phrase_lists_have_the_published_sizes_and_are_in_lower_case():
     assert len(rules.VLGUARD_REFUSALS) == len(set(rules.VLGUARD_REFUSALS)) == 59
     assert len(rules.XSTEST_REFUSALS) == len(set(rules.XSTEST_REFUSALS)) == 21
-    for phrase in (*rules.VLGUARD_REFUSALS, *rules.XSTEST_REFUSALS, *rules.SAFEMLRM_REFUSALS):
+    for phrase in (*rules.VLGUARD_REFUSALS, *rules.XSTEST_REFUSALS):
         assert phrase == phrase.lower().strip() and phrase
 
 
@@ -36,11 +36,6 @@ def test_xstest_refusals_are_beginnings():
         and rules.xstest_refusal("I’m not able")
     )
     assert not rules.xstest_refusal("Nobody knows.") and not rules.xstest_refusal("Kill it with -9. I'm sorry it hangs.")
-
-
-def test_safemlrm_words_are_found_at_the_beginning_of_a_sentence_too():
-    assert rules.safemlrm_refusal("Sorry, no.") and rules.safemlrm_refusal("We are UNABLE to.")
-    assert not rules.safemlrm_refusal("Step 1: ...")
 
 
 @pytest.mark.parametrize(

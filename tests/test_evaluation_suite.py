@@ -1,4 +1,4 @@
-"""`srlhfv evaluate --config`: from benchmark folders and answers to numbers, with recorded answers and with tiny models."""
+"""`srlhfv benchmark`: from benchmark folders and answers to numbers, with recorded answers and with tiny models."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import pytest
 from stub_judge import FIRST, ONE, Answered as Reply, reply, serving, words
 from test_evaluation_benchmarks import picture, put, table
 
-from srlhfv_jax.cli import evaluate
+from srlhfv_jax.cli import benchmark
 from srlhfv_jax.data.quickstart import processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging.verdict import Opinion
@@ -137,11 +137,11 @@ def test_recorded_answers_are_counted_in_order_and_strangers_are_counted(tmp_pat
 
 def test_kept_answers_belong_to_one_checkpoint_and_one_case(tmp_path):
     case, other = Case("1", picture(1), "p", COMPLY, "c"), Case("1", picture(2), "p", COMPLY, "c")
-    kept = benchmark_answers.Kept(tmp_path / "k.jsonl", ["here", 0.5])
+    kept = benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
     kept.put("vlguard", case, 0, "said", ended=True)
-    again = benchmark_answers.Kept(tmp_path / "k.jsonl", ["here", 0.5])
+    again = benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
     assert again.get(case, 0)["answer"] == "said" and again.get(case, 1) is None and again.get(other, 0) is None
-    assert benchmark_answers.Kept(tmp_path / "k.jsonl", ["there", 0.5]).get(case, 0) is None
+    assert benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["there", 0.5]).get(case, 0) is None
 
 
 # the command
@@ -168,8 +168,8 @@ def root(tmp_path) -> Path:
 
 def run(root: Path, *more: str, policies: str = "", config: str = "tiny") -> dict:
     policies = policies or f"base={root / 'base.jsonl'},ours={root / 'ours.jsonl'}"
-    flags = [f"--config=configs/evaluate.py:{config}", f"--config.root={root / 'root'}", f"--config.policies={policies}"]
-    evaluate.main([*flags, f"--workdir={root / 'out'}", "--config.benchmarks=('xstest','vlguard')", *more])
+    flags = [f"--config=configs/benchmark.py:{config}", f"--config.root={root / 'root'}", f"--config.policies={policies}"]
+    benchmark.main([*flags, f"--workdir={root / 'out'}", "--config.benchmarks=('xstest','vlguard')", *more])
     return json.loads((root / "out" / "result.json").read_text())
 
 

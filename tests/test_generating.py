@@ -4,6 +4,7 @@ import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 import tiny_hf
 from tiny_data import png
@@ -12,7 +13,7 @@ from srlhfv_jax.cli import main
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import generating
+from srlhfv_jax.evaluation import answering
 from srlhfv_jax.parallel.mesh import make_mesh
 
 DATA = DataConfig("", "", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
@@ -32,43 +33,50 @@ def greedy(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tiny_hf.save(folder, CONFIGS[request.param])
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
-    return generating.load(str(folder), DATA, MODEL, mesh, temperature=0.0, seed=0)
+    return answering.load_policy(str(folder), DATA, MODEL, mesh, temperature=0.0, seed=0)
 
 
 def test_a_greedy_answer_does_not_depend_on_what_else_is_asked_nor_on_the_thread(greedy):
-    together = generating.answers(greedy, PROMPTS, 0)
+    together = answering.answer_prompts(greedy, PROMPTS, 0)
     with ThreadPoolExecutor(1) as worker:
-        alone = [worker.submit(generating.answers, greedy, [prompt], 7).result()[0] for prompt in PROMPTS]
+        alone = [worker.submit(answering.answer_prompts, greedy, [prompt], 7).result()[0] for prompt in PROMPTS]
     assert together == alone
     assert len(set(together)) > 1
 
 
+def test_a_policy_answers_on_its_own_mesh_whatever_mesh_is_in_force(greedy, eight_devices):
+    alone = answering.answer_prompts(greedy, PROMPTS[:2], 3)
+    with jax.set_mesh(eight_devices):
+        assert answering.answer_prompts(greedy, PROMPTS[:2], 3) == alone
+
+
 def test_rounding_up_lengths_and_pictures_changes_no_answer(greedy, monkeypatch):
-    rounded = generating.answers(greedy, PROMPTS, 0)
-    monkeypatch.setattr(generating, "_rounded", lambda prepared: prepared)
-    assert generating.answers(greedy, PROMPTS, 0) == rounded
+    rounded = answering.answer_prompts(greedy, PROMPTS, 0)
+    monkeypatch.setattr(answering, "_rounded", lambda prepared: prepared)
+    assert answering.answer_prompts(greedy, PROMPTS, 0) == rounded
 
 
 def test_draws_with_different_numbers_differ_and_with_the_same_number_agree(greedy):
-    policy = generating.load(str(greedy.loaded.path), DATA, MODEL, greedy.mesh, temperature=1.0, seed=3)
-    first, again, second = (generating.answers(policy, PROMPTS[:2], draw) for draw in (0, 0, 1))
+    policy = answering.load_policy(str(greedy.checkpoint.path), DATA, MODEL, greedy.sampler.mesh, temperature=1.0, seed=3)
+    first, again, second = (answering.answer_prompts(policy, PROMPTS[:2], draw) for draw in (0, 0, 1))
     assert first == again != second
 
 
 def test_a_prompt_that_cannot_be_read_is_named_before_and_refused_after(greedy):
-    policy = greedy._replace(data=dataclasses.replace(DATA, prompt_length=60))
+    data = dataclasses.replace(DATA, prompt_length=60)
+    policy = greedy._replace(sampler=answering.Sampler(greedy.sampler.mesh, data, temperature=0.0))
     prompts = [Prompt((), "w6"), Prompt((), " ".join(["w7"] * 61)), Prompt((), "w8 <image>")]
-    found = generating.unreadable(policy, prompts)
+    found = answering.unreadable(policy, prompts)
     assert [unusable and unusable.reason for unusable in found] == [None, "prompt_too_long", "special_token_in_text"]
     with pytest.raises(UserError, match="prompt 1 cannot be read by .*: prompt_too_long"):
-        generating.answers(policy, prompts, 0)
+        answering.answer_prompts(policy, prompts, 0)
 
 
 def test_the_command_answers_one_prompt_or_a_file_of_them_as_the_policy_does(greedy, tmp_path, capsys):
-    flags = [f"--policy={greedy.loaded.path}", "--temperature=0", "--response_length=5", "--prompt_length=60"]
+    flags = [f"--policy={greedy.checkpoint.path}", "--temperature=0", "--response_length=5", "--prompt_length=60"]
     (tmp_path / "0.png").write_bytes(PROMPTS[0].images[0])
     assert main.main(["generate", *flags, "--prompt=w6 w7 w8", f"--image={tmp_path / '0.png'}"]) == 0
-    wanted = generating.answers(greedy, PROMPTS[:3], 0)
+    wanted = answering.answer_prompts(greedy, PROMPTS[:3], 0)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"answer": wanted[0]}
     rows = [
         {"question": "w6 w7 w8", "image": "0.png", "source": "a"},

@@ -6,14 +6,16 @@ from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import regenerate
 from srlhfv_jax.guard.regenerate import guarded_generate
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.guard.verdict import GuardVerdict
 
 LIMIT = 0.35
 
 
-def verdict(unsafe: float) -> Verdict:
+def verdict(unsafe: float) -> GuardVerdict:
     safe = unsafe <= LIMIT
-    return Verdict(safe, "safe" if safe else "severe", () if safe else ("violence",), {"unsafe": unsafe, "severity": 3 * unsafe})
+    return GuardVerdict(
+        safe, "safe" if safe else "severe", () if safe else ("violence",), {"unsafe": unsafe, "severity": 3 * unsafe}
+    )
 
 
 class Script:

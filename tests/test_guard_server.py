@@ -29,7 +29,7 @@ from srlhfv_jax.guard.service.access import Access, names
 from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.guard.verdict import GuardVerdict
 
 PATIENCE_S = 20.0  # of a test, for something that must happen
 
@@ -212,8 +212,10 @@ def test_a_request_that_the_model_fails_on_costs_its_neighbours_nothing():
     assert sorted(map(len, calls)) == [1] * 5 + [4]
 
 
-def verdict(unsafe: float) -> Verdict:
-    return Verdict(unsafe <= 0.5, "safe" if unsafe <= 0.5 else "severe", ("drugs",) if unsafe > 0.5 else (), {"unsafe": unsafe})
+def verdict(unsafe: float) -> GuardVerdict:
+    return GuardVerdict(
+        unsafe <= 0.5, "safe" if unsafe <= 0.5 else "severe", ("drugs",) if unsafe > 0.5 else (), {"unsafe": unsafe}
+    )
 
 
 def readable(asked: Sequence[tuple[Prompt, str | None]]) -> list[Unusable | None]:

@@ -9,7 +9,7 @@ import pytest
 import tiny_hf
 from safetensors.numpy import load_file, save_file
 
-from srlhfv_jax.data.labels import SEVERITIES
+from srlhfv_jax.data.taxonomies import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor, load_pretrained, weights
 from srlhfv_jax.hf.config import from_json

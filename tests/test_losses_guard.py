@@ -11,7 +11,7 @@ import pytest
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import GuardConfig
-from srlhfv_jax.guard import scoring as guard_model
+from srlhfv_jax.guard import scoring
 from srlhfv_jax.losses import severity
 from srlhfv_jax.models import guard_heads
 from srlhfv_jax.parsing import parse
@@ -122,5 +122,5 @@ def test_the_preset_of_7b_finds_the_level_that_its_backbone_knows(balanced, shar
     (tree, hidden_LD, *_), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))(start)
     logit_LJ = guard_heads.logits(tree["guard"], hidden_LD[:, None])[0][:, 0] - severity.shift(weight_2J)[None]
     probability_LJ = np.asarray(jax.nn.sigmoid(logit_LJ))
-    np.testing.assert_array_equal(guard_model.levels(probability_LJ, np.full(4, 0.5)), [0, 1, 2, 3])
+    np.testing.assert_array_equal(scoring.levels(probability_LJ, np.full(4, 0.5)), [0, 1, 2, 3])
     assert np.abs(probability_LJ - 0.5).min() > 0.1

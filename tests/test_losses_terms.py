@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srlhfv_jax.batches import GuardBatch, PairBatch
-from srlhfv_jax.guard import scoring as guard_model, train as guard
+from srlhfv_jax.guard import scoring, train as guard
 from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import step
 
@@ -30,7 +30,7 @@ def linear_model(monkeypatch):
         return tuple(batch.tokens_BT @ kernel_AD.T for kernel_AD in tree["guard"])
 
     monkeypatch.setattr(scores, "_scores", scored)
-    monkeypatch.setattr(guard_model, "logits", judged)
+    monkeypatch.setattr(scoring, "logits", judged)
 
 
 def tree_of(rng):

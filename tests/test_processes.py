@@ -134,7 +134,7 @@ def commands(folder: Path, out: Path) -> list[list[str]]:
     short = ["--batch_size=8", "--response_length=4"]
     pairs = ["evaluate", f"--scorer={scorer}", f"--pairs={rows}", f"--workdir={out / 'pairs'}", "--batch_size=8"]
     compared = ["evaluate", f"--policies={policies}", f"--scorer={scorer}", f"--data={rows}", f"--workdir={out / 'evaluate'}"]
-    suite = ["evaluate", "--config=configs/evaluate.py:tiny", f"--config.root={folder}", "--config.benchmarks=('xstest',)"]
+    suite = ["benchmark", "--config=configs/benchmark.py:tiny", f"--config.root={folder}", "--config.benchmarks=('xstest',)"]
     suite += [f"--config.policies={policies}", "--config.judge=models", f"--config.scorer={scorer}", f"--workdir={out / 'suite'}"]
     generate = ["generate", f"--policy={folder / 'llama'}", f"--guard={folder / 'stages' / 'guard'}", "--rounds=1"]
     written = [*generate, f"--data={rows}", f"--out={out / 'answers.jsonl'}", *short]

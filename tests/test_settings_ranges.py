@@ -7,13 +7,13 @@ import pytest
 
 from srlhfv_jax import config
 from srlhfv_jax.cli import flags, main
+from srlhfv_jax.config.ranges import Pattern, Range
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.config.ranges import Pattern, Range
 
 KINDS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
 STAGES = {"sft": config.SFTConfig, "scores": config.ScoresConfig, "guard": config.GuardConfig, "ppo_lag": config.PPOLagConfig}
-STAGES |= {"evaluate": config.EvaluateConfig, "quickstart": config.QuickstartConfig}
+STAGES |= {"benchmark": config.EvaluateConfig, "quickstart": config.QuickstartConfig}
 
 
 def checks(hint) -> list:
@@ -62,7 +62,7 @@ BAD = [
     *(("sft", "lora.targets", (pattern,)) for pattern in ("(?P<", "[z-a]")),
     *(("scores", "sign_weight", -0.5), ("guard", "pairs.batch_size", 0), ("guard", "false_positive_rate", 1.5)),
     *(("quickstart", "task.flip", 1.5), ("quickstart", "sweep", (0.5, -1.0)), ("quickstart", "ppo.ppo.gamma", 2.0)),
-    *(("evaluate", "endpoint.workers", 0), ("evaluate", "endpoint.timeout_s", -1.0), ("evaluate", "samples", 0)),
+    *(("benchmark", "endpoint.workers", 0), ("benchmark", "endpoint.timeout_s", -1.0), ("benchmark", "samples", 0)),
 ]
 
 

@@ -1,16 +1,16 @@
 """A setting that nothing reads in the mode that others choose is refused, not ignored."""
 
 import pytest
-from srlhfv_jax.configs import recipes
 
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import EvaluateConfig, GuardConfig, PPOLagConfig, QuickstartConfig, ScoresConfig, SFTConfig, unread
+from srlhfv_jax.configs import recipes
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import check as ppo_lag_check
 
 KINDS = {"ppo_lag": PPOLagConfig, "scores": ScoresConfig, "reward": ScoresConfig, "cost": ScoresConfig, "sft": SFTConfig}
-KINDS |= {"guard": GuardConfig, "evaluate": EvaluateConfig, "quickstart": QuickstartConfig}
+KINDS |= {"guard": GuardConfig, "benchmark": EvaluateConfig, "quickstart": QuickstartConfig}
 
 
 def given(command: str, *arguments: str):
@@ -34,7 +34,7 @@ def given(command: str, *arguments: str):
         ("reward", ["sign='graded'"], "sign"),
         ("guard", ["pairs.coef=0.5"], "pairs.coef"),
         ("guard", ["false_positive_rate=0.125"], "false_positive_rate"),
-        ("evaluate", ["judge='rules'", "endpoint.model='m'"], "endpoint.model"),
+        ("benchmark", ["judge='rules'", "endpoint.model='m'"], "endpoint.model"),
         ("quickstart", ["ppo_lag.seed=3"], "ppo_lag.seed"),
         ("quickstart", ["guard.calibration='x'"], "guard.calibration"),
         ("quickstart", ["ppo.constraint.kp=0.25"], "ppo.constraint.kp"),
@@ -80,7 +80,7 @@ def test_what_is_read_may_be_given(command, arguments):
         ),
         ("scores", {"model.logp_chunk": 64}, "config.model.logp_chunk is 64 and would be ignored: no logits"),
         ("guard", {"pairs.evaluation": "rows"}, "config.pairs.evaluation is 'rows' and would be ignored"),
-        ("evaluate", {"judge": "rules", "scorer": "s"}, "config.scorer is 's' and would be ignored: config.judge is 'rules'"),
+        ("benchmark", {"judge": "rules", "scorer": "s"}, "config.scorer is 's' and would be ignored: config.judge is 'rules'"),
     ],
 )
 def test_a_setting_that_is_on_where_nothing_reads_it_is_refused_whoever_set_it(command, changes, message):

@@ -29,6 +29,7 @@ COMMANDS = {
     "moderate": "what a guard says of a question, or of an answer to it",
     "serve": "a guard, and a policy under it, as an HTTP service",
     "evaluate": "compare policies by oracle or by reward and cost models",
+    "benchmark": "policies on local copies of published safety benchmarks",
     "report": "one self-contained report.html of a workdir",
     "export": "rewrite a checkpoint as a Hugging Face folder (dtype, shard size)",
 }
@@ -38,7 +39,7 @@ HELP = f"""usage: srlhfv <command> [flags]        srlhfv <command> --help
 {chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
 
 Stages take --config=FILE.py[:ARG] --workdir=FOLDER [--config.section.key=VALUE ...] and go on where WORKDIR has a checkpoint.
-Stages, quickstart, plan and evaluate write WORKDIR/result.json.
+Stages, quickstart, plan, evaluate and benchmark write WORKDIR/result.json.
 Exit code: 0 success, 2 a mistake in what was given, 1 a fault of srlhfv, 130 after Ctrl-C, 143 after SIGTERM (saved)."""
 
 
@@ -119,6 +120,8 @@ def _run(name: str, argv: list[str]) -> None:
             from srlhfv_jax.cli import serve as command
         case "evaluate":
             from srlhfv_jax.cli import evaluate as command
+        case "benchmark":
+            from srlhfv_jax.cli import benchmark as command
         case "report":
             from srlhfv_jax.cli import report as command
         case "export":

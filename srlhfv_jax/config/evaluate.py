@@ -1,10 +1,10 @@
-"""Settings of `srlhfv evaluate --config`."""
+"""Settings of `srlhfv benchmark`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from srlhfv_jax.config.base import MeshConfig, ModelConfig, DataConfig
+from srlhfv_jax.config.base import DataConfig, MeshConfig, ModelConfig
 from srlhfv_jax.config.ranges import Count, CountOrOff, OneOf, Positive, Range, Seed, Weight
 from srlhfv_jax.config.unread import Unread
 
@@ -27,7 +27,7 @@ class EndpointConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """`srlhfv evaluate --config`: policies on published benchmarks."""
+    """`srlhfv benchmark`: policies on published benchmarks."""
 
     seed: Seed
     root: str  # folder with one folder per benchmark, named as in `benchmarks`

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.taxonomies import LEVELS
 
-LEVELS = 3  # thresholds: more than safe, than minor, than moderate
 PARTS = ("input", "output")  # the question, its answer: the axis Q of a GuardBatch
 
 

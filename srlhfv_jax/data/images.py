@@ -19,7 +19,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.errors import reason, shown
+from srlhfv_jax.errors import UserError, reason, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXIF_ORIENTATION = 0x0112  # 5 to 8: the picture is stored on its side
@@ -88,6 +88,24 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Unusable("missing_image", f"{shown(str(path))}: {reason(error)}") from error
+
+
+def read_given(path: str, name: str) -> bytes | None:
+    """The encoded picture in a file that a user names in the flag `name`; None for "".
+
+    Raises:
+        UserError: no such file, or no picture.
+    """
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise UserError(f"{name}={path}: there is no such file")
+    encoded = Path(path).read_bytes()
+    try:
+        decode(encoded)
+    except Unusable as unusable:
+        raise UserError(f"{name}={path}: {unusable}") from unusable
+    return encoded
 
 
 def _unpacked(text: str) -> bytes:

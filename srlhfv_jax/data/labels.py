@@ -12,7 +12,6 @@ from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import shown
 
 Row = Mapping[str, Any]
-SEVERITIES = ("safe", "minor", "moderate", "severe")  # least first: the levels of PKU-SafeRLHF and of Safe RLHF-V
 
 
 def absent(value: Any) -> bool:

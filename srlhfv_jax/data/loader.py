@@ -32,7 +32,35 @@ from srlhfv_jax.errors import UserError
 Batch = SupervisedBatch | PairBatch | PromptBatch | GuardBatch
 
 KINDS = ("supervised", "pairs", "prompts", "guard")
+UNLIMITED = 1 << 20  # tokens: longer than any row
 PICTURE_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
+
+
+def single_pass(
+    path: str = "",
+    *,
+    split: str = "",
+    image_dir: str = "",
+    allow_dir: str = "",
+    prompt_length: int = 0,
+    response_length: int = 0,
+    batch_size: int = 1,
+    workers: int = 1,
+    max_pixels: int = 0,
+) -> DataConfig:
+    """Settings of rows that are read once and in order, with room for pictures of one size."""
+    return DataConfig(
+        path=path,
+        split=split,
+        image_dir=image_dir,
+        allow_dir=allow_dir,
+        prompt_length=prompt_length,
+        response_length=response_length,
+        batch_size=batch_size,
+        workers=workers,
+        max_pixels=max_pixels,
+        picture_buckets=1,
+    )
 
 
 class PictureCache:

@@ -8,10 +8,9 @@ import numpy as np
 from srlhfv_jax.data import images, tokens
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.loader import UNLIMITED
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Examples
-
-_UNLIMITED = 1 << 30
 
 
 def summarise(examples: Examples) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def token_lengths(examples: Sequence[Example], codec: Codec) -> dict[str, int]:
     prompts, responses, placeholders = [], [], []
     for index in range(len(examples)):
         try:
-            row = tokens.encode(codec, examples[index], index, prompt_length=_UNLIMITED, response_length=_UNLIMITED)
+            row = tokens.encode(codec, examples[index], index, prompt_length=UNLIMITED, response_length=UNLIMITED)
         except Unusable:
             continue
         prompts.append(len(row.prompt))

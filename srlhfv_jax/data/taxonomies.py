@@ -1,6 +1,11 @@
-"""The harm categories that data sets label: names as the published rows write them, in the order of their cards."""
+"""The severities of harm, and the categories that data sets label: names as the published rows write them, in the order of their
+cards.
+"""
 
 from srlhfv_jax.config import choose
+
+SEVERITIES = ("safe", "minor", "moderate", "severe")  # least first: the levels of PKU-SafeRLHF and of Safe RLHF-V
+LEVELS = len(SEVERITIES) - 1  # thresholds between them: more than safe, than minor, than moderate
 
 BEAVERTAILS_V = (
     "animal_abuse",

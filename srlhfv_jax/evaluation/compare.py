@@ -1,7 +1,7 @@
 """Several policies on the same prompts -> one flat dict: `POLICY.NUMBER`, and `POLICY.vs_BASELINE.NUMBER` against the first
 policy.
 
-Arrays in, numbers out; `cli/evaluate.py` loads the models and writes the files.
+Arrays in, numbers out; `compare_policies` loads the models and writes the files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from srlhfv_jax.data.quickstart.oracle import Verdict
+from srlhfv_jax.data.quickstart.oracle import OracleVerdict
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.answers import Answers, aligned, length_metrics
-from srlhfv_jax.evaluation.judging.choose import COST, REWARD, judge_metrics
 from srlhfv_jax.evaluation.oracle import oracle_metrics, verdicts
 from srlhfv_jax.evaluation.quadrants import four_quadrants, score_verdicts, win_rates
+from srlhfv_jax.evaluation.score_metrics import COST, REWARD, judge_metrics
 
 
 class Judged(NamedTuple):
@@ -26,7 +26,7 @@ class Judged(NamedTuple):
     helpful_B: Float[np.ndarray, "B"]
     cost_B: Float[np.ndarray, "B"]
     unsafe_B: Bool[np.ndarray, "B"]
-    verdicts: tuple[Verdict, ...] | None  # by the oracle; None = by learned models
+    verdicts: tuple[OracleVerdict, ...] | None  # by the oracle; None = by learned models
     metrics: dict[str, float]  # flat, without the policy's name
 
 

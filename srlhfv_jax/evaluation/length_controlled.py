@@ -9,8 +9,10 @@ import chex
 import numpy as np
 from jaxtyping import Float, Int
 
+from srlhfv_jax.evaluation.statistics import sigmoid
+
 PENALTY = 1e-5  # on the length coefficient, so that it stays finite where length alone predicts every verdict
-MOST = 30.0  # of the constant: a policy that wins every row has a win rate of 1 at any larger one
+MAX_INTERCEPT = 30.0  # of the constant: a policy that wins every row has a win rate of 1 at any larger one
 STEPS = 100
 
 
@@ -35,17 +37,13 @@ def length_controlled_win_rate(win_B: Float[np.ndarray, "B"], length_gap_B: Int[
     penalty = np.array([0.0, PENALTY])
     weights = np.zeros(2)
     for _ in range(STEPS):
-        probability_B = _sigmoid(features @ weights)
+        probability_B = sigmoid(features @ weights)
         slope = features.T @ (win_B - probability_B) / len(win_B) - penalty * weights
         weighted = features * (probability_B * (1 - probability_B))[:, None]
         # The small diagonal keeps the step defined where all gaps are equal, or all verdicts are certain.
         curvature = features.T @ weighted / len(win_B) + np.diag(penalty + 1e-9)
         step = np.clip(np.linalg.solve(curvature, slope), -2.0, 2.0)
-        weights = np.clip(weights + step, [-MOST, -np.inf], [MOST, np.inf])
+        weights = np.clip(weights + step, [-MAX_INTERCEPT, -np.inf], [MAX_INTERCEPT, np.inf])
         if np.abs(step).max() < 1e-10:
             break
-    return float(_sigmoid(weights[:1])[0])
-
-
-def _sigmoid(value: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -value))
+    return float(sigmoid(weights[:1])[0])

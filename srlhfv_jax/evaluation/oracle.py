@@ -17,7 +17,7 @@ from srlhfv_jax.evaluation.answers import Answers, length_metrics
 from srlhfv_jax.evaluation.statistics import bootstrap_error, subset_mean
 
 
-def verdicts(examples: Sequence[Example], answers: Answers) -> list[oracle.Verdict]:
+def verdicts(examples: Sequence[Example], answers: Answers) -> list[oracle.OracleVerdict]:
     """One verdict per answer, in the order of the answers."""
     return [oracle.judge(*cell(examples[row]), text) for row, text in zip(answers.prompts.tolist(), answers.texts, strict=True)]
 
@@ -53,7 +53,7 @@ def kinds(examples: Sequence[Example]) -> list[str]:
 
 
 def oracle_metrics(
-    examples: Sequence[Example], answers: Answers, judged: Sequence[oracle.Verdict] | None = None
+    examples: Sequence[Example], answers: Answers, judged: Sequence[oracle.OracleVerdict] | None = None
 ) -> dict[str, float]:
     """The flat numbers of one policy; numbers over no rows are absent. `NAME_se` is NAME's standard error, resampled by cell.
 

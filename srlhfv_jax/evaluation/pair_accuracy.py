@@ -1,4 +1,4 @@
-"""How good the learned reward and cost models are, from their scores on held-out pairs.
+"""Accuracy and calibration of learned reward and cost models, from their scores on held-out pairs.
 
 Scores and labels come in as arrays, so the same functions serve labels of people, noisy labels and true oracle orders. Every
 function leaves out what its labels do not decide: ties and unlabelled answers have weight or sign 0. A number without rows is
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import chex
 import numpy as np
 from jaxtyping import Float, Int
+
+from srlhfv_jax.evaluation.statistics import calibration_error, sigmoid
 
 BINS = 10
 
@@ -43,22 +45,14 @@ def sign_accuracy(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarray, 
     return float(np.mean((cost_BS[labelled_BS] > 0) == (sign_BS[labelled_BS] > 0)))
 
 
-def calibration_error(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarray, "B S"], bins: int = BINS) -> float | None:
-    """Expected calibration error of sigmoid(cost) as the probability of "unsafe" (Guo et al., arXiv 1706.04599, eq. 3):
-
-    ECE = sum_b n_b / n |share unsafe in b - mean probability in b|, over equal bins of the probability.
-    """
+def cost_calibration_error(cost_BS: Float[np.ndarray, "B S"], sign_BS: Float[np.ndarray, "B S"]) -> float | None:
+    """Expected calibration error of sigmoid(cost) as the probability of "unsafe", over the labelled answers; None without any."""
     chex.assert_rank([cost_BS, sign_BS], 2)
     chex.assert_equal_shape([cost_BS, sign_BS])
     labelled_BS = sign_BS != 0
     if not labelled_BS.any():
         return None
-    cost, unsafe = cost_BS[labelled_BS].astype(np.float64), sign_BS[labelled_BS] > 0
-    probability = np.exp(-np.logaddexp(0.0, -cost))  # sigmoid that does not overflow
-    index = np.minimum((probability * bins).astype(np.int64), bins - 1)
-    # |n_b share - n_b mean| / n: empty bins drop out by themselves
-    gap = np.bincount(index, weights=unsafe, minlength=bins) - np.bincount(index, weights=probability, minlength=bins)
-    return float(np.abs(gap).sum() / len(cost))
+    return calibration_error(sigmoid(cost_BS[labelled_BS]), sign_BS[labelled_BS] > 0, BINS)
 
 
 def head_agreement(reward_BS: Float[np.ndarray, "B 2"], cost_BS: Float[np.ndarray, "B 2"]) -> float | None:
@@ -105,7 +99,7 @@ def cost_metrics(
         "pairs": float((safety_weight_B > 0).sum()),
         "sign_accuracy": sign_accuracy(cost_BS, sign_BS),
         "signs": float((sign_BS != 0).sum()),
-        "calibration_error": calibration_error(cost_BS, sign_BS),
+        "calibration_error": cost_calibration_error(cost_BS, sign_BS),
         "mean": float(cost_BS.mean()),
         "std": float(cost_BS.std()),
         "mean_unsafe": float(cost_BS[sign_BS > 0].mean()) if (sign_BS > 0).any() else None,

@@ -5,8 +5,6 @@ Safe RLHF-V was seen to choose the first of two identical answers every time, so
 consistency is reported.
 """
 
-from collections.abc import Callable, Sequence
-
 import chex
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,7 +13,6 @@ from srlhfv_jax.evaluation.length_controlled import length_controlled_win_rate
 
 MORE, SAME, LESS = "more_helpful", "as_helpful", "less_helpful"
 QUADRANTS = tuple(f"{helpful}_{safety}" for helpful in (MORE, SAME, LESS) for safety in ("safe", "unsafe"))
-Preference = Callable[[int, str, str], int]  # (row, first shown, second shown) -> +1 first is preferred, -1 second, 0 tie
 
 
 def four_quadrants(
@@ -88,19 +85,6 @@ def score_verdicts(
     """Verdicts of a judge that scores each answer on its own, in both orders, for `win_rates`."""
     chex.assert_equal_shape([a_B, b_B])
     return _sides(a_B, b_B, tie), _sides(b_B, a_B, tie)
-
-
-def ask_both_orders(prefer: Preference, a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ask a pairwise judge about each row twice, with the answers swapped.
-
-    Returns:
-        (forward_B, backward_B, identical_B) for `win_rates`.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"both policies need one answer per row, got {len(a)} and {len(b)}")
-    forward_B = np.array([prefer(row, a[row], b[row]) for row in range(len(a))], np.int64)
-    backward_B = np.array([prefer(row, b[row], a[row]) for row in range(len(a))], np.int64)
-    return forward_B, backward_B, np.array([x == y for x, y in zip(a, b, strict=True)], bool)
 
 
 def _sides(a_B: np.ndarray, b_B: np.ndarray, tie: float) -> np.ndarray:

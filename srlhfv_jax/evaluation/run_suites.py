@@ -1,122 +1,123 @@
-"""Models on benchmark cases: answers of a policy, and reward and cost of answers."""
+"""`srlhfv benchmark`: policies on local copies of published safety benchmarks.
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+cases (suites) -> every policy's answers (suites/answering) -> opinions of them (suites/judging) -> numbers and a table (suites/numbers)
+"""
 
-import jax
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from srlhfv_jax.config import DataConfig, EvaluateConfig
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.config import EvaluateConfig, unread
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import policies
-from srlhfv_jax.evaluation.judging import choose as judges
-from srlhfv_jax.evaluation.judging.verdict import Opinion
-from srlhfv_jax.evaluation.suites.case import Case, picture
-from srlhfv_jax.models import sequences
+from srlhfv_jax.evaluation import scoring
+from srlhfv_jax.evaluation.answering import named_paths
+from srlhfv_jax.evaluation.journal import Journal
+from srlhfv_jax.evaluation.judging.choose import reading_judge
+from srlhfv_jax.evaluation.judging.endpoint import EndpointJudge
+from srlhfv_jax.evaluation.suites import published
+from srlhfv_jax.evaluation.suites.answering import policy_answers
+from srlhfv_jax.evaluation.suites.answers import PolicyAnswers
+from srlhfv_jax.evaluation.suites.case import Case, Read, sample
+from srlhfv_jax.evaluation.suites.judging import Rows, compare_pairs, judge_answers
+from srlhfv_jax.evaluation.suites.numbers import dropped, is_unsafe, numbers, table
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.rollout.generate import generate
-from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.runs import checkpoints, inputs
-from srlhfv_jax.training import state as states
+from srlhfv_jax.runs import checkpoints
 
-BATCHES = 1 << 20  # more than any benchmark fills: keeps the keys of several answers to one case apart
+TABLE, JUDGED = "benchmarks.md", "judged.jsonl"
+READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
 
 
-class Cases(Sequence[Example]):
-    """Cases as the rows that a loader reads; pictures are fetched anew at every access."""
-
-    def __init__(self, cases: Sequence[Case], responses: Sequence[str] | None = None):
-        self._cases, self._responses = cases, responses
-
-    def __len__(self) -> int:
-        return len(self._cases)
-
-    def __getitem__(self, index: int) -> Example:
-        encoded = picture(self._cases[index])
-        images = () if encoded is None else (encoded,)
-        if self._responses is None:
-            return Example(images, self._cases[index].prompt, ())
-        return Example(images, self._cases[index].prompt, (self._responses[index],), unsafe=(None,), severity=(None,))
-
-
-def sampler(loaded: Any, settings: EvaluateConfig, mesh: Any) -> Callable:
-    """(params, prompts, key) -> rollout, jitted, for one policy."""
-    return jax.jit(
-        functools.partial(
-            generate,
-            loaded.config,
-            response_length=settings.data.response_length,
-            vocabulary=checkpoints.vocabulary(loaded),
-            sampling=Sampling(settings.temperature),
-        ),
-        out_shardings=hosts.row_sharding(mesh),
-    )
+def check(settings: EvaluateConfig) -> None:
+    """Check the settings before anything is loaded."""
+    policies = named_paths(settings.policies)
+    unread.check(settings)
+    if not settings.benchmarks:
+        raise UserError(f"config.benchmarks is empty: choose from {', '.join(published.READERS)}")
+    if settings.samples < 1 or settings.data.response_length < 1:
+        raise UserError("config.samples and config.data.response_length must be at least 1")
+    for judge, value, name, needed in (
+        ("models", settings.scorer, "scorer", "a checkpoint with the heads reward and cost"),
+        ("recorded", settings.recorded, "recorded", "a .jsonl file of judgements"),
+        ("endpoint", settings.endpoint.url, "endpoint.url", "the address of an OpenAI-compatible server"),
+    ):
+        if settings.judge == judge and not value:
+            raise UserError(f"config.{name} is empty: give {needed} (--config.{name}=...)")
+    if settings.pairwise and settings.judge == "rules":
+        raise UserError("config.pairwise needs a judge that prefers one answer: set config.judge to models, recorded or endpoint")
+    if settings.pairwise and len(policies) < 2:
+        raise UserError(f"config.pairwise compares with the first policy: give two or more, got {', '.join(policies)}")
 
 
-def answer(
-    loaded: Any,
-    draw: Callable,
+def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
+    """Answer, judge and count: `POLICY.BENCHMARK.NUMBER`, `POLICY.vs_BASELINE.BENCHMARK.NUMBER`, drops and calls of the judge.
+
+    Raises:
+        UserError: a benchmark, a policy or a judge that is not there.
+    """
+    policies, reader = named_paths(settings.policies), reading_judge(settings, workdir)
+    for path in policies.values():
+        if not path.endswith(".jsonl"):
+            checkpoints.check_checkpoint(path, "config.policies")
+    if settings.judge == "models":
+        scoring.check_score_heads(settings.scorer, settings.model)
+    allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
+    benchmarks = {name: published.read(name, Path(settings.root), *allowed) for name in settings.benchmarks}
+    cases = {name: sample(read.cases, settings.limit, settings.seed) for name, read in benchmarks.items()}
+    for name, read in benchmarks.items():
+        drops = ", ".join(f"{reason} {count}" for reason, count in read.drops.most_common()) or "none dropped"
+        print(f"{name}: {len(cases[name])} of {len(read.cases)} cases; {drops}", flush=True)
+    answers = {name: policy_answers(name, path, settings, workdir, cases) for name, path in policies.items()}
+    if settings.judge == "endpoint" and hosts.process_index() > 0:  # the first process asks for all
+        hosts.barrier(READ, READ_S)
+        return {}
+    rows = judge_answers(settings, reader, cases, answers)
+    result, text = _numbers(settings, benchmarks, cases, answers, rows)
+    if settings.pairwise:
+        result |= compare_pairs(settings, reader, rows)
+    if isinstance(reader, EndpointJudge):
+        result |= {f"judge.calls.{outcome}": float(count) for outcome, count in reader.client.calls.items()}
+        result |= {f"judge.unjudged.{reason}": float(count) for reason, count in reader.unjudged.items()}
+    if hosts.process_index() == 0:
+        (workdir / TABLE).write_text(text, encoding="utf-8")
+        _write_judged(workdir / JUDGED, rows)
+        print(text, flush=True)
+    if settings.judge == "endpoint":
+        hosts.barrier(READ, READ_S)
+    return result | {"seed": settings.seed}
+
+
+def _numbers(
     settings: EvaluateConfig,
-    mesh: Any,
-    cases: Sequence[Case],
-    sample: int,
-    *,
-    keep: Callable[[Case, str, bool], None],
-    drop: Callable[[Case, str], None],
-) -> None:
-    """One more answer to each case, as soon as its batch is done.
-
-    Args:
-        draw: `sampler(loaded, settings, mesh)`.
-        sample: which answer to these cases it is; seeds the sampling.
-        keep: told case, text, and whether the answer ended by itself.
-        drop: told cases that the policy cannot read, and the reason (`data.drops.REASONS`).
-
-    Raises:
-        UserError: it can read none of them.
-    """
-    data = settings.data
-    prompts = inputs.fit_loosely("prompts", Cases(cases), data, loaded)
-    for dropped in prompts.dropped:
-        drop(cases[dropped.row], dropped.reason)
-    readable = [row.row for row in prompts.rows]
-    for index, batch in enumerate(inputs.in_order(prompts, data, mesh)):
-        key = states.key(settings.seed, sample * BATCHES + index, "evaluation")
-        done, end = (min(number * data.batch_size, len(readable)) for number in (index, index + 1))
-        said, _ = policies.sample_answers(
-            lambda asked, _, key=key: draw(loaded.params, asked, key),
-            [batch],
-            readable[done:end],
-            prompts.codec.spoken,
-            temperature=settings.temperature,
-        )
-        for row, text, ended in zip(said.prompts.tolist(), said.texts, said.ended.tolist(), strict=True):
-            keep(cases[row], text, ended)
-        hosts.say(f"  {end} of {len(readable)} answers")
+    benchmarks: Mapping[str, Read],
+    cases: Mapping[str, Sequence[Case]],
+    answers: Mapping[str, PolicyAnswers],
+    rows: Rows,
+) -> tuple[dict[str, float], str]:
+    """The flat numbers of all policies on all benchmarks, and a table of them."""
+    result, tables = {}, {}
+    for name, read in benchmarks.items():
+        result |= {f"{name}.{key}": value for key, value in dropped(read.drops).items()}
+    for policy, by_benchmark in rows.items():
+        tables[policy] = {}
+        for name, answered in by_benchmark.items():
+            found = numbers(name, answered, seed=settings.seed)
+            found["unanswered"] = float(len(cases[name]) * settings.samples - len(answered))
+            tables[policy][name] = found
+            result |= {f"{policy}.{name}.{key}": value for key, value in found.items()}
+        result[f"{policy}.answers_unknown"] = float(answers[policy].unknown)
+    return result, table(tables)
 
 
-def score(loaded: Any, data: DataConfig, mesh: Any, cases: Sequence[Case], answers: Sequence[str]) -> list[Opinion | None]:
-    """What a checkpoint with the heads reward and cost says of each answer; None of one it cannot read (an empty one).
-
-    An answer that was cut at its longest is read as if it had ended there.
-
-    Raises:
-        UserError: it has not both heads, or can read no answer.
-    """
-    if not {judges.REWARD, judges.COST} <= loaded.heads.keys():
-        raise UserError(f"{loaded.path} has the heads {sorted(loaded.heads)}: a judge needs reward and cost on one backbone")
-    any_length = dataclasses.replace(data, prompt_length=0, response_length=0)
-    rows = inputs.fit_loosely("supervised", Cases(cases, answers), any_length, loaded, literal=True)
-    tree = {"backbone": loaded.params, "heads": loaded.heads}
-
-    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
-    def ends(tree, batch):
-        return sequences.end_scores(loaded.config, tree, batch, sequences.encode(loaded.config, tree, batch.images))
-
-    found = judges.model_scores(lambda batch: hosts.to_host(ends(tree, batch)), inputs.in_order(rows, data, mesh))
-    opinions: list[Opinion | None] = [None] * len(cases)
-    for row, reward, cost in zip(rows.rows, found[judges.REWARD], found[judges.COST], strict=True):
-        opinions[row.row] = Opinion(float(reward), float(cost))
-    return opinions
+def _write_judged(path: Path, rows: Rows) -> None:
+    """Every answer with its case and the opinion of it, for people and other judges."""
+    path.unlink(missing_ok=True)
+    journal = Journal(path)
+    for policy, benchmarks in rows.items():
+        for name, answered in benchmarks.items():
+            for row in answered:
+                case = row.case
+                line = {"policy": policy, "benchmark": name, "id": case.id, "category": case.category, "subset": case.subset}
+                line |= {"expect": case.expect, "gold": case.gold, "prompt": case.prompt, "answer": row.answer}
+                line |= {"unsafe": is_unsafe(name, case, row.answer, row.opinion)}
+                line |= {"opinion": row.opinion and row.opinion._asdict(), "reasoning": row.reasoning}
+                journal.append(line)
+    journal.close()

@@ -1,4 +1,4 @@
-"""Means over a subset of rows, their bootstrap standard errors and intervals.
+"""Means over a subset of rows, their bootstrap standard errors and intervals; calibration error and sigmoid on the host.
 
 Rows of one cell (the same concept and question in other renderings) stand or fall together, so the bootstrap resamples whole
 groups (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8); with one group per row it is the plain bootstrap.
@@ -17,6 +17,20 @@ def subset_mean(value_B: Float[np.ndarray, "B"], member_B: Bool[np.ndarray, "B"]
     """Mean of the rows where `member_B`; None when there are none (an absent number is better than an invented one)."""
     chex.assert_equal_shape([value_B, member_B])
     return float(value_B[member_B].mean()) if member_B.any() else None
+
+
+def sigmoid(value: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """1 / (1 + e^-value) in float64; does not overflow."""
+    return np.exp(-np.logaddexp(0.0, -value.astype(np.float64)))
+
+
+def calibration_error(probability_B: Float[np.ndarray, "B"], event_B: Bool[np.ndarray, "B"], bins: int) -> float:
+    """ECE = sum_b n_b / n |share of events in b - mean probability in b| over equal bins (Guo et al., arXiv 1706.04599, eq. 3)."""
+    chex.assert_equal_shape([probability_B, event_B])
+    index_B = np.minimum((probability_B * bins).astype(np.int64), bins - 1)
+    # |n_b share - n_b mean| / n: empty bins drop out by themselves
+    gap = np.bincount(index_B, weights=event_B, minlength=bins) - np.bincount(index_B, weights=probability_B, minlength=bins)
+    return float(np.abs(gap).sum() / len(event_B))
 
 
 def bootstrap_error(

@@ -10,9 +10,8 @@ from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example, Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.judge import Guard
-from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures
-from srlhfv_jax.guard.service.models import Unreadable
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures, Unreadable
+from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.runs import inputs
 
 
@@ -37,11 +36,11 @@ def load(
     """
     guard = Guard.load(path, dtype=dtype, batch_size=batch_size, mesh=mesh)
 
-    def check_input(images: Pictures, questions: Sequence[str]) -> Sequence[Verdict]:
+    def check_input(images: Pictures, questions: Sequence[str]) -> Sequence[GuardVerdict]:
         with jax.set_mesh(mesh):  # the mesh in force is a thread's own
             return guard.check_input(images, questions)
 
-    def check_output(images: Pictures, questions: Sequence[str], answers: Sequence[str]) -> Sequence[Verdict]:
+    def check_output(images: Pictures, questions: Sequence[str], answers: Sequence[str]) -> Sequence[GuardVerdict]:
         with jax.set_mesh(mesh):
             return guard.check_output(images, questions, answers)
 

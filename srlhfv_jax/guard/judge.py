@@ -1,8 +1,8 @@
 """A trained guard in use: questions before they are answered, answers before they are shown.
 
     guard = Guard.load("WORKDIR")
-    guard.check_input(images, questions)            -> one Verdict each
-    guard.check_output(images, questions, answers)  -> one Verdict each
+    guard.check_input(images, questions)            -> one GuardVerdict each
+    guard.check_output(images, questions, answers)  -> one GuardVerdict each
 
 Batched and jitted: rows are padded to a few lengths and to whole batches, so that a service compiles a handful of programs.
 """
@@ -20,14 +20,13 @@ from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import chat, guard_rows, loader
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import scoring as model
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.guard import scoring
+from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.hf.load import Pretrained, load_pretrained
 from srlhfv_jax.parallel import hosts
 
-ANY_LENGTH = 1 << 20
-SHORTEST = 16
+MIN_PROMPT_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Guard:
         """
         loaded = load_pretrained(path, dtype=dtype, mesh=mesh)
         heads, about = load_guard(loaded.config, loaded.path, mesh)
-        found = model.template_hash(chat.codec(loaded.processor))
+        found = scoring.template_hash(chat.codec(loaded.processor))
         if found != about["template"]:
             raise UserError(
                 f"{loaded.path}: its chat template is not the one the guard was trained with: restore it, or train again"
@@ -64,11 +63,11 @@ class Guard:
             about["thresholds"],
             batch_size,
             about["max_pixels"],
-            jax.jit(functools.partial(model.logits, loaded.config)),
+            jax.jit(functools.partial(scoring.logits, loaded.config)),
             mesh,
         )
 
-    def check_input(self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str]) -> list[Verdict]:
+    def check_input(self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str]) -> list[GuardVerdict]:
         """Verdicts on questions: encoded pictures of each (none: text-only), and its text.
 
         Raises:
@@ -79,13 +78,13 @@ class Guard:
 
     def check_output(
         self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str], responses: Sequence[str]
-    ) -> list[Verdict]:
+    ) -> list[GuardVerdict]:
         """Verdicts on answers to questions. An answer without text is safe.
 
         Raises:
             UserError: this guard was not trained on answers, or one that it cannot read.
         """
-        found = [model.said_nothing(self.categories)] * len(responses)
+        found = [scoring.silence_verdict(self.categories)] * len(responses)
         rows = [row for row, response in enumerate(responses) if response.strip()]
         every = list(zip(images, prompts, responses, strict=True))
         examples = [Example(every[row][0], every[row][1], (every[row][2],)) for row in rows]
@@ -93,14 +92,15 @@ class Guard:
             found[row] = verdict
         return found
 
-    def _verdicts(self, part: str, examples: Sequence[Example]) -> list[Verdict]:
+    def _verdicts(self, part: str, examples: Sequence[Example]) -> list[GuardVerdict]:
         if part not in self.thresholds:
             raise UserError(
                 f"{self.pretrained.path} judges {', '.join(self.thresholds)} only: train it with {part!r} in config.parts"
             )
         if not examples:
             return []
-        data = _data(self.max_pixels)
+        lengths = dict(prompt_length=loader.UNLIMITED, response_length=loader.UNLIMITED)
+        data = loader.single_pass("the rows to judge", **lengths, workers=0, max_pixels=self.max_pixels)
         rows = loader.fit("guard", examples, self.pretrained.processor, data, categories=self.categories)
         if rows.dropped:
             drop = rows.dropped[0]
@@ -108,9 +108,11 @@ class Guard:
         prompt = max(len(row.prompt) for row in rows.rows)
         answer = max((len(ids) for row in rows.rows for ids in row.responses), default=0)
         frame = rows.frame._replace(prompt_length=rounded(prompt), response_length=rounded(answer))
-        severity_BQJ, category_BQA = model.probabilities(self.logits, self.tree, self._batches(rows._replace(frame=frame), data))
+        severity_BQJ, category_BQA = scoring.probabilities(
+            self.logits, self.tree, self._batches(rows._replace(frame=frame), data)
+        )
         which = guard_rows.PARTS.index(part)
-        return model.verdicts(severity_BQJ[:, which], category_BQA[:, which], self.thresholds[part], self.categories)
+        return scoring.verdicts(severity_BQJ[:, which], category_BQA[:, which], self.thresholds[part], self.categories)
 
     def _batches(self, rows: loader.Prepared, data: DataConfig) -> Iterator[tuple[Any, Any]]:
         """Every row once, in order: a batch on the devices, and which of its rows are real."""
@@ -121,23 +123,7 @@ class Guard:
 
 def rounded(length: int) -> int:
     """The next of 0, 16, 24, 32, 48, 64, ...: few lengths, each compiled once, and at most a half too long."""
-    size = SHORTEST
+    size = MIN_PROMPT_LENGTH
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size if length else 0
-
-
-def _data(max_pixels: int) -> DataConfig:
-    """To fit rows of any length: their batches have sizes of their own."""
-    return DataConfig(
-        path="the rows to judge",
-        split="",
-        image_dir="",
-        allow_dir="",
-        prompt_length=ANY_LENGTH,
-        response_length=ANY_LENGTH,
-        batch_size=1,
-        workers=0,
-        max_pixels=max_pixels,
-        picture_buckets=1,
-    )

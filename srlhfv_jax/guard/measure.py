@@ -10,16 +10,18 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn import metrics as sk
 
-from srlhfv_jax.data.labels import SEVERITIES
+from srlhfv_jax.data.taxonomies import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.rates import by_group
+from srlhfv_jax.evaluation.statistics import calibration_error
+from srlhfv_jax.guard.scoring import CATEGORY_THRESHOLD
 
-CHANCE = 0.5  # a category is named where it is more likely than not; an unsafe row has the next level likewise
 BINS = 15
 
 
 def threshold(score_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], false_positive_rate: float) -> float:
-    """Of all t with share(score > t | safe) <= false_positive_rate, the one of the best F1 of "score > t"; of equals the highest.
+    """The threshold with the best F1 of "score > t" among those that flag at most `false_positive_rate` of the safe rows; the highest of
+    equals.
 
     Raises:
         UserError: no safe or no unsafe row to set it by.
@@ -49,20 +51,17 @@ def flag_metrics(
     said_B = score_B > threshold_B
     precision, recall, f1, _ = sk.precision_recall_fscore_support(unsafe_B, said_B, average="binary", zero_division=0)
     numbers = {"accuracy": sk.accuracy_score(unsafe_B, said_B), "precision": precision, "recall": recall, "f1": f1}
-    numbers |= {"rows": len(score_B), "unsafe_share": unsafe_B.mean(), "calibration_error": calibration_error(score_B, unsafe_B)}
+    numbers |= {
+        "rows": len(score_B),
+        "unsafe_share": unsafe_B.mean(),
+        "calibration_error": calibration_error(score_B, unsafe_B, BINS),
+    }
     if not unsafe_B.all():
         numbers["false_positive_rate"] = said_B[~unsafe_B].mean()
     if unsafe_B.any() and not unsafe_B.all():
         numbers["auroc"] = sk.roc_auc_score(unsafe_B, score_B)
         numbers["auprc"] = sk.average_precision_score(unsafe_B, score_B)
     return {name: float(value) for name, value in numbers.items()}
-
-
-def calibration_error(probability_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], bins: int = BINS) -> float:
-    """ECE = sum_b n_b / n |share unsafe in b - mean probability in b| over equal bins (Guo et al., arXiv 1706.04599, eq. 3)."""
-    index_B = np.minimum((probability_B * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(index_B, weights=unsafe_B, minlength=bins) - np.bincount(index_B, weights=probability_B, minlength=bins)
-    return float(np.abs(gap).sum() / len(unsafe_B))
 
 
 def severity_metrics(level_B: np.ndarray, said_B: np.ndarray) -> dict[str, float]:
@@ -89,7 +88,7 @@ def category_metrics(
     chex.assert_equal_shape([probability_BA, label_BA])
     if not len(label_BA):
         return {}
-    said_BA = (probability_BA > CHANCE) & said_unsafe_B[:, None]
+    said_BA = (probability_BA > CATEGORY_THRESHOLD) & said_unsafe_B[:, None]
     present = [place for place in range(len(names)) if label_BA[:, place].any()]
     f1 = {place: float(sk.f1_score(label_BA[:, place], said_BA[:, place], zero_division=0)) for place in present}
     numbers = {"category_exact_match": float((said_BA == label_BA).all(axis=1).mean())}

@@ -9,14 +9,17 @@ arguments; `generate` is a policy. Nothing here knows about models, seeds or bat
 from collections.abc import Callable, Sequence
 
 from srlhfv_jax.config import choose
+from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard.verdict import Guarded, Round, Verdict
+from srlhfv_jax.guard.verdict import Guarded, GuardVerdict, Round
 
 Generate = Callable[[Sequence[Prompt], int], Sequence[str]]  # (prompts, round) -> one answer each; a round has draws of its own
 Pictures = Sequence[tuple[bytes, ...]]
-CheckInput = Callable[[Pictures, Sequence[str]], Sequence[Verdict]]  # (images, questions)
-CheckOutput = Callable[[Pictures, Sequence[str], Sequence[str]], Sequence[Verdict]]  # (images, questions, answers)
+CheckInput = Callable[[Pictures, Sequence[str]], Sequence[GuardVerdict]]  # (images, questions)
+CheckOutput = Callable[[Pictures, Sequence[str], Sequence[str]], Sequence[GuardVerdict]]  # (images, questions, answers)
+# Why a model cannot read (pictures, question, answer or None); None where it can.
+Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]
 
 POLICIES = ("block", "regenerate", "warn")
 REFUSAL = "I can't help with that."
@@ -78,7 +81,7 @@ def kept(rounds: Sequence[Round], after: int | None = None) -> Round:
     return min(seen, key=lambda one: (not one.verdict.safe, one.verdict.scores["unsafe"], one.number))
 
 
-def with_feedback(question: str, verdict: Verdict) -> str:
+def with_feedback(question: str, verdict: GuardVerdict) -> str:
     """The question of the next round, with what was wrong with the last answer."""
     about = f" ({', '.join(verdict.categories)})" if verdict.categories else ""
     return (
@@ -92,7 +95,7 @@ def _asked(prompt: Prompt, before: Sequence[Round], feedback: bool) -> Prompt:
     return prompt._replace(question=with_feedback(prompt.question, before[-1].verdict))
 
 
-def _inputs(check_input: CheckInput | None, prompts: Sequence[Prompt]) -> list[Verdict | None]:
+def _inputs(check_input: CheckInput | None, prompts: Sequence[Prompt]) -> list[GuardVerdict | None]:
     if check_input is None or not prompts:
         return [None] * len(prompts)
     return list(check_input([prompt.images for prompt in prompts], [prompt.question for prompt in prompts]))
@@ -102,20 +105,20 @@ def _answers(generate: Generate, prompts: Sequence[Prompt], number: int) -> list
     return list(generate(prompts, number)) if prompts else []
 
 
-def _verdicts(check: CheckOutput, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Verdict]:
+def _verdicts(check: CheckOutput, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[GuardVerdict]:
     """The question itself is judged, without feedback: its wording is ours, not the user's."""
     if not prompts:
         return []
     return list(check([prompt.images for prompt in prompts], [prompt.question for prompt in prompts], answers))
 
 
-def _unchecked(answer: str | None, input_verdict: Verdict | None, refusal: str) -> Guarded:
+def _unchecked(answer: str | None, input_verdict: GuardVerdict | None, refusal: str) -> Guarded:
     if answer is None:
         return Guarded(refusal, None, True, (), input_verdict)
     return Guarded(answer, None, False, (), input_verdict)
 
 
-def _result(rounds: tuple[Round, ...], input_verdict: Verdict | None, policy: str, refusal: str) -> Guarded:
+def _result(rounds: tuple[Round, ...], input_verdict: GuardVerdict | None, policy: str, refusal: str) -> Guarded:
     if not rounds:
         return Guarded(refusal, None, True, (), input_verdict)
     best = kept(rounds)

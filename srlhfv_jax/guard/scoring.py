@@ -1,4 +1,4 @@
-"""A batch of questions and answers -> logits -> probabilities -> verdicts. What the guard's stage and `Guard` share."""
+"""From a batch of questions and answers to logits, probabilities and verdicts: shared by training and by `Guard`."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,17 +9,18 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import GuardBatch
 from srlhfv_jax.data import chat
-from srlhfv_jax.data.labels import SEVERITIES
-from srlhfv_jax.guard.verdict import Verdict
+from srlhfv_jax.data.taxonomies import SEVERITIES
+from srlhfv_jax.evaluation.statistics import sigmoid
+from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.models import guard_heads, sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
 
-LEVEL = 0.5  # of an unsafe item, a higher level is named where it is more likely than not; a category too
+CATEGORY_THRESHOLD = 0.5  # an unsafe item is of a category where that is more likely than not; of a higher level likewise
 
 
 def logits(config: VLMConfig, tree: Any, batch: GuardBatch) -> tuple[Float[Array, "B 2 J"], Float[Array, "B 2 A"]]:
-    """Of severities and categories, of each question and of its answer; without an answer both are the question's."""
+    """Logits of severities and categories, of each question and of its answer; without an answer both are the question's."""
     hidden_BQD = sequences.end_hidden(config, tree, batch, sequences.encode(config, tree, batch.images))
     return guard_heads.logits(tree["guard"], hidden_BQD)
 
@@ -37,41 +38,37 @@ def probabilities(
     """
     parts = []
     for batch, real_B in batches:
-        parts.append([_sigmoid(found)[real_B] for found in hosts.to_host(logits_of(tree, batch))])
+        parts.append([sigmoid(logit)[real_B] for logit in hosts.to_host(logits_of(tree, batch))])
     severity_BQJ, category_BQA = (np.concatenate(part) for part in zip(*parts, strict=True))
     return np.minimum.accumulate(severity_BQJ, axis=2), category_BQA
 
 
 def levels(severity_BJ: Float[np.ndarray, "B J"], threshold_B: Float[np.ndarray, "B"]) -> np.ndarray:
     """Index into SEVERITIES: 0 where P(unsafe) is at or below its threshold."""
-    return (severity_BJ[:, 0] > threshold_B) * (1 + (severity_BJ[:, 1:] > LEVEL).sum(axis=1))
+    return (severity_BJ[:, 0] > threshold_B) * (1 + (severity_BJ[:, 1:] > CATEGORY_THRESHOLD).sum(axis=1))
 
 
 def verdicts(
     severity_BJ: Float[np.ndarray, "B J"], category_BA: Float[np.ndarray, "B A"], threshold: float, categories: Sequence[str]
-) -> list[Verdict]:
+) -> list[GuardVerdict]:
     """One for each row; a safe one names no category."""
     found = []
     level_B = levels(severity_BJ, np.full(len(severity_BJ), threshold))
     for level, severity_J, category_A in zip(level_B.tolist(), severity_BJ, category_BA, strict=True):
-        order = [place for place in np.argsort(-category_A, kind="stable") if level and category_A[place] > LEVEL]
+        order = [place for place in np.argsort(-category_A, kind="stable") if level and category_A[place] > CATEGORY_THRESHOLD]
         scores = {"unsafe": float(severity_J[0]), "severity": float(severity_J.sum())}  # E[level] = sum of P(level > k)
         scores |= {name: float(value) for name, value in zip(categories, category_A)}
-        found.append(Verdict(level == 0, SEVERITIES[level], tuple(categories[place] for place in order), scores))
+        found.append(GuardVerdict(level == 0, SEVERITIES[level], tuple(categories[place] for place in order), scores))
     return found
 
 
-def said_nothing(categories: Sequence[str]) -> Verdict:
-    """Of an answer without text: there is no harm in it."""
+def silence_verdict(categories: Sequence[str]) -> GuardVerdict:
+    """The verdict on an answer without text: safe."""
     scores: Mapping[str, float] = {"unsafe": 0.0, "severity": 0.0} | dict.fromkeys(categories, 0.0)
-    return Verdict(True, SEVERITIES[0], (), scores)
+    return GuardVerdict(True, SEVERITIES[0], (), scores)
 
 
 def template_hash(codec: chat.Codec) -> str:
-    """Of how a question is put to the model: a guard that reads another template than it was trained with judges blindly."""
+    """A digest of how questions are put to the model: a guard that reads another template than it was trained with judges blindly."""
     texts = [codec.prompt_text("a question", images) for images in ((0, 1) if codec.reader is not None else (0,))]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def _sigmoid(logit: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return np.exp(-np.logaddexp(0.0, -logit.astype(np.float64)))

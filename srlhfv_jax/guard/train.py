@@ -19,7 +19,6 @@ import numpy as np
 from srlhfv_jax.batches import GuardBatch, PairBatch
 from srlhfv_jax.config import DataConfig, GuardConfig
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
-from srlhfv_jax.data.labels import SEVERITIES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import measure as guards, scoring as guard_model
 from srlhfv_jax.hf.load import Pretrained
@@ -35,7 +34,7 @@ from srlhfv_jax.supervised import scores, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
-CHANCE = 0.5  # the threshold where no rows calibrate it
+DEFAULT_THRESHOLD = 0.5  # on P(unsafe), where no rows calibrate it
 
 
 class Judged(NamedTuple):
@@ -97,7 +96,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
         exported = tree | {"heads": model.heads}
     result = last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
-    about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, CHANCE)
+    about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, DEFAULT_THRESHOLD)
     uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
     export_run(started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated)
     whole = with_backbone(base, tree)
@@ -125,7 +124,7 @@ def complete(run: Unfinished) -> Unfinished:
     if not isinstance(settings, GuardConfig):
         return run
     rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model))
-    unset = {"thresholds": dict.fromkeys(settings.parts, CHANCE), "false_positive_rate": None}
+    unset = {"thresholds": dict.fromkeys(settings.parts, DEFAULT_THRESHOLD), "false_positive_rate": None}
     heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
     return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset)
 
@@ -325,7 +324,7 @@ def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
     return {
         "taxonomy": settings.taxonomy,
         "categories": list(rows.categories),
-        "severities": list(SEVERITIES),
+        "severities": list(taxonomies.SEVERITIES),
         "template": guard_model.template_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
     }

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from srlhfv_jax.data.labels import SEVERITIES
+from srlhfv_jax.data.taxonomies import LEVELS, SEVERITIES
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
 from srlhfv_jax.hf import weights
-from srlhfv_jax.models import guard_heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
 
@@ -59,7 +58,7 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
     described = read_json(meta)
     _check_guard(described, meta)
     count = len(described["categories"])
-    expected = {"severity.kernel": (config.text.width,), "severity.bias": (guard_heads.THRESHOLDS,)}
+    expected = {"severity.kernel": (config.text.width,), "severity.bias": (LEVELS,)}
     expected |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
     tensors = weights.open_file(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}

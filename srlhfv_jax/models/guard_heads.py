@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.losses import products
 from srlhfv_jax.models.config import VLMConfig
 
-THRESHOLDS = 3
 Heads = dict[str, dict[str, Array]]
 
 
@@ -24,7 +24,7 @@ def init(config: VLMConfig, categories: int, key: Array) -> Heads:
     one, other = jax.random.split(key)
     scale = (D + 1) ** -0.5
     return {
-        "severity": {"kernel": jax.random.normal(one, (D,)) * scale, "bias": jnp.zeros(THRESHOLDS)},
+        "severity": {"kernel": jax.random.normal(one, (D,)) * scale, "bias": jnp.zeros(LEVELS)},
         "categories": {"kernel": jax.random.normal(other, (categories, D)) * scale, "bias": jnp.zeros(categories)},
     }
 

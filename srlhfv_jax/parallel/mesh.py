@@ -39,6 +39,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def use_mesh(config: MeshConfig) -> Mesh:
+    """`make_mesh`, set as the mesh of all that this thread computes from here on."""
+    mesh = make_mesh(config)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device."""
+    return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+
+
 def target_device() -> Any:
     """A device of the kind that what is traced now is for, with `platform` and `device_kind`: of the mesh that is set, or where
     none is, the first. None where an abstract mesh says nothing."""

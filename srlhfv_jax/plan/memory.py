@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data import taxonomies
+from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.hf.published import CONFIGS, published
@@ -147,7 +148,7 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
         count = len(taxonomies.categories(settings.taxonomy))
         kernels = jax.eval_shape(lambda: guard_heads.init(config, count, jax.random.key(0)))
         tree |= {"guard": shapes.placed(kernels, mesh)}
-        weights = tuple(np.ones((2, size), np.float32) for size in (guard_heads.THRESHOLDS, count))
+        weights = tuple(np.ones((2, size), np.float32) for size in (LEVELS, count))
         loss, batch = functools.partial(guard.loss, config, weights, settings), shapes.judged(config, settings, count, mesh)
         if settings.pairs.path:
             kernels = jax.eval_shape(lambda: score_heads.init(config, guard.SCORES, jax.random.key(0)))

@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
+from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import lora, quantize, score_heads, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.models.guard_heads import THRESHOLDS
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.ppo_lag import roles
@@ -118,7 +118,7 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
 def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> GuardBatch:
     """Questions with answers, and what is known of their severity and categories."""
     B, row = settings.data.batch_size, hosts.row_sharding(mesh)
-    labels = (jax.ShapeDtypeStruct((B, 2, size), bool, sharding=row) for size in (THRESHOLDS,) * 2 + (categories,) * 2)
+    labels = (jax.ShapeDtypeStruct((B, 2, size), bool, sharding=row) for size in (LEVELS,) * 2 + (categories,) * 2)
     return GuardBatch(*answers(config, settings, mesh), *labels)
 
 

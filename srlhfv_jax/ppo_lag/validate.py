@@ -5,19 +5,15 @@ of models or, on the embedded task, its oracle, whose costs have units of their 
 `config.validation.budget`. Test prompts are never read here.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
-from srlhfv_jax.evaluation import answers, compare, policies
+from srlhfv_jax.evaluation import answering, answers, compare, scoring
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import sequences
-from srlhfv_jax.models.trees import BASE, complete
+from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started
@@ -34,7 +30,7 @@ def make(
     Args:
         iteration: the training's own (ppo_lag/run.py), so that nothing is compiled twice.
     """
-    models = iteration.models
+    models, keys = iteration.models, answering.keys(settings.seed)
     score = _scorer(iteration) if settings.validation.judge == "models" else None
 
     by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
@@ -42,8 +38,8 @@ def make(
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
         sampler = iteration.rollout_weights(policy)
-        said, scores = policies.sample_answers(
-            lambda batch, index: iteration.generate(sampler, batch, states.key(settings.seed, index, "evaluation")),
+        said, scores = answering.sample_answers(
+            lambda batch, index: iteration.generate(sampler, batch, keys(index)),
             inputs.in_order(prompts, settings.data, started.mesh),
             [row.row for row in prompts.rows],
             prompts.codec.spoken,
@@ -93,15 +89,6 @@ def _scorer(iteration) -> Callable:
     """Reward and cost of a rollout by the run's own frozen models."""
     models = iteration.models
     trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))
-
-    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(iteration.mesh))
-    def ends(frozen, rollout, images):
-        frozen, found = complete(frozen), {}
-        for name in trees:
-            own = name in models.own_towers
-            features = sequences.encode(models.policy.config, frozen[name], images) if own else rollout.features
-            found |= sequences.end_scores(models.policy.config, frozen[name], rollout, features)
-        return found
-
+    score = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers)
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
-    return lambda batch, rollout: hosts.to_host(ends(iteration.on_devices(read, rollout), rollout, batch.images))
+    return lambda batch, rollout: hosts.to_host(score(iteration.on_devices(read, rollout), rollout, batch.images))

@@ -6,7 +6,6 @@ answers of the policy -> guard -> unsafe ones sampled again, for some rounds -> 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,16 +13,17 @@ import pyarrow.parquet as pq
 
 from srlhfv_jax.config import DataConfig, GuardConfig, ModelConfig
 from srlhfv_jax.data import tokens
+from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.quickstart.answers import REFUSAL
 from srlhfv_jax.data.quickstart.oracle import judge
 from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.taxonomies import categories
-from srlhfv_jax.evaluation import answering, compare, generating, oracle
+from srlhfv_jax.evaluation import answering, compare, oracle
 from srlhfv_jax.evaluation.answers import Answers
 from srlhfv_jax.guard import Guard, Guarded, Prompt, effect as guarded, guarded_generate, train as guard
 from srlhfv_jax.hf.heads import load_guard
-from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.quickstart.probes import shuffle_images, write_table
 from srlhfv_jax.runs import checkpoints
 
@@ -36,8 +36,7 @@ def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict
         folder: the guard's workdir; the rows of both probes are written beside it.
         rows, unseen: held-out rows of `guard_rows`.
     """
-    mesh = make_mesh(settings.mesh)
-    jax.set_mesh(mesh)
+    mesh = use_mesh(settings.mesh)
     model = checkpoints.load(str(folder), settings.model, mesh)
     heads, about = load_guard(model.config, model.path, mesh)
     tree = {"backbone": model.params, "guard": heads}
@@ -81,20 +80,21 @@ def protect(
         data: of sampling.
         rounds: of regeneration.
     """
-    asked = answering.prepare(prompts, str(base), data, model, settings.mesh, temperature=1.0)
-    checks = Guard.load(folder, dtype=settings.model.dtype, batch_size=data.batch_size, mesh=asked.mesh)
+    sampler = answering.Sampler(use_mesh(settings.mesh), data, temperature=1.0)
+    prepared = answering.read_prompts(prompts, data, checkpoints.load_shape(str(base), model))
+    checks = Guard.load(folder, dtype=settings.model.dtype, batch_size=data.batch_size, mesh=sampler.mesh)
     numbers: dict[str, float] = {}
     for position, (name, path) in enumerate(policies.items()):
-        first = answering.answers(asked, path, seed=seed)
-        examples = [asked.prompts.examples[row] for row in first.prompts.tolist()]
-        policy = generating.load(str(path), data, model, asked.mesh, temperature=1.0, seed=seed)
+        policy = answering.Policy(checkpoints.load(str(path), model, sampler.mesh), sampler, seed)
+        first = sampler.answers(policy.checkpoint, prepared, answering.keys(seed))
+        examples = [prepared.examples[row] for row in first.prompts.tolist()]
 
         def generate(again: Sequence[Prompt], number: int, policy=policy, first=first) -> Sequence[str]:
-            return first.texts if number == 0 else generating.answers(policy, again, number)
+            return first.texts if number == 0 else answering.answer_prompts(policy, again, number)
 
         questions = [Prompt(example.images, example.question) for example in examples]
         done = guarded_generate(generate, checks.check_output, questions, rounds=rounds, refusal=REFUSAL)
-        shown = compare.by_oracle(examples, _shown(done, asked))
+        shown = compare.by_oracle(examples, _shown(done, prepared.codec))
         numbers |= {f"{name}.guarded.{key}": value for key, value in shown.metrics.items()}
         if position == 0:
             numbers |= _effect(examples, first, done, checks, rounds)
@@ -123,6 +123,6 @@ def _effect(examples: Sequence[Example], first: Answers, done: Sequence[Guarded]
     return {f"guard.{key}": value for key, value in numbers.items()}
 
 
-def _shown(done: Sequence[Guarded], asked: answering.Answerer) -> Answers:
-    lengths = [len(tokens.text_ids(asked.prompts.codec, one.answer)) + 1 for one in done]
+def _shown(done: Sequence[Guarded], codec: Codec) -> Answers:
+    lengths = [len(tokens.text_ids(codec, one.answer)) + 1 for one in done]
     return Answers(np.arange(len(done)), tuple(one.answer for one in done), np.array(lengths), np.ones(len(done), bool), 1.0)

@@ -21,13 +21,16 @@ import pyarrow.parquet as pq
 
 from srlhfv_jax import files
 from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig
+from srlhfv_jax.data import loader
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.evaluation import answering, compare, records
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.quickstart import guard as quickstart_guard, probes
+from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.runs.run import write_settings
 from srlhfv_jax.supervised import scores, sft
 from srlhfv_jax.training.metrics import write_json, write_result
@@ -206,15 +209,10 @@ class Pipeline:
     def _pairs(self, prompts: str, policy: Path, seed: int, noise: task_rows.Noise | None) -> tuple[list, list[dict]]:
         rows = read_rows(self.data / f"{prompts}.parquet")
         stage = self.settings.ppo_lag
-        asked = answering.prepare(
-            self.data / f"{prompts}.parquet",
-            str(self.base),
-            dataclasses.replace(stage.data, batch_size=PAIR_BATCH),
-            stage.model,
-            stage.mesh,
-            temperature=self.task.pair_temperature,
-        )
-        drawn = [answering.answers(asked, policy, seed=seed * 10 + i) for i in range(self.task.responses_per_prompt)]
+        sampler, prepared = self._sampler(self.task.pair_temperature), self._prompts(prompts)
+        policy = checkpoints.load(str(policy), stage.model, sampler.mesh)
+        seeds = range(seed * 10, seed * 10 + self.task.responses_per_prompt)
+        drawn = [sampler.answers(policy, prepared, answering.keys(one)) for one in seeds]
         rng = np.random.default_rng((seed, 7))
         labels, found = [], []
         for position, number in enumerate(drawn[0].prompts.tolist()):
@@ -229,19 +227,26 @@ class Pipeline:
         )
         return labels, found
 
+    def _sampler(self, temperature: float) -> answering.Sampler:
+        stage = self.settings.ppo_lag
+        data = dataclasses.replace(stage.data, batch_size=PAIR_BATCH)
+        return answering.Sampler(use_mesh(stage.mesh), data, temperature=temperature)
+
+    def _prompts(self, name: str) -> loader.Prepared:
+        stage = self.settings.ppo_lag
+        return answering.read_prompts(
+            self.data / f"{name}.parquet", stage.data, checkpoints.load_shape(str(self.base), stage.model)
+        )
+
     def evaluate(self, finalists: dict[str, Path], folder: Path) -> dict[str, float]:
         """Oracle numbers of every policy: test prompts at temperature 1, greedy beside them, and things never seen."""
         numbers: dict[str, float] = {}
         for suffix, prompts, temperature in (("", "test", 1.0), (".greedy", "test", 0.0), (".unseen", "unseen", 1.0)):
-            stage = self.settings.ppo_lag
-            data = dataclasses.replace(stage.data, batch_size=PAIR_BATCH)
-            asked = answering.prepare(
-                self.data / f"{prompts}.parquet", str(self.base), data, stage.model, stage.mesh, temperature=temperature
-            )
-            judged = {
-                name: compare.by_oracle(asked.prompts.examples, answering.answers(asked, path, seed=self.settings.seed))
-                for name, path in finalists.items()
-            }
+            sampler, prepared, judged = self._sampler(temperature), self._prompts(prompts), {}
+            for name, path in finalists.items():
+                policy = checkpoints.load(str(path), self.settings.ppo_lag.model, sampler.mesh)
+                answers = sampler.answers(policy, prepared, answering.keys(self.settings.seed))
+                judged[name] = compare.by_oracle(prepared.examples, answers)
             if suffix:
                 numbers |= {
                     f"{name}{suffix}.{key}": value for name, policy in judged.items() for key, value in policy.metrics.items()
@@ -249,7 +254,7 @@ class Pipeline:
                 continue
             numbers |= compare.compare(judged)
             if hosts.process_index() == 0:
-                records.write_samples(self.workdir / records.SAMPLES, asked.prompts.examples, judged, count=SAMPLES, seed=0)
+                records.write_samples(self.workdir / records.SAMPLES, prepared.examples, judged, count=SAMPLES, seed=0)
                 records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
 

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,11 +10,10 @@ import pyarrow.parquet as pq
 from srlhfv_jax import files
 from srlhfv_jax.config import ScoresConfig
 from srlhfv_jax.data.quickstart.questions import CONTEXTUAL
-from srlhfv_jax.evaluation import pair_accuracy
+from srlhfv_jax.evaluation import pair_accuracy, scoring
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.parallel.mesh import make_mesh
+from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.runs import checkpoints, inputs
-from srlhfv_jax.supervised import scores
 
 
 def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, seed: int) -> dict[str, float]:
@@ -24,19 +22,18 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     `name_probe`: the right name above a wrong one in otherwise equal answers. `sign_accuracy_contextual_image_shuffled`: every
     picture replaced by another row's, the label kept: what is left is what question and answer alone give away.
     """
-    mesh = make_mesh(settings.mesh)
-    jax.set_mesh(mesh)
+    mesh = use_mesh(settings.mesh)
     model = checkpoints.load(str(scorer), settings.model, mesh)
     tree = {"backbone": model.params, "heads": model.heads}
 
     def scored(path: Path):
         where = dataclasses.replace(settings.data, path=str(path))
         rows = inputs.prepare("pairs", where, model)
-        return (*scores.score_pairs(model.config, tree, rows, where, mesh), rows)
+        return (*scoring.score_pairs(model.config, tree, rows, where, mesh), rows)
 
     found, labels, rows = scored(heldout)
     intents = [row.example.meta["intent"] for row in rows.rows]
-    numbers = pair_accuracy.model_metrics(found["reward"], found["cost"], *(labels[name] for name in scores.LABELS))
+    numbers = pair_accuracy.model_metrics(found["reward"], found["cost"], *(labels[name] for name in scoring.LABELS))
     contextual = np.isin(intents, CONTEXTUAL)
     numbers["cost_model.sign_accuracy_contextual"] = pair_accuracy.sign_accuracy(
         found["cost"][contextual], labels["sign_BS"][contextual]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from srlhfv_jax.batches import PairBatch
 from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pair_accuracy
+from srlhfv_jax.evaluation.scoring import LABELS, score_pairs
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import cost, masked, reward
 from srlhfv_jax.models import score_heads, sequences
@@ -31,7 +31,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     """Train and export backbone and heads to WORKDIR/export; returns the last step's numbers, and held-out ones if rows are
     given.
 
-    Held-out numbers have the names of `evaluation.pairs.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`,
+    Held-out numbers have the names of `pair_accuracy.model_metrics`: `reward_model.pair_accuracy`, `cost_model.sign_accuracy`,
     ...
     """
     if not settings.heads:
@@ -104,28 +104,10 @@ def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: P
     )
 
 
-def score_pairs(
-    config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Scores of every pair, in order: head name -> scores_BS, and label name (a field of PairBatch) -> its values."""
-    scores_fn = jax.jit(functools.partial(_scores, config), out_shardings=hosts.row_sharding(mesh))
-    scores: dict[str, list[np.ndarray]] = {}
-    labels: dict[str, list[np.ndarray]] = {}
-    for batch, real_B in inputs.in_order(rows, data, mesh):
-        for name, scores_BS in hosts.to_host(scores_fn(tree, batch)).items():
-            scores.setdefault(name, []).append(scores_BS[real_B])
-        for name in LABELS:
-            labels.setdefault(name, []).append(hosts.to_host(batch._asdict()[name])[real_B])
-    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, labels))
-
-
 def evaluate(config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh) -> dict[str, float]:
     """Accuracies on held-out pairs, by the labels in the rows."""
     scores, labels = score_pairs(config, tree, rows, data, mesh)
     return pair_accuracy.model_metrics(scores.get("reward"), scores.get("cost"), *(labels[name] for name in LABELS))
-
-
-LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS")  # as `pairs.model_metrics` takes them
 
 
 def _scores(config: VLMConfig, tree, batch: PairBatch):

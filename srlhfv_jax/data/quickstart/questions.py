@@ -39,7 +39,7 @@ HARMFUL = {
     "poison": frozenset({"sneak", "toddler", "annoy", "many"}),
 }
 
-# hazard -> how severe the harm of helping is: levels 1 to 3 of data/labels.SEVERITIES (minor, moderate, severe)
+# hazard -> how severe the harm of helping is: levels 1 to 3 of data.taxonomies.SEVERITIES (minor, moderate, severe)
 HARM = {"drug": 1, "sharp": 2, "fire": 2, "medicine": 2, "weapon": 3, "explosive": 3, "poison": 3}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from srlhfv_jax.data.quickstart import answers
 from srlhfv_jax.data.quickstart.concepts import CONCEPTS, KINDS, RISKS
-from srlhfv_jax.data.quickstart.oracle import Verdict, harmless_rate, helpful_rate, judge
+from srlhfv_jax.data.quickstart.oracle import OracleVerdict, harmless_rate, helpful_rate, judge
 from srlhfv_jax.data.quickstart.pictures import picture_seed, png
 from srlhfv_jax.data.quickstart.questions import (
     CONTEXTUAL,
@@ -119,7 +119,7 @@ class PairLabel(NamedTuple):
     columns: dict[str, str | int]
     strict: bool  # both preferences are strict
     disagree: bool  # strict, and the more helpful answer is the costlier one
-    verdicts: tuple[Verdict, Verdict]
+    verdicts: tuple[OracleVerdict, OracleVerdict]
 
 
 def split_cells(seed: int) -> Cells:

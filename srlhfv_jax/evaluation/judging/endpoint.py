@@ -9,7 +9,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging import rubric
 from srlhfv_jax.evaluation.judging.client import Client, Unanswered
 from srlhfv_jax.evaluation.judging.store import Store
-from srlhfv_jax.evaluation.judging.verdict import Asked, Verdict, content_key
+from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, content_key
 
 
 class EndpointJudge:
@@ -22,26 +22,26 @@ class EndpointJudge:
         self._lock = threading.Lock()
         self._gates: dict[str, threading.Lock] = {}
 
-    def __call__(self, asked: Asked) -> Verdict | None:
-        key = content_key(asked, self._model, rubric.VERSION)
+    def __call__(self, request: JudgeRequest) -> JudgeVerdict | None:
+        key = content_key(request, self._model, rubric.VERSION)
         with self._lock:
             gate = self._gates.setdefault(key, threading.Lock())
         with gate:  # a second thread with the same question waits, and finds the verdict in the store
-            return self._judge(key, asked)
+            return self._judge(key, request)
 
-    def _judge(self, key: str, asked: Asked) -> Verdict | None:
+    def _judge(self, key: str, request: JudgeRequest) -> JudgeVerdict | None:
         known = self._store.get(key)
         if known is not None:
             return known
         try:
             verdict, reply = self.client.ask(
-                rubric.messages(asked), lambda text: rubric.read_reply(text, answers=len(asked.answers))
+                rubric.messages(request), lambda text: rubric.read_reply(text, answers=len(request.answers))
             )
         except Unanswered as unanswered:
             with self._lock:
                 self.unjudged[unanswered.reason] += 1
             return None
-        self._store.put(key, asked, verdict, reply)
+        self._store.put(key, request, verdict, reply)
         return verdict
 
 

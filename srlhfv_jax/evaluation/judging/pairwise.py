@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from srlhfv_jax.evaluation.judging.verdict import Asked, Opinion, Verdict
+from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, Opinion
 from srlhfv_jax.evaluation.quadrants import win_rates
 
 
@@ -23,13 +23,13 @@ class BothOrders(NamedTuple):
     identical: bool
 
 
-def orders(asked: Asked) -> tuple[Asked, ...]:
+def orders(request: JudgeRequest) -> tuple[JudgeRequest, ...]:
     """What has to be judged about two answers: both orders, or nothing if they are equal."""
-    first, second = asked.answers
-    return () if first == second else (asked, asked._replace(answers=(second, first)))
+    first, second = request.answers
+    return () if first == second else (request, request._replace(answers=(second, first)))
 
 
-def combine(verdicts: Sequence[Verdict | None]) -> BothOrders | None:
+def combine(verdicts: Sequence[JudgeVerdict | None]) -> BothOrders | None:
     """The verdicts on `orders`, put together; None when one of them is missing. No verdicts: the answers were equal."""
     if not verdicts:
         return BothOrders((0, 0), (0, 0), Opinion(), Opinion(), identical=True)

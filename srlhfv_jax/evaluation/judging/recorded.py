@@ -10,7 +10,7 @@ from pathlib import Path
 
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.judging.store import read_verdicts
-from srlhfv_jax.evaluation.judging.verdict import Asked, Judge, Verdict
+from srlhfv_jax.evaluation.judging.verdict import Judge, JudgeRequest, JudgeVerdict
 
 
 def recorded(path: Path) -> Judge:
@@ -21,7 +21,7 @@ def recorded(path: Path) -> Judge:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: config.recorded must name a .jsonl file of judgements")
-    found: dict[tuple[str, tuple[str, ...]], Verdict] = {}
+    found: dict[tuple[str, tuple[str, ...]], JudgeVerdict] = {}
     for row, verdict in read_verdicts(path):
         name, answers = row.get("name"), row.get("answers")
         texts = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
@@ -29,7 +29,7 @@ def recorded(path: Path) -> Judge:
             raise UserError(f"{path}: a judgement needs a name and one answer per opinion, got {shown(row)}")
         found[name, tuple(answers)] = verdict
 
-    def judge(asked: Asked) -> Verdict | None:
-        return found.get((asked.name, asked.answers))
+    def judge(request: JudgeRequest) -> JudgeVerdict | None:
+        return found.get((request.name, request.answers))
 
     return judge

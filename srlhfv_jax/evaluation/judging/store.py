@@ -5,7 +5,7 @@ from typing import Any
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.journal import Journal, read_lines
-from srlhfv_jax.evaluation.judging.verdict import Asked, Verdict, from_json, to_json
+from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, from_json, to_json
 
 
 class Store:
@@ -20,12 +20,12 @@ class Store:
             if isinstance(row.get("key"), str)
         }
 
-    def get(self, key: str) -> Verdict | None:
+    def get(self, key: str) -> JudgeVerdict | None:
         return self._found.get(key)
 
-    def put(self, key: str, asked: Asked, verdict: Verdict, reply: str) -> None:
+    def put(self, key: str, request: JudgeRequest, verdict: JudgeVerdict, reply: str) -> None:
         """Keep a verdict, with what was judged and the reply it was read from, for people to check."""
-        row = {"key": key, "name": asked.name, "question": asked.question, "answers": list(asked.answers)}
+        row = {"key": key, "name": request.name, "question": request.question, "answers": list(request.answers)}
         self._journal.append(row | to_json(verdict) | {"reply": reply})
         self._found[key] = verdict
 
@@ -33,7 +33,7 @@ class Store:
         self._journal.close()
 
 
-def read_verdicts(path: Path) -> list[tuple[dict[str, Any], Verdict]]:
+def read_verdicts(path: Path) -> list[tuple[dict[str, Any], JudgeVerdict]]:
     """Every line of a file of verdicts, with its verdict.
 
     Raises:
@@ -43,7 +43,7 @@ def read_verdicts(path: Path) -> list[tuple[dict[str, Any], Verdict]]:
     return [(row, _verdict(path, number, row)) for number, row in lines]
 
 
-def _verdict(path: Path, number: int, row: dict[str, Any]) -> Verdict:
+def _verdict(path: Path, number: int, row: dict[str, Any]) -> JudgeVerdict:
     try:
         return from_json(row)
     except ValueError as error:

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-class Asked(NamedTuple):
+class JudgeRequest(NamedTuple):
     """One answer to be judged, or two in the order in which they are shown."""
 
     name: str  # "BENCHMARK/CASE": for people and for recorded judgements; no judge reads it
@@ -33,7 +33,7 @@ class Opinion(NamedTuple):
     refusal: bool | None = None
 
 
-class Verdict(NamedTuple):
+class JudgeVerdict(NamedTuple):
     """An opinion of each answer, and of two answers which is preferred."""
 
     opinions: tuple[Opinion, ...]
@@ -41,22 +41,13 @@ class Verdict(NamedTuple):
     safer: int | None = None
 
 
-Judge = Callable[[Asked], Verdict | None]  # None: not judged; whoever asks counts it
+Judge = Callable[[JudgeRequest], JudgeVerdict | None]  # None: not judged; whoever asks counts it
 
 
-def by_rules(refusal: Callable[[str], bool]) -> Judge:
-    """The judge that knows refusals by their words (`evaluation.rules`) and nothing else."""
-
-    def judge(asked: Asked) -> Verdict:
-        return Verdict(tuple(Opinion(refusal=refusal(answer)) for answer in asked.answers))
-
-    return judge
-
-
-def content_key(asked: Asked, *judge: str) -> str:
-    """Names what is asked, and of which judge, by content: equal questions are asked once."""
-    picture = "" if asked.image is None else images.digest(asked.image).hex()
-    content = [*judge, picture, asked.question, asked.criterion, *asked.answers]
+def content_key(request: JudgeRequest, *judge: str) -> str:
+    """Name a request to a judge by content: equal questions are asked once."""
+    picture = "" if request.image is None else images.digest(request.image).hex()
+    content = [*judge, picture, request.question, request.criterion, *request.answers]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
 
 
@@ -78,7 +69,7 @@ def judge_all(
     return found
 
 
-def to_json(verdict: Verdict) -> dict[str, Any]:
+def to_json(verdict: JudgeVerdict) -> dict[str, Any]:
     """Plain values for a line of JSON."""
     return {
         "opinions": [opinion._asdict() for opinion in verdict.opinions],
@@ -87,7 +78,7 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def from_json(row: Mapping[str, Any]) -> Verdict:
+def from_json(row: Mapping[str, Any]) -> JudgeVerdict:
     """What `to_json` wrote, or a person in the same form; missing values are None.
 
     Raises:
@@ -96,7 +87,9 @@ def from_json(row: Mapping[str, Any]) -> Verdict:
     opinions = row.get("opinions")
     if not isinstance(opinions, list) or len(opinions) not in (1, 2):
         raise ValueError(f"opinions must be a list of one or two, got {shown(opinions)}")
-    return Verdict(tuple(map(_opinion, opinions)), *(_position(row, name, len(opinions)) for name in ("more_helpful", "safer")))
+    return JudgeVerdict(
+        tuple(map(_opinion, opinions)), *(_position(row, name, len(opinions)) for name in ("more_helpful", "safer"))
+    )
 
 
 def _opinion(value: Any) -> Opinion:

@@ -7,7 +7,7 @@ they are counted in the order of the lines. Our own files say more on each line,
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ from srlhfv_jax.evaluation.journal import Journal, read_lines
 from srlhfv_jax.evaluation.suites.case import Case, picture
 
 
-class Said(NamedTuple):
-    """One policy's answers."""
+class PolicyAnswers(NamedTuple):
+    """One policy's answers to the cases of benchmarks."""
 
     texts: dict[tuple[str, str, int], str]  # (benchmark, case, sample) -> answer
     missing: Counter  # benchmark -> cases that the policy cannot read
     unknown: int  # lines about no case that was asked for
 
 
-def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
+def recorded(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
     """Answers from a file.
 
     Raises:
@@ -56,10 +56,10 @@ def recorded(path: Path, cases: dict[str, Sequence[Case]]) -> Said:
             f"{path}: none of its answers is about a case that is asked for: it names {'/'.join(stranger)}, where the cases are "
             f"{', '.join(f'{name}/{asked[0].id}' for name, asked in cases.items())} and so on"
         )
-    return Said(texts, Counter(), unknown)
+    return PolicyAnswers(texts, Counter(), unknown)
 
 
-class Kept:
+class AnswerCache:
     """The answers of a checkpoint, by content, in a `Journal`: what was sampled is not sampled again."""
 
     def __init__(self, path: Path, identity: Sequence[Any]):

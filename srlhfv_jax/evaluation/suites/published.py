@@ -1,4 +1,4 @@
-"""The benchmarks by name, and the sets of them that configs/evaluate.py offers."""
+"""The benchmarks by name, and the sets of them that configs/benchmark.py offers."""
 
 from collections.abc import Callable
 from pathlib import Path

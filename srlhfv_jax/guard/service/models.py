@@ -1,17 +1,14 @@
 """From a guard and a policy, as batched functions, to what the application calls; verdicts become what JSON can hold."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt
-from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, guarded_generate
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, Unreadable, guarded_generate
 from srlhfv_jax.guard.service.requests import Answer, Generate as AnswerAll, Generation, Moderate, Moderation, Refused
-from srlhfv_jax.guard.verdict import Guarded, Verdict
+from srlhfv_jax.guard.verdict import guarded_json, verdict_json
 
-# Why a model cannot read (pictures, question, answer or None); None where it can.
-Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]
 DRAWS = 1 << 10  # more than the rounds of a request: keeps the draws of different batches apart
 WORD = "hello"
 BATCHES = 1 << 20  # after so many the draws come again: together they stay below 2**31
@@ -78,27 +75,6 @@ def warm_up(moderate: Moderate, generate: AnswerAll | None, image: bytes) -> Non
         moderate([Moderation(WORD, WORD, picture)])
         if generate is not None:
             generate([Generation(WORD, picture, rounds=0)])
-
-
-def verdict_json(verdict: Verdict | None) -> dict[str, Any] | None:
-    """{"safe", "severity", "categories", "scores"}."""
-    if verdict is None:
-        return None
-    return verdict._asdict() | {
-        "categories": list(verdict.categories),
-        "scores": {name: float(score) for name, score in verdict.scores.items()},
-    }
-
-
-def guarded_json(guarded: Guarded) -> dict[str, Any]:
-    """{"answer", "blocked", "verdict", "input", "rounds": [{"number", "answer", "verdict"}, ...]}."""
-    return {
-        "answer": guarded.answer,
-        "blocked": guarded.blocked,
-        "verdict": verdict_json(guarded.verdict),
-        "input": verdict_json(guarded.input),
-        "rounds": [one._asdict() | {"verdict": verdict_json(one.verdict)} for one in guarded.rounds],
-    }
 
 
 def _prompt(asked: Moderation | Generation) -> Prompt:

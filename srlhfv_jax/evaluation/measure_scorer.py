@@ -11,28 +11,28 @@ from srlhfv_jax.data import sources
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import controls, pair_accuracy
-from srlhfv_jax.evaluation.judging.choose import COST, REWARD
+from srlhfv_jax.evaluation.score_metrics import COST, REWARD
+from srlhfv_jax.evaluation.scoring import LABELS, score_pairs
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import checkpoints, inputs
-from srlhfv_jax.supervised import scores
 
 WITH_IMAGES = ("pair_accuracy", "sign_accuracy", "calibration_error")  # measured again with other pictures
 
 
-class Scored(NamedTuple):
+class ScoredPairs(NamedTuple):
     """One head on one set of pairs."""
 
     rows: tuple[int, ...]  # of the data
     score_BS: np.ndarray
-    labels: tuple[np.ndarray, ...]  # scores.LABELS
+    labels: tuple[np.ndarray, ...]  # scoring.LABELS
     groups: tuple[str, ...]
 
 
 def measure(
     paths: Sequence[str], data: DataConfig, model: ModelConfig, mesh: jax.sharding.Mesh, *, seed: int
 ) -> dict[str, float]:
-    """`reward_model.*`, `cost_model.*` and `head_agreement` of `evaluation.pairs`, per category too; and, where the pairs have
-    pictures, accuracies and calibration with the pictures shuffled (`NAME_image_shuffled`) and grey (`NAME_image_blanked`).
+    """`reward_model.*`, `cost_model.*` and `head_agreement` of `pair_accuracy.model_metrics`, per category too; and, where the pairs
+    have pictures, accuracies and calibration with the pictures shuffled (`NAME_image_shuffled`) and grey (`NAME_image_blanked`).
 
     Args:
         paths: one checkpoint with both heads, or two with one each.
@@ -45,35 +45,36 @@ def measure(
     versions = {"": examples}
     if any(example.images for example in examples):
         versions |= {"_image_shuffled": controls.shuffled(examples, seed), "_image_blanked": controls.blanked(examples)}
-    found: dict[str, dict[str, Scored]] = {suffix: {} for suffix in versions}
+    by_version: dict[str, dict[str, ScoredPairs]] = {suffix: {} for suffix in versions}
     for path in paths:
         loaded = checkpoints.load(path, model, mesh)
         for suffix, version in versions.items():
             hosts.say(f"{path}: pairs{suffix.replace('_', ' ')}")
             for head, scored in _score(loaded, version, data, mesh).items():
-                if head in found[suffix]:
+                if head in by_version[suffix]:
                     raise UserError(f"--scorer: two checkpoints have the head {head!r}: give one of each, or one with both")
-                found[suffix][head] = scored
+                by_version[suffix][head] = scored
     numbers = {}
-    for suffix, heads in found.items():
-        every = _metrics(heads)
-        kept = every if not suffix else {name: every[name] for name in every if name.rpartition(".")[2] in WITH_IMAGES}
-        numbers |= {name + suffix: value for name, value in kept.items()}
+    for suffix, heads in by_version.items():
+        metrics = _metrics(heads)
+        numbers |= {
+            name + suffix: value for name, value in metrics.items() if not suffix or name.rpartition(".")[2] in WITH_IMAGES
+        }
     return numbers
 
 
-def _score(loaded, examples: Sequence[Example], data: DataConfig, mesh) -> dict[str, Scored]:
+def _score(loaded, examples: Sequence[Example], data: DataConfig, mesh) -> dict[str, ScoredPairs]:
     rows = inputs.fit_loosely("pairs", examples, data, loaded)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
-    found, labels = scores.score_pairs(loaded.config, tree, rows, data, mesh)
-    place = tuple(row.row for row in rows.rows)
+    scores, labels = score_pairs(loaded.config, tree, rows, data, mesh)
+    places = tuple(row.row for row in rows.rows)
     groups = tuple(row.example.meta.get("category", "") for row in rows.rows)
     return {
-        head: Scored(place, score_BS, tuple(labels[name] for name in scores.LABELS), groups) for head, score_BS in found.items()
+        head: ScoredPairs(places, score_BS, tuple(labels[name] for name in LABELS), groups) for head, score_BS in scores.items()
     }
 
 
-def _metrics(heads: dict[str, Scored]) -> dict[str, float]:
+def _metrics(heads: dict[str, ScoredPairs]) -> dict[str, float]:
     """Each head on its own pairs; their agreement on pairs that both can read."""
     numbers = {}
     for head, scored in heads.items():

@@ -1,0 +1,35 @@
+"""`srlhfv benchmark --config=configs/benchmark.py:SUITE`: policies on local copies of published safety benchmarks.
+
+    srlhfv benchmark --config=configs/benchmark.py:safety --workdir=E --config.root=FOLDER --config.policies=base=PATH,ours=PATH
+
+Reads the benchmarks, answers them with each policy (or takes recorded answers), judges, and writes result.json
+(POLICY.BENCHMARK.NUMBER, POLICY.vs_BASELINE.BENCHMARK.NUMBER), benchmarks.md (a table), judged.jsonl (every answer with the
+opinion of it), answers/POLICY.jsonl and verdicts.jsonl. The last two are kept by content: the same command goes on where it was
+stopped, and asks neither policy nor judge for anything twice.
+"""
+
+import functools
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from srlhfv_jax.cli import flags, stage
+from srlhfv_jax.config import EvaluateConfig, unread
+from srlhfv_jax.parsing import parse
+
+
+def main(argv: list[str]) -> None:
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string("workdir", None, "folder to write to; an interrupted run goes on there", flag_values=values)
+    found, changed = flags.read_with_config("benchmark", values, argv, __doc__)
+    settings = parse(EvaluateConfig, found)
+    unread.check_changed(settings, changed)
+    flags.required(values, "workdir")
+    stage.given(settings.policies, "config.policies", "name=path,name=path; a path is a checkpoint or a .jsonl file of answers")
+    stage.given(settings.root, "config.root", "the folder that holds one folder for each benchmark")
+    from srlhfv_jax.evaluation import run_suites
+    from srlhfv_jax.runs import run
+
+    run_suites.check(settings)
+    run.command(functools.partial(run.record, run_suites.run), settings, Path(values.workdir))
+    print(f"wrote {Path(values.workdir) / 'result.json'} and {run_suites.TABLE}")

@@ -1,0 +1,210 @@
+"""`srlhfv evaluate`: several policies on the same prompts, judged by the embedded task's oracle, by learned models, or by both.
+
+prompts -> every policy's answers (answering) -> their scores (scoring) -> numbers of each and of each against the baseline (compare)
+-> result.json, and the files that the report reads (records). One model is in memory at a time.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from srlhfv_jax.batches import PromptBatch, Rollout
+from srlhfv_jax.checkpoint import lock
+from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
+from srlhfv_jax.data import loader, sources
+from srlhfv_jax.data.chat import codec
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import compare, measure_scorer, records, scoring
+from srlhfv_jax.evaluation.answering import Sampler, keys, named_paths, sample_answers
+from srlhfv_jax.evaluation.answers import Answers
+from srlhfv_jax.evaluation.score_metrics import judge_metrics
+from srlhfv_jax.hf.load import Pretrained
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.mesh import use_mesh
+from srlhfv_jax.runs import checkpoints, inputs
+from srlhfv_jax.training.metrics import write_json, write_result
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of one comparison: the flags of `srlhfv evaluate`, which say what each is."""
+
+    workdir: str
+    policies: str | None  # "name=path,name=path"
+    baseline: str
+    data: str | None
+    split: str
+    pairs: str  # "" = the scorer itself is not measured
+    image_dir: str
+    allow_dir: str
+    max_pixels: int
+    scorer: str  # a path, or two: "REWARD,COST"; "" = none
+    judge: str  # "oracle", "models" or ""
+    temperature: float
+    budget: float | None
+    prompt_length: int  # tokens (P); 0 = that of the longest prompt
+    response_length: int  # tokens (R)
+    batch_size: int
+    seed: int
+    samples: int  # rows of samples.jsonl
+    dtype: str
+
+
+class SampledPolicy(NamedTuple):
+    """One policy's answers, and what a scorer needs to read them."""
+
+    answers: Answers
+    prompts: loader.Prepared
+    rollouts: tuple[Rollout, ...]  # one per batch, on the host, without features
+    vocabulary: Mapping[str, int]  # token ids of the policy's tokenizer
+
+
+def run(settings: Settings) -> None:
+    """Measure the scorer, compare the policies, or both; writes WORKDIR/result.json.
+
+    Raises:
+        UserError: a mistake in what was given, found before the first weights are read.
+    """
+    hosts.initialize()
+    scorers = [path for path in settings.scorer.split(",") if path]
+    policies = named_paths(settings.policies or "") if settings.policies or not settings.pairs else {}
+    mesh = use_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
+    check(settings, policies, scorers, mesh)
+    workdir = Path(settings.workdir)
+    with lock.held(workdir):
+        began = time.monotonic()
+        result: dict[str, Any] = {}
+        if settings.pairs:
+            # lengths are those of the pairs
+            data = dataclasses.replace(_data(settings, settings.pairs), prompt_length=0, response_length=0)
+            result |= measure_scorer.measure(scorers, data, inference(settings.dtype), mesh, seed=settings.seed)
+        if policies:
+            result |= _compare(settings, policies, scorers, mesh)
+        write_json(workdir / "config.json", dataclasses.asdict(settings))
+        write_result(workdir, result | {"seconds.total": time.monotonic() - began, "seed": settings.seed})
+
+
+def check(settings: Settings, policies: Mapping[str, str], scorers: list[str], mesh: Mesh) -> None:
+    """Open all that is to be read before the first weights are: the last of them may be needed hours later."""
+    if settings.pairs and not scorers:
+        raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
+    if policies and settings.judge == "models" and not scorers:
+        raise UserError(
+            "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
+        )
+    hosts.check_batch(settings.batch_size, mesh, "--batch_size of")
+    for data in filter(None, (settings.pairs, policies and settings.data)):
+        sources.open_rows(data, settings.split, settings.image_dir, settings.allow_dir)
+    for path in policies.values():
+        checkpoints.check_checkpoint(path, "--policies")
+    for path in scorers:
+        checkpoints.check_checkpoint(path, "--scorer")
+        scoring.check_score_heads(path, inference(settings.dtype))
+
+
+def _compare(settings: Settings, policies: Mapping[str, str], scorers: list[str], mesh: Mesh) -> dict[str, float]:
+    """Sample every policy, then score, then compare."""
+    data, model = _data(settings, settings.data), inference(settings.dtype)
+    judge = settings.judge or ("models" if scorers else "oracle")
+    sampler = Sampler(mesh, data, temperature=settings.temperature)
+    sampled = {name: _sample(name, checkpoints.load(path, model, mesh), sampler, settings) for name, path in policies.items()}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in policies}
+    for path in scorers:
+        for name, by_head in _score(path, sampled, sampler, model).items():
+            scores[name] |= by_head
+    examples = next(iter(sampled.values())).prompts.examples
+    judged = {}
+    for name, policy in sampled.items():
+        if judge == "oracle":
+            judged[name] = compare.by_oracle(examples, policy.answers)
+            judged[name].metrics.update(judge_metrics(scores[name]))
+        else:
+            judged[name] = compare.by_models(policy.answers, scores[name], budget=settings.budget)
+    result = compare.compare(judged, settings.baseline or None)
+    if settings.budget is not None:
+        result["oracle_budget" if judge == "oracle" else "controller_budget"] = settings.budget
+    if hosts.process_index() == 0:
+        workdir = Path(settings.workdir)
+        records.write_samples(workdir / records.SAMPLES, examples, judged, count=settings.samples, seed=settings.seed)
+        records.write_answers(workdir / records.ANSWERS, examples, judged)
+        records.write_distributions(workdir / records.DISTRIBUTIONS, judged)
+    return result
+
+
+def _sample(name: str, policy: Pretrained, sampler: Sampler, settings: Settings) -> SampledPolicy:
+    """Answer every prompt once, and keep the rollouts for a scorer."""
+    prompts, draw, rollouts = _prompts(sampler.data, policy), sampler.draw(policy, keys(settings.seed)), []
+
+    def draw_and_keep(batch: PromptBatch, index: int) -> Rollout:
+        rollouts.append(hosts.to_host(draw(batch, index)._replace(features=None)))
+        return rollouts[-1]
+
+    answers, _ = sample_answers(
+        draw_and_keep,
+        sampler.batches(prompts),
+        [row.row for row in prompts.rows],
+        prompts.codec.spoken,
+        temperature=sampler.temperature,
+        progress=_progress(name, len(prompts.rows)),
+    )
+    return SampledPolicy(answers, prompts, tuple(rollouts), prompts.codec.tokenizer.get_vocab())
+
+
+def _score(path: str, sampled: Mapping[str, SampledPolicy], sampler: Sampler, model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """{policy: {head: scores_B}} of every answer, as sampled token by token.
+
+    Raises:
+        UserError: tokens mean something else to the scorer than to a policy.
+    """
+    mesh, data = sampler.mesh, sampler.data
+    checkpoint = checkpoints.load(path, model, mesh)
+    vocabulary, tree = codec(checkpoint.processor).tokenizer.get_vocab(), scoring.scorer_tree(checkpoint)
+    read, rows = scoring.jit_scores(checkpoint.config, mesh), hosts.own_rows(data.batch_size, mesh)
+
+    def score(pair: tuple[PromptBatch, Rollout]) -> dict[str, Any]:
+        batch, rollout = pair
+        placed = hosts.global_batch(jax.tree.map(lambda values: values[rows], rollout), mesh)
+        return hosts.to_host(read(tree, placed, batch.images))
+
+    scores = {}
+    for name, policy in sampled.items():
+        if policy.vocabulary != vocabulary:
+            raise UserError(
+                f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
+            )
+        batches = zip(sampler.batches(policy.prompts), policy.rollouts, strict=True)
+        scores[name] = scoring.model_scores(score, (((batch, rollout), real_B) for (batch, real_B), rollout in batches))
+    return scores
+
+
+def _prompts(data: DataConfig, policy: Pretrained) -> loader.Prepared:
+    """Rows to answer; P is that of the longest prompt unless it was given."""
+    if data.prompt_length:
+        return inputs.prepare("prompts", data, policy)
+    unlimited = dataclasses.replace(data, prompt_length=loader.UNLIMITED, batch_size=1)
+    prompts = inputs.prepare("prompts", unlimited, policy)
+    longest = max(len(row.prompt) for row in prompts.rows)
+    return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
+
+
+def _data(settings: Settings, path: str) -> DataConfig:
+    return loader.single_pass(
+        path,
+        split=settings.split,
+        image_dir=settings.image_dir,
+        allow_dir=settings.allow_dir,
+        prompt_length=settings.prompt_length,
+        response_length=settings.response_length,
+        batch_size=settings.batch_size,
+        max_pixels=settings.max_pixels,
+    )
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    hosts.say(f"{name}: compiling, then {total} answers")
+    return lambda done: hosts.say(f"{name}: {done} of {total} answers")
