@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from srlhfv_jax import batches
 from srlhfv_jax.checkpoint import lock
-from srlhfv_jax.cli import main
+from srlhfv_jax.cli import flags, main
 from srlhfv_jax.data import sources
 from srlhfv_jax.data.tfds import look_before_you_answer
 from srlhfv_jax.guard.service import server
+from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import host_cpu, hosts
 from srlhfv_jax.plan import topology
 from srlhfv_jax.runs import checkpoints
@@ -147,6 +149,25 @@ def test_every_link_leads_somewhere(file):
 def test_every_named_file_exists(file):
     named = {name for name in NAMED.findall(re.sub(r"https?://\S+", "", file.read_text())) if name not in IN_EXPORTS}
     missing = [name for name in sorted(named) if not any((place / name).exists() for place in (*PLACES, file.parent))]
+    assert not missing
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_every_named_setting_exists(file):
+    """`config.section.key` in text; those of commands are read by `test_every_command_parses`."""
+    stages = ("sft", "scores", "guard", "ppo_lag", "evaluate", "quickstart")
+    known = {key for stage in stages for key in flags.flattened(flags.load(f"{stage}.py"))}
+    known |= {key.rpartition(".")[0] for key in known}  # a section
+    named = re.findall(r"`(?:--)?config\.([a-z0-9_.]*[a-z0-9_])", FENCE.sub("", file.read_text()))
+    assert set(named) <= known | {"json", "x"}  # config.json; config.x of a message
+
+
+def test_the_map_of_symbols_names_what_exists():
+    text = (ROOT / "docs" / "method.md").read_text().partition("## From the paper's symbols")[2].partition("\n## ")[0]
+    places = {"lagrangian": lagrangian} | vars(batches)
+    named = re.findall(r"`(\w+)\.(\w+)", text)
+    assert {place for place, _ in named} >= {"lagrangian", "PromptBatch", "Rollout", "Experience", "Stream"}
+    missing = [f"{place}.{name}" for place, name in named if place != "config" and not hasattr(places[place], name)]
     assert not missing
 
 
