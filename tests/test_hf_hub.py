@@ -1,5 +1,7 @@
 """Model ids of the hub: read from its cache without a connection, and one clear line where there is neither."""
 
+import json
+
 import huggingface_hub
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ import tiny_hf
 from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card, hub, load_pretrained
+from srlhfv_jax.models import guard_heads, score_heads
+from srlhfv_jax.runs.run import Started, export_run, finish
 
 REVISION = "0" * 40
 
@@ -89,3 +93,31 @@ def test_a_run_is_resumed_with_the_revision_that_it_began_with(cache):
 def test_a_card_names_the_revision(cache):
     said = card.card(base=f"someone/tiny-llama@{REVISION}", stage="sft", settings={"data": {"path": "a"}}, result={}, trace=[])
     assert "base_model: someone/tiny-llama\n" in said and f"- base model: someone/tiny-llama@{REVISION}" in said
+
+
+def test_a_process_reads_and_records_one_commit_wherever_the_branch_goes(cache):
+    old, new = "1" * 40, "2" * 40
+    lay_out(cache, {old: 1, new: 2}, old)
+    before = load_pretrained("someone/tiny-llama")
+    (cache / "models--someone--tiny-llama" / "refs" / "main").write_text(new)
+    after = load_pretrained("someone/tiny-llama")
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert provenance.record({"init": "someone/tiny-llama"})["revisions"] == {"someone/tiny-llama": old}
+
+
+def test_the_files_of_exported_heads_name_the_commit_that_the_run_started_from(cache, tmp_path):
+    lay_out(cache, {REVISION: 1}, REVISION)
+    loaded = load_pretrained("someone/tiny-llama")
+    tree = {"backbone": loaded.params, "heads": score_heads.init(loaded.config, ("cost",), jax.random.key(0))}
+    tree["guard"] = guard_heads.init(loaded.config, 1, jax.random.key(1))
+    (tmp_path / "config.json").write_text(json.dumps({"init": "someone/tiny-llama", "data": {"path": "a"}}))
+    (tmp_path / "metrics.jsonl").write_text("")
+    started = Started(tmp_path, None, None, None, 0.0)
+    about = {"stage": "guard"}
+    export_run(started, loaded.config, tree, base=loaded.path, about=about, result={}, guard={"categories": ["a"]})
+    named = {"started_from": f"someone/tiny-llama@{REVISION}"}
+    for name in ("score_heads.json", "guard.json"):
+        assert named.items() <= json.loads((tmp_path / "export" / name).read_text()).items()
+    finish(started, "guard", {}, guard={"categories": ["a"], "false_positive_rate": 0.05})
+    described = json.loads((tmp_path / "export" / "guard.json").read_text())
+    assert described["false_positive_rate"] == 0.05 and named.items() <= described.items()

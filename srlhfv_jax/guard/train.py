@@ -21,6 +21,7 @@ from srlhfv_jax.config import DataConfig, GuardConfig
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import measure as guards, scoring as guard_model
+from srlhfv_jax.hf import hub
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import masked, severity as losses
 from srlhfv_jax.models import guard_heads
@@ -126,7 +127,7 @@ def complete(run: Unfinished) -> Unfinished:
     rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model))
     unset = {"thresholds": dict.fromkeys(settings.parts, DEFAULT_THRESHOLD), "false_positive_rate": None}
     heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
-    return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset)
+    return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset | hub.origin(settings.init))
 
 
 def _rows(settings: GuardConfig, shape: Pretrained) -> dict[str, loader.Prepared]:

@@ -9,6 +9,7 @@ from srlhfv_jax.hf import weights
 from srlhfv_jax.parallel import hosts
 
 MODEL_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+FETCHED: dict[tuple[str, str], Path] = {}  # (cache, model id) -> its folder: while a process lives, a model is one commit
 DESCRIBING = ("*.json", "*.jinja", "*.txt", "*.model")  # never pickles, never code
 
 
@@ -23,10 +24,12 @@ def name(model_id: str | Path) -> str:
 
 
 def revision(model_id: str | Path) -> str:
-    """The commit of a model whose files are in the cache, as `fetch` left them there; "" where there are none."""
+    """The commit of a model that this process read, or else of the files that are in the cache; "" where there are none."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    if (read := FETCHED.get(_key(model_id))) is not None:
+        return read.name
     parts = MODEL_ID.fullmatch(str(model_id))
     try:
         return Path(huggingface_hub.snapshot_download(parts["name"], revision=parts["revision"], local_files_only=True)).name
@@ -39,9 +42,14 @@ def pinned(path: str | Path) -> str:
     return f"{name(path)}@{revision(path)}" if is_model_id(path) else str(path)
 
 
+def origin(named: str) -> dict[str, str]:
+    """For the JSON files of an export's heads: the checkpoint that its run started from, as the user named it, `pinned`."""
+    return {"started_from": pinned(named)}
+
+
 def fetch(model_id: str) -> Path:
     """The newest snapshot of a model, or that of its revision (a branch, a tag or a commit), its weights being those that its index
-    names; what the cache has is not downloaded again.
+    names; what the cache has is not downloaded again. A process that asks again gets the same commit, wherever a branch is by then.
 
     Raises:
         UserError: there is no such model or folder, no right to read it, or no connection and no copy in the cache.
@@ -49,6 +57,8 @@ def fetch(model_id: str) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    if (read := FETCHED.get(_key(model_id))) is not None and read.is_dir():
+        return read
     began, (owner_and_name, wanted) = time.monotonic(), MODEL_ID.fullmatch(model_id).group("name", "revision")
     try:
         folder = Path(huggingface_hub.snapshot_download(owner_and_name, revision=wanted, allow_patterns=list(DESCRIBING)))
@@ -62,4 +72,11 @@ def fetch(model_id: str) -> Path:
     hosts.say(
         f"{owner_and_name}@{folder.name}: {size / 1e9:.2f} GB from the Hugging Face hub or its cache in {time.monotonic() - began:.1f} s"
     )
+    FETCHED[_key(model_id)] = folder
     return folder
+
+
+def _key(model_id: str | Path) -> tuple[str, str]:
+    import huggingface_hub
+
+    return str(huggingface_hub.constants.HF_HUB_CACHE), str(model_id)

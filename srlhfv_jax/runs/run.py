@@ -130,6 +130,7 @@ def export_run(
 ) -> None:
     """Write WORKDIR/export and a first WORKDIR/result.json: before anything is measured, which may fail. `guard` is what guard.json
     says of the tree's guard."""
+    origin = _origin(started.workdir)
     export_pretrained(
         started.workdir / EXPORT,
         config,
@@ -137,9 +138,9 @@ def export_run(
         base=base,
         adapter=tree.get("adapter"),
         heads=tree.get("heads"),
-        meta=about,
+        meta=about | origin,
         guard=tree.get("guard"),
-        guard_meta=guard,
+        guard_meta=None if guard is None else guard | origin,
     )
     finish(started, about["stage"], result)
 
@@ -148,7 +149,7 @@ def finish(started: Started, stage: str, result: dict[str, float], guard: dict[s
     """Write WORKDIR/result.json, and the export's card and guard.json, with what was measured; returns the result."""
     if hosts.process_index() == 0:
         if guard is not None:
-            export.write_guard_meta(started.workdir / EXPORT, guard)
+            export.write_guard_meta(started.workdir / EXPORT, guard | _origin(started.workdir))
         files.write_text(started.workdir / EXPORT / "README.md", _card(started.workdir, stage, result))
     write_result(started.workdir, result, started.began)
     return result
@@ -159,5 +160,13 @@ def _card(workdir: Path, stage: str, result: dict[str, float]) -> str:
     settings = files.read_json(workdir / "config.json")
     trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
-    base = settings["policy" if "policy" in settings else "init"]  # as the user named it
-    return card.card(base=hub.pinned(base), stage=stage, settings=settings, result=result, trace=shown)
+    base = _origin(workdir)["started_from"]
+    return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)
+
+
+def _origin(workdir: Path) -> dict[str, str]:
+    """`hub.origin` of the checkpoint that a run started from; {} where another process writes."""
+    if hosts.process_index() > 0:
+        return {}
+    settings = files.read_json(workdir / "config.json")
+    return hub.origin(settings["policy" if "policy" in settings else "init"])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from srlhfv_jax import files
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import stored
-from srlhfv_jax.hf import leaves
+from srlhfv_jax.hf import hub, leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.runs import checkpoints
@@ -44,5 +44,5 @@ def read(workdir: Path) -> Unfinished:
         leaves.put(tree, tuple(path.split("/")), leaf)
     tree = tree["policy"] if settings.stage == "ppo_lag" else tree
     shape = checkpoints.load_shape(settings.start, settings.model)
-    about = {"stage": settings.stage, "step": step}
+    about = {"stage": settings.stage, "step": step} | hub.origin(settings.start)
     return Unfinished(step, shape.config, tree, shape.path, about, settings)
