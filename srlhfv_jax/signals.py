@@ -29,8 +29,13 @@ def install() -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[Callable[[], int]]:
-    """While inside, the first signal ends nothing: the function yielded gives its number, 0 before one came."""
+def heard(*numbers: int, then: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
+    """While inside, the first signal ends nothing: the function yielded gives its number, 0 before one came.
+
+    Args:
+        numbers: the signals; none: both.
+        then: is called when the first comes.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
@@ -40,10 +45,12 @@ def heard() -> Iterator[Callable[[], int]]:
         if number == signal.SIGINT and came and callable(before[number]):
             before[number](number, frame)
         came.append(number)
+        if len(came) == 1:
+            then()
         if number == signal.SIGINT:
             _say("stopping after this step; once more ends at once")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in numbers or (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: came[0] if came else 0
     finally:

@@ -1,5 +1,6 @@
 """One run on more devices, or on several processes, is the same run; and one whose partner dies says so, and goes on later."""
 
+import contextlib
 import json
 import signal
 import socket
@@ -13,6 +14,7 @@ import tiny_sharing as tiny
 from commands import ENVIRONMENT, SRLHFV
 from tiny_stages import numbers, same_numbers
 
+from srlhfv_jax.checkpoint import lock
 from srlhfv_jax.cli.main import main
 
 
@@ -117,6 +119,35 @@ def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last
     assert [code for _, code in again] == [0, 0], again[0][0][-2000:]
     assert "resumed from the checkpoint of step" in again[0][0]
     assert [line["step"] for line in numbers(work)] == list(range(1, 25))
+
+
+@pytest.mark.parametrize(("number", "to", "codes"), [(signal.SIGTERM, 1, [143, 143]), (signal.SIGINT, 0, [130, 143])])
+def test_a_signal_to_one_process_makes_both_save_the_same_step_and_stop(folder, tmp_path, number, to, codes):
+    """The other one is told by JAX's service, as of a SIGTERM."""
+    work = tmp_path / "sft"
+    rows = tiny.where(folder) | {"init": str(folder / "llama"), "steps": 4000, "checkpoint.every_steps": 0}
+    mesh = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 1}
+    options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
+    started = pair([*SRLHFV, "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"], 1)
+    deadline = time.monotonic() + 200
+    while not (work / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    started[to].send_signal(number)
+    assert [code for _, code in finished(started)] == codes
+    last = numbers(work)[-1]["step"]
+    assert [path.name for path in (work / "checkpoints" / "manifests").iterdir()] == [f"{last}.json"] and last < 4000
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/below", "held"])
+def test_a_workdir_that_only_the_first_process_opens_is_refused_in_the_same_line_on_both(folder, tmp_path, workdir):
+    work = tmp_path / workdir
+    (tmp_path / "file").write_text("")
+    options = [f"--config.{key}={value}" for key, value in (tiny.where(folder) | {"init": str(folder / "llama")}).items()]
+    with lock.held(work) if workdir == "held" else contextlib.nullcontext():
+        said = finished(pair([*SRLHFV, "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"], 1))
+    lines = [next(line for line in text.splitlines() if line.startswith("srlhfv: error")) for text, _ in said]
+    assert [code for _, code in said] == [2, 2] and lines[0] == lines[1], said
+    assert str(work if workdir == "held" else tmp_path / "file") in lines[0]
 
 
 COMMANDS = """

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from srlhfv_jax.errors import UserError, short
+from srlhfv_jax.errors import UserError, disk, reason, short
 from srlhfv_jax.parallel import hosts
 
 FILE = "run.lock"
@@ -25,18 +25,15 @@ def held(workdir: Path) -> Iterator[None]:
     """While inside, no other run uses `workdir`. All processes of a run share the lock of its first one.
 
     Raises:
-        UserError: another run is in it.
+        UserError: another run is in it, or it cannot be locked; on every process the same line.
     """
     hosts.initialize()  # asking which process this is touches the devices
     path = Path(workdir).absolute() / FILE
-    if path in _held or hosts.process_index() > 0:
-        other, file = None, None
-    else:
-        other, file = _take(path)
-    if hosts.from_first(int(other is not None)):
-        raise UserError(
-            f"{workdir} is in use by {other or 'another run'}: wait for it, or stop it; another run needs another --workdir"
-        )
+    problem, file = "", None
+    if path not in _held and hosts.process_index() == 0:
+        problem, file = _take(path)
+    if problem := hosts.text_from_first(problem):
+        raise UserError(problem)
     _held[path] = _held.get(path, 0) + 1
     try:
         yield
@@ -49,12 +46,18 @@ def held(workdir: Path) -> Iterator[None]:
             os.close(file)
 
 
-def _take(path: Path) -> tuple[str | None, int]:
-    """(who holds the lock, None: this process does now; the open file)."""
+def _take(path: Path) -> tuple[str, int | None]:
+    """(why the lock cannot be had, "": this process has it now; the open file)."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        return _lock(path)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--workdir={path.parent} is a file, or lies in one: give a folder") from None
+        return f"--workdir={path.parent} is a file, or lies in one: give a folder", None
+    except OSError as error:
+        return disk(error) or f"--workdir={path.parent} cannot be locked ({reason(error)}): give another folder", None
+
+
+def _lock(path: Path) -> tuple[str, int | None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     before = short(os.pread(file, 200, 0).decode("utf-8", "replace").strip().replace("\n", " "))
     try:
@@ -63,7 +66,8 @@ def _take(path: Path) -> tuple[str | None, int]:
         if error.errno not in NONE:
             os.close(file)
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                return before or "another process", -1
+                holder = before or "another process"
+                return f"{path.parent} is in use by {holder}: wait for it, or stop it; another run needs another --workdir", None
             raise
         hosts.say(f"srlhfv: {path.parent} is on a disk without locks: a second run in it would not be noticed")
     own = f"host {socket.gethostname()}, process {os.getpid()}"
@@ -71,4 +75,4 @@ def _take(path: Path) -> tuple[str | None, int]:
         hosts.say(f"srlhfv: {path.parent} was in use by {before}, which did not end in order: if it still runs there, stop it")
     os.ftruncate(file, 0)
     os.pwrite(file, f"{own}\n".encode(), 0)
-    return None, file
+    return "", file

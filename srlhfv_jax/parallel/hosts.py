@@ -19,6 +19,7 @@ Tree = TypeVar("Tree")
 BARRIER_S = 300  # how long the first process at a barrier waits for the last
 HEARTBEAT_S = 60  # a process that says nothing for so long is lost
 LAST_LOOK_S = 10
+TEXT_BYTES = 2048
 BROKEN = re.compile("[Cc]onnect|peer|[Ss]ocket|UNAVAILABLE|heartbeat")  # what transports say of a partner that is gone
 
 
@@ -107,6 +108,15 @@ def from_first(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def text_from_first(text: str) -> str:
+    """The first process's text, cut to what is sent at once, on every process."""
+    if jax.process_count() == 1:
+        return text
+    sent = text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    received = multihost_utils.broadcast_one_to_all(np.frombuffer(sent, np.uint8))
+    return np.asarray(received).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def check_batch(rows: int, mesh: Mesh, name: str = "batch of") -> None:

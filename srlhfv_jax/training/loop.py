@@ -8,6 +8,7 @@ on the clock except the progress line: a run that was killed and resumed writes 
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -214,8 +215,10 @@ def _check_finite(name: str, step: int, values: dict[str, float], manager: Manag
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[int], int]]:
     """While inside, a signal does not end the process: the function yielded gives after each step the one that came, or 0."""
-    if jax.process_count() > 1:  # JAX's own service catches SIGTERM and agrees with the other processes on a step
-        yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+    if jax.process_count() == 1:
+        with signals.heard() as came:
+            yield lambda step: came()
         return
-    with signals.heard() as came:
-        yield lambda step: came()
+    # JAX's own service catches SIGTERM and agrees with the other processes on a step; it is told of Ctrl-C by one.
+    with signals.heard(signal.SIGINT, then=lambda: os.kill(os.getpid(), signal.SIGTERM)) as came:
+        yield lambda step: (came() or signal.SIGTERM) if multihost_utils.reached_preemption_sync_point(step) else 0
