@@ -9,6 +9,7 @@ from typing import Any
 # A scheme of any length would be looked for from every character of a long word: seconds for 70,000.
 ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<rest>[^\s'\"<>]*)")
 LONGEST_SHOWN = 160  # characters of a value in a message: a path, whole
+LONGEST_LINE = 570  # of a message that lists what it met
 LONGEST_REASON = 200  # of what another library said
 
 

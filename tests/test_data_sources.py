@@ -140,6 +140,19 @@ def test_no_usable_row_is_an_error_that_counts_the_reasons(tmp_path):
         load_examples(settings(path))
 
 
+@pytest.mark.parametrize("name", ["é" * 300, "../" + "\u0e01" * 80, "\ud800" * 300, "x/" * 900, "a\u0300" * 400 + ".png"])
+def test_a_message_of_many_reasons_long_names_and_long_columns_is_short(tmp_path, name):
+    place = tmp_path / ("deep " * 20) / ("deeper " * 10)
+    place.mkdir(parents=True)
+    odd = [{"question": "q", "response": "a", "image": cell} for cell in (name, name, "http://a/b", 3, "data:image/png;base64,!")]
+    odd += [{"question": "", "response": "a"}, {"question": "q", "response": ""}]
+    columns = {f"picture {number} {name}": "a.png" for number in range(20)}
+    path = write_jsonl(place / "rows.jsonl", [row | columns for row in odd])
+    with pytest.raises(UserError, match="none of the 7 rows can be used") as caught:
+        load_examples(settings(path))
+    assert len(str(caught.value)) <= 600 and "\n" not in str(caught.value)
+
+
 def test_mistakes_in_files_are_named(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "q"}\n{"question": \n')

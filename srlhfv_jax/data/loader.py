@@ -25,9 +25,9 @@ from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.rows import Example
-from srlhfv_jax.data.sources import Dropped, describe_drops, describe_first
+from srlhfv_jax.data.sources import Dropped, describe_failure
 from srlhfv_jax.data.tokens import Encoded
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import LONGEST_LINE, UserError, short
 
 Batch = SupervisedBatch | PairBatch | PromptBatch | GuardBatch
 
@@ -132,8 +132,9 @@ def fit(
             dropped.append(Dropped(index, unusable.reason, unusable.detail))
     drops = Counter(drop.reason for drop in dropped)
     if not rows:
+        said = describe_failure(drops, dropped)
         raise UserError(
-            f"{data.path}: none of the {len(examples)} examples can be used as {kind} ({describe_drops(drops)}{describe_first(dropped)})"
+            short(f"{short(data.path)}: none of the {len(examples)} examples can be used as {kind} ({said})", LONGEST_LINE)
         )
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")

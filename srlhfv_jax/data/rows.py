@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from srlhfv_jax.data import labels
 from srlhfv_jax.data.drops import Drop, Unusable
-from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.errors import UserError, short, shown
 
 Row = Mapping[str, Any]
 ReadImage = Callable[[Any], bytes | None]
@@ -106,7 +106,7 @@ def detect(columns: Iterable[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Some columns' names in a message."""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(shown(name)[1:-1] for name in names[:12]) + more
+    return short(", ".join(shown(name)[1:-1] for name in names[:12])) + more
 
 
 def read(layout: str, row: Row, read_image: ReadImage) -> Example | Drop:

@@ -23,7 +23,7 @@ from srlhfv_jax.data import images, rows
 from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
-from srlhfv_jax.errors import UserError, reason, shown
+from srlhfv_jax.errors import LONGEST_LINE, UserError, reason, short, shown
 
 ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
@@ -102,10 +102,8 @@ def load_examples(data: DataConfig) -> Examples:
     dropped = [Dropped(number, *drop) for number, drop in enumerate(checked) if drop is not None]
     examples = Examples(source, layout, kept, dropped)
     if not kept:
-        raise UserError(
-            f"{data.path}: none of the {len(source.items)} rows can be used ({describe_drops(examples.drops)}{describe_first(dropped)}"
-            + (f"; not read: {_unread(unread)})" if unread else ")")
-        )
+        said = describe_failure(examples.drops, dropped) + (f"; not read: {_unread(unread)}" if unread else "")
+        raise UserError(short(f"{short(data.path)}: none of the {len(source.items)} rows can be used ({said})", LONGEST_LINE))
     return examples
 
 
@@ -114,9 +112,12 @@ def describe_drops(drops: Counter) -> str:
     return ", ".join(f"{reason} {count} ({REASONS[reason]})" for reason, count in drops.most_common()) or "none dropped"
 
 
-def describe_first(dropped: Sequence[Dropped]) -> str:
-    """The first drop in words, to go on with after `describe_drops`; "" without drops."""
-    return f"; row {dropped[0].row}: {dropped[0].detail}" if dropped else ""
+def describe_failure(drops: Counter, dropped: Sequence[Dropped] = ()) -> str:
+    """Why nothing can be used, short enough for one line: the two commonest reasons, and what was wrong with the first row."""
+    common = drops.most_common(2)
+    others = drops.total() - sum(count for _, count in common)
+    said = describe_drops(Counter(dict(common))) + (f", {others} for other reasons" if others else "")
+    return said + (f"; row {dropped[0].row}: {short(dropped[0].detail)}" if dropped else "")
 
 
 def _unread(names: Sequence[str]) -> str:

@@ -159,7 +159,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     examples = sources.load_examples(data)
     found, drops = guard_rows.expand(examples, categories, settings.parts)
     if not found.items:
-        raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_drops(drops)})")
+        raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_failure(drops)})")
 
     def fit(items: guard_rows.GuardExamples) -> loader.Prepared:
         labels = [item.labels for item in items.items]
