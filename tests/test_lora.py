@@ -206,6 +206,25 @@ def test_roles_on_another_backbone_and_other_ranks_are_refused(stages, picture, 
         sft.run(settings(SFTConfig, "sft", init=str(stages / "sft"), **other), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora.alpha": 16.0}, "has an adapter of alpha 8: set config.lora.alpha to it, got 16"),
+        ({"lora.targets": ("text/layers/.*q_proj",)}, "over text/layers/.*, and config.lora.targets say otherwise"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["sft", "ppo_lag"])
+def test_another_alpha_or_other_targets_than_those_of_the_adapter_are_refused(stages, picture, tmp_path, stage, changes, message):
+    """It keeps its own: what was asked for would be ignored."""
+    given = {"lora.rank": 4, "lora.alpha": 8.0} | changes | rows(picture)
+    with pytest.raises(UserError, match=message):
+        if stage == "sft":
+            sft.run(settings(SFTConfig, "sft", init=str(stages / "sft"), **given), tmp_path / "other")
+        else:
+            roles = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters")
+            ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **roles, **given), tmp_path / "other")
+
+
 def test_targets_that_could_not_be_exported_are_refused_before_training(stages, picture, tmp_path):
     seeing = {"lora.rank": 2, "lora.targets": ("text/layers/.*_proj", "vision/layers/.*_proj")} | rows(picture)
     with pytest.raises(UserError, match="reach outside the decoder"):

@@ -89,6 +89,10 @@ def test_score_heads_are_planned_from_pairs_of_a_folders_model(tmp_path):
         (("--topology=v5e:2x2",), "config.policy is empty: whose shape should be planned?"),
         (("--config.policy=llava-hf/llava-1.5-7b-hf",), "--topology is needed"),
         (
+            ("--topology=v5e:2x2", "--config.policy=llava-hf/llava-1.5-7b-hf", "--config.lora.alpha=8.0"),
+            "config.lora.alpha would be ignored",
+        ),
+        (
             ("--topology=v5e:2x2", "--config.policy=HuggingFaceTB/SmolVLM-256M-Instruct", "--config.data.prompt_length=512"),
             "has no room for the 1088 features of 17 tiles",
         ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags as absl_flags
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import stored
+from srlhfv_jax.config import stored, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 
@@ -28,9 +28,11 @@ def main(argv: list[str]) -> None:
         "search", False, "try meshes, microbatches and remat; print the cheapest that fits", flag_values=values
     )
     absl_flags.DEFINE_integer("compiled", 6, "with --search: compile at most this many", lower_bound=1, flag_values=values)
-    found, _ = flags.read_with_config("ppo_lag", values, argv, __doc__)
+    found, changed = flags.read_with_config("ppo_lag", values, argv, __doc__)
     flags.required(values, "topology")
     settings = parse(stored.kind_of(found, "--config"), found)
+    unread.check_changed(settings, changed)
+    unread.check(settings)
     named = settings.start
     if not named:
         raise UserError(f"config.{'policy' if settings.stage == 'ppo_lag' else 'init'} is empty: whose shape should be planned?")

@@ -35,11 +35,7 @@ def init(config: LoraConfig, backbone: Any, key: jax.Array) -> dict[str, Any]:
     """
     if config.rank < 1:
         raise UserError(f"lora.rank must be at least 1 to train an adapter, got {config.rank}")
-    kernels = {path: leaf for path, leaf in _kernels(backbone).items() if any(re.search(t, path) for t in config.targets)}
-    for target in config.targets:
-        if not any(re.search(target, path) for path in kernels):
-            known = ", ".join(sorted(path.removesuffix("/kernel") for path in _kernels(backbone)))
-            raise UserError(f"lora.targets pattern {target!r} matches no kernel of a layer: there are {known}")
+    kernels = targeted(config, backbone)
     adapter: dict[str, Any] = {}
     for number, (path, kernel) in enumerate(sorted(kernels.items())):
         layers, width_out, width_in = _sizes(path, kernel)
@@ -50,6 +46,20 @@ def init(config: LoraConfig, backbone: Any, key: jax.Array) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node |= {"lora_a": a, "lora_b": jnp.zeros((layers, width_out, config.rank)), "lora_scale": scale}
     return adapter
+
+
+def targeted(config: LoraConfig, backbone: Any) -> dict[str, Any]:
+    """The kernels of layers whose path a target matches, by path.
+
+    Raises:
+        UserError: a target matches none.
+    """
+    kernels = {path: leaf for path, leaf in _kernels(backbone).items() if any(re.search(t, path) for t in config.targets)}
+    for target in config.targets:
+        if not any(re.search(target, path) for path in kernels):
+            known = ", ".join(sorted(path.removesuffix("/kernel") for path in _kernels(backbone)))
+            raise UserError(f"lora.targets pattern {target!r} matches no kernel of a layer: there are {known}")
+    return kernels
 
 
 def overlay(backbone: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
         key = states.key(settings.seed, 0, "adapter")
         start = checkpoints.fresh_adapter(settings.lora, policy, mesh, key)
     elif lora.rank:
-        checkpoints.check_rank(lora, policy)
+        checkpoints.check_adapter(lora, policy)
     return policy, {"policy": {"adapter": start}, "critic": score_heads.critic(scorer)}, frozen
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, unread
@@ -102,14 +104,14 @@ def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.A
     (its own, if it has one) and its backbone.
 
     Raises:
-        UserError: as `fresh_adapter`, or a checkpoint with an adapter of another rank, or one that acts elsewhere.
+        UserError: as `fresh_adapter`, or a checkpoint with an adapter of another rank, scale or place, or one that acts elsewhere.
     """
     if settings.rank == 0:
         refuse_activated(model)
         return {"backbone": model.params}, None
     if model.adapter is None:
         return {"adapter": fresh_adapter(settings, model, mesh, key)}, model.params
-    check_rank(settings, model)
+    check_adapter(settings, model)
     if settings.activated != bool(model.config.activation):
         raise UserError(
             f"{model.path} has an adapter that acts {'from the end of the prompt on' if model.config.activation else 'everywhere'}: set "
@@ -176,12 +178,26 @@ def check_lora(lora: LoraConfig) -> None:
         raise UserError("config.lora.activated says where adapters act, and there are none: set config.lora.rank above 0 too")
 
 
-def check_rank(settings: LoraConfig, model: Pretrained) -> None:
-    """Raise UserError where a checkpoint's adapter has another rank than the one that is asked for."""
-    rank = next(leaf.shape[1] for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_a"))
+def check_adapter(settings: LoraConfig, model: Pretrained) -> None:
+    """Raise UserError where a checkpoint's adapter has another rank, scale or place than settings say: it keeps its own."""
+    found = dict(rules.leaves(model.adapter))
+    rank = next(leaf.shape[1] for path, leaf in found.items() if path.endswith("lora_a"))
     if rank != settings.rank:
         raise UserError(
             f"{model.path} has an adapter of rank {rank}: set config.lora.rank={rank}, or merge it with srlhfv export"
+        )
+    scales = {float(scale) for path, leaf in found.items() if path.endswith("lora_scale") for scale in np.unique(leaf) if scale}
+    alphas = sorted(scale * rank for scale in scales)  # several: an adapter from elsewhere, with patterns
+    if not any(math.isclose(settings.alpha, alpha, rel_tol=1e-5) for alpha in alphas):
+        named = " or ".join(f"{alpha:g}" for alpha in alphas[:5])
+        raise UserError(f"{model.path} has an adapter of alpha {named}: set config.lora.alpha to it, got {settings.alpha:g}")
+    places = {path.removesuffix("/lora_a") for path in found if path.endswith("lora_a")}
+    targets = {path.removesuffix("/kernel") for path in lora.targeted(settings, model.params)}
+    if places != targets:
+        odd = ", ".join(f"{'not ' if path in targets else ''}over {path}" for path in sorted(places ^ targets)[:5])
+        raise UserError(
+            f"{model.path} has an adapter {odd}, and config.lora.targets say otherwise: name the same kernels, or merge it with "
+            "srlhfv export"
         )
 
 
