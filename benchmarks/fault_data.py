@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-
 from fault_damage import Inputs, damaged, damaged_bytes
 from fault_rows import layouts, picture
+from PIL import Image
 
 from srlhfv_jax.cli import data as data_command, flags
 from srlhfv_jax.config import DataConfig, SFTConfig

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from fault_damage import Inputs, damaged, damaged_bytes, damaged_tensors
 from fault_runs import random_checkpoint
+from safetensors.numpy import load_file, save_file
 
 from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.data import chat

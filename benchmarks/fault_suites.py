@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from fault_damage import NASTY, Inputs, damaged, damaged_bytes
 from fault_rows import layouts, picture
 

@@ -28,6 +28,13 @@ def install() -> Callable[[], None]:
     return restore
 
 
+def ignore() -> None:
+    """For the very end of a process, all of whose work is done: Python takes its handlers away while libraries close, and a signal
+    would end the process by its default, as if the work were not."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def heard(*numbers: int, then: Callable[[], None] = lambda: None) -> Iterator[Callable[[], int]]:
     """While inside, the first signal ends nothing: the function yielded gives its number, 0 before one came.

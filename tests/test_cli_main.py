@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -277,3 +278,25 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 def test_python_dash_m_is_the_same_command():
     ended = subprocess.run([sys.executable, "-m", "srlhfv_jax", "stf"], capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stderr.startswith("srlhfv: error: there is no command 'stf'")
+
+
+LEAVING = """
+import os, sys, time
+from srlhfv_jax.__main__ import run
+class Library:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"closing\\n")
+        sleep(2)
+library = Library()
+sys.argv = ["srlhfv", "data"]
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_a_process_that_is_done_closes_changes_no_exit_code(name):
+    done = subprocess.Popen([sys.executable, "-c", LEAVING], stdout=subprocess.PIPE, text=True)
+    for line in done.stdout:
+        if line == "closing\n":
+            done.send_signal(getattr(signal, name))
+    assert done.wait(60) == 0
