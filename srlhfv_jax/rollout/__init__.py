@@ -1,1 +1,6 @@
-"""From prompts to scored experience: sampling, generation with a cache, and the forward passes that score a rollout."""
+"""Sampling from a policy.
+
+    generate    the tower and the prompt once, then one cached decoder step a token
+    sampling    one token from log-probabilities
+    layout      placement of the policy's weights while sampling
+"""
