@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ PLACE = {name: (height, column) for height, line in enumerate(LINES) for column,
 FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
 EXPORTED = PACKAGE / "hf" / "torch_scores.py"  # copied into exports for users of torch
 OUTSIDE = {"torch": (), "tensorflow": (), "flax": ("models",)}  # package -> parts of ours that may import it
+COMMAND_LINE = ("main", "flags")  # of cli/: the table of commands, and how flags and config files are read
 NO_JAX = ("dims", "errors", "signals", "files", "parsing", "config", "configs", "data")
 
 
@@ -86,6 +87,61 @@ def test_outside_packages_stay_in_their_place(file):
         assert package not in tops or part_of(file) in allowed, f"{file} imports {package}"
     if part_of(file) in NO_JAX:
         assert not tops & {"jax", "jaxlib", "optax", "chex"}, f"{file} is for NumPy and plain Python only"
+
+
+def module_of(file: Path) -> str:
+    """The dotted name that a file is imported by."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    parts = ("srlhfv_jax", *parts) if parts[0] == "configs" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """module -> the modules of ours that it imports, at any depth of the code; a package is its __init__.py alone."""
+    modules = {module_of(file): file for file in FILES}
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    found.add(submodule if submodule in modules else node.module)
+        graph[module] = found & modules.keys()
+    return graph
+
+
+def cycles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Groups of modules each of which imports, through others, all of its group."""
+
+    def reached(start: str) -> set[str]:
+        found, waiting = set(), [start]
+        while waiting:
+            new = graph[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    reach = {module: reached(module) for module in graph}
+    groups = [{other for other in reach[module] if module in reach[other]} for module in graph if module in reach[module]]
+    return [group for number, group in enumerate(groups) if group not in groups[:number]]
+
+
+def test_no_module_imports_itself_through_others():
+    """Inside a package too, and by imports inside functions too."""
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    assert cycles(import_graph()) == []
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda file: file.name)
+def test_a_command_only_reads_its_flags(file):
+    """Work is done in the rooms: a file of cli/ is short, and knows no arrays."""
+    if file.stem not in COMMAND_LINE:
+        assert file.read_text().count("\n") <= 80, f"{file} is long: move the work to the room that it belongs to"
+    tops = {name.split(".")[0] for name in imports(file)}
+    assert not tops & {"jax", "jaxlib", "numpy"}, f"{file} computes: move that to the room that it belongs to"
 
 
 def test_no_file_is_named_after_nothing():

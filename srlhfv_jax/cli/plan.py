@@ -36,13 +36,11 @@ def main(argv: list[str]) -> None:
     named = settings.start
     if not named:
         raise UserError(f"config.{'policy' if settings.stage == 'ppo_lag' else 'init'} is empty: whose shape should be planned?")
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # of what is computed here; the compiler for TPUs needs no platform
     from srlhfv_jax.parallel.mesh import make_mesh
     from srlhfv_jax.plan import memory as plan, search as plan_search, table as plan_table, topology
     from srlhfv_jax.training.metrics import write_result
 
+    topology.compute_on_cpu()
     device, devices = topology.device(values.topology), topology.devices(values.topology)
 
     def config_of(settings):

@@ -45,12 +45,13 @@ def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
     from srlhfv_jax.runs import run
 
     run.check_unchanged(settings, workdir)
-    _cache_compilations(workdir)
     from srlhfv_jax.parallel import hosts
     from srlhfv_jax.quickstart import pipeline
     from srlhfv_jax.report import targets
     from srlhfv_jax.report.build import write_report
+    from srlhfv_jax.training import compiles
 
+    compiles.keep(workdir / "compiled")  # later rounds, and a run that goes on, compile nothing twice
     result = pipeline.run(settings, workdir, sweep=sweep)
     if hosts.process_index() > 0:
         return
@@ -61,12 +62,3 @@ def _run(settings: QuickstartConfig, workdir: Path, sweep: bool) -> None:
         aim = f"  ({outcome.aim})" if outcome.aim else ""
         print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")
     print(f"wrote {workdir / 'result.json'} and {write_report(workdir)}")
-
-
-def _cache_compilations(workdir: Path) -> None:
-    """Keep compiled programs in the workdir: later rounds, and a run that goes on, compile nothing twice."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

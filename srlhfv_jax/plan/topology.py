@@ -45,6 +45,11 @@ ENVIRONMENT = {
 }
 
 
+def compute_on_cpu() -> None:
+    """Compute on the CPU whatever devices there are: the compiler for TPUs needs none. Call it before JAX starts."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def devices(name: str) -> Sequence[jax.Device]:
     """The devices of a slice such as "v5e:2x4".
 

@@ -1,0 +1,81 @@
+"""`srlhfv data inspect`: the contents of a data set, printed: layout, rows, drops by reason, labels, lengths and samples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from srlhfv_jax.config import DataConfig
+from srlhfv_jax.data import chat, loader, sources, summary
+from srlhfv_jax.data.drops import REASONS
+from srlhfv_jax.data.rows import Example
+
+SHOWN = 110  # characters of a text
+KINDS = ("prompts", "supervised", "pairs")  # the use of rows with 0, 1 and 2 responses
+
+
+def inspect(
+    data: DataConfig, *, samples: int, processor: Any = None, model: str = "", kind: str | None = None
+) -> dict[str, float | str]:
+    """Print what is in the rows of `data`; returns the numbers.
+
+    Args:
+        samples: rows, and dropped rows of each reason, to print.
+        processor: of the checkpoint `model`: tokens are counted too, and the rows are checked for a use; None: they are not.
+        kind: that use; None: the one that the first row's number of responses is for.
+
+    Raises:
+        UserError: rows that cannot be read at all.
+    """
+    examples = sources.load_examples(data)
+    numbers = summary.summarise(examples)
+    print_numbers(numbers)
+    _print_drops("rows that cannot be read", examples.drops, examples.dropped, samples)
+    if processor is not None:
+        kind = kind or KINDS[len(examples[0].responses)]
+        numbers |= _with_model(examples, data, processor, model, kind, samples)
+    for index in range(min(samples, len(examples))):
+        _print_sample(examples.kept[index], examples[index])
+    return numbers
+
+
+def print_numbers(numbers: dict[str, Any]) -> None:
+    """One line for each number that there is."""
+    for name, value in numbers.items():
+        if value is not None:
+            print(f"  {name:<28}{value:.4f}" if isinstance(value, float) else f"  {name:<28}{value}")
+
+
+def _with_model(
+    examples: sources.Examples, data: DataConfig, processor: Any, model: str, kind: str, samples: int
+) -> dict[str, float]:
+    """Lengths in tokens, and what this use of the rows would drop."""
+    codec = chat.codec(processor, data.max_pixels)
+    lengths = summary.token_lengths(examples, codec)
+    print(f"\nwith {model}, as {kind}:")
+    print_numbers(lengths)
+    prepared = loader.fit(kind, examples, processor, data)
+    print_numbers({"fit": len(prepared.rows)})
+    _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, samples)
+    print(f"first prompt:\n{codec.prompt_text(examples[0].question, len(examples[0].images))!r}")
+    return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}
+
+
+def _print_drops(title: str, drops: Counter, dropped: Sequence[sources.Dropped], samples: int) -> None:
+    print(f"\n{title}: {sum(drops.values())}")
+    for reason, count in drops.most_common():
+        print(f"  {count:>7}  {reason}: {REASONS[reason]}")
+        for drop in [drop for drop in dropped if drop.reason == reason][:samples]:
+            print(f"           row {drop.row}: {drop.detail[:SHOWN]}")
+
+
+def _print_sample(number: int, example: Example) -> None:
+    sizes = " and ".join(f"{len(image)} bytes" for image in example.images)
+    print(f"\nrow {number}: {f'{len(example.images)} images of {sizes}' if sizes else 'no image'}")
+    print(f"  question   {example.question[:SHOWN]!r}")
+    for side, response in enumerate(example.responses):
+        marks = [name for name, index in (("more helpful", example.chosen), ("safer", example.safer)) if index == side]
+        flag = example.unsafe[side] if example.unsafe else None
+        marks += [] if flag is None else ["unsafe" if flag else "safe"]
+        print(f"  response {side} {response[:SHOWN]!r} ({', '.join(marks) or 'not labelled'})")
+    if example.meta:
+        print("  " + ", ".join(f"{name}={value[:30]}" for name, value in list(example.meta.items())[:8]))

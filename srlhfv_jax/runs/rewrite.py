@@ -1,0 +1,70 @@
+"""`srlhfv export`: a trained checkpoint written anew as a Hugging Face folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from srlhfv_jax import files
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf import export, weights
+from srlhfv_jax.hf.heads import load_guard
+from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.runs import unfinished
+from srlhfv_jax.runs.unfinished import Unfinished
+
+
+def rewrite(
+    source: Path, out: Path, *, dtype: str, max_shard_bytes: int, complete: Callable[[Unfinished], Unfinished]
+) -> int | None:
+    """Write the checkpoint at `source` to the folder `out`; returns the step of a run that is not finished, else None.
+
+    Args:
+        source: workdir of a stage, export or Hugging Face folder; an adapter is merged into its backbone. Of a run that is not
+            finished, the newest checkpoint, as it is.
+        complete: adds what such a run has not made yet (`guard.train.complete`).
+
+    Raises:
+        UserError: `out` exists, there is no checkpoint, or an adapter that cannot be merged.
+    """
+    if out.exists():
+        raise UserError(f"--out={out} exists: give a folder that does not")
+    export.clear(out.absolute().parent)
+    if unfinished.is_unfinished(source):
+        return _unfinished(complete(unfinished.read(source)), out, dtype, max_shard_bytes)
+    model = load_pretrained(source, dtype=dtype)
+    if model.config.activation:
+        raise UserError(
+            f"{source} is an activated adapter, which cannot be merged: it leaves the prompt to the backbone. Use its folder with peft"
+        )
+    has_guard = (model.path / weights.GUARD_FILE).is_file()
+    guard, guard_meta = load_guard(model.config, model.path, None) if has_guard else (None, None)
+    meta, card = model.path / weights.HEADS_META, model.path / "README.md"
+    export.export_pretrained(
+        out,
+        model.config,
+        model.params,
+        base=model.path,
+        heads=model.heads or None,
+        meta=files.read_json(meta) if meta.is_file() else {},
+        guard=guard,
+        guard_meta=guard_meta,
+        card=card.read_text() if card.is_file() else None,
+        max_shard_bytes=max_shard_bytes,
+    )
+    return None
+
+
+def _unfinished(run: Unfinished, out: Path, dtype: str, max_shard_bytes: int) -> int:
+    export.export_pretrained(
+        out,
+        run.config,
+        run.tree.get("backbone"),
+        base=run.base,
+        adapter=run.tree.get("adapter"),
+        heads=run.tree.get("heads"),
+        meta=run.about,
+        guard=run.tree.get("guard"),
+        guard_meta=run.guard,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+    return run.step
