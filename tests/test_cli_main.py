@@ -9,7 +9,9 @@ import sys
 import tempfile
 
 import pytest
+from commands import ENVIRONMENT
 
+from srlhfv_jax import quiet
 from srlhfv_jax.cli import flags, main
 from srlhfv_jax.config import EvaluateConfig, SFTConfig
 from srlhfv_jax.errors import UserError
@@ -266,13 +268,50 @@ def test_secrets_of_an_address_reach_no_file_and_no_message(capsys, monkeypatch,
 MORE = ["--config.endpoint.url.x=1", "--config.endpoint.workers=0", "--config.endpoint.timeout_s=x"]
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    script = (
-        "from srlhfv_jax.cli import main; main._run = lambda *_: [print('x' * 99) for _ in range(9999)]; main.main(['report'])"
-    )
-    command = f'set -o pipefail; {sys.executable} -c "{script}" | head -1'
+ENDLESS = (
+    "import sys; main._run = lambda *_: [print('x' * 99, file=sys.{}) for _ in range(9999)]; sys.exit(main.main(['report']))"
+)
+
+
+@pytest.mark.parametrize(
+    "script, shown",
+    [
+        (ENDLESS.format("stdout"), "x" * 99 + "\n"),
+        (ENDLESS.format("stderr"), "x" * 99 + "\n"),
+        ("import sys, time; time.sleep(0.5); sys.exit(main.main(['--help']))", None),  # its reader is gone before it speaks
+        ("import sys, time; time.sleep(0.5); sys.exit(main.main(['stf']))", None),
+    ],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(script, shown, tmp_path):
+    """Neither for what a command prints nor for its help and its messages, which are read as `srlhfv ... 2>&1 | head`."""
+    reader = "true" if shown is None else "head -1"
+    command = f'({sys.executable} -c "from srlhfv_jax.cli import main; {script}" 2>&1; echo $? > {tmp_path}/code) | {reader}'
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert ended.stdout == "x" * 99 + "\n" and ended.stderr == ""
+    assert ended.stdout == (shown or "") and ended.stderr == ""
+    assert (tmp_path / "code").read_text() == "141\n"
+
+
+def test_libraries_are_silent_unless_everything_is_asked_for():
+    environment: dict[str, str] = {}
+    assert quiet.take_flag(["sft", "--workdir=W"], environment) == ["sft", "--workdir=W"]
+    quiet.silence(environment)
+    assert environment == quiet.SILENT and not quiet.verbose(environment)
+    environment = {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "0"}
+    quiet.silence(environment)
+    assert environment == {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "0"}  # what was set stays
+    environment = {}
+    assert quiet.take_flag(["sft", "--verbose"], environment) == ["sft"]
+    quiet.silence(environment)
+    assert quiet.verbose(environment) and not environment.keys() & quiet.SILENT.keys()
+
+
+def test_transformers_says_nothing_of_torch_to_a_command_that_needs_none():
+    code = "from srlhfv_jax.cli import main; main._run = lambda *_: __import__('transformers'); main.main({})"
+    quiet_run, verbose_run = (
+        subprocess.run([sys.executable, "-c", code.format(argv)], env=ENVIRONMENT, capture_output=True, text=True)
+        for argv in (["report"], ["report", "--verbose"])
+    )
+    assert quiet_run.stderr == "" and "PyTorch was not found" in verbose_run.stderr
 
 
 def test_python_dash_m_is_the_same_command():

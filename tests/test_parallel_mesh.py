@@ -127,6 +127,15 @@ def test_an_axis_that_does_not_divide_is_dropped_and_shown(eight_devices):
     assert "7x4  [-, fsdp]  (tensor does not divide)" in rules.table(odd, eight_devices)
 
 
+def test_a_tree_is_told_in_one_line_with_its_share_of_each_device(eight_devices):
+    odd = {"text": {"embed": {"embedding": jnp.zeros((7, 4)), "norm": {"scale": jnp.zeros(4, jnp.bfloat16)}}}}
+    tree = odd | {"projector": {"linear_1": {"kernel": jnp.zeros((1024, 1024))}}}
+    line = rules.summary(tree, eight_devices)  # (tensor, fsdp) = (2, 2) split the kernel in four
+    assert line == (
+        "1.05 M parameters in 3 leaves, 4.0 MiB, 1.0 MiB on each device; leaves with an axis that does not divide and stays whole: 1"
+    )
+
+
 def test_a_leaf_without_a_rule_is_an_error(eight_devices):
     with pytest.raises(UserError, match=r"no sharding rule matches the parameter text/adapter \(4, 4\)"):
         rules.specs({"text": {"adapter": jnp.zeros((4, 4))}}, eight_devices)

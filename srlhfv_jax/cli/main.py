@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from srlhfv_jax import signals
+from srlhfv_jax import quiet, signals
 from srlhfv_jax.errors import UserError, disk, public, reason
 
 COMMANDS = {
@@ -40,16 +40,30 @@ HELP = f"""usage: srlhfv <command> [flags]        srlhfv <command> --help
 
 Stages take --config=FILE.py[:ARG] --workdir=FOLDER [--config.section.key=VALUE ...] and go on where WORKDIR has a checkpoint.
 Stages, quickstart, plan, evaluate and benchmark write WORKDIR/result.json.
+--verbose with any of them: every parameter of a model, and all that libraries say.
 Exit code: 0 success, 2 a mistake in what was given, 1 a fault of srlhfv, 130 after Ctrl-C, 143 after SIGTERM (saved)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = quiet.take_flag(list(sys.argv[1:] if argv is None else argv))
+    quiet.silence()
+    try:
+        code = _exit_code(argv)
+        sys.stdout.flush()  # here, where a reader that is gone is no error
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does; what else there is to say goes nowhere
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _exit_code(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP)
         return 0 if argv else 2
-    logging.set_verbosity(logging.FATAL)  # Orbax warns of what users cannot change, and logs the errors that it raises
+    if not quiet.verbose():
+        logging.set_verbosity(logging.FATAL)  # Orbax warns of what users cannot change, and logs the errors that it raises
     sys.unraisablehook = _ignored
     restore = signals.install()
     try:
@@ -58,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(f"error: {error}", 2)
     except KeyboardInterrupt:
         return _failed(f"interrupted; {signals.GO_ON}", 128 + signal.SIGINT)
-    except BrokenPipeError:  # who read our output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if (problem := disk(error)) is not None:
             return _failed(f"error: {problem}; then {signals.GO_ON}", 2)

@@ -5,6 +5,7 @@ the optimizer, whose paths end in the parameter's path, so that one table places
 does not divide is left whole: `specs` drops the axis and `table` shows it.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -113,6 +114,21 @@ def table(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> str:
         lines.append((path, "x".join(map(str, leaf.shape)) or "scalar", f"[{shown}]{note}"))
     widths = [max((len(line[column]) for line in lines), default=0) for column in (0, 1)]
     return "\n".join(f"  {path:<{widths[0]}}  {shape:>{widths[1]}}  {spec}" for path, shape, spec in lines)
+
+
+def summary(shapes: Any, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> str:
+    """A whole tree in one line: parameters, leaves, bytes in all and on each device, and how many axes did not divide."""
+    count, size, share, leaf_count, dropped_count = 0, 0, 0.0, 0, 0
+    for path, leaf in leaves(shapes):
+        spec, dropped = _spec(path, leaf.shape, mesh, rules)
+        axes = [axis for part in spec if part is not None for axis in (part if isinstance(part, tuple) else (part,))]
+        leaf_size = leaf.size * leaf.dtype.itemsize
+        count, size, share = count + leaf.size, size + leaf_size, share + leaf_size / math.prod(mesh.shape[axis] for axis in axes)
+        leaf_count, dropped_count = leaf_count + 1, dropped_count + bool(dropped)
+    text = f"{count / 1e6:.2f} M parameters in {leaf_count} leaves, {size / 2**20:.1f} MiB"
+    if mesh.size > 1:
+        text += f", {share / 2**20:.1f} MiB on each device"
+    return text + (f"; leaves with an axis that does not divide and stays whole: {dropped_count}" if dropped_count else "")
 
 
 def leaves(tree: Any) -> Iterator[tuple[str, Any]]:

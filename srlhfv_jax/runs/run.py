@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from srlhfv_jax import files
+from srlhfv_jax import files, quiet
 from srlhfv_jax.checkpoint import lock, provenance
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import to_dict
@@ -105,9 +105,8 @@ def start(settings: Any, workdir: Path) -> Started:
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
-    """Print what lies where, once, for the start of a run."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    hosts.say(f"{name}: {count / 1e6:.2f} M parameters\n{rules.table(tree, mesh)}")
+    """Print a tree in one line, once, for the start of a run; with `--verbose` also what lies where, leaf by leaf."""
+    hosts.say(f"{name}: {rules.summary(tree, mesh)}" + (f"\n{rules.table(tree, mesh)}" if quiet.verbose() else ""))
 
 
 def last_numbers(started: Started) -> dict[str, float]:
