@@ -7,6 +7,7 @@ from typing import Any
 
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.ppo_lag import check, rows as prompts, validate
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
