@@ -144,6 +144,13 @@ def test_a_command_only_reads_its_flags(file):
     assert not tops & {"jax", "jaxlib", "numpy"}, f"{file} computes: move that to the room that it belongs to"
 
 
+@pytest.mark.parametrize("package", sorted(PACKAGE.rglob("__init__.py")), ids=lambda file: str(file.parent.relative_to(ROOT)))
+def test_the_docstring_of_a_package_names_each_of_its_modules(package):
+    folder, words = package.parent, set(re.findall(r"\w+", ast.get_docstring(ast.parse(package.read_text())) or ""))
+    inside = {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
+    assert sorted(name for name in inside if not name.startswith("_") and name not in words) == []
+
+
 def test_no_file_is_named_after_nothing():
     for file in FILES:
         assert file.stem not in ("utils", "util", "common", "helpers", "misc"), f"{file}: name it by its subject"

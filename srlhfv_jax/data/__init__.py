@@ -1,18 +1,18 @@
 """Files of rows to host batches. NumPy only: nothing here imports jax.
 
-    sources        rows of JSON lines, parquet or a TFDS folder (`tfds_folder`), by number
-    rows           raw row -> Example; the only file that knows column names
-    labels         spellings of labels
-    literal        text of rows that must not become a special token
-    drops          named reasons for which a row is left out
-    images         bytes of a picture, from wherever a row points
-    pictures       bytes -> patches, as a checkpoint's processor cuts them
-    chat           question -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
-    tokens         Example -> token ids; every placeholder and length is checked here, before step 0
-    guard_rows     rows with severities and categories (`taxonomies`)
-    collate        token ids -> the padded arrays of batches.py
-    loader         shuffled, sharded, prefetched, resumable batches
-    summary        numbers of a data set, for `srlhfv data inspect`
-    tfds/          builders that write TFDS folders without TensorFlow
-    quickstart/    the embedded task
+sources        rows of JSON lines, parquet or a TFDS folder (`tfds_folder`), by number
+rows           raw row -> Example; the only file that knows column names
+labels         spellings of labels
+literal        text of rows that must not become a special token
+drops          named reasons for which a row is left out
+images         bytes of a picture, from wherever a row points
+pictures       bytes -> patches, as a checkpoint's processor cuts them
+chat           question -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
+tokens         Example -> token ids; every placeholder and length is checked here, before step 0
+guard_rows     rows with severities and categories (`taxonomies`)
+collate        token ids -> the padded arrays of batches.py
+loader         shuffled, sharded, prefetched, resumable batches
+summary        numbers of a data set, for `inspection` (`srlhfv data inspect`)
+tfds/          builders that write TFDS folders without TensorFlow
+quickstart/    the embedded task
 """

@@ -1,6 +1,24 @@
-"""Comparing policies: answers in, flat dicts of numbers out.
+"""Evaluation: answers in, flat dicts of numbers out. Below what trains: stages sample and score with what is here.
 
-answers (what a policy said) -> oracle (the embedded task's closed-form verdicts), judges (learned reward and cost), quadrants
-(one policy against another) and pairs (how good the learned models themselves are) -> compare (everything for one result.json)
--> records (the files the report reads). `policies` samples the answers. NumPy throughout; models come in as callables.
+Commands:
+    compare_policies    `srlhfv evaluate`: several policies on the same prompts
+    measure_scorer      `srlhfv evaluate --pairs`: reward and cost models on labelled pairs
+    run_suites          `srlhfv benchmark`: policies on the published test sets of suites/
+Models:
+    answering           the one sampler of answers
+    scoring             the one scorer of texts
+Numbers, NumPy alone:
+    answers             the record of a policy's answers, which every judge reads
+    oracle              the embedded task's closed-form verdicts
+    compare             policies, judged, against a baseline: quadrants (four-quadrant table and win rates), length_controlled
+    score_metrics       a policy under learned reward and cost
+    pair_accuracy       learned models on pairs; controls (the same rows with other pictures)
+    rates, rules        shares of judged rows with intervals, and what the words of an answer say
+    statistics          means, bootstrap, calibration error, sigmoid
+Files:
+    records             what the report reads
+    journal             JSON lines that grow while work is done
+Packages:
+    judging/            judges behind one interface
+    suites/             published test sets
 """

@@ -1,6 +1,19 @@
 """Beaver-Guard-V: judges a question before it is answered and an answer before it is shown.
 
 The paper (arXiv 2503.17682) describes what its guard does, not how it is made: heads, losses and thresholds are our own design.
+
+    train        `srlhfv guard`: severity and category heads, thresholds, export
+    scoring      batch -> logits -> probabilities -> verdicts
+    measure      numbers on labelled rows, and the threshold for a false-positive rate
+    judge        `Guard`: a trained guard in use
+    verdict      plain records: GuardVerdict, Round, Guarded
+    regenerate   `guarded_generate`: filter, and sample again
+    effect       safety by round, and over-refusal, of guarded answers
+    checks       a guard as functions for any thread, with reasons why a text cannot be read
+    generate     `srlhfv generate`
+    moderate     `srlhfv moderate`
+    curves       what a report draws of its training
+    service/     `srlhfv serve`: the guard over HTTP
 """
 
 from srlhfv_jax.data.rows import Prompt

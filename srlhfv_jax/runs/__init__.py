@@ -1,2 +1,10 @@
-"""What every run shares: `run` (start, finish, config.json, result.json), `checkpoints`, `inputs` (rows), `labelled`, `unread`,
-`unfinished`, and `curves`, what a report draws of a stage."""
+"""What every run shares.
+
+run            start, finish; config.json and result.json are written here alone
+checkpoints    loading what a run starts from
+inputs         rows of a run, read and checked
+labelled       how many rows each head learns from
+unfinished     the newest checkpoint of a run without an export
+rewrite        `srlhfv export`
+curves         what a report draws of a stage
+"""
