@@ -14,6 +14,7 @@ import pytest
 import tiny_training as tiny
 from jax.sharding import AxisType, PartitionSpec as P
 
+from srlhfv_jax import quiet
 from srlhfv_jax.batches import Images
 from srlhfv_jax.config import MeshConfig, OptimizerConfig
 from srlhfv_jax.errors import UserError
@@ -21,6 +22,7 @@ from srlhfv_jax.models import score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh, row_shards
+from srlhfv_jax.runs.run import describe_parameters
 from srlhfv_jax.training import optimizer, state
 
 MODEL = VLMConfig(
@@ -134,6 +136,16 @@ def test_a_tree_is_told_in_one_line_with_its_share_of_each_device(eight_devices)
     assert line == (
         "1.05 M parameters in 3 leaves, 4.0 MiB, 1.0 MiB on each device; leaves with an axis that does not divide and stays whole: 1"
     )
+
+
+def test_the_leaves_of_a_tree_are_listed_only_where_everything_is_asked_for(eight_devices, capsys, monkeypatch):
+    tree = {"text": {"norm": {"scale": jnp.zeros(4)}}}
+    monkeypatch.delenv(quiet.VERBOSE, raising=False)
+    describe_parameters("policy", tree, eight_devices)
+    monkeypatch.setenv(quiet.VERBOSE, "1")
+    describe_parameters("policy", tree, eight_devices)
+    short, long, leaf = "".join(capsys.readouterr()).splitlines()
+    assert short == long and short.startswith("policy: 0.00 M parameters in 1 leaves") and "text/norm/scale" in leaf
 
 
 def test_a_leaf_without_a_rule_is_an_error(eight_devices):

@@ -40,7 +40,7 @@ def render(work: Workdir) -> str:
         results.target_section(work),
     )
     sections = [section for section in everything if section.body]
-    missing = [f"{section.title}: {section.absent}" for section in everything if not section.body]
+    missing = [f"{section.title}: {section.absent}" for section in everything if not section.body and section.absent]
     if missing:
         sections.append(page.Section("absent", "Not in this workdir", page.bullets(missing)))
     name = work.path.resolve().name

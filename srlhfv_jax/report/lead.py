@@ -22,7 +22,7 @@ def sentence(work: Workdir) -> str:
     if run := _ppo_alone(work):
         return _ppo_run(run)
     if not work.result and len(work.stages) > 1:
-        return f"The run has not finished: so far there are {', '.join(stage.name for stage in work.stages)}."
+        return f"The run has not finished: so far there are metrics of {', '.join(stage.name for stage in work.stages)}."
     return _trained(numbers, work.stages)
 
 

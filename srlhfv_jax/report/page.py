@@ -19,7 +19,7 @@ class Section(NamedTuple):
     anchor: str
     title: str
     body: str  # HTML; "" when the workdir has nothing for it
-    absent: str = ""  # what is missing then, in words
+    absent: str = ""  # what is missing then, in words; "": nothing that a reader would look for
 
 
 def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:

@@ -44,7 +44,7 @@ WINS = {
 def target_section(work: Workdir) -> Section:
     """What the quickstart asks of its own run; other runs have no such targets."""
     if not targets.apply_to(work.config):
-        return Section("targets", "Targets", "", "Targets are the quickstart's own.")
+        return Section("targets", "Targets", "")
     if targets.too_short(work.config):
         return Section("targets", "Targets", page.paragraph(f"{targets.TOO_SHORT} No target is checked."))
     outcomes = targets.check(work.result)
