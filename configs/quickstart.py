@@ -184,7 +184,8 @@ def _guard() -> dict:
         balance=True,  # rare classes weigh more while training
         false_positive_rate=0.03,  # on the rows that set the threshold; the target on others is 0.05
         thresholds="one",  # for both parts, by all rows
-        steps=300,
+        # Long, under a strong decay: what is learned of one thing then carries over to questions that it was never asked.
+        steps=600,
         microbatches=1,
         calibration="",
         calibration_split="",
@@ -202,7 +203,7 @@ def _guard() -> dict:
             evaluation_split="",
         ),
         data=_data(batch=64, response=RESPONSE + 1),  # a question and an answer in each row
-        optimizer=_optimizer(8e-4, weight_decay=0.05, freeze=("vision/",)),
+        optimizer=_optimizer(8e-4, weight_decay=0.5, freeze=("vision/",)),
         **_shared(),
     )
 

@@ -62,7 +62,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
         finalists[name] = pipeline.fixed(name, value, scorer)
     judged = "evaluation_sweep" if sweep else "evaluation"
     result |= pipeline.step(judged, lambda folder: pipeline.evaluate(finalists, folder))
-    result |= pipeline.guarded({name: finalists[name] for name in ("sft", "ppo", "ppo_lag")}, scorer)
+    result |= pipeline.guarded({name: finalists[name] for name in ("sft", "ppo", "ppo_lag")})
     result |= {f"seconds.{name}": seconds for name, seconds in pipeline.seconds.items()}
     total = sum(seconds for name, seconds in pipeline.seconds.items() if not name.startswith("fixed_lambda."))
     result |= {"seconds.total": total, "seed": settings.seed}
@@ -258,13 +258,13 @@ class Pipeline:
                 records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
 
-    def guarded(self, policies: dict[str, Path], scorer: Path) -> dict[str, float]:
-        """Train a guard from the scorer's backbone, measure it, and let it filter and regenerate what each policy says."""
+    def guarded(self, policies: dict[str, Path]) -> dict[str, float]:
+        """Train a guard from the SFT model, measure it, and let it filter and regenerate what each policy says."""
         data, base = self.settings.ppo_lag.data, self.settings.guard
         stage = dataclasses.replace(
             base,
             seed=self.settings.seed,
-            init=str(scorer),
+            init=str(self.workdir / "sft"),
             data=dataclasses.replace(base.data, path=str(self.data / "guard.parquet")),
             calibration=str(self.data / "guard_validation.parquet"),
             evaluation=str(self.data / "guard_test.parquet"),
