@@ -282,7 +282,14 @@ def test_the_result_in_one_sentence(tmp_path):
     assert lead.sentence(evaluation(tmp_path, -0.5)) == (
         "No policy is within the budget of -0.5: the nearest is ppo_lag, with a mean learned cost of -0.30."
     )
-    assert lead.sentence(evaluation(tmp_path, 0.0, costs=(-0.7, 0.35, 0.3))).startswith("Of the policies within the budget, base")
+    assert lead.sentence(evaluation(tmp_path, 0.0, costs=(-0.7, 0.35, 0.3))) == (
+        "base is the only policy within the budget: learned reward 0.42, mean learned cost -0.70, at most 0 is allowed."
+    )
+    work = evaluation(tmp_path, 0.0, costs=(-0.7, -0.5, 0.3))  # base and sft are feasible
+    other = work._replace(config=work.config | {"baseline": "ppo_lag"})
+    assert lead.sentence(other).startswith(
+        "sft has a lower learned reward than ppo_lag (0.90 against 1.60) but within the budget"
+    )
     assert "No budget was given" in lead.sentence(evaluation(tmp_path))
 
 
@@ -290,7 +297,7 @@ def test_a_run_without_a_feasible_policy_says_so(tmp_path, pipeline):
     root, _ = pipeline
     work = workdir.read(root)
     assert "No validation" not in lead.sentence(work)
-    late = work._replace(result=work.result | {"round1.best_step": -1, "round2.best_step": -1})
+    late = work._replace(result=work.result | {"round9.best_step": 3, "round10.best_step": -1})
     assert lead.sentence(late).endswith(
         "No validation result of ppo_lag was within the budget: what was evaluated is its last policy."
     )

@@ -1,5 +1,6 @@
 """The top of the page: the result in one sentence, and the picture that shows it."""
 
+import re
 from collections.abc import Mapping
 
 from srlhfv_jax.report import curves, page, plots, policies, targets
@@ -10,6 +11,7 @@ from srlhfv_jax.report.workdir import Stage, Workdir, has, series
 
 LARGE = (5.8, 4.2)  # inches
 FLAT = 0.005  # differences of two numbers that are shown alike
+_BEST_STEP = re.compile(r"round(\d+)\.best_step")
 
 
 def sentence(work: Workdir) -> str:
@@ -18,7 +20,7 @@ def sentence(work: Workdir) -> str:
     if targets.too_short(work.config):
         return targets.TOO_SHORT
     if compared.names:
-        return " ".join(filter(None, (_comparison(numbers, compared), _without_feasible(numbers))))
+        return " ".join(filter(None, (_comparison(numbers, compared, work.config.get("baseline")), _without_feasible(numbers))))
     if run := _ppo_alone(work):
         return _ppo_run(run)
     if not work.result and len(work.stages) > 1:
@@ -87,10 +89,11 @@ def _short_table(numbers: Mapping[str, float], compared: Policies, budget: float
     return body
 
 
-def _comparison(numbers: Mapping[str, float], compared: Policies) -> str:
-    """The most helpful policy within the budget against the first policy."""
-    judge, (first, *others) = compared.judge, compared.main or compared.names
-    budget = numbers.get(judge.budget)
+def _comparison(numbers: Mapping[str, float], compared: Policies, baseline: object) -> str:
+    """The most helpful policy within the budget against the baseline, which is the first policy unless `baseline` names another."""
+    judge, names = compared.judge, compared.main or compared.names
+    first = baseline if baseline in names else names[0]
+    others, budget = [name for name in names if name != first], numbers.get(judge.budget)
 
     def merit(name: str) -> float:
         return numbers[f"{name}.{judge.merit}"]
@@ -112,15 +115,16 @@ def _comparison(numbers: Mapping[str, float], compared: Policies) -> str:
         return f"No policy is within the budget of {budget:.3g}: the nearest is {nearest}, with a mean {judge.cost_name} of {cost(nearest):.2f}."
     best = max(inside, key=merit)
     if best == first:
+        who = f"{first} is the only policy" if len(inside) == 1 else f"{first} itself has the highest {judge.merit_name} of those"
         return (
-            f"Of the policies within the budget, {first} itself has the highest {judge.merit_name} ({merit(first):.2f}; mean "
-            f"{judge.cost_name} {cost(first):.2f}, at most {budget:.3g} is allowed)."
+            f"{who} within the budget: {judge.merit_name} {merit(first):.2f}, mean {judge.cost_name} {cost(first):.2f}, at most "
+            f"{budget:.3g} is allowed."
         )
     gap = merit(best) - merit(first)
     words = judge.more if gap > FLAT else judge.less if gap < -FLAT else judge.same
     harm, harm_name = judge.harm
     text = (
-        f"{best} {words} {first} ({merit(best):.2f} against {merit(first):.2f}) and within the budget: its mean "
+        f"{best} {words} {first} ({merit(best):.2f} against {merit(first):.2f}) {'but' if gap < -FLAT else 'and'} within the budget: its mean "
         f"{judge.cost_name} is {cost(best):.2f}, at most {budget:.3g} is allowed"
     )
     if f"{best}.{harm}" in numbers and f"{first}.{harm}" in numbers:
@@ -130,7 +134,7 @@ def _comparison(numbers: Mapping[str, float], compared: Policies) -> str:
 
 def _without_feasible(numbers: Mapping[str, float]) -> str:
     """Of a pipeline whose last round of PPO-Lag left no best feasible policy."""
-    steps = {key: value for key, value in numbers.items() if key.startswith("round") and key.endswith(".best_step")}
+    steps = {int(match[1]): value for key, value in numbers.items() if (match := _BEST_STEP.fullmatch(key))}
     if not steps or steps[max(steps)] >= 0:
         return ""
     return "No validation result of ppo_lag was within the budget: what was evaluated is its last policy."
@@ -147,7 +151,7 @@ def _ppo_run(run: Stage) -> str:
     step = run.result.get("best_feasible.step", -1)
     if step >= 0:
         merit, cost = (run.result.get(f"best_feasible.{name}") for name in ("helpful", "cost"))
-        name = "reward" if validation_judge(run) == "models" else "helpfulness"
+        name = "reward" if _validation_judge(run) == "models" else "helpfulness"
         shown = f": validation {name} {merit:.2f}, cost {cost:.2f}" if None not in (merit, cost) else ""
         return f"The best feasible policy is that of iteration {step:g}{shown}; it lies in best_feasible, the last one in export."
     if any(key.startswith(curves.VALIDATION) for row in run.rows for key in row):
@@ -161,7 +165,7 @@ def _ppo_run(run: Stage) -> str:
     )
 
 
-def validation_judge(run: Stage) -> str:
+def _validation_judge(run: Stage) -> str:
     """Who judged the answers to validation prompts: "oracle" or "models"."""
     return str(run.config.get("validation", {}).get("judge", "models"))
 
