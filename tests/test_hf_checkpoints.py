@@ -197,6 +197,14 @@ def test_score_heads_without_what_they_mean_are_one_line(changes, folders, tmp_p
     assert list(load_pretrained(folder).heads) == ["cost"]
 
 
+@pytest.mark.parametrize("sign", ["label", "graded"])
+def test_heads_of_earlier_exports_which_name_their_labels_load(sign, folders, tmp_path):
+    folder = shutil.copytree(folders["llama"], tmp_path / "m")
+    save_file({"cost": np.ones(32, np.float32)}, folder / "score_heads.safetensors")
+    (folder / "score_heads.json").write_text(json.dumps(SCORES | {"heads": ["cost"], "sign": sign}))
+    assert list(load_pretrained(folder).heads) == ["cost"]
+
+
 def test_heads_that_are_not_numbers_are_refused(folders, tmp_path):
     folder = shutil.copytree(folders["llama"], tmp_path / "m")
     save_file({"cost": np.full(32, np.nan, np.float32)}, folder / "score_heads.safetensors")

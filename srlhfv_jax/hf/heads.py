@@ -19,6 +19,7 @@ from srlhfv_jax.parallel import rules
 
 PLACE = {"pooling": "last_token", "after": "final_norm"}  # where heads read the hidden states
 SCORES = PLACE | {"sign": "cost > 0 means unsafe; reward: higher is more helpful"}
+EARLIER_SIGNS = ("label", "graded")  # earlier exports name here the labels that they learned from
 GUARD_PARTS = ("input", "output")
 GUARD_FACTS = {"categories": list[str], "thresholds": dict[str, float], "template": str, "max_pixels": int}
 SUMS = ("unsafe", "severity")  # what a verdict's scores are called beside those of categories
@@ -42,7 +43,7 @@ def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, 
     described = read_json(meta)
     if sorted(take(described, "heads", list[str], str(meta))) != sorted(tensors):
         raise UserError(f"{meta} names the heads {shown(described['heads'])}, and {path.name} holds {shown(sorted(tensors))}")
-    _check_meaning(described, SCORES, meta)
+    _check_meaning(described, PLACE if described.get("sign") in EARLIER_SIGNS else SCORES, meta)
     return heads if mesh is None else rules.place(heads, mesh)
 
 

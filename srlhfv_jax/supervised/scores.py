@@ -62,7 +62,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     result = last_numbers(started) | {"rows": len(rows.rows)} | counts
-    about = {"stage": "scores", "sign": settings.sign}
+    about = {"stage": "scores", "labels": settings.sign}
     export_run(started, model.config, tree, base=model.path, about=about, result=result)
     if held is not None:
         result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
