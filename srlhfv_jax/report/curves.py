@@ -90,7 +90,7 @@ def ppo_section(work: Workdir) -> Section:
     body = page.figures(_curves(runs, [curve for curve in PPO.curves if not curve.folded], PPO.unit, names))
     logged = list(dict.fromkeys(key for run in runs for row in run.rows for key in row))
     checks = [key for key in logged if key.startswith(VALIDATION) and not key.endswith("_se")]
-    judges = {run.config.get("validation", {}).get("judge", "models") for run in runs}
+    judges = {run.config.get("validation", {}).get("judge", "models") for run in runs if has(run, *checks)}
     validation = {key: Curve((key,), _validation_title(key, judges), "On validation prompts.") for key in checks}
     first = [validation.pop(key) for key in VALIDATED if key in validation]
     if first:

@@ -53,9 +53,11 @@ td.number { white-space: nowrap; }
 .warn { color: var(--warn); background: var(--warnbg); }
 .none { color: var(--none); background: var(--nonebg); }
 
-.beside { display: grid; gap: 1rem; grid-template-columns: 3fr 2fr; align-items: start; margin: .75rem 0; }
+.beside {
+  display: grid; gap: 1rem; grid-template-columns: minmax(20rem, 3fr) minmax(min-content, 2fr); align-items: start;
+  margin: .75rem 0;
+}
 .beside .scroll { margin: 0; }
-.beside > * { min-width: 0; }
 
 .figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); margin: .75rem 0; }
 figure { margin: 0; padding: .6rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
