@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny_hf
@@ -15,7 +16,9 @@ from srlhfv_jax.cli import main
 from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig, to_dict
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import train as guard
+from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.models import score_heads
 from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.supervised import scores, sft
@@ -129,13 +132,23 @@ def test_settings_of_what_is_measured_may_change_and_those_of_what_is_trained_ma
         provenance.check_same({"settings": to_dict(wanted)}, to_dict(dataclasses.replace(wanted, pairs=pairs)))
 
 
-@pytest.mark.parametrize("name", ["scores", "adapter", "guard"])
+def scorer(text, folder):
+    """The Llama with random heads of reward and cost."""
+    loaded = load_pretrained(text / "llama")
+    heads = score_heads.init(loaded.config, ("reward", "cost"), jax.random.key(0))
+    return export_pretrained(folder, loaded.config, loaded.params, base=text / "llama", heads=heads)
+
+
+@pytest.mark.parametrize("name", ["scores", "adapter", "guard", "ppo_lag"])
 def test_export_takes_the_newest_checkpoint_of_an_unfinished_run(text, tmp_path, capsys, name):
     """What an export of the run at that step would be; the workdir stays as it is."""
-    changes = {"scores": {}, "adapter": {"lora.rank": 2}, "guard": {"taxonomy": "pku_saferlhf", "category_weight": 0.0}}[name]
-    kind, run, _ = STAGES["guard" if name == "guard" else "scores"]
-    wanted = settings(kind, name if name == "guard" else "scores", init=str(text / "llama"), **changes, **rows(text))
-    run(wanted, tmp_path / "run")
+    start = {"init": str(text / "llama")}
+    if name == "ppo_lag":
+        start = {"policy": str(text / "llama"), "scorer": str(scorer(text, tmp_path / "scorer")), "iterations": 2}
+    changes = {"adapter": {"lora.rank": 2}, "guard": {"taxonomy": "pku_saferlhf", "category_weight": 0.0}}.get(name, {})
+    stage = "scores" if name == "adapter" else name
+    kind, run, _ = STAGES[stage]
+    run(settings(kind, stage, **start, **changes, **rows(text)), tmp_path / "run")
     shutil.move(tmp_path / "run" / "export", tmp_path / "whole")
     before = sorted(path for path in (tmp_path / "run").rglob("*"))
     assert main.main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
