@@ -194,7 +194,7 @@ def test_samples_alternate_harmful_and_harmless_and_carry_picture_and_makers(tmp
     image = Image.open(io.BytesIO(base64.b64decode(rows[0]["images_png_base64"][0])))
     assert image.format == "PNG" and max(image.size) == records.THUMBNAIL
     assert rows[0]["answers"]["comply"]["unsafe"] is True and rows[0]["answers"]["refuse"]["refusal"] is True
-    assert not list(path.parent.glob("*.part"))
+    assert [file.name for file in path.parent.iterdir()] == [records.SAMPLES]  # nothing half written beside it
 
 
 def test_samples_are_chosen_by_the_seed_not_by_the_answers():

@@ -122,7 +122,7 @@ class Sampler:
         )
 
     def draw(self, policy: Pretrained, keys: Keys) -> Draw:
-        """What draws the policy's rollouts, each batch with its key."""
+        """A function that draws the policy's rollouts, each batch with its key."""
         vocabulary, sampling = checkpoints.vocabulary(policy), Sampling(self.temperature)
 
         def rollout(batch: PromptBatch, index: int) -> Rollout:
@@ -191,7 +191,7 @@ def load_policy(path: str, data: DataConfig, model: ModelConfig, mesh: Mesh, *, 
 
 
 def unreadable(policy: Policy, prompts: Sequence[Prompt]) -> list[Unusable | None]:
-    """Why the policy cannot read each prompt; None of one it can."""
+    """The reason why the policy cannot read each prompt; None of one it can."""
     data = policy.sampler.data
     return inputs.unreadable(list(map(_example, prompts)), policy.checkpoint, data.max_pixels, prompt_length=data.prompt_length)
 

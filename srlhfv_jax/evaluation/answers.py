@@ -1,6 +1,6 @@
-"""What a policy said: the record every judge reads.
+"""The record of a policy's answers, which every judge reads.
 
-`policies.sample_answers` makes it from rollouts; tests and outside tools can write one by hand. No tokens and no models here.
+`answering.sample_answers` makes it from rollouts; tests and outside tools can write one by hand. No tokens and no models here.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ from srlhfv_jax.training.metrics import write_json, write_result
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Of one comparison: the flags of `srlhfv evaluate`, which say what each is."""
+    """Settings of one comparison: the flags of `srlhfv evaluate`, whose help says what each is."""
 
     workdir: str
     policies: str | None  # "name=path,name=path"

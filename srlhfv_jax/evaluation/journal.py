@@ -20,12 +20,12 @@ class Journal:
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
+        complete = text[: text.rfind(b"\n") + 1]
         first = hosts.process_index() == 0
-        if whole != text and first:
+        if complete != text and first:
             with path.open("r+b") as file:
-                file.truncate(len(whole))
-        self.rows = [row for _, row in read_lines(path, whole)]  # those of earlier runs
+                file.truncate(len(complete))
+        self.rows = [row for _, row in read_lines(path, complete)]  # those of earlier runs
         self._file = (path if first else Path(os.devnull)).open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -34,9 +34,9 @@ def cell(example: Example) -> tuple[str, str]:
         UserError: the row is not of the embedded task.
     """
     if not is_embedded(example):
-        found = {key: example.meta.get(key) for key in ("concept", "intent")}
+        values = {key: example.meta.get(key) for key in ("concept", "intent")}
         raise UserError(
-            f"the oracle judges rows of the embedded task only: expected a known concept and intent, got {found}; "
+            f"the oracle judges rows of the embedded task only: expected a known concept and intent, got {values}; "
             "judge other data by learned models (--scorer=PATH)"
         )
     return example.meta["concept"], example.meta["intent"]

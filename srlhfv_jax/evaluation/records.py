@@ -8,17 +8,16 @@ unsafe, and by the oracle form, refusal, evasion}}.
 """
 
 import base64
-import contextlib
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from srlhfv_jax import files
 from srlhfv_jax.data.quickstart.concepts import ATTRIBUTION
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.evaluation.answers import Answers, aligned
@@ -34,9 +33,8 @@ def write_samples(path: Path, examples: Sequence[Example], policies: Mapping[str
     first = next(iter(policies.values()))
     for judged in policies.values():
         aligned(judged.answers, first.answers)
-    with _atomic(path) as file:
-        for position in choose_rows(examples, first.answers, count, seed):
-            file.write(json.dumps(sample_row(examples, policies, position), ensure_ascii=False) + "\n")
+    chosen = choose_rows(examples, first.answers, count, seed)
+    _write_lines(path, (sample_row(examples, policies, position) for position in chosen))
 
 
 def choose_rows(examples: Sequence[Example], answers: Answers, count: int, seed: int) -> list[int]:
@@ -72,10 +70,14 @@ def sample_row(examples: Sequence[Example], policies: Mapping[str, Judged], posi
 def write_answers(path: Path, examples: Sequence[Example], policies: Mapping[str, Judged]) -> None:
     """Every answer with its verdict, so that other judges can read them later."""
     rows = next(iter(policies.values())).answers.prompts.tolist()
-    with _atomic(path) as file:
-        for position, row in enumerate(rows):
-            said = {name: _answer(judged, position) for name, judged in policies.items()}
-            file.write(json.dumps({"row": row, "question": examples[row].question, "answers": said}, ensure_ascii=False) + "\n")
+    answers = ({name: _answer(judged, position) for name, judged in policies.items()} for position in range(len(rows)))
+    _write_lines(
+        path,
+        (
+            {"row": row, "question": examples[row].question, "answers": by_policy}
+            for row, by_policy in zip(rows, answers, strict=True)
+        ),
+    )
 
 
 def thumbnail(image: bytes) -> str:
@@ -95,8 +97,7 @@ def write_distributions(path: Path, policies: Mapping[str, Judged]) -> None:
         name: {"helpful": np.round(judged.helpful_B, 4).tolist(), "cost": np.round(judged.cost_B, 4).tolist()}
         for name, judged in policies.items()
     }
-    with _atomic(path) as file:
-        json.dump({"judge": judge, "policies": values}, file)
+    _write(path, json.dumps({"judge": judge, "policies": values}))
 
 
 def _answer(judged: Judged, position: int) -> dict[str, Any]:
@@ -118,11 +119,10 @@ def _harmful(example: Example) -> bool | None:
     return is_harmful(example) if is_embedded(example) else None
 
 
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[TextIO]:
-    """Write beside the file, rename when complete: a reader never sees half a file."""
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        yield file
-    os.replace(part, path)
+    files.write_text(path, text)

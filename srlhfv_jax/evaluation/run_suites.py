@@ -99,10 +99,10 @@ def _numbers(
     for policy, by_benchmark in rows.items():
         tables[policy] = {}
         for name, answered in by_benchmark.items():
-            found = numbers(name, answered, seed=settings.seed)
-            found["unanswered"] = float(len(cases[name]) * settings.samples - len(answered))
-            tables[policy][name] = found
-            result |= {f"{policy}.{name}.{key}": value for key, value in found.items()}
+            metrics = numbers(name, answered, seed=settings.seed)
+            metrics["unanswered"] = float(len(cases[name]) * settings.samples - len(answered))
+            tables[policy][name] = metrics
+            result |= {f"{policy}.{name}.{key}": value for key, value in metrics.items()}
         result[f"{policy}.answers_unknown"] = float(answers[policy].unknown)
     return result, table(tables)
 

@@ -43,15 +43,15 @@ def jit_scores(
     """
 
     @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
-    def scores(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
+    def score(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
         read = sequences.pair_scores if isinstance(batch, PairBatch) else sequences.end_scores
-        by_name, found = complete(by_name), {}
+        by_name, scores = complete(by_name), {}
         for name in trees:
             features = sequences.encode(config, by_name[name], images) if name in own_tower else batch.features
-            found |= read(config, by_name[name], batch, features)
-        return found
+            scores |= read(config, by_name[name], batch, features)
+        return scores
 
-    return scores
+    return score
 
 
 def scorer_tree(checkpoint: Pretrained) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def score_pairs(
             scores.setdefault(name, []).append(scores_BS[real_B])
         for name in LABELS:
             labels.setdefault(name, []).append(hosts.to_host(batch._asdict()[name])[real_B])
-    return tuple({name: np.concatenate(parts) for name, parts in found.items()} for found in (scores, labels))
+    return tuple({name: np.concatenate(parts) for name, parts in gathered.items()} for gathered in (scores, labels))
 
 
 def check_score_heads(path: str, model: ModelConfig) -> None:

@@ -44,8 +44,8 @@ def load(
         with jax.set_mesh(mesh):
             return guard.check_output(images, questions, answers)
 
-    def unreadable(asked: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
-        examples = [_example(prompt, response) for prompt, response in asked]
+    def unreadable(texts: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
+        examples = [_example(prompt, response) for prompt, response in texts]
         lengths = dict(prompt_length=prompt_length, response_length=response_length)
         return inputs.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
 

@@ -1,4 +1,4 @@
-"""What a guard does for a policy: safety after each round of regeneration, and what it costs on harmless questions.
+"""The effect of a guard on a policy: safety after each round of regeneration, and what it costs on harmless questions.
 
 The judge is not the guard: an oracle or another model says whether a kept answer is safe, and whether it declines.
 """

@@ -30,7 +30,7 @@ BATCHES_AT_ONCE = 8  # rows are read, answered and written in parts of so many b
 
 @dataclass(frozen=True)
 class Settings:
-    """The flags of `srlhfv generate`, which say what each is."""
+    """The flags of `srlhfv generate`, whose help says what each is."""
 
     policy: str
     guard: str  # "" = none

@@ -51,8 +51,8 @@ class Guard:
         """
         loaded = load_pretrained(path, dtype=dtype, mesh=mesh)
         heads, about = load_guard(loaded.config, loaded.path, mesh)
-        found = scoring.template_hash(chat.codec(loaded.processor))
-        if found != about["template"]:
+        template = scoring.template_hash(chat.codec(loaded.processor))
+        if template != about["template"]:
             raise UserError(
                 f"{loaded.path}: its chat template is not the one the guard was trained with: restore it, or train again"
             )
@@ -84,13 +84,13 @@ class Guard:
         Raises:
             UserError: this guard was not trained on answers, or one that it cannot read.
         """
-        found = [scoring.silence_verdict(self.categories)] * len(responses)
+        verdicts = [scoring.silence_verdict(self.categories)] * len(responses)
         rows = [row for row, response in enumerate(responses) if response.strip()]
         every = list(zip(images, prompts, responses, strict=True))
         examples = [Example(every[row][0], every[row][1], (every[row][2],)) for row in rows]
         for row, verdict in zip(rows, self._verdicts("output", examples), strict=True):
-            found[row] = verdict
-        return found
+            verdicts[row] = verdict
+        return verdicts
 
     def _verdicts(self, part: str, examples: Sequence[Example]) -> list[GuardVerdict]:
         if part not in self.thresholds:
@@ -116,8 +116,8 @@ class Guard:
 
     def _batches(self, rows: loader.Prepared, data: DataConfig) -> Iterator[tuple[Any, Any]]:
         """Every row once, in order: a batch on the devices, and which of its rows are real."""
-        own = None if self.mesh is None else hosts.own_rows(self.batch_size, self.mesh)
-        for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, own=own):
+        rows_here = None if self.mesh is None else hosts.own_rows(self.batch_size, self.mesh)
+        for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, own=rows_here):
             yield batch if self.mesh is None else hosts.global_batch(batch, self.mesh), real_B
 
 

@@ -1,4 +1,4 @@
-"""How good a guard is on labelled rows: flags, levels, categories, calibration; and the threshold for a false-positive rate.
+"""Numbers of a guard on labelled rows: flags, levels, categories, calibration; and the threshold for a false-positive rate.
 
 "Positive" means unsafe. Numbers over rows without the label they need are absent. Standard ones are scikit-learn's.
 """
@@ -74,8 +74,8 @@ def severity_metrics(level_B: np.ndarray, said_B: np.ndarray) -> dict[str, float
         "severity_accuracy": float((level_B == said_B).mean()),
         "severity_error": float(np.abs(level_B - said_B).mean()),
     }
-    places = [(true, said) for true in range(len(SEVERITIES)) for said in range(len(SEVERITIES)) if counts[true, said]]
-    return numbers | {f"confusion.{SEVERITIES[true]}.{SEVERITIES[said]}": float(counts[true, said]) for true, said in places}
+    places = [(true, named) for true in range(len(SEVERITIES)) for named in range(len(SEVERITIES)) if counts[true, named]]
+    return numbers | {f"confusion.{SEVERITIES[true]}.{SEVERITIES[named]}": float(counts[true, named]) for true, named in places}
 
 
 def category_metrics(

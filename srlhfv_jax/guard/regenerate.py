@@ -63,8 +63,8 @@ def guarded_generate(
     record: dict[int, tuple[Round, ...]] = {row: () for row in open_rows}
     pending = open_rows
     for number in range(1 + (rounds if policy == "regenerate" else 0)):
-        asked = [_asked(prompts[row], record[row], feedback) for row in pending]
-        answers = _answers(generate, asked, number)
+        questions = [_question(prompts[row], record[row], feedback) for row in pending]
+        answers = _answers(generate, questions, number)
         verdicts = _verdicts(check, [prompts[row] for row in pending], answers)
         for row, answer, verdict in zip(pending, answers, verdicts, strict=True):
             record[row] += (Round(number, answer, verdict),)
@@ -89,7 +89,7 @@ def with_feedback(question: str, verdict: GuardVerdict) -> str:
     )
 
 
-def _asked(prompt: Prompt, before: Sequence[Round], feedback: bool) -> Prompt:
+def _question(prompt: Prompt, before: Sequence[Round], feedback: bool) -> Prompt:
     if not (feedback and before):
         return prompt
     return prompt._replace(question=with_feedback(prompt.question, before[-1].verdict))

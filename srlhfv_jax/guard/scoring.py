@@ -52,14 +52,14 @@ def verdicts(
     severity_BJ: Float[np.ndarray, "B J"], category_BA: Float[np.ndarray, "B A"], threshold: float, categories: Sequence[str]
 ) -> list[GuardVerdict]:
     """One for each row; a safe one names no category."""
-    found = []
+    judged = []
     level_B = levels(severity_BJ, np.full(len(severity_BJ), threshold))
     for level, severity_J, category_A in zip(level_B.tolist(), severity_BJ, category_BA, strict=True):
         order = [place for place in np.argsort(-category_A, kind="stable") if level and category_A[place] > CATEGORY_THRESHOLD]
         scores = {"unsafe": float(severity_J[0]), "severity": float(severity_J.sum())}  # E[level] = sum of P(level > k)
         scores |= {name: float(value) for name, value in zip(categories, category_A)}
-        found.append(GuardVerdict(level == 0, SEVERITIES[level], tuple(categories[place] for place in order), scores))
-    return found
+        judged.append(GuardVerdict(level == 0, SEVERITIES[level], tuple(categories[place] for place in order), scores))
+    return judged
 
 
 def silence_verdict(categories: Sequence[str]) -> GuardVerdict:

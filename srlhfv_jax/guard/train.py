@@ -20,10 +20,10 @@ from srlhfv_jax.batches import GuardBatch, PairBatch
 from srlhfv_jax.config import DataConfig, GuardConfig
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import measure as guards, scoring as guard_model
+from srlhfv_jax.guard import measure, scoring
 from srlhfv_jax.hf import hub
 from srlhfv_jax.hf.load import Pretrained
-from srlhfv_jax.losses import masked, severity as losses
+from srlhfv_jax.losses import masked, severity as severity_losses
 from srlhfv_jax.models import guard_heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import with_backbone
@@ -31,7 +31,8 @@ from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.runs import checkpoints, inputs, labelled
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.runs.unfinished import Unfinished
-from srlhfv_jax.supervised import scores, train as supervised
+from srlhfv_jax.supervised import scores
+from srlhfv_jax.supervised.train import train
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
@@ -50,8 +51,8 @@ class Judged(NamedTuple):
 
 def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     """Train, calibrate and export to WORKDIR/export; returns the last step's numbers, `threshold.PART`, and where rows are given
-    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `evaluation.guards.metrics`, and for held-out pairs
-    those of `stages.scores`.
+    `guard.*` (all held-out rows), `guard.input.*` and `guard.output.*` of `measure.metrics`, and for held-out pairs
+    those of `supervised.scores`.
 
     Where `optimizer.freeze` keeps the whole backbone, the export also has the reward and cost heads of `init`: they still fit.
     """
@@ -64,11 +65,11 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
     checkpoints.check_checkpoint(settings.init, "config.init")
     rows = _rows(settings, checkpoints.load_shape(settings.init, settings.model))
-    known = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
-    counts = labelled.check(settings.data.path, known)
+    rows_of_head = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
+    counts = labelled.check(settings.data.path, rows_of_head)
     if joint:
-        known = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
-        counts |= labelled.check(settings.pairs.path, known)
+        rows_of_head = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
+        counts |= labelled.check(settings.pairs.path, rows_of_head)
     model = checkpoints.load_init(settings, started.mesh)
     inputs.check_closing(model, *rows.values())
     weights = _weights(rows["data"], settings.balance)
@@ -82,7 +83,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if joint:
         pairs = inputs.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
         batches = loader.Together(guard=batches, pairs=pairs)
-    tree = supervised.train(
+    tree = train(
         "guard",
         settings,
         started,
@@ -100,8 +101,8 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, DEFAULT_THRESHOLD)
     uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
     export_run(started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated)
-    whole = with_backbone(base, tree)
-    held = functools.partial(said, settings, model, whole, started.mesh)
+    complete_tree = with_backbone(base, tree)
+    held = functools.partial(judge_rows, settings, model, complete_tree, started.mesh)
     if settings.calibration:
         thresholds = calibrate(held(rows["calibration"]), settings)
         about |= {"thresholds": thresholds, "false_positive_rate": settings.false_positive_rate}
@@ -112,7 +113,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if settings.evaluation:
         result |= evaluate(held(rows["evaluation"]), thresholds, categories)
     if "pairs.evaluation" in rows:
-        result |= scores.evaluate(model.config, whole, rows["pairs.evaluation"], pair_data(settings), started.mesh)
+        result |= scores.evaluate(model.config, complete_tree, rows["pairs.evaluation"], pair_data(settings), started.mesh)
     return finish(started, "guard", result)
 
 
@@ -157,19 +158,19 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     """
     categories = taxonomies.categories(settings.taxonomy)
     examples = sources.load_examples(data)
-    found, drops = guard_rows.expand(examples, categories, settings.parts)
-    if not found.items:
+    items_of_rows, drops = guard_rows.expand(examples, categories, settings.parts)
+    if not items_of_rows.items:
         raise UserError(f"{data.path}: no row has labels for a guard ({sources.describe_failure(drops)})")
 
     def fit(items: guard_rows.GuardExamples) -> loader.Prepared:
         labels = [item.labels for item in items.items]
         return loader.fit("guard", items, model.processor, data, labels=labels, categories=categories)
 
-    rows = fit(found)
-    lost = [drop for drop in rows.dropped if found.items[drop.row].side is not None]
+    rows = fit(items_of_rows)
+    lost = [drop for drop in rows.dropped if items_of_rows.items[drop.row].side is not None]
     if lost:
         drops = drops + Counter(drop.reason for drop in lost)
-        rows = fit(guard_rows.questions_alone(found, {drop.row for drop in lost}))
+        rows = fit(guard_rows.questions_alone(items_of_rows, {drop.row for drop in lost}))
     if rows.room is not None:
         inputs.check_pictures(model, rows.codec.reader)
     inputs.check_closing(model, rows)
@@ -191,7 +192,7 @@ def loss(
     config: VLMConfig, weights: tuple[np.ndarray, np.ndarray], settings: GuardConfig, tree: Any, batch: GuardBatch
 ) -> masked.Loss:
     """L = L_severity + category_weight L_categories: two terms, each the mean over its own known entries."""
-    severity_BQJ, category_BQA = guard_model.logits(config, tree, batch)
+    severity_BQJ, category_BQA = scoring.logits(config, tree, batch)
     severity = _binary(severity_BQJ, batch.exceeds_BQJ, batch.exceeds_known_BQJ, weights[0])
     kinds = _binary(category_BQA, batch.category_BQA, batch.category_known_BQA, weights[1])
     metrics = {
@@ -209,7 +210,7 @@ def loss(
 
 def _binary(*arrays: np.ndarray | jax.Array) -> masked.Loss:
     """Binary loss of logits, labels and which are known, [B, 2, A] each, with class weights."""
-    return losses.binary(*(x.reshape(-1, x.shape[-1]) for x in arrays))
+    return severity_losses.binary(*(x.reshape(-1, x.shape[-1]) for x in arrays))
 
 
 def joint_loss(
@@ -228,14 +229,14 @@ def joint_loss(
 
 def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
     """Every question and answer of the rows of a path, in order."""
-    return said(settings, model, tree, mesh, prepare(settings, dataclasses.replace(settings.data, path=path), model))
+    return judge_rows(settings, model, tree, mesh, prepare(settings, dataclasses.replace(settings.data, path=path), model))
 
 
-def said(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, rows: loader.Prepared) -> Judged:
-    """The same of rows that were prepared."""
+def judge_rows(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, rows: loader.Prepared) -> Judged:
+    """Every question and answer of rows that were prepared, in order."""
     data = settings.data
-    severity_BQJ, category_BQA = guard_model.probabilities(
-        jax.jit(functools.partial(guard_model.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
+    severity_BQJ, category_BQA = scoring.probabilities(
+        jax.jit(functools.partial(scoring.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
         tree,
         inputs.in_order(rows, data, mesh),
     )
@@ -260,7 +261,7 @@ def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
     unsafe_B, known_B = judged.labels[0][:, 0], judged.labels[1][:, 0]
 
     def threshold(rows: np.ndarray) -> float:
-        return guards.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
+        return measure.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
 
     if settings.thresholds == "one":
         return dict.fromkeys(settings.parts, threshold(known_B))
@@ -272,20 +273,20 @@ def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[
     threshold_B = np.zeros(len(judged.severity_BJ))
     for part, value in thresholds.items():
         threshold_B[judged.is_part[part]] = value
-    level_B = guard_model.levels(judged.severity_BJ, threshold_B)
+    level_B = scoring.levels(judged.severity_BJ, threshold_B)
     numbers = {}
     everything = {"guard": np.ones(len(level_B), bool)} | {f"guard.{part}": judged.is_part[part] for part in thresholds}
     for name, rows in everything.items():
-        found = guards.metrics(
+        metrics = measure.metrics(
             judged.severity_BJ[rows],
             judged.category_BA[rows],
             level_B[rows],
             threshold_B[rows],
             tuple(array[rows] for array in judged.labels),
             categories,
-            [group for group, own in zip(judged.groups, rows) if own],
+            [group for group, chosen in zip(judged.groups, rows) if chosen],
         )
-        numbers |= {f"{name}.{key}": value for key, value in found.items()}
+        numbers |= {f"{name}.{key}": value for key, value in metrics.items()}
     return numbers
 
 
@@ -294,7 +295,7 @@ def _start_heads(
 ) -> guard_heads.Heads:
     """Fresh heads whose biases are the log-odds of the rows, as weighted: training has only to tell one row from another."""
     heads, (exceeds, known, category, category_known) = guard_heads.init(config, len(rows.categories), key), _labels(rows)
-    odds = losses.log_odds(exceeds, known, weights[0]), losses.log_odds(category, category_known, weights[1])
+    odds = severity_losses.log_odds(exceeds, known, weights[0]), severity_losses.log_odds(category, category_known, weights[1])
     return {name: heads[name] | {"bias": jax.numpy.asarray(bias)} for name, bias in zip(("severity", "categories"), odds)}
 
 
@@ -302,7 +303,7 @@ def _weights(rows: loader.Prepared, balance: bool) -> tuple[np.ndarray, np.ndarr
     """Class weights of severities and categories; 1 without `balance`."""
     exceeds, known, category, category_known = _labels(rows)
     if balance:
-        return losses.balance(exceeds, known), losses.balance(category, category_known)
+        return severity_losses.balance(exceeds, known), severity_losses.balance(category, category_known)
     return tuple(np.ones((2, array.shape[1]), np.float32) for array in (exceeds, category))
 
 
@@ -315,7 +316,7 @@ def _labels(rows: loader.Prepared) -> list[np.ndarray]:
 def _unweighted(heads: guard_heads.Heads, weights: tuple[np.ndarray, np.ndarray]) -> guard_heads.Heads:
     """Heads whose probabilities are those of the data: the weights moved the biases, and this moves them back."""
     return {
-        name: head | {"bias": head["bias"] - losses.shift(weight)}
+        name: head | {"bias": head["bias"] - severity_losses.shift(weight)}
         for (name, head), weight in zip((("severity", heads["severity"]), ("categories", heads["categories"])), weights)
     }
 
@@ -326,6 +327,6 @@ def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
         "taxonomy": settings.taxonomy,
         "categories": list(rows.categories),
         "severities": list(taxonomies.SEVERITIES),
-        "template": guard_model.template_hash(rows.codec),
+        "template": scoring.template_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
     }

@@ -21,7 +21,7 @@ from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.taxonomies import categories
 from srlhfv_jax.evaluation import answering, compare, oracle
 from srlhfv_jax.evaluation.answers import Answers
-from srlhfv_jax.guard import Guard, Guarded, Prompt, effect as guarded, guarded_generate, train as guard
+from srlhfv_jax.guard import Guard, Guarded, Prompt, effect, guarded_generate, train as guard_training
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.quickstart.probes import shuffle_images, write_table
@@ -42,18 +42,18 @@ def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict
     tree = {"backbone": model.params, "guard": heads}
 
     def numbers(path: Path) -> dict[str, float]:
-        judged = guard.judge(settings, model, tree, mesh, str(path))
-        return guard.evaluate(judged, about["thresholds"], categories(settings.taxonomy))
+        judged = guard_training.judge(settings, model, tree, mesh, str(path))
+        return guard_training.evaluate(judged, about["thresholds"], categories(settings.taxonomy))
 
     contextual, shuffled = (folder / f"probe_{name}.parquet" for name in ("contextual", "image_shuffled"))
     table = pq.read_table(rows)
     write_table(contextual, table.filter(pc.is_in(table["intent"], pa.array(CONTEXTUAL))))
     shuffle_images(contextual, shuffled, settings.seed)
-    found = {
+    metrics = {
         "guard.f1_contextual": numbers(contextual)["guard.f1"],
         "guard.f1_contextual_image_shuffled": numbers(shuffled)["guard.f1"],
     }
-    return found | {key.replace("guard.", "guard.unseen.", 1): value for key, value in numbers(unseen).items()}
+    return metrics | {key.replace("guard.", "guard.unseen.", 1): value for key, value in numbers(unseen).items()}
 
 
 def protect(
@@ -106,7 +106,7 @@ def _effect(examples: Sequence[Example], first: Answers, done: Sequence[Guarded]
     harmful = [row for row, example in enumerate(examples) if oracle.is_harmful(example)]
     benign_B = np.array([not oracle.is_harmful(example) for example in examples])
     cases = ["|".join(cell) for cell in cells]
-    numbers = guarded.safety_by_round(
+    numbers = effect.safety_by_round(
         [done[row] for row in harmful],
         lambda row, answer: not judge(*cells[harmful[row]], answer).unsafe,
         [cases[row] for row in harmful],
@@ -119,7 +119,7 @@ def _effect(examples: Sequence[Example], first: Answers, done: Sequence[Guarded]
         return [one if verdict.safe else Guarded(REFUSAL, None, True, (), verdict) for one, verdict in zip(answers, inputs)]
 
     ways = {"off": off, "input": blocked(off), "output": done, "both": blocked(done)}
-    numbers |= guarded.over_refusal(ways, lambda row, answer: judge(*cells[row], answer).refusal, benign_B, cases)
+    numbers |= effect.over_refusal(ways, lambda row, answer: judge(*cells[row], answer).refusal, benign_B, cases)
     return {f"guard.{key}": value for key, value in numbers.items()}
 
 

@@ -25,7 +25,7 @@ from srlhfv_jax.data import loader
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.evaluation import answering, compare, records
-from srlhfv_jax.guard import train as guard
+from srlhfv_jax.guard import train as guard_training
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.ppo_lag import run as ppo_lag
@@ -53,8 +53,8 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     )
     policy, scorer = pipeline.workdir / "sft", pipeline.workdir / "sft"
     for number in range(1, settings.rounds + 1):
-        policy, scorer, found = pipeline.round(number, policy, scorer)
-        result |= found
+        policy, scorer, numbers = pipeline.round(number, policy, scorer)
+        result |= numbers
     pipeline.step("ppo", lambda folder: ppo_lag.run(pipeline.constrained(settings.ppo, pipeline.workdir / "sft", scorer), folder))
     finalists = {"sft": pipeline.workdir / "sft", "ppo": pipeline.workdir / "ppo", "ppo_lag": policy}
     for value in settings.sweep if sweep else ():
@@ -89,12 +89,12 @@ class Pipeline:
             hosts.say(f"quickstart: {name}")
             began = time.monotonic()
             numbers = run_stage(self.workdir / name)
-            found = {"seconds": time.monotonic() - began, "numbers": numbers}
-            write_json(done, found | {"checksum": checksum(found)})
+            record = {"seconds": time.monotonic() - began, "numbers": numbers}
+            write_json(done, record | {"checksum": checksum(record)})
         hosts.barrier(f"{done} is written")
-        found = files.read_json(done)
-        self.seconds[name] = found["seconds"]
-        return found["numbers"]
+        record = files.read_json(done)
+        self.seconds[name] = record["seconds"]
+        return record["numbers"]
 
     def write_data(self, folder: Path) -> dict[str, float]:
         """The base checkpoint folder (no weights) and every set of rows but the pairs."""
@@ -190,20 +190,20 @@ class Pipeline:
         """
         noise = task_rows.Noise(self.task.preference_beta, self.task.flip)
         seed = self.settings.seed * 100 + number
-        labels, found = self._pairs("pair_prompts", policy, seed, noise)
+        labels, pairs = self._pairs("pair_prompts", policy, seed, noise)
         constructed = []
         if number == 1:
             constructed += task_rows.probe_rows(seed, self.cells, "train", self.task.name_pairs, noise)
             constructed += task_rows.topic_rows(seed, self.cells, "train", self.task.topic_pairs, noise)
-        write_rows(self.workdir / "pairs" / f"round{number}.parquet", found + constructed)
-        harmful = [label for label, row in zip(labels, found) if row["harmful"] == "yes"]
+        write_rows(self.workdir / "pairs" / f"round{number}.parquet", pairs + constructed)
+        harmful = [label for label, row in zip(labels, pairs) if row["harmful"] == "yes"]
         numbers = {
-            "pairs.count": len(found),
+            "pairs.count": len(pairs),
             "pairs.disagree_strict": float(np.mean([label.disagree for label in labels])),
             "pairs.disagree_strict_harmful": float(np.mean([label.disagree for label in harmful])),
         }
-        _, found = self._pairs("heldout_pair_prompts", policy, seed + 50, None)
-        write_rows(self.workdir / "pairs_heldout" / f"round{number}.parquet", found)
+        _, pairs = self._pairs("heldout_pair_prompts", policy, seed + 50, None)
+        write_rows(self.workdir / "pairs_heldout" / f"round{number}.parquet", pairs)
         return numbers
 
     def _pairs(self, prompts: str, policy: Path, seed: int, noise: task_rows.Noise | None) -> tuple[list, list[dict]]:
@@ -214,18 +214,18 @@ class Pipeline:
         seeds = range(seed * 10, seed * 10 + self.task.responses_per_prompt)
         drawn = [sampler.answers(policy, prepared, answering.keys(one)) for one in seeds]
         rng = np.random.default_rng((seed, 7))
-        labels, found = [], []
+        labels, pairs = [], []
         for position, number in enumerate(drawn[0].prompts.tolist()):
             pair = answering.two_different(drawn, position)
             if pair is None:
                 continue
             row = rows[number]
             labels.append(task_rows.label_pair(rng, row["concept"], row["intent"], *pair, noise=noise))
-            found.append(task_rows.pair_row(row, *pair, labels[-1]))
+            pairs.append(task_rows.pair_row(row, *pair, labels[-1]))
         hosts.say(
-            f"{prompts}: {len(found)} pairs of {len(rows)} prompts; {len(rows) - len(found)} had the same answer every time"
+            f"{prompts}: {len(pairs)} pairs of {len(rows)} prompts; {len(rows) - len(pairs)} had the same answer every time"
         )
-        return labels, found
+        return labels, pairs
 
     def _sampler(self, temperature: float) -> answering.Sampler:
         stage = self.settings.ppo_lag
@@ -270,7 +270,7 @@ class Pipeline:
             evaluation=str(self.data / "guard_test.parquet"),
         )
         folder = self.workdir / "guard"
-        trained = self.step("guard", lambda folder: guard.run(stage, folder))
+        trained = self.step("guard", lambda folder: guard_training.run(stage, folder))
         numbers = {key: value for key, value in trained.items() if key.startswith("guard.")}
         rows, unseen = self.data / "guard_test.parquet", self.data / "guard_unseen.parquet"
         numbers |= self.step("guard_probes", lambda _: quickstart_guard.probe(folder, rows, unseen, stage))
@@ -290,18 +290,18 @@ class Pipeline:
         )
 
 
-def checksum(found: dict[str, Any]) -> int:
+def checksum(record: dict[str, Any]) -> int:
     """Checksum of the content of done.json, which stands beside it."""
-    return zlib.crc32(json.dumps(found, sort_keys=True).encode())
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def sound(done: Path) -> bool:
     """Whether done.json holds what was written there."""
     try:
-        found = files.read_json(done)
+        record = files.read_json(done)
     except UserError:
         return False
-    return found.pop("checksum", None) == checksum(found)
+    return record.pop("checksum", None) == checksum(record)
 
 
 PAIR_BATCH = 256  # prompts answered at once when no gradient is needed

@@ -31,24 +31,26 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
         rows = inputs.prepare("pairs", where, model)
         return (*scoring.score_pairs(model.config, tree, rows, where, mesh), rows)
 
-    found, labels, rows = scored(heldout)
+    scored_heads, labels, rows = scored(heldout)
     intents = [row.example.meta["intent"] for row in rows.rows]
-    numbers = pair_accuracy.model_metrics(found["reward"], found["cost"], *(labels[name] for name in scoring.LABELS))
+    numbers = pair_accuracy.model_metrics(
+        scored_heads["reward"], scored_heads["cost"], *(labels[name] for name in scoring.LABELS)
+    )
     contextual = np.isin(intents, CONTEXTUAL)
     numbers["cost_model.sign_accuracy_contextual"] = pair_accuracy.sign_accuracy(
-        found["cost"][contextual], labels["sign_BS"][contextual]
+        scored_heads["cost"][contextual], labels["sign_BS"][contextual]
     )
 
     shuffled = heldout.parent / "pairs_shuffled.parquet"
     shuffle_images(heldout, shuffled, seed)
-    found, labels, rows = scored(shuffled)
+    scored_heads, labels, rows = scored(shuffled)
     contextual = np.isin([row.example.meta["intent"] for row in rows.rows], CONTEXTUAL)
     numbers["cost_model.sign_accuracy_contextual_image_shuffled"] = pair_accuracy.sign_accuracy(
-        found["cost"][contextual], labels["sign_BS"][contextual]
+        scored_heads["cost"][contextual], labels["sign_BS"][contextual]
     )
-    found, labels, _ = scored(data / "name_probe.parquet")
+    scored_heads, labels, _ = scored(data / "name_probe.parquet")
     numbers["reward_model.name_probe"] = pair_accuracy.pair_accuracy(
-        found["reward"], labels["chosen_B"], labels["helpful_weight_B"]
+        scored_heads["reward"], labels["chosen_B"], labels["helpful_weight_B"]
     )
     return numbers
 

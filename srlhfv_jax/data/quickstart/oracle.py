@@ -21,7 +21,7 @@ from srlhfv_jax.data.quickstart.questions import harmful
 
 
 class OracleVerdict(NamedTuple):
-    """What the oracle says of one answer. cost > 0 means unsafe."""
+    """The oracle's verdict on one answer. cost > 0 means unsafe."""
 
     helpful: float
     cost: float

@@ -142,7 +142,7 @@ class Client:
 
 
 def _address(http: ModuleType, url: str) -> Any:
-    """Where calls go, as the HTTP library reads it.
+    """The address that calls go to, as the HTTP library reads it.
 
     Raises:
         UserError: `url` is no address of a server.

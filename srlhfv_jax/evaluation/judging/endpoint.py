@@ -30,9 +30,9 @@ class EndpointJudge:
             return self._judge(key, request)
 
     def _judge(self, key: str, request: JudgeRequest) -> JudgeVerdict | None:
-        known = self._store.get(key)
-        if known is not None:
-            return known
+        stored = self._store.get(key)
+        if stored is not None:
+            return stored
         try:
             verdict, reply = self.client.ask(
                 rubric.messages(request), lambda text: rubric.read_reply(text, answers=len(request.answers))

@@ -24,7 +24,7 @@ class BothOrders(NamedTuple):
 
 
 def orders(request: JudgeRequest) -> tuple[JudgeRequest, ...]:
-    """What has to be judged about two answers: both orders, or nothing if they are equal."""
+    """The requests about two answers: both orders, or none if the answers are equal."""
     first, second = request.answers
     return () if first == second else (request, request._replace(answers=(second, first)))
 

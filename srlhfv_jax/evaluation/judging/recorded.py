@@ -21,15 +21,15 @@ def recorded(path: Path) -> Judge:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: config.recorded must name a .jsonl file of judgements")
-    found: dict[tuple[str, tuple[str, ...]], JudgeVerdict] = {}
+    judgements: dict[tuple[str, tuple[str, ...]], JudgeVerdict] = {}
     for row, verdict in read_verdicts(path):
         name, answers = row.get("name"), row.get("answers")
         texts = isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)
         if not isinstance(name, str) or not texts or len(answers) != len(verdict.opinions):
             raise UserError(f"{path}: a judgement needs a name and one answer per opinion, got {shown(row)}")
-        found[name, tuple(answers)] = verdict
+        judgements[name, tuple(answers)] = verdict
 
     def judge(request: JudgeRequest) -> JudgeVerdict | None:
-        return found.get((request.name, request.answers))
+        return judgements.get((request.name, request.answers))
 
     return judge

@@ -103,8 +103,8 @@ def messages(request: JudgeRequest) -> list[dict[str, Any]]:
 
 def data_url(encoded: bytes) -> str:
     """A picture in a URL, as it is; its kind is read from its first bytes, not from a file name."""
-    with Image.open(io.BytesIO(encoded), formats=images.FORMATS) as found:
-        kind = Image.MIME["JPEG" if found.format == "MPO" else found.format]  # a phone's JPEG with a second picture behind it
+    with Image.open(io.BytesIO(encoded), formats=images.FORMATS) as picture:
+        kind = Image.MIME["JPEG" if picture.format == "MPO" else picture.format]  # a phone's JPEG with a second picture behind it
     return f"data:{kind};base64,{base64.b64encode(encoded).decode('ascii')}"
 
 
@@ -134,12 +134,12 @@ def _value(reply: str, tag: str) -> str:
     tagged = rf"\[+{tag}\]+[\s:=*_`\[(]*([+-]?\w[\w.]*)"
     reply = reply.replace("\u2212", "-")
     own_lines = re.findall(rf"^[\s>*_`#\d.-]*{tagged}", reply, re.MULTILINE)
-    found = own_lines or re.findall(tagged, reply)
-    if not found:
+    values = own_lines or re.findall(tagged, reply)
+    if not values:
         raise Malformed(f"[{tag}] is missing")
-    if not own_lines and len(set(found)) > 1:
-        raise Malformed(f"[{tag}] has several values inside lines: {sorted(set(found))}")
-    return found[-1].rstrip(".")
+    if not own_lines and len(set(values)) > 1:
+        raise Malformed(f"[{tag}] has several values inside lines: {sorted(set(values))}")
+    return values[-1].rstrip(".")
 
 
 def _rate(reply: str, tag: str, lowest: int) -> float:

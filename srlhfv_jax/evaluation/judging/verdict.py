@@ -1,4 +1,4 @@
-"""What a judge is asked and what it says. Every judge is a callable `Judge`; pairs come out of `pairs.both_orders`."""
+"""A request to a judge, and its verdict. Every judge is a callable `Judge`; pairs are put together in `pairwise`."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from srlhfv_jax.errors import shown
 LARGEST = 1e6  # of a person's own scale; keeps infinities and 400-digit numbers out of means
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class JudgeRequest(NamedTuple):
@@ -26,7 +26,7 @@ class JudgeRequest(NamedTuple):
 
 
 class Opinion(NamedTuple):
-    """Of one answer; None = this judge does not say."""
+    """A judge's opinion of one answer; None = it does not say."""
 
     helpful: float | None = None  # 0..3, safety left aside
     cost: float | None = None  # -harmless_rate, -3..3: > 0 means unsafe
@@ -52,21 +52,21 @@ def content_key(request: JudgeRequest, *judge: str) -> str:
 
 
 def judge_all(
-    judge: Callable[[Item], Found], items: Sequence[Item], *, workers: int = 1, progress: Callable[[int], None] | None = None
-) -> list[Found]:
-    """What `judge` says of each item, in order, several at a time. An exception of one ends the calls that wait."""
+    judge: Callable[[Item], Result], items: Sequence[Item], *, workers: int = 1, progress: Callable[[int], None] | None = None
+) -> list[Result]:
+    """Run `judge` on every item, several at a time; results keep the items' order. An exception of one ends the calls that wait."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(judge, item) for item in items]
-        found = []
+        results = []
         try:
             for future in waiting:
-                found.append(future.result())
+                results.append(future.result())
                 if progress:
-                    progress(len(found))
+                    progress(len(results))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return found
+    return results
 
 
 def to_json(verdict: JudgeVerdict) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def to_json(verdict: JudgeVerdict) -> dict[str, Any]:
 
 
 def from_json(row: Mapping[str, Any]) -> JudgeVerdict:
-    """What `to_json` wrote, or a person in the same form; missing values are None.
+    """The verdict that `to_json` wrote, or a person in the same form; missing values are None.
 
     Raises:
         ValueError: it is not in that form.

@@ -33,9 +33,9 @@ def recorded(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file: a policy is a checkpoint, or a .jsonl file of recorded answers")
-    known = {(benchmark, case.id) for benchmark, found in cases.items() for case in found}
+    places = {(benchmark, case.id) for benchmark, benchmark_cases in cases.items() for case in benchmark_cases}
     texts: dict[tuple[str, str, int], str] = {}
-    lines, found, unknown, stranger = Counter(), 0, 0, None
+    lines, matched, unknown, stranger = Counter(), 0, 0, None
     for number, row in read_lines(path, path.read_bytes()):
         place = (str(row.get("benchmark")), str(row.get("id")))
         sample = row.get("sample", lines[place])
@@ -43,18 +43,18 @@ def recorded(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
             raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {shown(sorted(row))}")
         if type(sample) is not int or sample < 0:
             raise UserError(f"{path}:{number}: sample is the number of an answer (0, 1, ...), got {shown(sample)}")
-        if place not in known:
+        if place not in places:
             unknown += 1
             stranger = stranger or place
             continue
-        found += 1
+        matched += 1
         if row.get("answer") is not None:
             texts[*place, sample] = row["answer"]
             lines[place] += 1
-    if stranger and not found:
+    if stranger and not matched:
         raise UserError(
             f"{path}: none of its answers is about a case that is asked for: it names {'/'.join(stranger)}, where the cases are "
-            f"{', '.join(f'{name}/{asked[0].id}' for name, asked in cases.items())} and so on"
+            f"{', '.join(f'{name}/{benchmark_cases[0].id}' for name, benchmark_cases in cases.items())} and so on"
         )
     return PolicyAnswers(texts, Counter(), unknown)
 

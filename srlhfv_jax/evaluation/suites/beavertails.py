@@ -33,8 +33,8 @@ def _read(folder: Path, split: str, layouts: tuple[str, ...], allowed: Sequence[
     layout = rows.detect(source.columns)
     if layout not in layouts:
         raise UserError(f"{folder}: expected the columns of {' or '.join(layouts)}, got those of {layout}")
-    made = (functools.partial(_case, source, layout, number) for number in range(len(source.items)))
-    return collect(made, unique_prompts=True)
+    makers = (functools.partial(_case, source, layout, number) for number in range(len(source.items)))
+    return collect(makers, unique_prompts=True)
 
 
 def _case(source: sources.Rows, layout: str, number: int) -> Case:
@@ -57,4 +57,4 @@ def _case(source: sources.Rows, layout: str, number: int) -> Case:
 def _harm(meta) -> str:
     """The first harm category that is set for either answer."""
     harms = (meta.get(f"response_{k}_harm_category", "") for k in (0, 1))
-    return next((found.split(", ")[0] for found in harms if found), "none")
+    return next((names.split(", ")[0] for names in harms if names), "none")

@@ -50,16 +50,16 @@ class Read(NamedTuple):
     drops: Counter  # reason (data.drops.REASONS) -> rows
 
 
-def collect(made: Iterable[Callable[[], Case]], *, unique_prompts: bool = False) -> Read:
+def collect(makers: Iterable[Callable[[], Case]], *, unique_prompts: bool = False) -> Read:
     """Make every case, decode each distinct picture once, and count the rows that cannot be used.
 
     Args:
         unique_prompts: drop a question that was asked about the same picture before.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(_attempt, made))
+        results = list(pool.map(_attempt, makers))
     cases, drops, ids, prompts = [], Counter(), set(), set()
-    for case in found:
+    for case in results:
         if isinstance(case, Drop):
             drops[case.reason] += 1
         elif case.id in ids:
@@ -94,7 +94,7 @@ def picture(case: Case) -> bytes | None:
 
 
 def pictures_in(folder: Path, *names: str, allowed: Iterable[Path] = ()) -> images.Place:
-    """Where the pictures of a benchmark lie: the first of these folders, whose links may lead anywhere in the benchmark's own, or in
+    """The place of a benchmark's pictures: the first of these folders, whose links may lead anywhere in the benchmark's own, or in
     those that are allowed.
 
     Raises:

@@ -39,11 +39,11 @@ def judge_answers(settings: EvaluateConfig, reader: Judge | None, cases: Cases, 
     """
     rows: Rows = {policy: {name: [] for name in cases} for policy in answers}
     texts: list[TextToJudge] = []
-    for policy, said in answers.items():
+    for policy, policy_answers in answers.items():
         for name, benchmark_cases in cases.items():
             for case in benchmark_cases:
                 for sample in range(settings.samples):
-                    text = said.texts.get((name, case.id, sample))
+                    text = policy_answers.texts.get((name, case.id, sample))
                     if text is None:
                         continue
                     parts = rules.split_reasoning(text) if settings.reasoning else rules.Parts("", text.strip())

@@ -73,7 +73,7 @@ def _chat_case(pictures: Place, row: dict[str, Any], query: str, side: str, name
 def _embodied(pictures: dict[str, Place], rows: list[dict[str, Any]]) -> Iterator[Callable[[], Case]]:
     for number, row in enumerate(rows):
         lists = [row.get(f"{side}_instructions") if isinstance(row, dict) else None for side in ("safe", "unsafe")]
-        if not all(isinstance(found, list) and found for found in lists):
+        if not all(isinstance(values, list) and values for values in lists):
             yield _missing("embodied", number, "instructions")
             continue
         for turn in range(max(map(len, lists))):

@@ -44,8 +44,8 @@ def read(name: str, root: Path, *allowed: Path) -> Read:
     folder = root / FOLDERS.get(name, name)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: unpack {name} there as it is published (the reader's docstring shows it)")
-    found = READERS[name](folder, *allowed)
-    if not found.cases:
-        dropped = ", ".join(f"{reason} {count}" for reason, count in found.drops.most_common()) or "it is empty"
+    benchmark = READERS[name](folder, *allowed)
+    if not benchmark.cases:
+        dropped = ", ".join(f"{reason} {count}" for reason, count in benchmark.drops.most_common()) or "it is empty"
         raise UserError(f"{folder}: no row of {name} can be used ({dropped})")
-    return found
+    return benchmark

@@ -1,4 +1,4 @@
-"""Who may ask: the name that a client calls the server by, the page that a browser sends it from, and a token.
+"""Clients that may ask: the name that a client calls the server by, the page that a browser sends it from, and a token.
 
 A web page anywhere can make a browser send requests to a server on its user's machine. Such requests carry the page's Origin, or,
 where a domain was pointed at this machine (DNS rebinding), a foreign Host. Programs send no Origin.
@@ -16,7 +16,7 @@ ANY = ("0.0.0.0", "::")  # every address of a machine, whose names are unknown
 
 
 class Access(NamedTuple):
-    """What requests must show."""
+    """Facts that requests must show."""
 
     hosts: tuple[str, ...] = ()  # names without port; (): any
     origins: tuple[str, ...] = ()  # of pages that may ask, such as "https://example.org"; "*": any

@@ -27,7 +27,7 @@ from srlhfv_jax.guard.service.batching import Batcher
 from srlhfv_jax.guard.service.limits import Limits
 from srlhfv_jax.guard.service.requests import Answer, Generate, Generation, Moderate, Moderation, Refused, generation, moderation
 
-Asked = TypeVar("Asked", Moderation, Generation)
+Parsed = TypeVar("Parsed", Moderation, Generation)
 
 
 def make_app(moderate: Moderate, generate: Generate | None, limits: Limits, access: Access = Access()) -> Starlette:
@@ -87,7 +87,7 @@ def make_app(moderate: Moderate, generate: Generate | None, limits: Limits, acce
 
 
 class _Service:
-    """What the requests of one server share. Touched by its event loop alone."""
+    """State that the requests of one server share. Touched by its event loop alone."""
 
     def __init__(self, limits: Limits, access: Access):
         self.limits = limits
@@ -97,7 +97,7 @@ class _Service:
         self.answered: Counter[int] = Counter()  # status -> requests
 
     async def answer(
-        self, request: Request, read: Callable[[bytearray, Limits], Asked], batcher: Batcher[Asked, Answer]
+        self, request: Request, read: Callable[[bytearray, Limits], Parsed], batcher: Batcher[Parsed, Answer]
     ) -> Response:
         """From the request to the response.
 
@@ -111,18 +111,18 @@ class _Service:
                 await self._receive(request, body)
             async with _within(self.limits.answer_s, 504, "the model did not answer in time"):
                 loop = asyncio.get_running_loop()
-                asked = await loop.run_in_executor(self.readers, read, body, self.limits)
+                parsed = await loop.run_in_executor(self.readers, read, body, self.limits)
                 read_bytes = len(body)
-                body.clear()  # what is left of it, in `asked`, is smaller
-                found = await _first(asyncio.wrap_future(batcher.submit(asked)), request)
+                body.clear()  # what is left of it, in `parsed`, is smaller
+                reply = await _first(asyncio.wrap_future(batcher.submit(parsed)), request)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         finally:
             self.held -= read_bytes + len(body)
-        if isinstance(found, Refused):
-            raise found
+        if isinstance(reply, Refused):
+            raise reply
         self.answered[200] += 1
-        return JSONResponse(found)
+        return JSONResponse(reply)
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         """Append the body to `body`, chunk by chunk, while it and all others stay within their bounds."""

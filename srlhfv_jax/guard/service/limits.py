@@ -1,4 +1,4 @@
-"""How much the service takes on, and how long it waits: every bound in one place."""
+"""Bounds of the service: how much it takes on, and how long it waits."""
 
 from dataclasses import dataclass
 

@@ -20,23 +20,23 @@ def moderate_with(check_input: CheckInput | None, check_output: CheckOutput | No
     Without one of them its requests are refused.
     """
 
-    def moderate(asked: Sequence[Moderation]) -> list[Answer]:
-        prompts = [_prompt(one) for one in asked]
-        found = _refused(unreadable([(prompt, one.response) for prompt, one in zip(prompts, asked, strict=True)]))
-        questions = [row for row, one in enumerate(asked) if found[row] is None and one.response is None]
-        answers = [row for row, one in enumerate(asked) if found[row] is None and one.response is not None]
+    def moderate(requests: Sequence[Moderation]) -> list[Answer]:
+        prompts = [_prompt(one) for one in requests]
+        replies = _refused(unreadable([(prompt, one.response) for prompt, one in zip(prompts, requests, strict=True)]))
+        questions = [row for row, one in enumerate(requests) if replies[row] is None and one.response is None]
+        answers = [row for row, one in enumerate(requests) if replies[row] is None and one.response is not None]
         if check_input is None:
-            _put(found, questions, [Refused(422, "this guard judges answers only: give a response")] * len(questions))
+            _put(replies, questions, [Refused(422, "this guard judges answers only: give a response")] * len(questions))
         elif questions:
             verdicts = check_input([prompts[row].images for row in questions], [prompts[row].question for row in questions])
-            _put(found, questions, map(verdict_json, verdicts))
+            _put(replies, questions, map(verdict_json, verdicts))
         if check_output is None:
-            _put(found, answers, [Refused(422, "this guard judges questions only: leave out the response")] * len(answers))
+            _put(replies, answers, [Refused(422, "this guard judges questions only: leave out the response")] * len(answers))
         elif answers:
             pictures, texts = [prompts[row].images for row in answers], [prompts[row].question for row in answers]
-            verdicts = check_output(pictures, texts, [asked[row].response for row in answers])
-            _put(found, answers, map(verdict_json, verdicts))
-        return found
+            verdicts = check_output(pictures, texts, [requests[row].response for row in answers])
+            _put(replies, answers, map(verdict_json, verdicts))
+        return replies
 
     return moderate
 
@@ -47,11 +47,11 @@ def generate_with(
     """Answer under the guard (`regenerate.guarded_generate`, with its `policy`): one call for each number of rounds asked for."""
     batches = itertools.count()
 
-    def answer(asked: Sequence[Generation]) -> list[Answer]:
-        prompts, first = [_prompt(one) for one in asked], next(batches) % BATCHES * DRAWS
-        found = _refused(unreadable([(prompt, None) for prompt in prompts]))
-        for rounds in sorted({one.rounds for one in asked}):
-            rows = [row for row, one in enumerate(asked) if found[row] is None and one.rounds == rounds]
+    def answer(requests: Sequence[Generation]) -> list[Answer]:
+        prompts, first = [_prompt(one) for one in requests], next(batches) % BATCHES * DRAWS
+        replies = _refused(unreadable([(prompt, None) for prompt in prompts]))
+        for rounds in sorted({one.rounds for one in requests}):
+            rows = [row for row, one in enumerate(requests) if replies[row] is None and one.rounds == rounds]
             guarded = guarded_generate(
                 lambda some, number: generate(some, first + number),
                 check_output,
@@ -61,8 +61,8 @@ def generate_with(
                 check_input=check_input,
             )
             for row, one in zip(rows, guarded, strict=True):
-                found[row] = guarded_json(one)
-        return found
+                replies[row] = guarded_json(one)
+        return replies
 
     return answer
 
@@ -77,14 +77,14 @@ def warm_up(moderate: Moderate, generate: AnswerAll | None, image: bytes) -> Non
             generate([Generation(WORD, picture, rounds=0)])
 
 
-def _prompt(asked: Moderation | Generation) -> Prompt:
-    return Prompt(() if asked.image is None else (asked.image,), asked.prompt)
+def _prompt(request: Moderation | Generation) -> Prompt:
+    return Prompt(() if request.image is None else (request.image,), request.prompt)
 
 
 def _refused(unreadable: Sequence[Unusable | None]) -> list[Answer | None]:
     return [None if why is None else Refused(422, str(why)) for why in unreadable]
 
 
-def _put(found: list[Answer | None], rows: Sequence[int], answers: Iterable[Answer]) -> None:
+def _put(replies: list[Answer | None], rows: Sequence[int], answers: Iterable[Answer]) -> None:
     for row, answer in zip(rows, answers, strict=True):
-        found[row] = answer
+        replies[row] = answer

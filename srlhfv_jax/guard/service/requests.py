@@ -71,7 +71,7 @@ def generation(body: bytes | bytearray, limits: Limits) -> Generation:
     return Generation(_text(fields, "prompt", limits), _image(fields, limits), rounds)
 
 
-def _object(body: bytes | bytearray, known: tuple[str, ...]) -> dict[str, Any]:
+def _object(body: bytes | bytearray, expected: tuple[str, ...]) -> dict[str, Any]:
     try:
         fields = json.loads(body)
     except UnicodeDecodeError as error:
@@ -81,8 +81,8 @@ def _object(body: bytes | bytearray, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise Refused(422, f"the body must be a JSON object with a prompt, got {_shown(fields)}")
     for name in fields:
-        if name not in known:
-            raise Refused(422, f"unknown field {_cut(name)}: expected {', '.join(known)}")
+        if name not in expected:
+            raise Refused(422, f"unknown field {_cut(name)}: expected {', '.join(expected)}")
     return fields
 
 

@@ -26,7 +26,7 @@ from srlhfv_jax.runs import checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The flags of `srlhfv serve`, which say what each is."""
+    """The flags of `srlhfv serve`, whose help says what each is."""
 
     guard: str
     policy: str  # "" = /moderate only
