@@ -1,6 +1,5 @@
 """Where the critics start, how long they learn alone, what the multiplier does meanwhile, and which policy counts as feasible."""
 
-import dataclasses
 import functools
 import json
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
-from test_ppo_step import CONSTRAINT, models, rolled, static
+from tiny_ppo import models, rolled, static
 from tiny_stages import numbers, settings
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
@@ -54,7 +53,7 @@ def test_what_the_hidden_states_say_nothing_of_is_predicted_by_its_mean():
 @pytest.mark.parametrize("kind", ["mean", "rectified", "probability"])
 def test_critics_start_at_the_quantity_that_they_are_to_predict(kind, sharing):
     batch, rollout = rolled()
-    trees, known = models(sharing), static(sharing, constraint=dataclasses.replace(CONSTRAINT, kind=kind), parts=2)
+    trees, known = models(sharing), static(sharing, **{"constraint.kind": kind, "rollout.score_microbatches": 2})
     holding = {name: score_heads.critic(trees[name]) for name in roles.critic_trees(known.places)}
 
     @jax.jit
