@@ -111,7 +111,6 @@ def get_config(preset: str = "default") -> ConfigDict:
 
 def _task() -> dict:
     return dict(
-        image_size=48,  # pixels
         patch=12,  # pixels
         vision_layers=3,
         vision_width=128,

@@ -1,12 +1,13 @@
 """Config files and their parsing: every file is complete, every mistake is named."""
 
-import ast
 import dataclasses
 from pathlib import Path
 
 import pytest
+import reads
 from ml_collections import ConfigDict
 
+import srlhfv_jax
 from srlhfv_jax import config
 from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.cli import flags
@@ -106,18 +107,43 @@ def test_the_paper_preset_has_the_published_constants():
 
 def test_every_setting_is_read_by_someone():
     """A key that nobody reads would be a switch connected to nothing."""
-    package = Path(config.__file__).parent
-    read = {
-        node.attr
-        for file in package.parent.rglob("*.py")
-        if package not in file.parents
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
-    for kind in vars(config).values():
-        if dataclasses.is_dataclass(kind):
-            unread = {field.name for field in dataclasses.fields(kind)} - read
-            assert not unread, f"{kind.__name__}: nobody reads {sorted(unread)}"
+    package = Path(srlhfv_jax.__file__).parent
+    read = reads.Reads(sorted(package.rglob("*.py")), package / "config").found
+    for kind in filter(dataclasses.is_dataclass, vars(config).values()):
+        unread = [field.name for field in dataclasses.fields(kind) if (kind.__name__, field.name) not in read]
+        assert not unread, f"{kind.__name__}: nobody reads {', '.join(unread)}, or only to refuse a value"
+
+
+def test_a_read_is_told_by_the_type_of_what_it_is_read_from_and_refusing_is_none(tmp_path):
+    (tmp_path / "module.py").write_text("""
+class LoraConfig:
+    rank: int
+    alpha: float
+    int8: bool
+
+class Shape:
+    alpha: float
+
+class Run:
+    lora: LoraConfig | None
+
+    def __init__(self, lora: LoraConfig):
+        self.kept = lora
+
+    def size(self):
+        return self.kept.rank
+
+def scale(shape: Shape, runs: list[Run]):
+    if runs[0].lora.int8:
+        raise ValueError(f"{runs[0].lora.int8} is refused")
+    return shape.alpha
+
+def check_scale(lora: LoraConfig):
+    return lora.alpha
+""")
+    read = reads.Reads([tmp_path / "module.py"], tmp_path / "elsewhere").found
+    assert {field for kind, field in read if kind == "LoraConfig"} == {"rank"}
+    assert ("Shape", "alpha") in read
 
 
 def test_allowed_values_are_named():
@@ -142,6 +168,11 @@ def test_settings_of_an_older_version_are_read_and_resume():
     provenance.check_same({"settings": older}, now)
     with pytest.raises(UserError, match="config.rollout.temperature was 0.5"):
         provenance.check_same({"settings": older | {"rollout": older["rollout"] | {"temperature": 0.5}}}, now)
+
+
+def test_a_quickstart_of_an_older_version_resumes():
+    now = flags.load("quickstart.py").to_dict()
+    provenance.check_same({"settings": now | {"task": now["task"] | {"image_size": 48}}}, now)
 
 
 def test_settings_of_no_stage_are_refused():

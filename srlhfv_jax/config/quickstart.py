@@ -16,7 +16,6 @@ from srlhfv_jax.config.unread import Unread
 class TaskConfig:
     """The embedded task "Look before you answer": pictures, prompts, and the noise of its annotators."""
 
-    image_size: Annotated[int, Range(8, 4096)]
     patch: Annotated[int, Range(1, 4096)]
     vision_layers: Width
     vision_width: Width

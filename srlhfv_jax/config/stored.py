@@ -13,7 +13,7 @@ from srlhfv_jax.config.sft import SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 
-GONE = ("top_k", "top_p")  # of rollouts: each had one legal value
+GONE = ("top_k", "top_p", "image_size")  # of rollouts: each had one legal value; of the embedded task: nothing read it
 Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig
 TRAINED = (SFTConfig, ScoresConfig, GuardConfig, PPOLagConfig)
 

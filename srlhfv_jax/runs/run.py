@@ -19,6 +19,7 @@ from srlhfv_jax import files, quiet
 from srlhfv_jax.checkpoint import lock, provenance
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import to_dict
+from srlhfv_jax.config.stored import Trained
 from srlhfv_jax.hf import card, export, hub
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.models import kernels
@@ -89,7 +90,7 @@ def write_result(workdir: Path, result: dict[str, Any], began: float) -> None:
     metrics.write_result(workdir, result | {"seconds": time.monotonic() - began})
 
 
-def start(settings: Any, workdir: Path) -> Started:
+def start(settings: Trained, workdir: Path) -> Started:
     """Join the other processes, lay out the mesh, open the workdir."""
     began = time.monotonic()
     hosts.initialize()
