@@ -77,6 +77,24 @@ def test_imports_point_downwards(file):
         assert height < own_height or (height == own_height and column < own_column), f"{here} may not import {name}"
 
 
+def docstring(package: Path) -> str:
+    return ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+
+
+def test_imports_inside_ppo_lag_follow_the_order_of_its_docstring():
+    """`a -> b, c -> d`: a file imports from groups to the right of its own; what the line leaves out imports nothing from the room."""
+    room = PACKAGE / "ppo_lag"
+    (line,) = (line for line in docstring(room).splitlines() if line.count("->") > 3)
+    order = {name: place for place, group in enumerate(line.split("->")) for name in re.findall(r"\w+", group)}
+    for file in sorted(room.glob("[a-z]*.py")):
+        inside = (name.split(".") for name in imports(file) if name.startswith("srlhfv_jax.ppo_lag."))
+        for there in {parts[2] for parts in inside}:
+            assert file.stem in order, f"ppo_lag/__init__.py has {file.stem} nowhere in its line of imports"
+            assert order[file.stem] < order[there], (
+                f"ppo_lag/{file.name} may not import {there}: see the line in ppo_lag/__init__.py"
+            )
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_outside_packages_stay_in_their_place(file):
     tops = {name.split(".")[0] for name in imports(file)}
