@@ -14,9 +14,9 @@ from tiny_stages import numbers, settings
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
 from srlhfv_jax.models import score_heads
 from srlhfv_jax.ppo_lag import advantages, critics, roles, run as ppo_lag
+from srlhfv_jax.ppo_lag.curves import PPO_LAG
 from srlhfv_jax.ppo_lag.experience import score
 from srlhfv_jax.ppo_lag.roles import CRITICS
-from srlhfv_jax.report.training import PPO_PICTURES
 from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import loop
 
@@ -129,8 +129,8 @@ def test_while_the_critics_learn_alone_the_multiplier_rests_and_its_window_fills
 
 def test_the_report_draws_numbers_that_a_run_logs(warmed):
     logged = set().union(*warmed)
-    recomputed = {"sampler_gap"}  # with config.rollout.old_logp=recompute
-    assert {name for names, _, _ in PPO_PICTURES for name in names} <= logged | recomputed
+    recomputed, separate, ptx = {"sampler_gap"}, {"reward_critic_grad_norm", "cost_critic_grad_norm"}, {"ptx_loss"}
+    assert set(PPO_LAG.keys()) <= logged | recomputed | separate | ptx  # runs with these settings log them
 
 
 @pytest.mark.parametrize("stop", [1, 3])

@@ -30,6 +30,26 @@ def run(constraint, rollouts, state=None):
     return lambdas, state
 
 
+@pytest.mark.parametrize("controller", MOVING)
+def test_lambda_rises_over_budget_and_falls_under_it(controller):
+    constraint = dataclasses.replace(BASE, controller=controller, budget=0.3)
+    _, state = run(constraint, [COST_B * 0 + 0.3])  # on budget: where each controller rests
+    rest = lagrangian.multiplier(constraint, state)
+    assert run(constraint, [COST_B * 0 + 0.7], state)[0][0] > rest
+    assert run(constraint, [COST_B * 0 - 0.1], state)[0][0] < rest
+
+
+def test_the_window_is_a_queue_of_the_last_costs_and_its_mean_counts_only_real_ones():
+    constraint = dataclasses.replace(BASE, window=5)
+    state = lagrangian.init(constraint)
+    seen = []
+    for cost_B in ([0.5, 1.25], [2.5], [-0.75, 0.125, 3.5], [1.0, 2.0, 3.0, 4.0, 5.0, 6.5, 7.25]):
+        seen += cost_B
+        state = lagrangian.update_multiplier(constraint, state, jnp.array(cost_B))
+        np.testing.assert_allclose(lagrangian.window_mean(state), np.mean(seen[-5:]), rtol=1e-6)
+        assert state.filled == min(len(seen), 5)
+
+
 def test_log_controller_has_the_closed_form_of_the_reference_rule():
     lambdas, _ = run(BASE, [COST_B])
     np.testing.assert_allclose(lambdas, [0.8 * np.exp(0.1 * 0.8 * (0.875 + 0.25))], rtol=1e-6)
@@ -77,31 +97,11 @@ def test_pid_does_not_wind_up():
     assert state.integral <= 5.0
 
 
-@pytest.mark.parametrize("controller", MOVING)
-def test_lambda_rises_over_budget_and_falls_under_it(controller):
-    constraint = dataclasses.replace(BASE, controller=controller, budget=0.3)
-    _, state = run(constraint, [COST_B * 0 + 0.3])  # on budget: where each controller rests
-    rest = lagrangian.multiplier(constraint, state)
-    assert run(constraint, [COST_B * 0 + 0.7], state)[0][0] > rest
-    assert run(constraint, [COST_B * 0 - 0.1], state)[0][0] < rest
-
-
 @pytest.mark.parametrize(("controller", "expected"), [("none", 0.0), ("fixed", 0.8)])
 def test_none_and_fixed_never_move_but_watch_the_cost(controller, expected):
     lambdas, state = run(dataclasses.replace(BASE, controller=controller), [COST_B, COST_B + 0.5])
     np.testing.assert_allclose(lambdas, [expected] * 2, rtol=1e-6)
     np.testing.assert_allclose(lagrangian.window_mean(state), 0.875 + 0.5, rtol=1e-6)
-
-
-def test_the_window_is_a_queue_of_the_last_costs_and_its_mean_counts_only_real_ones():
-    constraint = dataclasses.replace(BASE, window=5)
-    state = lagrangian.init(constraint)
-    seen = []
-    for cost_B in ([0.5, 1.25], [2.5], [-0.75, 0.125, 3.5], [1.0, 2.0, 3.0, 4.0, 5.0, 6.5, 7.25]):
-        seen += cost_B
-        state = lagrangian.update_multiplier(constraint, state, jnp.array(cost_B))
-        np.testing.assert_allclose(lagrangian.window_mean(state), np.mean(seen[-5:]), rtol=1e-6)
-        assert state.filled == min(len(seen), 5)
 
 
 @pytest.mark.parametrize("controller", MOVING)

@@ -11,13 +11,6 @@ X_BR = np.array([[0.5, -1.25, 3.5, 9.0], [2.25, 0.75, 9.0, 9.0], [9.0, 9.0, 9.0,
 MASK_BR = np.array([[True, True, True, False], [True, True, False, False], [False] * 4])
 
 
-def test_token_mean_weighs_tokens_and_sequence_mean_weighs_sequences():
-    total, count = masked.token_mean(X_BR, MASK_BR)
-    np.testing.assert_allclose([total, count], [0.5 - 1.25 + 3.5 + 2.25 + 0.75, 5])
-    total, count = masked.sequence_mean(X_BR, MASK_BR)  # rows 0 and 1; row 2 has no token and is not counted
-    np.testing.assert_allclose([total, count], [2.75 / 3 + 3.0 / 2, 2], rtol=1e-6)
-
-
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
 @pytest.mark.parametrize("rubbish", [np.nan, -np.inf])
 def test_what_is_off_the_mask_reaches_neither_value_nor_gradient(reduction, rubbish):
@@ -27,6 +20,13 @@ def test_what_is_off_the_mask_reaches_neither_value_nor_gradient(reduction, rubb
     assert value == clean_value
     np.testing.assert_array_equal(gradient, clean_gradient)
     assert np.all(np.array(gradient)[~MASK_BR] == 0)
+
+
+def test_token_mean_weighs_tokens_and_sequence_mean_weighs_sequences():
+    total, count = masked.token_mean(X_BR, MASK_BR)
+    np.testing.assert_allclose([total, count], [0.5 - 1.25 + 3.5 + 2.25 + 0.75, 5])
+    total, count = masked.sequence_mean(X_BR, MASK_BR)  # rows 0 and 1; row 2 has no token and is not counted
+    np.testing.assert_allclose([total, count], [2.75 / 3 + 3.0 / 2, 2], rtol=1e-6)
 
 
 def test_sums_of_microbatches_equal_the_whole_batch():

@@ -39,7 +39,7 @@ def test_a_row_without_tokens_gets_no_score():
 
 
 @pytest.mark.parametrize(("gamma", "gae_lambda"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0)])
-def test_scan_equals_loop(gamma, gae_lambda):
+def test_the_scan_of_gae_equals_a_loop_with_its_gamma_and_lambda(gamma, gae_lambda):
     reward_BR, value_BR = normal(1), normal(2)
     results = gae.gae(reward_BR, value_BR, MASK_BR, gamma=gamma, gae_lambda=gae_lambda)
     adv_BR, return_BR = (np.array(x) for x in results)

@@ -248,32 +248,6 @@ def assert_moved_alike(new: Any, expected: Any, old: Any) -> None:
     np.testing.assert_allclose(np.asarray(new, float) - old, change, atol=1e-3 * np.abs(change).max())
 
 
-@pytest.mark.parametrize(
-    ("changes", "events"),
-    [
-        pytest.param(PLAIN, {"score clipped", "too high", "too low", "out of range, but on its way back"}, id="one_step"),
-        pytest.param(
-            EVERYTHING,
-            {"score clipped", "too high", "too low", "out of range, but on its way back", "value clipped"},
-            id="every_option",
-        ),
-    ],
-)
-def test_the_whole_update_is_this_loop_over_rows_and_tokens(changes, events):
-    known = static(model=MODEL, **changes)
-    after, loop = run(known), Loop(known.settings)
-    for number, rows in enumerate(dealt(known)):
-        first = number % known.settings.ppo.minibatches
-        loop.step(rows, list(range(first, PTX_ROWS, known.settings.ppo.minibatches)))
-    assert events <= {name for name, times in loop.seen.items() if times}, loop.seen
-    np.testing.assert_allclose(after.metrics["lambda"], loop.lam, rtol=1e-5)
-    assert_moved_alike(output(after.params["policy"]), loop.output_VD, output(trees()["policy"]))
-    for name, (kernel_D, bias) in loop.heads.items():
-        head, start = after.params["critic"]["heads"][name], trees()["critic"]["heads"][name]
-        assert_moved_alike(head["kernel"], kernel_D, start["kernel"])
-        assert_moved_alike(head["bias"], bias, start["bias"])
-
-
 def test_two_epochs_of_two_minibatches_are_four_steps_on_the_rows_of_their_permutations(one_device):
     known = static(model=MODEL, **LINEAR | {"ppo.epochs": 2, "ppo.minibatches": 2})
     whole, steps = run(known), dealt(known)
@@ -339,3 +313,29 @@ def test_scale_scores_std_divides_end_scores_by_their_deviation_and_leaves_kl_an
         end_B, expected_BR = np.asarray(end_B, float), np.array(plain.token_BR[role], float)
         expected_BR[rows, last_B] += end_B / end_B.std() - end_B
         np.testing.assert_allclose(scaled.token_BR[role], expected_BR, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "events"),
+    [
+        pytest.param(PLAIN, {"score clipped", "too high", "too low", "out of range, but on its way back"}, id="one_step"),
+        pytest.param(
+            EVERYTHING,
+            {"score clipped", "too high", "too low", "out of range, but on its way back", "value clipped"},
+            id="every_option",
+        ),
+    ],
+)
+def test_the_whole_update_is_this_loop_over_rows_and_tokens(changes, events):
+    known = static(model=MODEL, **changes)
+    after, loop = run(known), Loop(known.settings)
+    for number, rows in enumerate(dealt(known)):
+        first = number % known.settings.ppo.minibatches
+        loop.step(rows, list(range(first, PTX_ROWS, known.settings.ppo.minibatches)))
+    assert events <= {name for name, times in loop.seen.items() if times}, loop.seen
+    np.testing.assert_allclose(after.metrics["lambda"], loop.lam, rtol=1e-5)
+    assert_moved_alike(output(after.params["policy"]), loop.output_VD, output(trees()["policy"]))
+    for name, (kernel_D, bias) in loop.heads.items():
+        head, start = after.params["critic"]["heads"][name], trees()["critic"]["heads"][name]
+        assert_moved_alike(head["kernel"], kernel_D, start["kernel"])
+        assert_moved_alike(head["bias"], bias, start["bias"])
