@@ -15,7 +15,7 @@ from srlhfv_jax.cli import flags, report as command
 from srlhfv_jax.config import QuickstartConfig, to_dict
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.report import build, figure, labels, lead, page, plots, policies, targets, workdir
+from srlhfv_jax.report import build, curves, figure, labels, lead, page, plots, policies, targets, workdir
 
 FULL = {
     "pairs.disagree_strict": 0.23,
@@ -370,6 +370,15 @@ def test_rounds_are_named_only_where_there_are_several(tmp_path):
     assert [stage.name for stage in workdir.read(tmp_path).stages] == ["scores", "sft", "ppo", "ppo_lag"]
     write(tmp_path / "round2_ppo_lag" / "metrics.jsonl", ppo_rows(3))
     assert {stage.name for stage in workdir.read(tmp_path).stages} >= {"ppo_lag, round 1", "ppo_lag, round 2"}
+
+
+def test_validation_has_the_words_of_the_judge_that_judged_it(tmp_path):
+    for name, judge, more in (("ppo_lag", "oracle", [{"step": 3, "validation.helpful": 1.5}]), ("ppo", "models", [])):
+        write(tmp_path / name / "metrics.jsonl", [*ppo_rows(3), *more])
+        (tmp_path / name / "config.json").write_text(json.dumps({"validation": {"judge": judge}}))
+    assert "Validation: helpfulness" in curves.ppo_section(workdir.read(tmp_path)).body
+    write(tmp_path / "ppo" / "metrics.jsonl", [*ppo_rows(3), {"step": 3, "validation.helpful": 1.5}])
+    assert "Validation: learned reward" in curves.ppo_section(workdir.read(tmp_path)).body
 
 
 def test_a_metric_that_no_stage_names_is_drawn_too(tmp_path):
