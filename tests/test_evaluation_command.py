@@ -63,7 +63,7 @@ def test_the_report_reads_what_evaluate_writes(judged):
     out, _ = judged
     report.main([f"--workdir={out}"])
     html = (out / "report.html").read_text()
-    assert "<h2>Policies</h2>" in html and "OpenMoji" in html and "b against a, share of prompts" in html
+    assert "<h2>Policies</h2>" in html and "OpenMoji" in html and "<h2>Against the baseline</h2>" in html
 
 
 def test_learned_models_alone_can_judge_greedy_answers(places):

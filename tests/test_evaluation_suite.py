@@ -11,7 +11,7 @@ import pytest
 from stub_judge import FIRST, ONE, Answered as Reply, reply, serving, words
 from test_evaluation_benchmarks import picture, put, table
 
-from srlhfv_jax.cli import benchmark
+from srlhfv_jax.cli import benchmark, evaluate
 from srlhfv_jax.data.quickstart import processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging.verdict import Opinion
@@ -185,6 +185,16 @@ def test_rules_judge_recorded_answers_and_every_file_is_written(root, capsys):
     assert run(root, "--config.limit=1")["base.xstest.rows"] == 1
     assert "warning: base: 0 of 2 cases have no recorded answer, and 1 lines of " in capsys.readouterr().err
     assert len((root / "out" / "judged.jsonl").read_text().splitlines()) == 4
+
+
+def test_evaluate_with_a_config_is_benchmark_for_one_more_release_and_says_so(root, capsys):
+    expected = run(root)
+    policies = f"--config.policies=base={root / 'base.jsonl'},ours={root / 'ours.jsonl'}"
+    flags = ["--config=configs/evaluate.py:tiny", f"--config.root={root / 'root'}", policies, f"--workdir={root / 'old'}"]
+    evaluate.main([*flags, "--config.benchmarks=('xstest','vlguard')"])
+    assert "srlhfv evaluate --config is now srlhfv benchmark --config" in capsys.readouterr().err
+    found = json.loads((root / "old" / "result.json").read_text())
+    assert {key: found[key] for key in found if key != "seconds"} == {key: expected[key] for key in expected if key != "seconds"}
 
 
 def test_recorded_answers_about_other_cases_are_refused(root):

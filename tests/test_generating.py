@@ -50,6 +50,16 @@ def test_a_policy_answers_on_its_own_mesh_whatever_mesh_is_in_force(greedy, eigh
         assert answering.answer_prompts(greedy, PROMPTS[:2], 3) == alone
 
 
+def test_policies_of_one_architecture_share_a_compiled_sampler(greedy):
+    other = greedy._replace(
+        checkpoint=greedy.checkpoint._replace(params=jax.tree.map(lambda x: x * 1.25, greedy.checkpoint.params))
+    )
+    first = answering.answer_prompts(greedy, PROMPTS[:2], 0)
+    compiled = greedy.sampler._generate._cache_size()
+    assert answering.answer_prompts(other, PROMPTS[:2], 0) != first
+    assert greedy.sampler._generate._cache_size() == compiled >= 1
+
+
 def test_rounding_up_lengths_and_pictures_changes_no_answer(greedy, monkeypatch):
     rounded = answering.answer_prompts(greedy, PROMPTS, 0)
     monkeypatch.setattr(answering, "_rounded", lambda prepared: prepared)

@@ -63,7 +63,7 @@ def test_balanced_classes_have_the_same_total_and_an_empty_class_changes_nothing
 def test_no_class_weighs_more_than_the_limit():
     label = np.zeros((1000, 1), bool)
     label[0] = True
-    assert severity.balance(label, np.ones((1000, 1), bool))[1, 0] == severity.MOST
+    assert severity.balance(label, np.ones((1000, 1), bool))[1, 0] == severity.MAX_CLASS_WEIGHT
 
 
 def test_taking_the_shift_back_gives_the_probability_of_the_data():

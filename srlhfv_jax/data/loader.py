@@ -203,7 +203,7 @@ def content(row: Encoded) -> bytes:
     return hashlib.sha256(repr((parts, row.digests)).encode()).digest()
 
 
-class Together:
+class MultiStream:
     """Several streams as one with one position: a batch of each, in order; None of a stream that is None."""
 
     def __init__(self, **streams: Batches | None):
@@ -277,7 +277,7 @@ def all_batches(
     for start in range(0, count, batch_size):
         numbers = np.arange(start, start + batch_size)
         real_B = numbers < count
-        yield _silence(assemble(np.minimum(numbers, count - 1)), real_B if own is None else real_B[own]), real_B
+        yield _mask_filler_rows(assemble(np.minimum(numbers, count - 1)), real_B if own is None else real_B[own]), real_B
 
 
 class _Assemble:
@@ -354,7 +354,7 @@ def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any,
     return examples
 
 
-def _silence(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
+def _mask_filler_rows(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
     """Take the filler rows out of every loss."""
     if isinstance(batch, SupervisedBatch):
         return batch._replace(response_mask_BR=batch.response_mask_BR & real_B[:, None])

@@ -82,7 +82,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     batches = inputs.batches(rows["data"], settings.data, settings.seed, started.mesh)
     if joint:
         pairs = inputs.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
-        batches = loader.Together(guard=batches, pairs=pairs)
+        batches = loader.MultiStream(guard=batches, pairs=pairs)
     tree = train(
         "guard",
         settings,

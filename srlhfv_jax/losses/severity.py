@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.losses import masked
 
-MOST = 10.0  # a class never weighs more than this many times the mean: a handful of rows would set the direction of every step
+MAX_CLASS_WEIGHT = (
+    10.0  # a class never weighs more than this many times the mean: a handful of rows would set the direction of every step
+)
 
 
 def binary(
@@ -46,11 +48,11 @@ def binary(
 
 
 def balance(label_BA: Bool[np.ndarray, "B A"], known_BA: Bool[np.ndarray, "B A"]) -> Float[np.ndarray, "2 A"]:
-    """Weights that give "no" and "yes" the same total in each column: n / (2 n_y), at most MOST; 1 where a class has no row."""
+    """Weights that give "no" and "yes" the same total in each column: n / (2 n_y), at most MAX_CLASS_WEIGHT; 1 where a class has no row."""
     chex.assert_equal_shape([label_BA, known_BA])
     count_2A = np.stack([(known_BA & ~label_BA).sum(0), (known_BA & label_BA).sum(0)]).astype(np.float32)
     weight_2A = count_2A.sum(0) / (2 * np.maximum(count_2A, 1))
-    return np.where((count_2A > 0).all(0), np.minimum(weight_2A, MOST), 1.0).astype(np.float32)
+    return np.where((count_2A > 0).all(0), np.minimum(weight_2A, MAX_CLASS_WEIGHT), 1.0).astype(np.float32)
 
 
 def log_odds(

@@ -25,7 +25,7 @@ def _ptx_data(settings: PPOLagConfig) -> DataConfig:
     return inputs.elsewhere(settings.data, settings.ptx.path, settings.ptx.split)
 
 
-def batches(settings: PPOLagConfig, rows: dict[str, loader.Prepared], mesh: Mesh) -> loader.Together:
+def batches(settings: PPOLagConfig, rows: dict[str, loader.Prepared], mesh: Mesh) -> loader.MultiStream:
     """Prompts, and supervised rows for PTX."""
     ptx = inputs.batches(rows["ptx"], _ptx_data(settings), settings.seed + 1, mesh) if "ptx" in rows else None
-    return loader.Together(prompts=inputs.batches(rows["data"], settings.data, settings.seed, mesh), ptx=ptx)
+    return loader.MultiStream(prompts=inputs.batches(rows["data"], settings.data, settings.seed, mesh), ptx=ptx)

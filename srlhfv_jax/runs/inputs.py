@@ -15,8 +15,6 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 
-ANY_LENGTH = 1 << 20  # longer than any row
-
 
 def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
     """Read and check every row before step 0; says what was dropped and why.
@@ -50,7 +48,7 @@ def fit_loosely(
     Raises:
         UserError: as `prepare`.
     """
-    lengths = dict(prompt_length=data.prompt_length or ANY_LENGTH, response_length=data.response_length or ANY_LENGTH)
+    lengths = dict(prompt_length=data.prompt_length or loader.UNLIMITED, response_length=data.response_length or loader.UNLIMITED)
     limits = lengths | {"batch_size": 1}  # these lengths are no batch's
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
     if prepared.room is not None:
@@ -83,7 +81,7 @@ def unreadable(
         prompt_length, response_length: longest prompt and answer in tokens; 0: any.
     """
     codec, found = chat.codec(model.processor, max_pixels), []
-    limits = dict(prompt_length=prompt_length or ANY_LENGTH, response_length=response_length or ANY_LENGTH)
+    limits = dict(prompt_length=prompt_length or loader.UNLIMITED, response_length=response_length or loader.UNLIMITED)
     for row, example in enumerate(examples):
         try:
             tokens.encode(codec, example, row, literal=True, **limits)
