@@ -10,6 +10,7 @@ score_distributions.json; `srlhfv report --workdir=E` makes a page of them. Prom
 everything else that cannot be used, are dropped for a named reason.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -32,9 +33,11 @@ def main(argv: list[str]) -> None:
     if values.policies or not values.pairs:
         flags.required(values, "policies", "data")
     from srlhfv_jax.evaluation import compare_policies
+    from srlhfv_jax.runs import run
 
-    compare_policies.run(define.settings(compare_policies.Settings, values))
-    workdir = Path(values.workdir)
+    settings, workdir = define.settings(compare_policies.Settings, values), Path(values.workdir)
+    compare_policies.check(settings)
+    run.command(functools.partial(run.record, compare_policies.run), settings, workdir)
     print(f"wrote {workdir / 'result.json'}; `srlhfv report --workdir={workdir}` makes a page of it")
 
 

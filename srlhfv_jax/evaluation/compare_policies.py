@@ -14,7 +14,6 @@ import jax
 from jax.sharding import Mesh
 
 from srlhfv_jax.batches import PromptBatch, Rollout
-from srlhfv_jax.checkpoint import lock
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
 from srlhfv_jax.data import loader, sources
 from srlhfv_jax.data.chat import codec
@@ -27,7 +26,8 @@ from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.runs import checkpoints, inputs
-from srlhfv_jax.training.metrics import write_json, write_result
+
+ALL_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,40 +64,21 @@ class SampledPolicy(NamedTuple):
     vocabulary: Mapping[str, int]  # token ids of the policy's tokenizer
 
 
-def run(settings: Settings) -> None:
-    """Measure the scorer, compare the policies, or both; writes WORKDIR/result.json.
+def check(settings: Settings) -> None:
+    """Open all that is to be read before the first weights are: the last of them may be needed hours later.
 
     Raises:
-        UserError: a mistake in what was given, found before the first weights are read.
+        UserError: a mistake in what was given.
     """
     hosts.initialize()
-    scorers = [path for path in settings.scorer.split(",") if path]
-    policies = named_paths(settings.policies or "") if settings.policies or not settings.pairs else {}
-    mesh = use_mesh(MeshConfig(data=-1, fsdp=1, tensor=1))
-    check(settings, policies, scorers, mesh)
-    workdir = Path(settings.workdir)
-    with lock.held(workdir):
-        began = time.monotonic()
-        result: dict[str, Any] = {}
-        if settings.pairs:
-            # lengths are those of the pairs
-            data = dataclasses.replace(_data(settings, settings.pairs), prompt_length=0, response_length=0)
-            result |= measure_scorer.measure(scorers, data, inference(settings.dtype), mesh, seed=settings.seed)
-        if policies:
-            result |= _compare(settings, policies, scorers, mesh)
-        write_json(workdir / "config.json", dataclasses.asdict(settings))
-        write_result(workdir, result | {"seconds.total": time.monotonic() - began, "seed": settings.seed})
-
-
-def check(settings: Settings, policies: Mapping[str, str], scorers: list[str], mesh: Mesh) -> None:
-    """Open all that is to be read before the first weights are: the last of them may be needed hours later."""
+    policies, scorers = _policies(settings), _scorers(settings)
     if settings.pairs and not scorers:
         raise UserError("--pairs measures reward and cost models: give --scorer=PATH, or REWARD,COST")
     if policies and settings.judge == "models" and not scorers:
         raise UserError(
             "--judge=models needs --scorer=PATH (the workdir of `srlhfv scores`, or REWARD,COST of two separate models)"
         )
-    hosts.check_batch(settings.batch_size, mesh, "--batch_size of")
+    hosts.check_batch(settings.batch_size, use_mesh(ALL_DEVICES), "--batch_size of")
     for data in filter(None, (settings.pairs, policies and settings.data)):
         sources.open_rows(data, settings.split, settings.image_dir, settings.allow_dir)
     for path in policies.values():
@@ -107,7 +88,30 @@ def check(settings: Settings, policies: Mapping[str, str], scorers: list[str], m
         scoring.check_score_heads(path, inference(settings.dtype))
 
 
-def _compare(settings: Settings, policies: Mapping[str, str], scorers: list[str], mesh: Mesh) -> dict[str, float]:
+def run(settings: Settings, workdir: Path) -> dict[str, float]:
+    """Measure the scorer, compare the policies, or both; returns the numbers."""
+    began, mesh = time.monotonic(), use_mesh(ALL_DEVICES)
+    policies, scorers = _policies(settings), _scorers(settings)
+    result: dict[str, float] = {}
+    if settings.pairs:
+        # lengths are those of the pairs
+        data = dataclasses.replace(_data(settings, settings.pairs), prompt_length=0, response_length=0)
+        result |= measure_scorer.measure(scorers, data, inference(settings.dtype), mesh, seed=settings.seed)
+    if policies:
+        result |= _compare(settings, workdir, policies, scorers, mesh)
+    return result | {"seconds.total": time.monotonic() - began, "seed": settings.seed}
+
+
+def _policies(settings: Settings) -> dict[str, str]:
+    """Policies by name; {}: only the scorer is measured."""
+    return named_paths(settings.policies or "") if settings.policies or not settings.pairs else {}
+
+
+def _scorers(settings: Settings) -> list[str]:
+    return [path for path in settings.scorer.split(",") if path]
+
+
+def _compare(settings: Settings, workdir: Path, policies: Mapping[str, str], scorers: list[str], mesh: Mesh) -> dict[str, float]:
     """Sample every policy, then score, then compare."""
     data, model = _data(settings, settings.data), inference(settings.dtype)
     judge = settings.judge or ("models" if scorers else "oracle")
@@ -129,7 +133,6 @@ def _compare(settings: Settings, policies: Mapping[str, str], scorers: list[str]
     if settings.budget is not None:
         result["oracle_budget" if judge == "oracle" else "controller_budget"] = settings.budget
     if hosts.process_index() == 0:
-        workdir = Path(settings.workdir)
         records.write_samples(workdir / records.SAMPLES, examples, judged, count=settings.samples, seed=settings.seed)
         records.write_answers(workdir / records.ANSWERS, examples, judged)
         records.write_distributions(workdir / records.DISTRIBUTIONS, judged)
