@@ -129,8 +129,8 @@ def test_a_signal_to_one_process_makes_both_save_the_same_step_and_stop(folder, 
     mesh = {"mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 1}
     options = [f"--config.{key}={value}" for key, value in (rows | mesh).items()]
     started = pair([*SRLHFV, "sft", "--config=configs/sft.py:tiny", *options, f"--workdir={work}"], 1)
-    deadline = time.monotonic() + 200
-    while not (work / "metrics.jsonl").exists() and time.monotonic() < deadline:
+    log, deadline = work / "metrics.jsonl", time.monotonic() + 300
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:  # a step is logged: the loop runs
         time.sleep(0.05)
     started[to].send_signal(number)
     assert [code for _, code in finished(started)] == codes
