@@ -249,7 +249,7 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
             parser.error(f"--activated is for --sharing=adapters, got {args.sharing}")
         args.about |= {"sharing": args.sharing, "activated": args.activated, "microbatches": args.microbatches}
         # Which tokens they are is only read where prompts come from rows.
-        args.config = dataclasses.replace(args.config, activation=tuple(range(sizes.CLOSING)) if args.activated else ())
+        args.config = dataclasses.replace(args.config, activation=tuple(range(sizes.PROMPT_SUFFIX)) if args.activated else ())
     args.about |= how
     return args
 

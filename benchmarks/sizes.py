@@ -8,7 +8,7 @@ that both sides compute.
 from dataclasses import dataclass
 
 PATCH, CHANNELS, RESPONSE = 14, 3, 64
-CLOSING = 5  # tokens of the prompt that activated adapters act on
+PROMPT_SUFFIX = 5  # tokens of the prompt that activated adapters act on
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def jax_iteration(size: Size, sharing: str, activated: bool) -> dict[str, float]
     answers = logits(size, RESPONSE)
     tower = vision(size, size.vision_layers - 1)
     if activated:
-        alone = size.prompt - CLOSING
+        alone = size.prompt - PROMPT_SUFFIX
         prefix = projector(size) + decoder(size, alone, alone, read=0)
-        inside = decoder(size, CLOSING + RESPONSE, size.length, read=RESPONSE + 1)
+        inside = decoder(size, PROMPT_SUFFIX + RESPONSE, size.length, read=RESPONSE + 1)
         return {
-            "generate": tower + prefix + decoder(size, CLOSING + RESPONSE - 1, size.length) + answers,
+            "generate": tower + prefix + decoder(size, PROMPT_SUFFIX + RESPONSE - 1, size.length) + answers,
             "score": prefix + 2 * inside + answers,
             "update": prefix + gradient * (2 * inside + answers),
         }

@@ -29,8 +29,8 @@ from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.supervised import sft
 
-CLOSING = (7, 9)
-ACTIVATED = dataclasses.replace(CONFIG, activation=CLOSING)  # layers are scanned
+PROMPT_SUFFIX = (7, 9)
+ACTIVATED = dataclasses.replace(CONFIG, activation=PROMPT_SUFFIX)  # layers are scanned
 R = 8
 
 
@@ -50,7 +50,7 @@ def closed(**how):
     """Prompts that end with the tokens at which adapters begin to act."""
     batch = prompts(rows=12, **how)
     tokens_BP = np.array(batch.tokens_BP)
-    tokens_BP[:, -2:] = CLOSING
+    tokens_BP[:, -2:] = PROMPT_SUFFIX
     return batch._replace(tokens_BP=tokens_BP)
 
 
@@ -135,9 +135,9 @@ def test_peft_gives_the_same_logits_and_the_way_back_is_the_identity(kind, tmp_p
     tiny_hf.save(folder, family)
     pretrained = load_pretrained(folder)
     adapter = moved(lora.init(LORA, pretrained.params, jax.random.key(0)))
-    config = dataclasses.replace(pretrained.config, activation=CLOSING)
+    config = dataclasses.replace(pretrained.config, activation=PROMPT_SUFFIX)
     out = export_pretrained(tmp_path / "out", config, None, base=folder, adapter=adapter)
-    whole = continued(families.batch(pretrained), (*CLOSING, 11, 12, 13))
+    whole = continued(families.batch(pretrained), (*PROMPT_SUFFIX, 11, 12, 13))
     auto = transformers.AutoModelForImageTextToText if config.vision else transformers.AutoModelForCausalLM
     theirs = PeftModel.from_pretrained(auto.from_pretrained(folder), out).eval()
     positions = {} if whole.positions_BP.ndim == 3 else {"position_ids": torch.tensor(whole.positions_BP)}
@@ -202,7 +202,7 @@ def test_all_stages_on_one_device_and_on_eight_and_in_parts(stages, picture, tmp
         assert done["grad_norm"] > 0 and done["critic_grad_norm"] > 0
         same_numbers(numbers(tmp_path / name), numbers(tmp_path / "one"), within=2e-4)
     policy = load_pretrained(tmp_path / "one", keep_adapter=True)
-    closing = tokens.closing(chat.codec(policy.processor))
+    closing = tokens.prompt_suffix(chat.codec(policy.processor))
     assert policy.config.activation == closing == peft.activation(tmp_path / "one" / "export")
     described = json.loads((tmp_path / "one" / "export" / peft.CONFIG).read_text())
     assert described["task_type"] == "CAUSAL_LM"

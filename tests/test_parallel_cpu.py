@@ -47,7 +47,7 @@ def test_nothing_is_set_where_a_gpu_or_a_tpu_computes(tmp_path, monkeypatch, pla
     monkeypatch.setattr(host_cpu, "DEVICE_FILES", [pattern.replace("/dev", str(tmp_path)) for pattern in host_cpu.DEVICE_FILES])
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert host_cpu.is_accelerator() == expected
+    assert host_cpu.computes_on_cpu() == expected
     if not expected:
         host_cpu.prepare()
         assert os.environ["XLA_FLAGS"] == ""
@@ -55,9 +55,9 @@ def test_nothing_is_set_where_a_gpu_or_a_tpu_computes(tmp_path, monkeypatch, pla
 
 FREED = """
 import ctypes, sys
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 if sys.argv[1] == "kept":
-    cpu.prepare()
+    host_cpu.prepare()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,)
 block = libc.malloc(200_000_000)
@@ -79,7 +79,7 @@ TRIMMED = FREED.replace(
 import jax
 before = int(open("/proc/self/statm").read().split()[1])
 for seconds in (0.1, 2.0):
-    jax.monitoring.record_event_duration_secs(cpu.COMPILED, seconds)
+    jax.monitoring.record_event_duration_secs(host_cpu.COMPILED, seconds)
     print((before - int(open("/proc/self/statm").read().split()[1])) * 4096)
 sys.exit()
 print(""",
@@ -95,10 +95,10 @@ def test_what_a_long_compilation_freed_is_given_back():
 
 TEMPORARIES = """
 import os, sys
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 os.environ["XLA_FLAGS"] = ""
 if sys.argv[1] == "kept":
-    cpu.prepare()
+    host_cpu.prepare()
 import jax, jax.numpy as jnp
 from srlhfv_jax.models import stack
 
@@ -125,10 +125,10 @@ def test_an_unrolled_stack_that_is_computed_again_keeps_less():
 
 ORDERED = """
 import os, sys
-from srlhfv_jax.parallel import cpu
+from srlhfv_jax.parallel import host_cpu
 os.environ["XLA_FLAGS"] = ""
 if sys.argv[1] == "ordered":
-    cpu.prepare()
+    host_cpu.prepare()
 import jax
 from srlhfv_jax.config import OptimizerConfig
 from srlhfv_jax.models import stack

@@ -21,7 +21,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.parallel.mesh import check_heads, describe, make_mesh, row_shards
+from srlhfv_jax.parallel.mesh import check_tensor_axis, describe, make_mesh, row_shards
 from srlhfv_jax.runs.run import describe_parameters
 from srlhfv_jax.training import optimizer, state
 
@@ -55,9 +55,9 @@ def test_minus_one_takes_the_devices_that_are_left(sizes, shape):
 
 def test_a_tensor_axis_that_does_not_divide_the_heads_is_refused_with_those_that_do():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
-    check_heads(32, mesh)
+    check_tensor_axis(32, mesh)
     with pytest.raises(UserError, match=r"config.mesh.tensor 8 does not divide the 28 query heads .* one of 1, 2, 4$"):
-        check_heads(28, mesh)
+        check_tensor_axis(28, mesh)
 
 
 @pytest.mark.parametrize(

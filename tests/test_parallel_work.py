@@ -163,7 +163,7 @@ def test_the_compiler_for_tpus_gives_the_same_operations():
         jax.config.update("jax_platforms", "cpu")
         from jax.sharding import NamedSharding, PartitionSpec as P
         from srlhfv_jax.config import MeshConfig
-        from srlhfv_jax.parallel import topology, work
+        from srlhfv_jax.plan import count as work, topology
         from srlhfv_jax.parallel.mesh import make_mesh
         mesh = make_mesh(MeshConfig(1, 1, 4), topology.devices("v5e:2x2"))
         def layer(x_BTD, w_HDh):

@@ -113,7 +113,7 @@ def _expanded(reader: Reader, pieces: Sequence[Piece], layouts: Sequence[Layout]
     return tuple(piece if piece.written else expanded(piece) for piece in pieces)
 
 
-def closing(codec: Codec) -> tuple[int, ...]:
+def prompt_suffix(codec: Codec) -> tuple[int, ...]:
     """The tokens that end every prompt: the opening of the assistant's turn.
 
     Raises:

@@ -71,7 +71,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         rows_of_head = labelled.of_pairs(rows["pairs"], SCORES, sign_weight=settings.pairs.sign_weight)
         counts |= labelled.check(settings.pairs.path, rows_of_head)
     model = checkpoints.load_init(settings, started.mesh)
-    inputs.check_closing(model, *rows.values())
+    inputs.check_prompt_suffix(model, *rows.values())
     weights = _weights(rows["data"], settings.balance)
     heads = _start_heads(model.config, rows["data"], weights, states.key(settings.seed, 0, "guard"))
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
@@ -173,7 +173,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
         rows = fit(guard_rows.questions_alone(items_of_rows, {drop.row for drop in lost}))
     if rows.room is not None:
         inputs.check_pictures(model, rows.codec.reader)
-    inputs.check_closing(model, rows)
+    inputs.check_prompt_suffix(model, rows)
     judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
     hosts.say(
         f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "

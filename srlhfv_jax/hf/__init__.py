@@ -1,13 +1,13 @@
 """Hugging Face checkpoints in and out: `load_pretrained` and `export_pretrained`.
 
-    load, weights              a folder -> sharded parameters, from ranges of its safetensors
-    export, card               parameters -> a folder that `transformers` loads, with its model card
-    config, fields             config.json, its types and ranges
-    names, leaves              tensors and the parameters that they fill, both ways
-    llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family
-    heads, torch_scores        heads beside a backbone; a script that reads them with PyTorch
-    peft, adapter_config, own_files                   adapters in PEFT's layout
-    processor, hub, published  tokenizer and image processor; hub ids; shapes of published checkpoints
+load, weights              a folder -> sharded parameters, from ranges of its safetensors
+export, card               parameters -> a folder that `transformers` loads, with its model card
+config, fields             config.json, its types and ranges
+names, leaves              tensors and the parameters that they fill, both ways
+llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family
+heads, torch_scores        heads beside a backbone; a script that reads them with PyTorch
+peft, adapter_config, own_files                   adapters in PEFT's layout
+processor, hub, published  tokenizer and image processor; hub ids; shapes of published checkpoints
 """
 
 from srlhfv_jax.hf.export import export_pretrained

@@ -23,7 +23,7 @@ from srlhfv_jax.hf.processor import load_processor
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.parallel.mesh import check_heads
+from srlhfv_jax.parallel.mesh import check_tensor_axis
 
 ROWS_AT_ONCE = 1 << 13
 LONGEST_REPORT = 400  # characters
@@ -67,7 +67,7 @@ def load_pretrained(
     described = described_in(folder)
     config = read_config(described, **how)
     if mesh is not None:
-        check_heads(config.text.heads, mesh)
+        check_tensor_axis(config.text.heads, mesh)
     param_dtype = choose(param_dtype or dtype, "param_dtype", "float32", "bfloat16")
     base, adapter = backbone_name(path), None
     under = checkpoint_folder(base)

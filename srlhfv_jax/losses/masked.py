@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 Mean = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count); the mean is sum / count
 
 # Below this share of the root mean square a spread is rounding noise of a constant.
-CONSTANT = 1e-5
+SPREAD_TOLERANCE = 1e-5
 
 
 class Loss(NamedTuple):
@@ -73,7 +73,7 @@ def scale(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, "...
     count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
     std = jnp.sqrt(jnp.sum(keep(x - jnp.sum(x) / count, mask) ** 2) / count)
     rms = jnp.sqrt(jnp.sum(x**2) / count)
-    return x / jnp.where(std > CONSTANT * rms, std, 1.0)
+    return x / jnp.where(std > SPREAD_TOLERANCE * rms, std, 1.0)
 
 
 def _check(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> None:

@@ -1,12 +1,12 @@
 """Vision-language models as pure functions of (config, params). Only this package imports flax.
 
-    config                     shapes as plain numbers
-    vlm                        init, encode_images, apply, logits: the whole model
-    vision, projector          pictures -> features -> the decoder's stream
-    language, stack, layers    the decoder, its scanned layers, and what they are made of
-    attention, kernels         masks, positions and the cache; fused kernels
-    sequences                  forward passes over `[prompt | response]`
-    score_heads, guard_heads   heads for reward, cost and critics; for a guard
-    lora, quantize             adapters; int8 kernels
-    trees                      parameter trees with and without a backbone of their own
+config                     shapes as plain numbers
+vlm                        init, encode_images, apply, logits: the whole model
+vision, projector          pictures -> features -> the decoder's stream
+language, stack, layers    the decoder, its scanned layers, and what they are made of
+attention, kernels         masks, positions and the cache; fused kernels
+sequences                  forward passes over `[prompt | response]`
+score_heads, guard_heads   heads for reward, cost and critics; for a guard
+lora, quantize             adapters; int8 kernels
+trees                      parameter trees with and without a backbone of their own
 """

@@ -25,7 +25,7 @@ ACTIVATIONS = {
 }
 
 INPUT_FIRST = ("o_proj", "out_proj", "down_proj", "fc2")  # kernels (in, out) by their layers' names; all others are (out, in)
-TURNED = "kernel_in_out"  # a kernel (out, in), or the output matrix, with its inputs first: `vlm.for_decoding`
+KERNEL_IN_OUT = "kernel_in_out"  # a kernel (out, in), or the output matrix, with its inputs first: `vlm.for_decoding`
 
 
 class Dense(nn.Module):
@@ -42,8 +42,8 @@ class Dense(nn.Module):
         width = x.shape[-1]
         out_first = self.split == "out"
         shape = (self.features, width) if out_first else (width, self.features)
-        if self.has_variable("params", TURNED):
-            kernel, inputs = self.get_variable("params", TURNED), 0
+        if self.has_variable("params", KERNEL_IN_OUT):
+            kernel, inputs = self.get_variable("params", KERNEL_IN_OUT), 0
         else:
             kernel, inputs = self.param("kernel", nn.initializers.normal(self.gain * width**-0.5), shape), int(out_first)
         # As one matrix: in the backward pass a product summed over two leading axes would first be copied into transposed order.

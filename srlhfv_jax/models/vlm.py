@@ -23,7 +23,7 @@ from srlhfv_jax.losses import products
 from srlhfv_jax.models import attention, kernels, language, lora, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
-from srlhfv_jax.models.layers import INPUT_FIRST, TURNED, Embedding, LayerNorm, RMSNorm
+from srlhfv_jax.models.layers import INPUT_FIRST, KERNEL_IN_OUT, Embedding, LayerNorm, RMSNorm
 from srlhfv_jax.models.projector import Projector, project
 from srlhfv_jax.parallel import order
 
@@ -152,14 +152,14 @@ def for_decoding(config: VLMConfig, params) -> dict:
     layers = stack.split(text["layers"], config.scan_unroll)
     if not (isinstance(layers, tuple) and order.on_cpu()):
         return params | {"text": text | {"layers": layers}}
-    text = text | {"layers": tuple(_turned(layer) for layer in layers), TURNED: unembedding(config, params).T}
+    text = text | {"layers": tuple(_turned(layer) for layer in layers), KERNEL_IN_OUT: unembedding(config, params).T}
     return params | {"text": text}
 
 
 def _turned(tree: dict, name: str = "") -> dict:
     """Kernels (out, in) of a tree as (in, out), under another name. Those of eight bits stay."""
     if "kernel" in tree and "kernel_scale" not in tree and name not in INPUT_FIRST:
-        return {part: leaf for part, leaf in tree.items() if part != "kernel"} | {TURNED: tree["kernel"].T}
+        return {part: leaf for part, leaf in tree.items() if part != "kernel"} | {KERNEL_IN_OUT: tree["kernel"].T}
     return {part: _turned(below, part) if isinstance(below, dict) else below for part, below in tree.items()}
 
 
@@ -171,7 +171,7 @@ def unembedding(config: VLMConfig, params) -> Float[Array, "V D"]:
 
 def logits(config: VLMConfig, params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
     """Float32 logits; call it on the positions that need them."""
-    turned = params["text"].get(TURNED)
+    turned = params["text"].get(KERNEL_IN_OUT)
     kernel, inputs = (unembedding(config, params), 1) if turned is None else (turned, 0)
     contract = (((hidden.ndim - 1,), (inputs,)), ((), ()))
     how = dict(precision=products.precision(hidden.dtype), preferred_element_type=jnp.float32)

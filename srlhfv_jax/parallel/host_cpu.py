@@ -31,7 +31,7 @@ DEVICE_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel[0-9]*", "/dev/vfio/
 
 def prepare() -> None:
     """All settings below, unless there is a GPU or a TPU. Call it before JAX starts."""
-    if not is_accelerator():
+    if not computes_on_cpu():
         return
     set_flag(WIDE_VECTORS)
     set_flag(KEEP_BARRIERS)
@@ -43,7 +43,7 @@ def prepare() -> None:
             trim_after_compiling(libc)
 
 
-def is_accelerator() -> bool:
+def computes_on_cpu() -> bool:
     """Whether JAX will compute on the CPU, told without starting it: JAX_PLATFORMS begins with it, or no other device is there."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:

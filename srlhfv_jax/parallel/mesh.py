@@ -63,7 +63,7 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
-def check_heads(heads: int, mesh: Mesh) -> None:
+def check_tensor_axis(heads: int, mesh: Mesh) -> None:
     """Raise UserError unless the tensor axis divides a model's query heads."""
     if heads % mesh.shape["tensor"]:
         sizes = [size for size in range(1, mesh.size + 1) if heads % size == 0 and mesh.size % size == 0]

@@ -32,7 +32,7 @@ from srlhfv_jax.models import attention, guard_heads, score_heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.parallel.mesh import check_heads
+from srlhfv_jax.parallel.mesh import check_tensor_axis
 from srlhfv_jax.plan import count as work, shapes
 from srlhfv_jax.ppo_lag import check as ppo_lag_check, critics, load
 from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, Keys, drive
@@ -42,7 +42,7 @@ from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.supervised import scores, sft, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
-CLOSING = 5  # tokens that open the assistant's turn, of which no tokenizer is asked here: as in LLaVA-1.5's, Qwen's and Gemma's templates
+PROMPT_SUFFIX = 5  # tokens that open the assistant's turn, of which no tokenizer is asked here: as in LLaVA-1.5's, Qwen's and Gemma's templates
 
 
 class Compiled(NamedTuple):
@@ -75,13 +75,13 @@ def shape(named: str, model: ModelConfig) -> VLMConfig:
 
 def of(settings: PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     """Plan a stage; `limit` is what a program may use on one device, in bytes. Sets the mesh that jitted functions see."""
-    check_heads(config.text.heads, mesh)
+    check_tensor_axis(config.text.heads, mesh)
     if isinstance(settings, PPOLagConfig):
         ppo_lag_check.check_lora(settings)
     else:
         checkpoints.check_lora(settings.lora)
     if settings.lora.activated:
-        config = dataclasses.replace(config, activation=(0,) * CLOSING)
+        config = dataclasses.replace(config, activation=(0,) * PROMPT_SUFFIX)
     with jax.set_mesh(mesh):
         found = (ppo_lag if isinstance(settings, PPOLagConfig) else supervised_step)(settings, config, mesh, limit)
         return found._replace(kv_copies=attention.copies(config.text.heads, config.text.kv_heads))

@@ -28,7 +28,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     check.check_checkpoints(settings)
     rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model))
     models = load_models(settings, started.mesh)
-    inputs.check_closing(models.policy, *rows.values())
+    inputs.check_prompt_suffix(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():
         describe_parameters(name, tree, started.mesh)
 

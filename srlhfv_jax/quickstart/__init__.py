@@ -1,6 +1,6 @@
 """The whole pipeline on the embedded task: `srlhfv quickstart`.
 
-    pipeline    stages, their folders and settings
-    probes      knowledge of the learned reward and cost models
-    guard       the guard on held-out rows, and in front of each policy
+pipeline    stages, their folders and settings
+probes      knowledge of the learned reward and cost models
+guard       the guard on held-out rows, and in front of each policy
 """

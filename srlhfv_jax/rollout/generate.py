@@ -14,7 +14,7 @@ from srlhfv_jax.batches import Features, PromptBatch, Rollout
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel import microbatches as parts
+from srlhfv_jax.parallel.microbatches import over_rows
 from srlhfv_jax.rollout.sampling import Sampling, choose
 
 
@@ -67,7 +67,7 @@ def generate(
         features = None if asked.images is None else vlm.encode_images(config, params, asked.images)
         return _answer(config, decoding, asked, features, uniform_BR, vocabulary, sampling, early_exit)
 
-    return parts.over_rows(answer, (prompts, uniform_RB.T), microbatches)
+    return over_rows(answer, (prompts, uniform_RB.T), microbatches)
 
 
 def _answer(

@@ -43,7 +43,7 @@ def choose(uniform_B: Float[Array, "B"], logp_BV: Float[Array, "B V"], sampling:
 
 
 BLOCK = 128  # neighbouring tokens whose probabilities are added first
-BELOW = 1 - 2.0**-22  # rounding must not carry a target past the last token
+BELOW_ONE = 1 - 2.0**-22  # rounding must not carry a target past the last token
 LEAST = 2.0**-24  # half the step between random numbers: 0 would fall on the first token with any weight, however little
 
 
@@ -58,9 +58,9 @@ def draw(uniform_B: Float[Array, "B"], weight_BV: Float[Array, "B V"]) -> Int[Ar
     blocks = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
     mass = jnp.sum(blocks, axis=2)  # of each block; from here on two axes, rows and blocks or tokens
     running = jnp.cumsum(mass, axis=1)
-    target_B1 = jnp.maximum(uniform_B, LEAST)[:, None] * running[:, -1:] * BELOW
+    target_B1 = jnp.maximum(uniform_B, LEAST)[:, None] * running[:, -1:] * BELOW_ONE
     block_B1 = jnp.argmax(running > target_B1, axis=1, keepdims=True)
     before_B1 = jnp.take_along_axis(running - mass, block_B1, axis=1)
     within = jnp.cumsum(jnp.take_along_axis(blocks, block_B1[:, :, None], axis=1)[:, 0], axis=1)
-    target_B1 = jnp.clip(target_B1 - before_B1, 0.0, within[:, -1:] * BELOW)
+    target_B1 = jnp.clip(target_B1 - before_B1, 0.0, within[:, -1:] * BELOW_ONE)
     return (block_B1[:, 0] * BLOCK + jnp.argmax(within > target_B1, axis=1)).astype(jnp.int32)

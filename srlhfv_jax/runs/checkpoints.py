@@ -19,7 +19,7 @@ from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, loa
 from srlhfv_jax.models import kernels, lora, quantize, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
-from srlhfv_jax.parallel.mesh import check_heads
+from srlhfv_jax.parallel.mesh import check_tensor_axis
 from srlhfv_jax.rollout.generate import Vocabulary
 
 UNROLLED = 1 << 30  # more layers than any stack has
@@ -74,10 +74,10 @@ def load(
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
         config = computed_in(loaded.config, model)
         if keep_adapter and loaded.adapter is None and activated:
-            config = dataclasses.replace(config, activation=tokens.closing(chat.codec(loaded.processor)))
+            config = dataclasses.replace(config, activation=tokens.prompt_suffix(chat.codec(loaded.processor)))
         return loaded._replace(config=config, params=params)
     shape = load_shape(path, model)
-    check_heads(shape.config.text.heads, mesh)
+    check_tensor_axis(shape.config.text.heads, mesh)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
     return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))

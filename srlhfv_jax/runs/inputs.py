@@ -26,7 +26,7 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
     prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
-    check_closing(model, prepared)
+    check_prompt_suffix(model, prepared)
     drops = examples.drops + prepared.drops
     hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
     return prepared
@@ -53,7 +53,7 @@ def fit_loosely(
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
-    check_closing(model, prepared)
+    check_prompt_suffix(model, prepared)
     prompt = max(len(row.prompt) for row in prepared.rows)
     response = max((len(ids) for row in prepared.rows for ids in row.responses), default=data.response_length)
     return prepared._replace(frame=prepared.frame._replace(prompt_length=prompt, response_length=response))
@@ -91,14 +91,14 @@ def unreadable(
     return found
 
 
-def check_closing(model: Pretrained, *prepared: loader.Prepared) -> None:
+def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:
     """Prompts must end where activated adapters begin."""
-    closing = model.config.activation
-    for row in (row for one in prepared for row in one.rows) if closing else ():
-        if tuple(row.prompt[-len(closing) :]) != closing or len(row.prompt) == len(closing):
+    suffix = model.config.activation
+    for row in (row for one in prepared for row in one.rows) if suffix else ():
+        if tuple(row.prompt[-len(suffix) :]) != suffix or len(row.prompt) == len(suffix):
             raise UserError(
-                f"row {row.row}: its prompt ends with the tokens {row.prompt[-len(closing) :].tolist()}, and the adapters of {model.path} "
-                f"are activated by {list(closing)}: use the chat template that they were trained with"
+                f"row {row.row}: its prompt ends with the tokens {row.prompt[-len(suffix) :].tolist()}, and the adapters of {model.path} "
+                f"are activated by {list(suffix)}: use the chat template that they were trained with"
             )
 
 

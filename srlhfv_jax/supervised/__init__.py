@@ -1,7 +1,7 @@
 """Supervised stages.
 
-    sft                   the more helpful answer
-    scores                reward and cost heads from preference pairs (`reward` and `cost`: one of them)
-    train                 the loop that they share
-    curves                their curves in the report
+sft                   the more helpful answer
+scores                reward and cost heads from preference pairs (`reward` and `cost`: one of them)
+train                 the loop that they share
+curves                their curves in the report
 """

@@ -47,7 +47,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         inputs.check_held_out("config.evaluation", held, rows)
     counts = labelled.check(settings.data.path, labelled.of_pairs(rows, settings.heads, sign_weight=settings.sign_weight))
     model = checkpoints.load_init(settings, started.mesh)
-    inputs.check_closing(model, *filter(None, (rows, held)))
+    inputs.check_prompt_suffix(model, *filter(None, (rows, held)))
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
     describe_parameters("scorer", tree, started.mesh)

@@ -27,7 +27,7 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         checkpoints.check_checkpoint(settings.init, "config.init")
     rows = inputs.prepare("supervised", settings.data, checkpoints.load_shape(settings.init, settings.model))
     model = checkpoints.load_init(settings, started.mesh, random_key=key)
-    inputs.check_closing(model, rows)
+    inputs.check_prompt_suffix(model, rows)
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     describe_parameters("policy", tree, started.mesh)
     tree = supervised.train(

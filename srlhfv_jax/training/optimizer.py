@@ -16,10 +16,10 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import order, rules
 
 # Always frozen: what is kept for export and never run, which weight decay alone would change, and the constants of adapters.
-CONSTANT = ("vision/unused/", "/lora_scale$")
+NEVER_TRAINED = ("vision/unused/", "/lora_scale$")
 DECAYED = ("kernel", "embedding")  # last part of the path; norms, biases, class and position embeddings are never decayed
 
-EYES = ("vision/", "projector/")  # what a text-only model lacks
+VISION_PARTS = ("vision/", "projector/")  # what a text-only model lacks
 HEADS = ("heads/", "guard/")  # of scores and of a guard: where their paths begin
 
 
@@ -82,13 +82,13 @@ def trainable(config: OptimizerConfig, params: Any) -> Any:
     paths = [path for path, _ in rules.leaves(params)]
     blind = not any("vision/" in path for path in paths)
     for pattern in config.freeze:
-        if blind and any(re.search(pattern, part) for part in EYES):
+        if blind and any(re.search(pattern, part) for part in VISION_PARTS):
             continue
         if not any(re.search(pattern, path) for path in paths):
             raise UserError(
                 f"optimizer.freeze pattern {pattern!r} matches no parameter (there is {paths[0]}, ...): correct or remove it"
             )
-    frozen = [any(re.search(pattern, path) for pattern in (*CONSTANT, *config.freeze)) for path in paths]
+    frozen = [any(re.search(pattern, path) for pattern in (*NEVER_TRAINED, *config.freeze)) for path in paths]
     if all(frozen):
         raise UserError(f"optimizer.freeze {config.freeze} freezes every parameter: nothing is left to train")
     return jax.tree.unflatten(jax.tree.structure(params), [not leaf for leaf in frozen])

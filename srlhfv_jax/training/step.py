@@ -13,7 +13,8 @@ import optax
 from jaxtyping import Array, Float
 
 from srlhfv_jax.losses.masked import Loss
-from srlhfv_jax.parallel import microbatches as parts, rules
+from srlhfv_jax.parallel import rules
+from srlhfv_jax.parallel.microbatches import check, join, split
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]
@@ -52,12 +53,12 @@ def accumulate(
     if microbatches == 1:
         (grads, metrics), rows = part_gradients(batch)
     else:
-        parts.check(jax.tree.leaves(batch)[0].shape[0], microbatches, "config.microbatches")
+        check(jax.tree.leaves(batch)[0].shape[0], microbatches, "config.microbatches")
         # A part's gradient needs them before the other parts were read. No parameter changes a count: compiled, nothing of the
         # forward pass is left here.
         counts = loss_fn(params, rules.keep_rows(batch)).count
-        (grads, metrics), rows = _sum_over(part_gradients, parts.split(batch, microbatches))
-        rows = parts.join(rows)
+        (grads, metrics), rows = _sum_over(part_gradients, split(batch, microbatches))
+        rows = join(rows)
     count = metrics["loss"][1]
     scale = 1 / jnp.where(count > 0, count, 1)  # nothing counted: the sum is 0, and so is the gradient
     found = iter(grads)
