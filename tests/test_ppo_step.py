@@ -1,6 +1,7 @@
 """A whole PPO-Lagrangian iteration, from a rollout to new parameters: what moves the policy, and what changes nothing in it."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,28 +59,44 @@ def scored_alone() -> Experience:
     return jax.jit(functools.partial(experience.score, known, streams=True))(models(), rollout, batch.images)
 
 
+class ByRole(NamedTuple):
+    """What the roles say of `rolled`, asked for one by one."""
+
+    end: dict[str, jax.Array]  # the scorer's heads
+    value: dict[str, jax.Array]  # the critic's, before each token
+    reference: jax.Array
+
+
+@functools.cache
+def by_role() -> ByRole:
+    batch, rollout = rolled()
+
+    def ask(function, tree: dict, **how):
+        return function(CONFIG, tree, rollout, sequences.encode(CONFIG, tree, batch.images), **how)
+
+    @jax.jit
+    def read(trees: dict[str, dict]) -> ByRole:
+        logp_BR, _ = ask(sequences.response_logp, trees["reference"], never_V=static().vocabulary.never_V(CONFIG.text.vocab))
+        value_BR1 = ask(sequences.response_scores, trees["critic"])
+        values = {name: jnp.where(rollout.response_mask_BR, x_BR1[:, :-1], 0.0) for name, x_BR1 in value_BR1.items()}
+        return ByRole(ask(sequences.end_scores, trees["scorer"]), values, logp_BR)
+
+    return read(models())
+
+
 def test_each_score_is_read_by_the_head_of_its_name():
-    (batch, rollout), scorer = rolled(), models()["scorer"]
-    end = sequences.end_scores(CONFIG, scorer, rollout, sequences.encode(CONFIG, scorer, batch.images))
-    np.testing.assert_allclose(scored_alone().reward_B, end["reward"], atol=1e-4)
-    np.testing.assert_allclose(scored_alone().cost_B, end["cost"], atol=1e-4)
+    np.testing.assert_allclose(scored_alone().reward_B, by_role().end["reward"], atol=1e-4)
+    np.testing.assert_allclose(scored_alone().cost_B, by_role().end["cost"], atol=1e-4)
 
 
 def test_each_critic_reads_its_own_head_before_each_token():
-    (batch, rollout), critic = rolled(), models()["critic"]
-    value = sequences.response_scores(CONFIG, critic, rollout, sequences.encode(CONFIG, critic, batch.images))
-    for name in ("reward", "cost"):
-        value_BR = np.where(rollout.response_mask_BR, value[name][:, :-1], 0.0)
+    for name, value_BR in by_role().value.items():
         np.testing.assert_allclose(scored_alone().streams[f"{name}_critic"].value_BR, value_BR, atol=1e-4)
 
 
 def test_kl_is_to_the_reference():
-    (batch, rollout), tree = rolled(), models()["reference"]
-    never_V = static().vocabulary.never_V(CONFIG.text.vocab)
-    features = sequences.encode(CONFIG, tree, batch.images)
-    expected, _ = sequences.response_logp(CONFIG, tree, rollout, features, never_V=never_V)
-    np.testing.assert_allclose(scored_alone().ref_logp_BR, expected, atol=1e-4)
-    assert np.abs(scored_alone().ref_logp_BR - rollout.logp_BR).max() > 0.1
+    np.testing.assert_allclose(scored_alone().ref_logp_BR, by_role().reference, atol=1e-4)
+    assert np.abs(scored_alone().ref_logp_BR - rolled()[1].logp_BR).max() > 0.1
 
 
 def test_without_a_constraint_the_costs_move_nothing_in_the_policy():
