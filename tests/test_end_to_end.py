@@ -1,14 +1,12 @@
 """`launch/end_to_end.sh --tiny`: every command of docs/from_zero.md, from rows to a folder that `transformers` loads."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT
+from commands import on_path
 
 SCRIPT = Path(__file__).parent.parent / "launch" / "end_to_end.sh"
 
@@ -17,12 +15,13 @@ SCRIPT = Path(__file__).parent.parent / "launch" / "end_to_end.sh"
 def test_every_stage_runs_from_rows_to_an_export(tmp_path):
     programs, workdir = tmp_path / "bin", tmp_path / "W"
     programs.mkdir()
-    for name, command in (("srlhfv", f"{sys.executable} -m srlhfv_jax"), ("python", sys.executable)):
-        (programs / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (programs / name).chmod(0o755)
-    environment = ENVIRONMENT | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        [SCRIPT, "--tiny", f"--workdir={workdir}"], check=False, env=environment, capture_output=True, text=True, timeout=900
+        [SCRIPT, "--tiny", f"--workdir={workdir}"],
+        check=False,
+        env=on_path(programs),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -23,7 +23,8 @@ from srlhfv_jax.runs import checkpoints
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-FILES = [ROOT / "README.md", *PAGES, *sorted((ROOT / "docs" / "api").glob("*.md")), ROOT / "launch" / "README.md"]
+SIDES = [ROOT / folder / "README.md" for folder in ("colab", "launch")]
+FILES = [ROOT / "README.md", *PAGES, *sorted((ROOT / "docs" / "api").glob("*.md")), *SIDES]
 IDS = [str(file.relative_to(ROOT)) for file in FILES]
 PLACES = (ROOT, ROOT / "srlhfv_jax", ROOT / "benchmarks", ROOT / "docs", ROOT / "tests")  # where a named file may lie
 IN_EXPORTS = ("score_heads.py",)  # named, and written beside exported heads
