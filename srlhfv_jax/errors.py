@@ -1,9 +1,10 @@
 """The one exception for a user's mistake, which the command line prints as one line, with exit code 2; what its line shows, cut to fit."""
 
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # A scheme of any length would be looked for from every character of a long word: seconds for 70,000.
@@ -75,3 +76,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint of an error message: the known name closest to `name`."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    return f"did you mean {close[0]!r}?" if close else ""

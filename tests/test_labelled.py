@@ -11,7 +11,7 @@ from srlhfv_jax.config import GuardConfig, ScoresConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.runs import labelled
-from srlhfv_jax.supervised import cost, reward, scores
+from srlhfv_jax.supervised import scores
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +34,20 @@ TIE = {"chosen": "tie"}
 
 
 @pytest.mark.parametrize(
-    ("stage", "name", "labels", "message"),
+    ("name", "labels", "message"),
     [
-        (cost, "cost", (HELPFUL,), "cost has nothing to learn from: no pair says which answer is safer"),
-        (reward, "reward", (SAFER | SIGNED,), "reward has nothing to learn from: no pair says which answer is more helpful"),
-        (reward, "reward", (TIE | SIGNED,), "reward has nothing to learn from"),
-        (scores, "scores", (HELPFUL,), "cost has nothing to learn from"),
-        (scores, "scores", (SAFER | SIGNED,), "reward has nothing to learn from"),
-        (scores, "scores", (HELPFUL | SAFER,), "cost_sign has nothing to learn from: no answer is labelled safe or unsafe"),
+        ("cost", (HELPFUL,), "cost has nothing to learn from: no pair says which answer is safer"),
+        ("reward", (SAFER | SIGNED,), "reward has nothing to learn from: no pair says which answer is more helpful"),
+        ("reward", (TIE | SIGNED,), "reward has nothing to learn from"),
+        ("scores", (HELPFUL,), "cost has nothing to learn from"),
+        ("scores", (SAFER | SIGNED,), "reward has nothing to learn from"),
+        ("scores", (HELPFUL | SAFER,), "cost_sign has nothing to learn from: no answer is labelled safe or unsafe"),
     ],
 )
-def test_a_head_without_a_labelled_pair_is_refused(stage, name, labels, message, llama, tmp_path):
+def test_a_head_without_a_labelled_pair_is_refused(name, labels, message, llama, tmp_path):
     found = rows_of(tmp_path / "rows.jsonl", *labels * 4)
     with pytest.raises(UserError, match=message):
-        stage.run(settings(ScoresConfig, name, init=str(llama), **found), tmp_path / "run")
+        scores.run(settings(ScoresConfig, name, init=str(llama), **found), tmp_path / "run")
     assert not (tmp_path / "run" / "export").exists()
 
 

@@ -17,7 +17,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.ppo_lag import run as ppo_lag
-from srlhfv_jax.supervised import cost, reward, scores, sft
+from srlhfv_jax.supervised import scores, sft
 
 
 def lines(workdir) -> list[dict]:
@@ -87,8 +87,8 @@ def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_pa
 
 def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
     rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
-    reward.run(settings(ScoresConfig, "reward", init=str(text / "llama"), **rows), tmp_path / "reward")
-    cost.run(settings(ScoresConfig, "cost", init=str(text / "llama"), sign="graded", **rows), tmp_path / "cost")
+    scores.run(settings(ScoresConfig, "reward", init=str(text / "llama"), **rows), tmp_path / "reward")
+    scores.run(settings(ScoresConfig, "cost", init=str(text / "llama"), sign="graded", **rows), tmp_path / "cost")
     separate = settings(
         PPOLagConfig,
         "ppo_lag",

@@ -23,7 +23,7 @@ MAY_CHANGE = (
 
 def record(settings: dict[str, Any]) -> dict[str, Any]:
     """Versions, commit (if the package runs from a git checkout), settings and the revisions of their models, JSON-able."""
-    return {"versions": _versions(), "commit": _commit(), "settings": _plain(settings), "revisions": _revisions(settings)}
+    return {"versions": versions(), "commit": commit(), "settings": _plain(settings), "revisions": _revisions(settings)}
 
 
 def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -57,17 +57,18 @@ def _revisions(settings: dict[str, Any]) -> dict[str, str]:
     return {model: revision for model in named if (revision := hub.revision(model))}
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that holds this package, with "+" if files were changed; None outside git."""
     folder = Path(__file__).parent
     try:

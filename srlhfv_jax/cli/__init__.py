@@ -1,9 +1,11 @@
 """The command line: `main` finds the command, which reads its flags and calls one function of a room.
 
-    flags        reading flags and config files
+    commands     the table of commands
+    stage        every stage that trains, by the record of its room
+    flags        reading flags, --config and its overrides
+    config_files finding config files and their presets
+    help         --help of a command with a config
     define       defining a command's own flags, one a line
-    stage        what a command asks of its config before it runs
 
-Stages: sft, scores, reward, cost, guard, ppo_lag. Others: quickstart, data, plan, generate, moderate, serve, evaluate, benchmark,
-report, export.
+Others, a file each: quickstart, data, plan, generate, moderate, serve, evaluate, benchmark, report, export, env.
 """

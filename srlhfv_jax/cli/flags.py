@@ -3,55 +3,74 @@
 Both libraries answer a mistake with exceptions made for programmers; everything here answers with a UserError of one line.
 """
 
-import difflib
-import importlib.util
 import math
-import os.path
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-import srlhfv_jax.configs
 from srlhfv_jax import files
+from srlhfv_jax.cli import help
+from srlhfv_jax.cli.config_files import CONFIGS, check_key, load, presets
 from srlhfv_jax.config import unread
-from srlhfv_jax.errors import UserError, reason, short, shown
+from srlhfv_jax.errors import UserError, nearest, reason, short, shown
 from srlhfv_jax.parsing import parse
 
 Settings = TypeVar("Settings")
 
-CONFIGS = Path(srlhfv_jax.configs.__file__).parent
 SEEDS = 2**31 - 1  # the largest seed, as in config.Seed
 OUTPUTS = ("workdir", "out", "output", "target")  # flags that name where to write
 LONGEST = 200  # characters of a flag's name
 WORKDIR = "folder of the run: config.json, metrics.jsonl, checkpoints/, export/, result.json; an interrupted run goes on there"
 
 
-def stage(command: str, kind: type[Settings], argv: list[str], doc: str) -> tuple[Settings, Path]:
-    """Settings and workdir of a stage command: --config (default configs/<command>.py), its overrides, --workdir."""
+def stage(
+    command: str, kind: type[Settings], argv: list[str], doc: str, *, needed: Mapping[str, str] = {}, example: str = ""
+) -> tuple[Settings, Path]:
+    """Settings and workdir of a stage command: --config (default configs/<command>.py), its overrides, --workdir.
+
+    Args:
+        needed, example: for --help, as in `runs.stage.Stage`.
+    """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, WORKDIR, flag_values=values)
-    found, changed = read_with_config(command, values, argv, doc)
+    found, changed = read_with_config(command, values, argv, doc, kind, needed={"workdir": WORKDIR} | needed, example=example)
     required(values, "workdir")
     settings = parse(kind, found)
     unread.check_changed(settings, changed)
     return settings, Path(values.workdir)
 
 
-def read_with_config(command: str, values: flags.FlagValues, argv: list[str], doc: str) -> tuple[ConfigDict, list[str]]:
+def read_with_config(
+    command: str,
+    values: flags.FlagValues,
+    argv: list[str],
+    doc: str,
+    kind: type | None = None,
+    *,
+    needed: Mapping[str, str] = {},
+    example: str = "",
+) -> tuple[ConfigDict, list[str]]:
     """Parse `argv` into `values` (the command's own flags) and the config that --config and --config.x.y=v describe.
 
     Returns the config, and the keys "x.y" whose values are not those of the config file.
+
+    Args:
+        kind: the settings that the config is parsed as, which --help describes.
+        needed, example: for --help.
     """
     name, rest = _config_argument(command, argv)
     config = load(name)
+    section = next((one.partition("=")[2] for one in rest if one in ("--help", "-h") or one.startswith("--help=")), None)
+    if section is not None and kind is not None:
+        print(_help(command, name, kind, config, values, doc, needed, example, section))
+        raise SystemExit(0)
     for argument in rest:
         if argument.lstrip("-").startswith(("config.", "noconfig.")):
-            _check_key(config, argument.lstrip("-").partition("=")[0].partition(".")[2])
+            check_key(config, argument.lstrip("-").partition("=")[0].partition(".")[2])
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[command, *rest])
     except (TypeError, ValueError) as error:
@@ -67,6 +86,29 @@ def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= flattened(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
     return found
+
+
+def _help(
+    command: str,
+    name: str,
+    kind: type,
+    config: ConfigDict,
+    values: flags.FlagValues,
+    doc: str,
+    needed: Mapping[str, str],
+    example: str,
+    section: str,
+) -> str:
+    sections = list(help.sections(kind, config))
+    if section:
+        return help.one(section, sections)
+    file = Path(name.partition(":")[0]).name
+    usage = f"usage: srlhfv {command} [--config={file}:PRESET] [--config.KEY=VALUE ...] [flags]"
+    own = {f"--{flag}": f"{values[flag].help} ({values[flag].default!r})" for flag in _own(values) if values[flag].help}
+    given = {f"--{'' if path in values else 'config.'}{path}": meaning for path, meaning in needed.items()}
+    own = {flag: meaning for flag, meaning in own.items() if flag not in given}
+    example = f"srlhfv {command} {example}" if example else ""
+    return help.page(usage, doc, given, own, {f"{file}:{one}": first for one, first in presets(name).items()}, example, sections)
 
 
 def read(values: flags.FlagValues, command: str, argv: list[str], doc: str) -> None:
@@ -109,49 +151,17 @@ def required(values: flags.FlagValues, *names: str) -> None:
             raise UserError(f"--{name} is needed: {values[name].help}")
 
 
-def load(name: str) -> ConfigDict:
-    """The ConfigDict of "file.py" or "file.py:arg". A file that is not there is looked for among the configs of the package.
-
-    Raises:
-        UserError: no such file, or one that does not make a config.
-    """
-    file, colon, arg = name.partition(":")
-    path = next((path for path in (Path(file), CONFIGS / Path(file).name) if os.path.isfile(path)), None)
-    if path is None:
-        known = ", ".join(sorted(path.name for path in CONFIGS.glob("[!_]*.py") if path.stem not in ("sections", "recipes")))
-        raise UserError(f"there is no config file {short(file)} (the package brings {known}): give a path to a .py file")
-    module = _module(path)
-    try:
-        get_config = module.get_config
-    except AttributeError as error:
-        raise UserError(f"{path} has no function get_config: it must return a ConfigDict") from error
-    try:
-        config = get_config(arg) if colon else get_config()
-    except TypeError as error:
-        raise UserError(f"{path}: {reason(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path} must return a ConfigDict, got {type(config).__name__}")
-    return config.lock()
+def _wrong_value(message: str, values: flags.FlagValues) -> str:
+    """absl says what Python's int() said; a setting's own type says more."""
+    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
+    if found is None:
+        return short(" ".join(message.split()), 300)
+    name, value = found.groups()
+    return f"{name} must be {values[name].flag_type().removeprefix('multi ')}, got {shown(value)}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint of an error message: the known name closest to `name`."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}?" if close else ""
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"srlhfv_config_{path.stem}", path)
-    if spec is None:
-        raise UserError(f"a config file is a Python file that ends in .py, got {path}")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's file does
-        raise UserError(f"{path} cannot be read as a config file: {type(error).__name__}: {reason(error)}") from error
-    return module
+def _own(values: flags.FlagValues) -> list[str]:
+    return [name for name in values if "." not in name]
 
 
 def _config_argument(command: str, argv: list[str]) -> tuple[str, list[str]]:
@@ -169,29 +179,3 @@ def _config_argument(command: str, argv: list[str]) -> tuple[str, list[str]]:
     if waiting or not name:
         raise UserError("--config needs a value: FILE.py or FILE.py:ARG")
     return name, rest
-
-
-def _check_key(config: ConfigDict, dotted: str) -> None:
-    """Raise UserError unless `dotted` names a value of `config`."""
-    here, path = config, "config"
-    for part in dotted.split("."):
-        if not isinstance(here, ConfigDict):
-            raise UserError(f"{path} is a single value ({here!r}), it has no key {shown(part)}")
-        if part not in here:
-            raise UserError(f"unknown config key {path}.{short(part)}; {nearest(part, here.keys())}")
-        here, path = here[part], f"{path}.{part}"
-    if isinstance(here, ConfigDict):
-        raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
-
-
-def _wrong_value(message: str, values: flags.FlagValues) -> str:
-    """absl says what Python's int() said; a setting's own type says more."""
-    found = re.match(r"flag --(config\.[\w.]+)=(.*?): ", message, re.DOTALL)
-    if found is None:
-        return short(" ".join(message.split()), 300)
-    name, value = found.groups()
-    return f"{name} must be {values[name].flag_type().removeprefix('multi ')}, got {shown(value)}"
-
-
-def _own(values: flags.FlagValues) -> list[str]:
-    return [name for name in values if "." not in name]

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
         "rounds", None, "rounds of sample, annotate, refit, fine-tune; default: config.rounds", lower_bound=1, flag_values=values
     )
     absl_flags.DEFINE_bool("sweep", False, "also train the fixed multipliers of config.sweep", flag_values=values)
-    found, changed = flags.read_with_config("quickstart", values, argv, __doc__)
+    found, changed = flags.read_with_config("quickstart", values, argv, __doc__, QuickstartConfig)
     for name in ("seed", "rounds"):
         if values[name].value is not None:
             found[name] = values[name].value

@@ -1,9 +1,16 @@
-"""What a command asks of its config before it runs."""
+"""`srlhfv STAGE`: a stage that trains, by the record of its room."""
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.cli import flags
+from srlhfv_jax.config.base import value_at
+from srlhfv_jax.runs.stage import Stage, given
 
 
-def given(value: str, path: str, what: str) -> None:
-    """Raise UserError where a config leaves a path empty that this command cannot do without."""
-    if not value:
-        raise UserError(f"{path} is empty: give {what} (--{path}=...)")
+def main(stage: Stage, argv: list[str]) -> None:
+    settings, workdir = flags.stage(stage.name, stage.settings, argv, stage.text, needed=stage.needed, example=stage.example)
+    for path, meaning in stage.needed.items():
+        given(value_at(settings, path), f"config.{path}", meaning)
+    stage.check(settings)
+    run = stage.load()
+    from srlhfv_jax.runs.run import command
+
+    command(run, settings, workdir)

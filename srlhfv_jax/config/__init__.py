@@ -5,6 +5,7 @@
                  the settings of one stage each, with what of them nothing reads (`unread`)
     ranges       values that a setting may have
     unread       refusal of settings that would be ignored
+    comments     the comments beside the fields, for --help
     stored       settings of an earlier start, as WORKDIR/config.json has them
 
 A config file (configs/*.py) writes every field; `parsing.parse` turns its ConfigDict into one of these dataclasses and refuses
@@ -31,7 +32,11 @@ from srlhfv_jax.config.quickstart import QuickstartConfig, TaskConfig
 from srlhfv_jax.config.scores import ScoresConfig
 from srlhfv_jax.config.sft import SFTConfig
 
+Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig  # settings of stages that train
+TRAINED = (SFTConfig, ScoresConfig, GuardConfig, PPOLagConfig)
+
 __all__ = [
+    "TRAINED",
     "CheckpointConfig",
     "ConstraintConfig",
     "DataConfig",
@@ -52,6 +57,7 @@ __all__ = [
     "SFTConfig",
     "ScoresConfig",
     "TaskConfig",
+    "Trained",
     "ValidationConfig",
     "choose",
     "inference",

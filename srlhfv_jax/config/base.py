@@ -1,6 +1,7 @@
 """Sections that the settings of several stages have, and settings as plain values."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,9 +15,9 @@ TOKENS = 2**28  # of a batch: 1 GB of ids
 class MeshConfig:
     """Sizes of the mesh axes (data, fsdp, tensor); one of them may be -1: whatever devices are left."""
 
-    data: Axis
-    fsdp: Axis
-    tensor: Axis
+    data: Axis  # devices along it: rows are split, weights are not
+    fsdp: Axis  # rows and weights are split
+    tensor: Axis  # weights are split, rows are not
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class OptimizerConfig:
 
     # "muon": for the kernels of layers, scaled so that it takes AdamW's rates, and NAdamW for the rest
     algorithm: Annotated[str, OneOf("adamw", "muon")]
-    learning_rate: Share
+    learning_rate: Share  # at its highest, after the warm-up
     head_learning_rate: Share  # of score heads and of a guard's; 0 = learning_rate
-    schedule: Annotated[str, OneOf("constant", "cosine", "linear")]  # (the last two to 0), after the warm-up
+    schedule: Annotated[str, OneOf("constant", "cosine", "linear")]  # after the warm-up; the last two fall to 0
     warmup_fraction: Share  # of all steps
-    weight_decay: Weight
-    b1: Annotated[float, Range(0, 0.999999)]
-    b2: Annotated[float, Range(0, 0.9999999)]
-    eps: Annotated[float, Range(0, 1, above=True)]
+    weight_decay: Weight  # decoupled, of kernels and embeddings
+    b1: Annotated[float, Range(0, 0.999999)]  # decay of the first moment
+    b2: Annotated[float, Range(0, 0.9999999)]  # decay of the second moment
+    eps: Annotated[float, Range(0, 1, above=True)]  # added to the root of the second moment
     clip_norm: Weight  # global norm; 0 = no clipping
-    freeze: tuple[Regex, ...]
+    freeze: tuple[Regex, ...]  # regular expressions on parameter paths that stay as they are, such as "vision/"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class DataConfig:
     split: str  # of a TFDS data set or a folder of files, with or without a slice such as "train[:1000]"; one file needs none
     image_dir: str  # images named by relative paths are looked up here; "" = beside the file
     allow_dir: str  # a second folder that links of images may lead to, and absolute paths name; "" = none
-    prompt_length: Tokens  # P
-    response_length: Annotated[int, Range(1, 2**20)]  # R
-    batch_size: Rows  # over all processes
+    prompt_length: Tokens  # P: tokens of the longest prompt, with its picture; rows with a longer one are dropped
+    response_length: Annotated[int, Range(1, 2**20)]  # R: tokens of the longest answer, with its end
+    batch_size: Rows  # rows, over all processes
     workers: Annotated[int, Range(0, 1024)]  # threads that decode and tokenise ahead
     max_pixels: CountOrOff  # of a picture after it was resized, where its family lets sizes differ; 0 = the checkpoint's limit
     picture_buckets: Annotated[int, Range(1, 16)]  # sizes that a batch's pictures are padded to: the largest, its half, ...
@@ -90,14 +91,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: CountOrOff  # 0 = the last step alone
+    """Checkpoints that a run resumes from."""
+
+    every_steps: CountOrOff  # steps between two; 0 = the last step alone
     keep: Count  # the newest so many
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    every_steps: Count
-    tensorboard: bool
+    """Lines of WORKDIR/metrics.jsonl."""
+
+    every_steps: Count  # steps between two lines
+    tensorboard: bool  # also write event files
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -114,3 +119,8 @@ def choose(value: str, path: str, *allowed: str) -> str:
     if value not in allowed:
         raise UserError(f"{path} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
+
+
+def value_at(settings: Any, path: str) -> Any:
+    """The value of a dotted path such as "data.path"."""
+    return functools.reduce(lambda section, name: vars(section)[name], path.split("."), settings)

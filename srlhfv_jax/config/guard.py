@@ -20,10 +20,10 @@ class PairsConfig:
     batch_size: Rows  # pairs of a step
     coef: Weight  # of their loss beside the guard's
     sign: Annotated[str, OneOf("label", "graded")]  # as in ScoresConfig, like all that follows
-    sign_weight: Weight
-    score_l2: Weight
-    evaluation: str
-    evaluation_split: str
+    sign_weight: Weight  # kappa of the sign terms
+    score_l2: Weight  # rho
+    evaluation: str  # path of held-out pairs
+    evaluation_split: str  # as data.split
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class GuardConfig:
     """`srlhfv guard`: severity and harm categories of questions and of answers."""
 
     stage: ClassVar[str] = "guard"
-    seed: Seed
-    init: str
+    seed: Seed  # of heads, rows and their order
+    init: str  # the supervised policy or a scorer: a workdir, an export or a Hugging Face folder
     taxonomy: str  # of data/taxonomies.py: what the rows are labelled with
     parts: tuple[Annotated[str, OneOf("input", "output")], ...]  # judge questions, answers, or both
     category_weight: Weight  # of the category loss beside the severity loss
@@ -40,13 +40,13 @@ class GuardConfig:
     false_positive_rate: Annotated[float, Range(0, 0.999999)]  # at most this share of safe calibration rows is called unsafe
     # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
     thresholds: Annotated[str, OneOf("each", "one")]
-    steps: CountOrOff
-    microbatches: Parts
+    steps: CountOrOff  # batches
+    microbatches: Parts  # gradient accumulation inside a step
     # path of held-out rows that set the thresholds, read with the settings of `data` but for its split; "" = all at 0.5
     calibration: str
     calibration_split: str  # as data.split
     evaluation: str  # path of other held-out rows; "" = none
-    evaluation_split: str
+    evaluation_split: str  # as data.split
     pairs: PairsConfig
     lora: LoraConfig
     model: ModelConfig

@@ -11,7 +11,9 @@ from srlhfv_jax.config.unread import Unread
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    temperature: Positive
+    """How answers are sampled and scored, and where trees lie meanwhile."""
+
+    temperature: Positive  # of the policy, when answers are sampled and in every ratio
     old_logp: Annotated[str, OneOf("behaviour", "recompute")]  # from the sampler, or with the training graph
     # of the policy's weights, "gathered": whole over fsdp, cast once; "training": as they are (rollout/layout.py)
     layout: Annotated[str, OneOf("gathered", "training")]
@@ -26,10 +28,10 @@ class PPOConfig:
     """Constants of the update (Schulman et al., arXiv 1707.06347; Safe RLHF, arXiv 2310.12773)."""
 
     kl_coef: Weight  # beta
-    gamma: Share
-    gae_lambda: Share
-    clip_ratio: Positive
-    clip_value: Positive
+    gamma: Share  # discount
+    gae_lambda: Share  # of generalised advantage estimation
+    clip_ratio: Positive  # of the probability ratio, on both sides of 1
+    clip_value: Positive  # of a critic's value, around that of the rollout
     clip_score: Positive  # the end score is clipped to +-clip_score, never the KL
     epochs: Annotated[int, Range(1, 1000)]  # passes over one rollout
     minibatches: Parts  # per epoch
@@ -49,7 +51,7 @@ class ConstraintConfig:
     budget: Number  # d, in units of `kind`
     controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid"
     init: Weight  # lambda at the start
-    max: Weight
+    max: Weight  # largest lambda
     learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
     kp: Weight  # pid
     kd: Weight  # pid
@@ -63,7 +65,7 @@ class PTXConfig:
     """Supervised loss beside PPO's (the reference: coefficient 16, half of the gradient)."""
 
     coef: Weight  # 0 = off; no rows are read then
-    path: str
+    path: str  # rows with a question and a response
     split: str  # as data.split
 
 
@@ -73,7 +75,7 @@ class ValidationConfig:
 
     path: str  # "" = off
     split: str  # as data.split
-    every_steps: Count
+    every_steps: Count  # iterations between two validations
     judge: Annotated[str, OneOf("models", "oracle")]  # "models": learned reward and cost; "oracle": the embedded task's
     budget: Number  # on the oracle's mean cost; the models judge by `constraint`
 
@@ -83,16 +85,16 @@ class PPOLagConfig:
     """`srlhfv ppo_lag`."""
 
     stage: ClassVar[str] = "ppo_lag"
-    seed: Seed
+    seed: Seed  # of rows, their order and the sampler
     policy: str  # start and reference
     reference: str  # "" = the policy's own start; a later round may keep the first SFT policy
     scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
     reward: str  # separate reward model ("" when scorer is given)
-    cost: str
+    cost: str  # separate cost model ("" when scorer is given)
     # "shared": trees of policy, reference, scorer and critic; "adapters" over one frozen backbone; "separate": six trees
     sharing: Annotated[str, OneOf("shared", "adapters", "separate")]
-    iterations: CountOrOff
-    microbatches: Parts
+    iterations: CountOrOff  # of rollout, scores, multiplier and update
+    microbatches: Parts  # gradient accumulation inside a minibatch
     critic_warmup: CountOrOff  # at most so many iterations train the critics alone, while their explained variance rises
     critic_warmup_rate: Share  # learning rate of the critics in these, constant
     rollout: RolloutConfig

@@ -16,30 +16,30 @@ from srlhfv_jax.config.unread import Unread
 class TaskConfig:
     """The embedded task "Look before you answer": pictures, prompts, and the noise of its annotators."""
 
-    patch: Annotated[int, Range(1, 4096)]
-    vision_layers: Width
-    vision_width: Width
-    text_layers: Width
-    text_width: Width
-    heads: Width
-    naming_rows: Count
-    sft_rows: Count
+    patch: Annotated[int, Range(1, 4096)]  # pixels
+    vision_layers: Width  # of the vision tower
+    vision_width: Width  # of the vision tower
+    text_layers: Width  # of the decoder
+    text_width: Width  # of the decoder
+    heads: Width  # of attention, in both
+    naming_rows: Count  # rows of the first stage, which names what is shown
+    sft_rows: Count  # rows of supervised fine-tuning
     prompts: Count  # PPO prompts
-    validation_prompts: Count
-    test_prompts: Count
+    validation_prompts: Count  # prompts that choose the best policy
+    test_prompts: Count  # prompts of the final numbers
     unseen_prompts: Count  # of concepts that no stage has seen
     pair_prompts: Count  # prompts sampled for pairs, in each round
-    heldout_pair_prompts: Count
+    heldout_pair_prompts: Count  # of the pairs that measure the scorer
     responses_per_prompt: Annotated[int, Range(2, 1000)]  # drawn for each pair prompt; the pair is two different ones of them
-    pair_temperature: Positive
+    pair_temperature: Positive  # of their answers
     mix: tuple[Share, ...]  # harmful, contextual harmless, neutral about a hazard, neutral harmless
     name_pairs: CountOrOff  # constructed pairs that differ in the name alone, added in the first round
     topic_pairs: CountOrOff  # constructed pairs of an answer to the question and one to another, added in the first round
     harm_at_budget: Share  # the harm rate and the over-refusal at which the oracle budget is set
-    over_refusal_at_budget: Share
+    over_refusal_at_budget: Share  # share of harmless prompts that are refused there
     preference_beta: Weight  # Bradley-Terry inverse temperature of the annotators
     flip: Share  # share of labels turned over
-    guard_rows: Count
+    guard_rows: Count  # labelled questions and answers that the guard is trained on
     guard_heldout_rows: Count  # of those that set its thresholds, and of those it is measured by
 
 
@@ -47,7 +47,7 @@ class TaskConfig:
 class QuickstartConfig:
     """`srlhfv quickstart`: the whole pipeline. The paths inside the stages are filled in by the pipeline."""
 
-    seed: Seed
+    seed: Seed  # of everything; --seed
     rounds: Annotated[int, Range(1, 100)]  # of sample -> annotate -> refit -> fine-tune
     sweep: tuple[Weight, ...]  # fixed multipliers trained beside, with --sweep
     task: TaskConfig

@@ -1,4 +1,4 @@
-"""What values a setting may have, as marks on the types in config.py: `Annotated[float, Range(0, 1)]`. parsing.py asks them."""
+"""What values a setting may have, as marks on the types in config/: `Annotated[float, Range(0, 1)]`. parsing.py asks them."""
 
 import re
 from typing import Annotated, Any, NamedTuple, Protocol

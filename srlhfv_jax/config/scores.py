@@ -14,14 +14,14 @@ class ScoresConfig:
     """`srlhfv scores`, `reward` and `cost`: score heads on one backbone from dual preferences."""
 
     stage: ClassVar[str] = "scores"
-    seed: Seed
-    init: str
+    seed: Seed  # of heads, rows and their order
+    init: str  # the supervised policy: a workdir, an export or a Hugging Face folder
     heads: tuple[Annotated[str, OneOf("reward", "cost")], ...]  # both, or one of them
     sign: Annotated[str, OneOf("label", "graded")]  # +-1 from the safety label, or -harmless_rate
     sign_weight: Weight  # kappa of the sign terms
     score_l2: Weight  # rho
-    steps: CountOrOff
-    microbatches: Parts
+    steps: CountOrOff  # batches
+    microbatches: Parts  # gradient accumulation inside a step
     evaluation: str  # path of held-out pairs, read with the settings of `data` but for its split; "" = none
     evaluation_split: str  # as data.split
     lora: LoraConfig

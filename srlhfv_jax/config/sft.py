@@ -14,10 +14,10 @@ class SFTConfig:
     """`srlhfv sft`."""
 
     stage: ClassVar[str] = "sft"
-    seed: Seed
+    seed: Seed  # of weights, rows and their order
     init: str  # a Hugging Face folder, an export, or the workdir of an earlier stage
     init_random: bool  # keep only the shapes and the tokenizer of `init`, start from random weights
-    steps: CountOrOff
+    steps: CountOrOff  # batches; 0 = export what `init` holds
     microbatches: Parts  # gradient accumulation inside a step
     lora: LoraConfig
     model: ModelConfig

@@ -6,16 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.config.guard import GuardConfig
-from srlhfv_jax.config.ppo_lag import PPOLagConfig
-from srlhfv_jax.config.scores import ScoresConfig
-from srlhfv_jax.config.sft import SFTConfig
+from srlhfv_jax.config import TRAINED, Trained
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parsing import parse
 
 GONE = ("top_k", "top_p", "image_size")  # of rollouts: each had one legal value; of the embedded task: nothing read it
-Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig
-TRAINED = (SFTConfig, ScoresConfig, GuardConfig, PPOLagConfig)
 
 
 def kind_of(keys: Collection[str], origin: str) -> type[Trained]:

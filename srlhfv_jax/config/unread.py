@@ -4,11 +4,10 @@ A setting that was given and would be ignored is a mistake that nobody would be 
 config file is refused here where nothing reads it; a setting with an `off` value is refused with any other one, whoever set it.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from srlhfv_jax.config.base import LoraConfig
+from srlhfv_jax.config.base import LoraConfig, value_at
 from srlhfv_jax.errors import UserError, shown
 
 
@@ -27,8 +26,10 @@ def check(settings: Any) -> None:
         UserError: names the first, why it is not read, and what to do.
     """
     for path, why, off in settings.unread():
-        if off is not None and _value(settings, path) != off:
-            raise UserError(f"config.{path} is {shown(_value(settings, path))} and would be ignored: {why}; leave it at {off!r}")
+        if off is not None and value_at(settings, path) != off:
+            raise UserError(
+                f"config.{path} is {shown(value_at(settings, path))} and would be ignored: {why}; leave it at {off!r}"
+            )
 
 
 def check_changed(settings: Any, changed: Iterable[str]) -> None:
@@ -39,12 +40,8 @@ def check_changed(settings: Any, changed: Iterable[str]) -> None:
     """
     for path in changed:
         for name, why, off in settings.unread():
-            if f"{path}.".startswith(f"{name}.") and (off is None or _value(settings, path) != off):
+            if f"{path}.".startswith(f"{name}.") and (off is None or value_at(settings, path) != off):
                 raise UserError(f"config.{path} would be ignored: {why}; leave it as the config file has it")
-
-
-def _value(settings: Any, path: str) -> Any:
-    return functools.reduce(lambda section, name: vars(section)[name], path.split("."), settings)
 
 
 def of_adapters(lora: LoraConfig) -> Iterator[Unread]:

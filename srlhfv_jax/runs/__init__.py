@@ -1,10 +1,12 @@
 """What every run shares.
 
 run            start, finish; config.json and result.json are written here alone
+stage          what a command has to know of a stage, as a record
 checkpoints    loading what a run starts from
 inputs         rows of a run, read and checked
 labelled       how many rows each head learns from
 unfinished     the newest checkpoint of a run without an export
 rewrite        `srlhfv export`
 curves         what a report draws of a stage
+environment    `srlhfv env`
 """

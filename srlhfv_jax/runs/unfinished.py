@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from srlhfv_jax import files
 from srlhfv_jax.checkpoint.manager import Manager
-from srlhfv_jax.config import stored
+from srlhfv_jax.config import Trained, stored
 from srlhfv_jax.hf import hub, leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
@@ -21,7 +21,7 @@ class Unfinished(NamedTuple):
     tree: dict[str, Any]  # "backbone" or "adapter", and "heads" and "guard" where they are trained
     base: Path
     about: dict[str, Any]
-    settings: stored.Trained
+    settings: Trained
     guard: dict[str, Any] | None = None  # for guard.json
 
 

@@ -1,0 +1,36 @@
+"""The comments beside the fields of a settings class, for --help."""
+
+import dataclasses
+import inspect
+import io
+import textwrap
+import tokenize
+
+
+def comments(kind: type) -> dict[str, str]:
+    """Field -> what its comments say: lines of their own above it, then the end of its line."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    found: dict[str, str] = dict.fromkeys(fields, "")
+    above: list[str] = []
+    name, depth, at_start = "", 0, True
+    for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(inspect.getsource(kind))).readline):
+        if token.type == tokenize.INDENT:
+            depth += 1
+        elif token.type == tokenize.DEDENT:
+            depth -= 1
+        elif depth == 1 and token.type == tokenize.COMMENT:
+            text = token.string.lstrip("# ")
+            if at_start:
+                above.append(text)
+            elif name:
+                found[name] = f"{found[name]} {text}".strip()
+        elif depth == 1 and at_start and token.type == tokenize.NAME:
+            name, at_start = (token.string if token.string in fields else ""), False
+            if name:
+                found[name] = " ".join(above)
+            above = []
+        elif token.type == tokenize.NEWLINE:
+            name, at_start = "", True
+        elif token.type not in (tokenize.NL, tokenize.COMMENT):
+            at_start = False
+    return found

@@ -1,0 +1,33 @@
+"""PPO-Lagrangian as a command."""
+
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.runs.stage import Run, Stage
+
+
+def _ppo_lag() -> Run:
+    from srlhfv_jax.ppo_lag import run
+
+    return run.run
+
+
+def _check(settings: PPOLagConfig) -> None:
+    if not settings.scorer and not (settings.reward and settings.cost):
+        raise UserError("give config.scorer (the workdir of `srlhfv scores`), or both config.reward and config.cost")
+
+
+PPO_LAG = Stage(
+    name="ppo_lag",
+    text="""Raise the reward while the expected cost stays under the budget, config.constraint.budget.
+
+config.constraint.controller: none (plain PPO), fixed (reward shaping), log, projected or pid.
+The scores come from config.scorer (the workdir of `srlhfv scores`), or from config.reward and config.cost.""",
+    settings=PPOLagConfig,
+    needed={
+        "policy": "the supervised policy: a workdir, an export or a Hugging Face folder",
+        "data.path": "rows with a question",
+    },
+    example="--workdir=W/ppo_lag --config.policy=W/sft --config.scorer=W/scores --config.data.path=PROMPTS",
+    load=_ppo_lag,
+    check=_check,
+)

@@ -1,0 +1,30 @@
+"""What a command has to know of a stage, as a record that its room keeps: no jax is imported before the stage runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from srlhfv_jax.errors import UserError
+
+Run = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final numbers
+
+
+INIT = "a Hugging Face folder, an export, or the workdir of an earlier stage"
+
+
+class Stage(NamedTuple):
+    """One stage as a command. Its presets are those of configs/NAME.py."""
+
+    name: str
+    text: str  # what it does, in a sentence or a few
+    settings: type  # of config/
+    needed: Mapping[str, str]  # setting that a config file leaves empty and the user gives, such as "data.path" -> its meaning
+    example: str  # flags of a whole command
+    load: Callable[[], Run]  # imports the stage
+    check: Callable[[Any], None] = lambda settings: None  # what else can be refused before that
+
+
+def given(value: str, path: str, meaning: str) -> None:
+    """Raise UserError where a config leaves a path empty that this command cannot do without."""
+    if not value:
+        raise UserError(f"{path} is empty: give {meaning} (--{path}=...)")
