@@ -35,7 +35,7 @@ PLACE = {name: (height, column) for height, line in enumerate(LINES) for column,
 FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
 EXPORTED = PACKAGE / "hf" / "torch_scores.py"  # copied into exports for users of torch
 OUTSIDE = {"torch": (), "tensorflow": (), "flax": ("models",)}  # package -> parts of ours that may import it
-COMMAND_LINE = ("main", "flags")  # of cli/: the table of commands, and how flags and config files are read
+COMMAND_LINE = ("main", "commands", "flags", "help")  # of cli/: the table of commands, how flags are read, and what --help prints
 NO_JAX = ("dims", "errors", "quiet", "signals", "files", "parsing", "config", "configs", "data")
 
 
