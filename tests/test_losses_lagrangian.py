@@ -30,15 +30,6 @@ def run(constraint, rollouts, state=None):
     return lambdas, state
 
 
-@pytest.mark.parametrize("controller", MOVING)
-def test_lambda_rises_over_budget_and_falls_under_it(controller):
-    constraint = dataclasses.replace(BASE, controller=controller, budget=0.3)
-    _, state = run(constraint, [COST_B * 0 + 0.3])  # on budget: where each controller rests
-    rest = lagrangian.multiplier(constraint, state)
-    assert run(constraint, [COST_B * 0 + 0.7], state)[0][0] > rest
-    assert run(constraint, [COST_B * 0 - 0.1], state)[0][0] < rest
-
-
 def test_the_window_is_a_queue_of_the_last_costs_and_its_mean_counts_only_real_ones():
     constraint = dataclasses.replace(BASE, window=5)
     state = lagrangian.init(constraint)
@@ -48,6 +39,15 @@ def test_the_window_is_a_queue_of_the_last_costs_and_its_mean_counts_only_real_o
         state = lagrangian.update_multiplier(constraint, state, jnp.array(cost_B))
         np.testing.assert_allclose(lagrangian.window_mean(state), np.mean(seen[-5:]), rtol=1e-6)
         assert state.filled == min(len(seen), 5)
+
+
+@pytest.mark.parametrize("controller", MOVING)
+def test_lambda_rises_over_budget_and_falls_under_it(controller):
+    constraint = dataclasses.replace(BASE, controller=controller, budget=0.3)
+    _, state = run(constraint, [COST_B * 0 + 0.3])  # on budget: where each controller rests
+    rest = lagrangian.multiplier(constraint, state)
+    assert run(constraint, [COST_B * 0 + 0.7], state)[0][0] > rest
+    assert run(constraint, [COST_B * 0 - 0.1], state)[0][0] < rest
 
 
 def test_log_controller_has_the_closed_form_of_the_reference_rule():
