@@ -63,7 +63,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         notes=notes,
         export=export,
     )
-    if evaluate is not None and notes["best"]["step"] < 0:
+    if evaluate is not None and settings.constraint.controller != "none" and notes["best"]["step"] < 0:
         hosts.say(
             f"ppo_lag: no validation result was within the budget: there is no {workdir / validate.BEST}, and export holds the last "
             "policy"
