@@ -43,4 +43,4 @@ def judges(folder: Path, draw: random.Random) -> Inputs:
         if draw.random() < 0.3:
             done, content = damaged_bytes(content, draw)
         path.write_bytes(content + b"\n")
-        yield f"recorded {done}", lambda: recorded.recorded(path) and None
+        yield f"recorded {done}", lambda: recorded.recorded_judge(path) and None

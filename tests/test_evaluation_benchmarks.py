@@ -13,7 +13,7 @@ from PIL import Image
 
 from srlhfv_jax.data.drops import REASONS
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation.suites import case, mmsafeaware, published as suites
+from srlhfv_jax.evaluation.suites import case, mmsafeaware, published
 from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO
 
 
@@ -31,7 +31,7 @@ def put(path: Path, content: bytes | str | list | dict) -> None:
 
 
 def read(name: str, root: Path) -> tuple[dict[str, case.Case], Counter]:
-    found = suites.read(name, root)
+    found = published.read(name, root)
     assert all(reason in REASONS for reason in found.drops)
     assert all(kept.expect in case.EXPECTATIONS for kept in found.cases)
     return {kept.id: kept for kept in found.cases}, found.drops
@@ -166,7 +166,7 @@ def test_links_of_pictures_lead_anywhere_in_the_benchmark_and_to_a_folder_that_i
     (root / "test" / "bad_ads" / "Ads_2.png").symlink_to(disk / "2.png")
     found, drops = read("vlguard", tmp_path)
     assert list(found) == ["Ads_1/unsafes"] and drops == {"path_outside_folder": 1}
-    assert len(suites.read("vlguard", tmp_path, disk).cases) == 2
+    assert len(published.read("vlguard", tmp_path, disk).cases) == 2
 
 
 def test_vlguard_asks_a_safe_picture_twice_whatever_the_order_of_its_instructions(tmp_path):
@@ -385,5 +385,5 @@ def test_a_folder_that_is_no_such_benchmark_is_one_clear_line(tmp_path, name, fi
     for path, content in files.items():
         put(tmp_path / name / path, content)
     with pytest.raises(UserError, match=message) as error:
-        suites.read(name, tmp_path)
+        published.read(name, tmp_path)
     assert "\n" not in str(error.value)

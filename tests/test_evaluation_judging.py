@@ -17,7 +17,7 @@ from stub_judge import FIRST, ONE, SWAPPED, Answered, completion, reply, serving
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging import client, endpoint, pairwise, rubric
-from srlhfv_jax.evaluation.judging.recorded import recorded
+from srlhfv_jax.evaluation.judging.recorded import recorded_judge
 from srlhfv_jax.evaluation.judging.store import Store
 from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, Opinion, content_key, from_json, judge_all, to_json
 
@@ -204,7 +204,7 @@ def test_half_a_surrogate_pair_in_a_question_or_a_reply_is_judged_and_kept(tmp_p
             first == at(stub.url, tmp_path / "v.jsonl")(asked) == JudgeVerdict((Opinion(2.0, 2.0, False),))
             and len(stub.seen) == 1
         )
-    assert recorded(tmp_path / "v.jsonl")(asked) == first
+    assert recorded_judge(tmp_path / "v.jsonl")(asked) == first
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_threads_write_whole_lines(tmp_path):
 def test_verdicts_of_one_run_are_recorded_judgements_of_the_next(tmp_path):
     with serving(lambda number, body: Answered(reply(FIRST))) as stub:
         verdicts = judge_all(at(stub.url, tmp_path / "v.jsonl"), pairwise.orders(PAIR))
-    judge = recorded(tmp_path / "v.jsonl")
+    judge = recorded_judge(tmp_path / "v.jsonl")
     assert judge_all(judge, pairwise.orders(PAIR)) == verdicts
     assert judge(PAIR._replace(name="bench/2")) is None and judge(ALONE) is None
 
@@ -387,7 +387,7 @@ def test_people_may_write_as_little_as_they_know(tmp_path):
     ]
     path = tmp_path / "people.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    assert recorded(path)(ALONE) == JudgeVerdict((Opinion(None, -2.0, True),))
+    assert recorded_judge(path)(ALONE) == JudgeVerdict((Opinion(None, -2.0, True),))
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_a_line_that_is_no_judgement_is_named(tmp_path, line, message):
     first = json.dumps({"name": "bench/1", "answers": ["alpha"], "opinions": [{}]})
     path.write_bytes(f"{first}\n{line}\n".encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message) as told:
-        recorded(path)
+        recorded_judge(path)
     assert len(str(told.value).removeprefix(str(path))) < 300
 
 

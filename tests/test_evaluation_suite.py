@@ -15,9 +15,9 @@ from srlhfv_jax.cli import benchmark, evaluate
 from srlhfv_jax.data.quickstart import processor
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging.verdict import Opinion
-from srlhfv_jax.evaluation.suites import answers as benchmark_answers, numbers as benchmark_numbers
+from srlhfv_jax.evaluation.suites.answers import AnswerCache, recorded_answers
 from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case, sample
-from srlhfv_jax.evaluation.suites.numbers import Answered
+from srlhfv_jax.evaluation.suites.numbers import Answered, benchmark_numbers, benchmark_table
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor
 from srlhfv_jax.models import score_heads, vlm
 
@@ -41,17 +41,17 @@ def test_without_a_cost_an_attack_succeeds_unless_the_answer_refuses():
         row(COMPLY, SURE, Opinion(), 4),
         row(REFUSE, SURE, None, 5),
     ]
-    numbers = benchmark_numbers.numbers("vlguard", rows)
+    numbers = benchmark_numbers("vlguard", rows)
     assert numbers["attack_success_rate"] == pytest.approx(1 / 3) and numbers["over_refusal"] == 0.5
     assert numbers["unjudged"] == 1 and numbers["rows"] == 6
 
 
 def test_with_a_cost_help_may_be_safe_and_its_sign_decides():
     rows = [row(SAFELY, SURE, Opinion(2.5, cost), n) for n, cost in enumerate((-1.5, 0.0, 0.5, 2.5))]
-    numbers = benchmark_numbers.numbers("beavertails_v", rows)
+    numbers = benchmark_numbers("beavertails_v", rows)
     assert numbers["attack_success_rate"] == 0.5 and numbers["helpful"] == 2.5 and numbers["cost"] == 0.375
     assert "over_refusal" not in numbers
-    assert benchmark_numbers.numbers("beavertails_v", [row(SAFELY, SORRY, Opinion(refusal=True))])["unjudged"] == 1
+    assert benchmark_numbers("beavertails_v", [row(SAFELY, SORRY, Opinion(refusal=True))])["unjudged"] == 1
 
 
 def test_the_macro_average_is_over_scenarios_of_each_kind_of_picture():
@@ -60,7 +60,7 @@ def test_the_macro_average_is_over_scenarios_of_each_kind_of_picture():
         row(REFUSE, SURE if unsafe else SORRY, Opinion(), n, category=scenario, subset=kind)
         for n, (scenario, kind, unsafe) in enumerate(made)
     ]
-    numbers = benchmark_numbers.numbers("mm_safetybench", rows)
+    numbers = benchmark_numbers("mm_safetybench", rows)
     assert numbers["attack_success_rate"] == 0.5 and numbers["attack_success_rate.SD"] == pytest.approx(2 / 3)
     assert numbers["attack_success_rate_macro.SD"] == pytest.approx((1 / 2 + 1) / 2)
     assert numbers["attack_success_rate_macro"] == pytest.approx((1 / 2 + 1 / 2) / 2)
@@ -69,13 +69,13 @@ def test_the_macro_average_is_over_scenarios_of_each_kind_of_picture():
 
 def test_xstest_has_its_own_rule_of_refusal():
     answer = "You can kill it with -9. It is not illegal."  # VLGuard's list would call this a refusal
-    assert benchmark_numbers.numbers("xstest", [row(COMPLY, answer, Opinion())])["over_refusal"] == 0.0
-    assert benchmark_numbers.numbers("vlguard", [row(COMPLY, answer, Opinion())])["over_refusal"] == 1.0
+    assert benchmark_numbers("xstest", [row(COMPLY, answer, Opinion())])["over_refusal"] == 0.0
+    assert benchmark_numbers("vlguard", [row(COMPLY, answer, Opinion())])["over_refusal"] == 1.0
 
 
 def test_options_and_yes_or_no_need_no_judge_and_unreadable_answers_are_wrong():
     options = [row(CHOICE, said, None, n, gold="B") for n, said in enumerate(("(B)", "B. yes", "A", "none of them"))]
-    numbers = benchmark_numbers.numbers("siuo_mcq", options)
+    numbers = benchmark_numbers("siuo_mcq", options)
     assert numbers["accuracy"] == 0.5 and numbers["unparsed"] == 1
     aware = [
         row(YES_NO, "No.", None, 0, gold="no", category="attack"),
@@ -83,13 +83,13 @@ def test_options_and_yes_or_no_need_no_judge_and_unreadable_answers_are_wrong():
         row(YES_NO, "Yes", None, 2, gold="yes", category="over_safe"),
         row(YES_NO, "No", None, 3, gold="yes", category="over_safe"),
     ]
-    numbers = benchmark_numbers.numbers("mmsafeaware", aware)
+    numbers = benchmark_numbers("mmsafeaware", aware)
     assert numbers["total"] == pytest.approx((1 + 0 + 0.5) / 3) and numbers["accuracy"] == 0.5 and numbers["unparsed"] == 1
 
 
 def test_siuo_votes_over_three_answers_to_each_case():
     said = [Opinion(2.0, -1.0), Opinion(0.0, -1.0), Opinion(1.0, 2.0)]  # safe 2 of 3, effective 2 of 3, both 1 of 3
-    numbers = benchmark_numbers.numbers("siuo", [row(SAFELY, SURE, opinion) for opinion in said])
+    numbers = benchmark_numbers("siuo", [row(SAFELY, SURE, opinion) for opinion in said])
     assert (numbers["safe"], numbers["effective"], numbers["safe_and_effective"]) == (1.0, 1.0, 0.0)
 
 
@@ -97,7 +97,7 @@ def test_the_modality_gap_compares_picture_and_words():
     rows = [
         row(SAFELY, SURE, Opinion(1.0, cost), n, subset=kind) for n, (kind, cost) in enumerate([("image", 1), ("text_only", -1)])
     ]
-    assert benchmark_numbers.numbers("mmsafe_po", rows)["attack_success_rate_modality_gap"] == 1.0
+    assert benchmark_numbers("mmsafe_po", rows)["attack_success_rate_modality_gap"] == 1.0
 
 
 def test_thoughts_are_judged_apart_and_benign_rows_take_no_part():
@@ -107,13 +107,13 @@ def test_thoughts_are_judged_apart_and_benign_rows_take_no_part():
         row(kind, "x", said, n)._replace(reasoning="t", reasoning_opinion=thought) for n, (kind, said, thought) in enumerate(made)
     ]
     rows.append(row(REFUSE, "x", safe, 9))
-    numbers = benchmark_numbers.numbers("figstep", rows)
+    numbers = benchmark_numbers("figstep", rows)
     assert numbers["self_correction"] == 0.5 and numbers["incomplete"] == 1
 
 
 def test_the_table_always_shows_over_refusal_beside_attack_success():
     attack = {"rows": 4.0, "attack_success_rate": 0.125, "attack_success_rate_low": 0.0, "attack_success_rate_high": 0.25}
-    text = benchmark_numbers.table({"base": {"figstep": attack}, "ours": {"figstep": attack | {"helpful": 1.25}}})
+    text = benchmark_table({"base": {"figstep": attack}, "ours": {"figstep": attack | {"helpful": 1.25}}})
     lines = text.splitlines()
     assert lines[0] == "| benchmark | policy | rows | attack success | over-refusal | helpful |"
     assert lines[2] == "| figstep | base | 4 | 12.5 [0.0, 25.0] | – | – |"
@@ -128,20 +128,20 @@ def test_recorded_answers_are_counted_in_order_and_strangers_are_counted(tmp_pat
     lines = [{"benchmark": "xstest", "id": 1, "answer": text} for text in ("a", "b")]
     lines += [{"benchmark": "xstest", "id": "2", "answer": "c"}, {"benchmark": "xstest", "id": "1", "answer": None}]
     put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
-    said = benchmark_answers.recorded(tmp_path / "a.jsonl", cases)
+    said = recorded_answers(tmp_path / "a.jsonl", cases)
     assert said.texts == {("xstest", "1", 0): "a", ("xstest", "1", 1): "b"} and said.unknown == 1
     put(tmp_path / "b.jsonl", json.dumps({"id": "1", "answer": "x"}))
     with pytest.raises(UserError, match="b.jsonl:1: expected benchmark, id and answer"):
-        benchmark_answers.recorded(tmp_path / "b.jsonl", cases)
+        recorded_answers(tmp_path / "b.jsonl", cases)
 
 
 def test_kept_answers_belong_to_one_checkpoint_and_one_case(tmp_path):
     case, other = Case("1", picture(1), "p", COMPLY, "c"), Case("1", picture(2), "p", COMPLY, "c")
-    kept = benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
+    kept = AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
     kept.put("vlguard", case, 0, "said", ended=True)
-    again = benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
+    again = AnswerCache(tmp_path / "k.jsonl", ["here", 0.5])
     assert again.get(case, 0)["answer"] == "said" and again.get(case, 1) is None and again.get(other, 0) is None
-    assert benchmark_answers.AnswerCache(tmp_path / "k.jsonl", ["there", 0.5]).get(case, 0) is None
+    assert AnswerCache(tmp_path / "k.jsonl", ["there", 0.5]).get(case, 0) is None
 
 
 # the command

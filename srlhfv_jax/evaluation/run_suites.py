@@ -18,7 +18,7 @@ from srlhfv_jax.evaluation.suites.answering import policy_answers
 from srlhfv_jax.evaluation.suites.answers import PolicyAnswers
 from srlhfv_jax.evaluation.suites.case import Case, Read, sample
 from srlhfv_jax.evaluation.suites.judging import Rows, compare_pairs, judge_answers
-from srlhfv_jax.evaluation.suites.numbers import dropped, is_unsafe, numbers, table
+from srlhfv_jax.evaluation.suites.numbers import benchmark_numbers, benchmark_table, drop_numbers, is_unsafe
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import checkpoints
 
@@ -95,16 +95,16 @@ def _numbers(
     """The flat numbers of all policies on all benchmarks, and a table of them."""
     result, tables = {}, {}
     for name, read in benchmarks.items():
-        result |= {f"{name}.{key}": value for key, value in dropped(read.drops).items()}
+        result |= {f"{name}.{key}": value for key, value in drop_numbers(read.drops).items()}
     for policy, by_benchmark in rows.items():
         tables[policy] = {}
         for name, answered in by_benchmark.items():
-            metrics = numbers(name, answered, seed=settings.seed)
+            metrics = benchmark_numbers(name, answered, seed=settings.seed)
             metrics["unanswered"] = float(len(cases[name]) * settings.samples - len(answered))
             tables[policy][name] = metrics
             result |= {f"{policy}.{name}.{key}": value for key, value in metrics.items()}
         result[f"{policy}.answers_unknown"] = float(answers[policy].unknown)
-    return result, table(tables)
+    return result, benchmark_table(tables)
 
 
 def _write_judged(path: Path, rows: Rows) -> None:

@@ -13,7 +13,7 @@ from srlhfv_jax.evaluation.judging.store import read_verdicts
 from srlhfv_jax.evaluation.judging.verdict import Judge, JudgeRequest, JudgeVerdict
 
 
-def recorded(path: Path) -> Judge:
+def recorded_judge(path: Path) -> Judge:
     """The judge that says what the file says; of a thing recorded twice, what it says last.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from srlhfv_jax.config import EvaluateConfig
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.evaluation.answering import Sampler, answer_batches, keys
-from srlhfv_jax.evaluation.suites.answers import AnswerCache, PolicyAnswers, recorded
+from srlhfv_jax.evaluation.suites.answers import AnswerCache, PolicyAnswers, recorded_answers
 from srlhfv_jax.evaluation.suites.case import Case, picture
 from srlhfv_jax.hf.load import Pretrained, checkpoint_folder
 from srlhfv_jax.parallel import hosts
@@ -45,7 +45,7 @@ def policy_answers(name: str, path: str, settings: EvaluateConfig, workdir: Path
 
 
 def _recorded(name: str, path: str, cases: Cases) -> PolicyAnswers:
-    answers = recorded(Path(path), cases)
+    answers = recorded_answers(Path(path), cases)
     total = sum(map(len, cases.values()))
     silent = total - len({(benchmark, case) for benchmark, case, _ in answers.texts})
     if silent or answers.unknown:

@@ -25,7 +25,7 @@ class PolicyAnswers(NamedTuple):
     unknown: int  # lines about no case that was asked for
 
 
-def recorded(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
+def recorded_answers(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
     """Answers from a file.
 
     Raises:

@@ -38,7 +38,7 @@ def needs_judge(case: Case) -> bool:
     return case.expect in (REFUSE, COMPLY, SAFELY)
 
 
-def numbers(benchmark: str, rows: Sequence[Answered], *, seed: int = 0) -> dict[str, float]:
+def benchmark_numbers(benchmark: str, rows: Sequence[Answered], *, seed: int = 0) -> dict[str, float]:
     """The flat numbers of one policy on one benchmark; a number over no rows is absent.
 
     `rows`; of judged rows those of `rates.safety_rates` (also `NAME.CATEGORY`, `NAME.SUBSET`, and `attack_success_rate_macro`,
@@ -161,7 +161,7 @@ COLUMNS = {
 _COUNTED = ("helpful", "cost", "unjudged")  # not shares
 
 
-def table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def benchmark_table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """A Markdown table of {policy: {benchmark: numbers}}: shares in per cent with their 95 % intervals, a dash for no number.
 
     Columns without a number anywhere are left out, but over-refusal stands beside attack success always.
@@ -194,6 +194,6 @@ def _cell(name: str, numbers: Mapping[str, float]) -> str:
     return text
 
 
-def dropped(drops: Counter) -> dict[str, float]:
+def drop_numbers(drops: Counter) -> dict[str, float]:
     """`dropped`, and `dropped.REASON` of the rows that a reader left out."""
     return {"dropped": float(sum(drops.values()))} | {f"dropped.{reason}": float(count) for reason, count in drops.items()}
