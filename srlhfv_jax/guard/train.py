@@ -24,7 +24,7 @@ from srlhfv_jax.guard import measure, scoring
 from srlhfv_jax.hf import hub
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import masked, severity as severity_losses
-from srlhfv_jax.models import guard_heads
+from srlhfv_jax.models import guard_heads, score_heads
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts, rules
@@ -32,7 +32,7 @@ from srlhfv_jax.runs import checkpoints, inputs, labelled
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.runs.unfinished import Unfinished
 from srlhfv_jax.supervised import scores
-from srlhfv_jax.supervised.train import train
+from srlhfv_jax.supervised.train import Objective, train
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
@@ -89,7 +89,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         started,
         tree,
         batches,
-        functools.partial(joint_loss if joint else loss, model.config, weights, settings),
+        objective(model.config, settings, weights).loss,
         show=("loss", "severity_accuracy", "category_accuracy") + (("reward_accuracy", "cost_sign_accuracy") if joint else ()),
         base=base,
     )
@@ -186,6 +186,25 @@ def pair_data(settings: GuardConfig) -> DataConfig:
     """The data section for the pairs of reward and cost heads."""
     pairs = settings.pairs
     return dataclasses.replace(inputs.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
+
+
+def objective(
+    config: VLMConfig, settings: GuardConfig, weights: tuple[np.ndarray, np.ndarray] | None = None
+) -> Objective:
+    """The loss over questions and answers, and the guard's heads; with `config.pairs.path` over pairs and score heads too.
+
+    Args:
+        weights: class weights of severities and categories; None: ones.
+    """
+    count = len(taxonomies.categories(settings.taxonomy))
+    weights = weights or tuple(np.ones((2, size), np.float32) for size in (taxonomies.LEVELS, count))
+    heads = {"guard": jax.eval_shape(lambda: guard_heads.init(config, count, jax.random.key(0)))}
+    judged = ("guard", settings.data)
+    if not settings.pairs.path:
+        return Objective(functools.partial(loss, config, weights, settings), (judged,), heads, count)
+    heads |= {"heads": jax.eval_shape(lambda: score_heads.init(config, SCORES, jax.random.key(0)))}
+    rows = (judged, ("pairs", pair_data(settings)))
+    return Objective(functools.partial(joint_loss, config, weights, settings), rows, heads, count)
 
 
 def loss(

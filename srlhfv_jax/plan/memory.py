@@ -9,7 +9,6 @@ arguments, `plan_table` the numbers and lines, `plan_search` tries settings.
 """
 
 import dataclasses
-import functools
 import re
 import tempfile
 import time
@@ -22,13 +21,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, ModelConfig, PPOLagConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.data import taxonomies
-from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.losses import lagrangian
-from srlhfv_jax.models import attention, guard_heads, score_heads
+from srlhfv_jax.models import attention
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
@@ -43,6 +40,7 @@ from srlhfv_jax.supervised import scores, sft, train as supervised
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 PROMPT_SUFFIX = 5  # tokens that open the assistant's turn, of which no tokenizer is asked here: as in LLaVA-1.5's, Qwen's and Gemma's templates
+OBJECTIVES = {"sft": sft.objective, "scores": scores.objective, "guard": guard.objective}  # of stages but ppo_lag
 
 
 class Compiled(NamedTuple):
@@ -140,30 +138,20 @@ def supervised_step(settings: SFTConfig | ScoresConfig | GuardConfig, config: VL
     if settings.lora.rank:
         base = shapes.base(config, settings.lora, mesh)
         tree = {"adapter": shapes.adapter(settings.lora, base, mesh)}
-    if isinstance(settings, ScoresConfig):
-        kernels = jax.eval_shape(lambda: score_heads.init(config, settings.heads, jax.random.key(0)))
-        tree |= {"heads": shapes.placed(kernels, mesh)}
-        loss, batch = functools.partial(scores.loss, config, settings), shapes.pairs(config, settings, mesh)
-    elif isinstance(settings, GuardConfig):
-        count = len(taxonomies.categories(settings.taxonomy))
-        kernels = jax.eval_shape(lambda: guard_heads.init(config, count, jax.random.key(0)))
-        tree |= {"guard": shapes.placed(kernels, mesh)}
-        weights = tuple(np.ones((2, size), np.float32) for size in (LEVELS, count))
-        loss, batch = functools.partial(guard.loss, config, weights, settings), shapes.judged(config, settings, count, mesh)
-        if settings.pairs.path:
-            kernels = jax.eval_shape(lambda: score_heads.init(config, guard.SCORES, jax.random.key(0)))
-            tree |= {"heads": shapes.placed(kernels, mesh)}
-            pairs = shapes.pairs(config, dataclasses.replace(settings, data=guard.pair_data(settings)), mesh)
-            loss, batch = functools.partial(guard.joint_loss, config, weights, settings), (batch, pairs)
-    else:
-        loss, batch = functools.partial(sft.loss, config), shapes.answers(config, settings, mesh)
+    objective = OBJECTIVES[settings.stage](config, settings)
+    tree |= {name: shapes.placed(heads, mesh) for name, heads in objective.heads.items()}
+    parts = [
+        shapes.batch(kind, config, dataclasses.replace(settings, data=data), mesh, categories=objective.categories)
+        for kind, data in objective.rows
+    ]
+    batch = parts[0] if len(parts) == 1 else tuple(parts)
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     opt_state = shapes.optimizer_state(optimizer, tree, mesh)
     state = {"trained": shapes.size(tree), "optimizer": shapes.size(opt_state)}
     state |= {} if base is None else {"base": shapes.size(base)}
     whole = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), np.int32), mesh), ())
     trainable, places = optimizers.trainable(settings.optimizer, tree), states.places(tree, optimizer, mesh)
-    update = supervised.make_update(loss, optimizer, trainable, settings.microbatches, places)
+    update = supervised.make_update(objective.loss, optimizer, trainable, settings.microbatches, places)
     found, _ = _compile("update", update, 0, limit, 1, whole, base, batch)
     return Plan(state, [found])
 

@@ -115,6 +115,19 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
     return SupervisedBatch(*map(wider, asked[:3]), mask_BR, asked.images)
 
 
+def batch(kind: str, config: VLMConfig, settings: Any, mesh: Mesh, *, categories: int = 0) -> SupervisedBatch | GuardBatch | PairBatch:
+    """A batch of a kind of rows (data/loader.py)."""
+    match kind:
+        case "supervised":
+            return answers(config, settings, mesh)
+        case "pairs":
+            return pairs(config, settings, mesh)
+        case "guard":
+            return judged(config, settings, categories, mesh)
+        case _:
+            raise ValueError(f"there are no shapes of rows of kind {kind!r}")
+
+
 def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> GuardBatch:
     """Questions with answers, and what is known of their severity and categories."""
     B, row = settings.data.batch_size, hosts.row_sharding(mesh)

@@ -57,7 +57,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         started,
         tree,
         inputs.batches(rows, settings.data, settings.seed, started.mesh),
-        functools.partial(loss, model.config, settings),
+        objective(model.config, settings).loss,
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
     )
@@ -67,6 +67,12 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     if held is not None:
         result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
     return finish(started, about["stage"], result)
+
+
+def objective(config: VLMConfig, settings: ScoresConfig) -> supervised.Objective:
+    """The joint loss over pairs, and score heads."""
+    heads = jax.eval_shape(lambda: score_heads.init(config, settings.heads, jax.random.key(0)))
+    return supervised.Objective(functools.partial(loss, config, settings), (("pairs", settings.data),), {"heads": heads})
 
 
 def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array) -> dict:

@@ -36,13 +36,18 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         started,
         tree,
         inputs.batches(rows, settings.data, settings.seed, started.mesh),
-        functools.partial(loss, model.config),
+        objective(model.config, settings).loss,
         show=("loss", "entropy"),
         base=base,
     )
     result = last_numbers(started) | {"rows": len(rows.rows)}
     export_run(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
     return result
+
+
+def objective(config: VLMConfig, settings: SFTConfig) -> supervised.Objective:
+    """The loss over rows with one response; no heads."""
+    return supervised.Objective(functools.partial(loss, config), (("supervised", settings.data),), {})
 
 
 def loss(config: VLMConfig, tree, batch: SupervisedBatch) -> masked.Loss:

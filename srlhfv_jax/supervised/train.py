@@ -2,17 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import DataConfig, GuardConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs.run import Started
 from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
+
+
+class Objective(NamedTuple):
+    """What a supervised stage trains beside its backbone, by which loss and from which rows: all that `srlhfv plan` compiles it from."""
+
+    loss: Callable[[Any, Any], Loss]  # (tree, batch)
+    rows: tuple[tuple[str, DataConfig], ...]  # kind (data/loader.py) and section; of several kinds a batch has one part each
+    heads: dict[str, Any]  # shapes of fresh heads, by their name in the tree
+    categories: int = 0  # of rows of kind "guard"
 
 
 def train(
