@@ -14,7 +14,6 @@ from tiny_stages import numbers, settings
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig
 from srlhfv_jax.models import score_heads
 from srlhfv_jax.ppo_lag import advantages, critics, roles, run as ppo_lag
-from srlhfv_jax.ppo_lag.curves import PPO_LAG
 from srlhfv_jax.ppo_lag.experience import score
 from srlhfv_jax.ppo_lag.roles import CRITICS
 from srlhfv_jax.supervised import scores
@@ -125,12 +124,6 @@ def test_while_the_critics_learn_alone_the_multiplier_rests_and_its_window_fills
     explained = [(line["reward_explained_variance"] + line["cost_explained_variance"]) / 2 for line in warmed]
     stopped = [i for i in range(1, WARM["critic_warmup"]) if explained[i] <= max(explained[:i])]
     assert len(alone) == (stopped[0] + 1 if stopped else WARM["critic_warmup"])
-
-
-def test_the_report_draws_numbers_that_a_run_logs(warmed):
-    logged = set().union(*warmed)
-    recomputed, separate, ptx = {"sampler_gap"}, {"reward_critic_grad_norm", "cost_critic_grad_norm"}, {"ptx_loss"}
-    assert set(PPO_LAG.keys()) <= logged | recomputed | separate | ptx  # runs with these settings log them
 
 
 @pytest.mark.parametrize("stop", [1, 3])
