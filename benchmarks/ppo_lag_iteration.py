@@ -24,10 +24,10 @@ import numpy as np
 import sizes
 from ml_collections import ConfigDict
 from sizes import CHANNELS, PATCH, RESPONSE, SIZES, Size
-from srlhfv_jax.configs import ppo_lag as config_file
 
 from srlhfv_jax.batches import Images, PromptBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
+from srlhfv_jax.configs import ppo_lag as config_file
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.models import lora, score_heads, vlm
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig

@@ -4,6 +4,7 @@ The paper does not publish how its guard was trained: these values are ours. Not
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import recipes, sections
 
 

@@ -19,6 +19,7 @@ Where `paper` differs from the released code, on purpose or for want of the same
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import recipes, sections
 
 

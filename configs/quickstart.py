@@ -4,6 +4,7 @@ Two cores, no network, no GPU. All numbers were chosen on this task.
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import sections
 
 PROMPT, RESPONSE = 29, 18  # tokens: the longest question with its picture, and the longest answer with its end

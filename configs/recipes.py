@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs.sections import Presets
 
 

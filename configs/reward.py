@@ -4,6 +4,7 @@ The presets are those of configs/scores.py, with the reward head alone. For ppo_
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import recipes, scores, sections
 
 

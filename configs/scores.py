@@ -5,6 +5,7 @@ prompt or 512 of an answer are dropped and counted; the released code reads 4,09
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import recipes, sections
 
 

@@ -4,6 +4,7 @@ LLaVA-1.5-7B has 7 B float32 masters plus two moments, about 85 GB over the chip
 """
 
 from ml_collections import ConfigDict
+
 from srlhfv_jax.configs import recipes, sections
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from srlhfv_jax.configs.recipes import RECIPES
 
 from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.configs.recipes import RECIPES
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import AXES, make_mesh, row_shards

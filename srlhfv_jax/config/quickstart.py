@@ -6,9 +6,9 @@ from typing import Annotated
 
 from srlhfv_jax.config.guard import GuardConfig
 from srlhfv_jax.config.ppo_lag import PPOLagConfig
+from srlhfv_jax.config.ranges import Count, CountOrOff, Positive, Range, Seed, Share, Weight, Width
 from srlhfv_jax.config.scores import ScoresConfig
 from srlhfv_jax.config.sft import SFTConfig
-from srlhfv_jax.config.ranges import Count, CountOrOff, Positive, Range, Seed, Share, Weight, Width
 from srlhfv_jax.config.unread import Unread
 
 

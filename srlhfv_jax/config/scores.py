@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from srlhfv_jax.config.base import MeshConfig, ModelConfig, OptimizerConfig, LoraConfig, DataConfig, CheckpointConfig, LogConfig
+from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Seed, Weight
 from srlhfv_jax.config.unread import Unread, of_adapters
 

@@ -188,9 +188,7 @@ def pair_data(settings: GuardConfig) -> DataConfig:
     return dataclasses.replace(inputs.elsewhere(settings.data, pairs.path, pairs.split), batch_size=pairs.batch_size)
 
 
-def objective(
-    config: VLMConfig, settings: GuardConfig, weights: tuple[np.ndarray, np.ndarray] | None = None
-) -> Objective:
+def objective(config: VLMConfig, settings: GuardConfig, weights: tuple[np.ndarray, np.ndarray] | None = None) -> Objective:
     """The loss over questions and answers, and the guard's heads; with `config.pairs.path` over pairs and score heads too.
 
     Args:

@@ -115,7 +115,9 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
     return SupervisedBatch(*map(wider, asked[:3]), mask_BR, asked.images)
 
 
-def batch(kind: str, config: VLMConfig, settings: Any, mesh: Mesh, *, categories: int = 0) -> SupervisedBatch | GuardBatch | PairBatch:
+def batch(
+    kind: str, config: VLMConfig, settings: Any, mesh: Mesh, *, categories: int = 0
+) -> SupervisedBatch | GuardBatch | PairBatch:
     """A batch of a kind of rows (data/loader.py)."""
     match kind:
         case "supervised":
