@@ -129,6 +129,11 @@ def test_a_wrong_command_would_be_seen(line, expected, problem):
     assert expected in problem(argv) and bool(expected) == bool(problem(argv))
 
 
+def test_every_command_stands_in_the_table_of_commands():
+    table = (ROOT / "docs" / "index.md").read_text().partition("## What you can run")[2]
+    assert [name for name in main.COMMANDS if f"`srlhfv {name}" not in table] == []
+
+
 def anchors(file: Path) -> set[str]:
     """What a link may name after #, as GitHub and MkDocs make it of a heading."""
     headings = HEADING.findall(FENCE.sub("", file.read_text()))
