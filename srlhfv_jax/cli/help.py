@@ -1,4 +1,4 @@
-"""What --help prints of a command with a config: keys that must be given, presets, an example, every setting with its comment."""
+"""Help of a command with a config: keys that must be given, presets, an example, every setting with its comment."""
 
 import dataclasses
 import textwrap

@@ -70,7 +70,7 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _ignored(found) -> None:
-    """What C++ cannot raise: after a save that failed, which is raised elsewhere, it calls back into event loops that are gone."""
+    """Hook for errors that C++ cannot raise: after a save that failed, which is raised elsewhere, it calls back into event loops that are gone."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 
@@ -81,7 +81,7 @@ def _failed(text: str, code: int) -> int:
 
 
 def _kept(error: Exception) -> str:
-    """Where the traceback of an error that nobody expected is: a line for a report. Where no file can be written it is shown."""
+    """Save the traceback of an error that nobody expected and name its file for a report. It is shown where no file can be written."""
     text = public("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile("w", prefix="srlhfv-", suffix=".txt", delete=False, errors="replace") as file:

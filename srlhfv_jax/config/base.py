@@ -22,7 +22,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """How a checkpoint is loaded and run."""
+    """Settings for loading and running a checkpoint."""
 
     dtype: Dtype  # of activations; float32 is multiplied as such on every platform
     param_dtype: Dtype  # of fully trained parameters; float32 masters unless memory forbids

@@ -11,7 +11,7 @@ from srlhfv_jax.config.unread import Unread
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How answers are sampled and scored, and where trees lie meanwhile."""
+    """Sampling and scoring of answers, and the place of idle trees."""
 
     temperature: Positive  # of the policy, when answers are sampled and in every ratio
     old_logp: Annotated[str, OneOf("behaviour", "recompute")]  # from the sampler, or with the training graph

@@ -1,4 +1,4 @@
-"""What values a setting may have, as marks on the types in config/: `Annotated[float, Range(0, 1)]`. parsing.py asks them."""
+"""Ranges of settings, as marks on the types in config/: `Annotated[float, Range(0, 1)]`. parsing.py asks them."""
 
 import re
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -7,10 +7,10 @@ from srlhfv_jax.errors import reason
 
 
 class Check(Protocol):
-    """What a field's `Annotated[type, check]` asks of its value."""
+    """A condition on a field's value, as in `Annotated[type, check]`."""
 
     def problem(self, value: Any) -> str | None:
-        """What the value must be, in words; None if it is."""
+        """Expectation of the value in words; None if it is met."""
 
 
 class Range(NamedTuple):

@@ -113,7 +113,7 @@ def describe_drops(drops: Counter) -> str:
 
 
 def describe_failure(drops: Counter, dropped: Sequence[Dropped] = ()) -> str:
-    """Why nothing can be used, short enough for one line: the two commonest reasons, and what was wrong with the first row."""
+    """Reasons why nothing can be used, short enough for one line: the two commonest reasons, and what was wrong with the first row."""
     common = drops.most_common(2)
     others = drops.total() - sum(count for _, count in common)
     said = describe_drops(Counter(dict(common))) + (f", {others} for other reasons" if others else "")

@@ -15,7 +15,7 @@ _BEST_STEP = re.compile(r"round(\d+)\.best_step")
 
 
 def sentence(work: Workdir) -> str:
-    """What came of the run, in plain words; "" when nothing can be said yet."""
+    """Outcome of the run in plain words; "" when nothing can be said yet."""
     numbers, compared = policies.numeric(work.result), policies.of(work)
     if targets.too_short(work.config):
         return targets.TOO_SHORT
@@ -133,7 +133,7 @@ def _comparison(numbers: Mapping[str, float], compared: Policies, baseline: obje
 
 
 def _without_feasible(numbers: Mapping[str, float]) -> str:
-    """Of a pipeline whose last round of PPO-Lag left no best feasible policy."""
+    """Sentence for a pipeline whose last round of PPO-Lag left no best feasible policy."""
     steps = {int(match[1]): value for key, value in numbers.items() if (match := _BEST_STEP.fullmatch(key))}
     if not steps or steps[max(steps)] >= 0:
         return ""
@@ -166,7 +166,7 @@ def _ppo_run(run: Stage) -> str:
 
 
 def _validation_judge(run: Stage) -> str:
-    """Who judged the answers to validation prompts: "oracle" or "models"."""
+    """Judge of the answers to validation prompts: "oracle" or "models"."""
     return str(run.config.get("validation", {}).get("judge", "models"))
 
 

@@ -1,4 +1,4 @@
-"""What each picture draws: functions (data) -> draw(axes, theme), for `figure.picture`."""
+"""Drawings of the page: functions (data) -> draw(axes, theme), for `figure.picture`."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -15,7 +15,7 @@ Numbers = Mapping[str, float]
 
 
 class Judge(NamedTuple):
-    """Which keys of result.json are the two axes, and what they are called."""
+    """Keys of result.json for the two axes, and their labels."""
 
     merit: str  # key
     cost: str  # key

@@ -42,7 +42,7 @@ WINS = {
 
 
 def target_section(work: Workdir) -> Section:
-    """What the quickstart asks of its own run; other runs have no such targets."""
+    """Targets of the quickstart; other runs have none."""
     if not targets.apply_to(work.config):
         return Section("targets", "Targets", "")
     if targets.too_short(work.config):
@@ -119,7 +119,7 @@ def quadrant_section(work: Workdir) -> Section:
 
 
 def histogram_section(work: Workdir) -> Section:
-    """How both scores are spread over the answers of each policy."""
+    """Distributions of both scores over the answers of each policy."""
     scored = work.distributions.get("policies", {})
     names = [name for name in scored if "." not in name]
     judge = policies.ORACLE if work.by_oracle else policies.MODELS

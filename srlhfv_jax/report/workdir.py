@@ -1,4 +1,4 @@
-"""What a workdir holds: final numbers, settings, the metrics of each stage, sample answers, score distributions.
+"""Content of a workdir: final numbers, settings, the metrics of each stage, sample answers, score distributions.
 
 A pipeline's workdir has one folder per stage; the workdir of a single stage is read the same way. A half-written last line of a
 JSONL file (a killed run) is skipped; anything else that is damaged is a UserError naming file and line.

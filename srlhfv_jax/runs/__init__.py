@@ -1,4 +1,4 @@
-"""What every run shares.
+"""Parts that every run shares.
 
 run            start, finish; config.json and result.json are written here alone
 stage          what a command has to know of a stage, as a record

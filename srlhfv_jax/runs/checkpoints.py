@@ -84,7 +84,7 @@ def load(
 
 
 def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
-    """What a supervised stage starts from, as its settings want it: `load`."""
+    """Load the checkpoint that a supervised stage starts from (see `load`)."""
     lora = settings.lora
     unread.check(settings)
     check_lora(lora)
@@ -100,7 +100,7 @@ def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, rand
 
 
 def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> tuple[dict, dict | None]:
-    """What a supervised stage trains of a checkpoint, and what stays frozen under it: its backbone and nothing, or an adapter
+    """The trained part of a checkpoint and the frozen one under it: its backbone and nothing, or an adapter
     (its own, if it has one) and its backbone.
 
     Raises:
@@ -202,7 +202,7 @@ def check_adapter(settings: LoraConfig, model: Pretrained) -> None:
 
 
 def refuse_activated(model: Pretrained) -> None:
-    """What is trained as a whole cannot have an adapter in it."""
+    """Raise UserError for an activated adapter in a model that is trained as a whole."""
     if model.config.activation:
         raise UserError(
             f"{model.path} is an activated adapter, which no weights can be merged with: train it as an adapter "

@@ -17,7 +17,7 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What the report shows of one kind of stage."""
+    """Curves of one kind of stage in the report."""
 
     kind: str
     marks: frozenset[str]  # a metrics.jsonl that has one of these keys is of this kind

@@ -75,7 +75,7 @@ def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterato
 def unreadable(
     examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0, response_length: int = 0
 ) -> list[Unusable | None]:
-    """Why the model cannot read each example, whose pictures decode; None of one it can.
+    """For each example, whose pictures decode, the reason why the model cannot read it; None if it can.
 
     Args:
         prompt_length, response_length: longest prompt and answer in tokens; 0: any.

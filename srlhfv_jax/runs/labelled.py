@@ -1,4 +1,4 @@
-"""How many rows each head learns from: said before step 0, part of result.json, and at least one.
+"""Labelled rows of each head: printed before step 0, part of result.json, and at least one.
 
 A head without labels costs nothing to train, and what it is exported as says nothing about any answer.
 """

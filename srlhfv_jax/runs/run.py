@@ -35,7 +35,7 @@ Stage = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final nu
 
 
 class Started(NamedTuple):
-    """Where a stage runs and writes."""
+    """Mesh, folder and writers of a stage that runs."""
 
     workdir: Path
     mesh: Mesh

@@ -1,4 +1,4 @@
-"""What a command has to know of a stage, as a record that its room keeps: no jax is imported before the stage runs."""
+"""Record of a stage for its command, kept in the stage's room: no jax is imported before the stage runs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -14,7 +14,7 @@ from srlhfv_jax.runs.run import EXPORT
 
 
 class Unfinished(NamedTuple):
-    """What `hf.export_pretrained` takes."""
+    """Arguments of `hf.export_pretrained`."""
 
     step: int
     config: VLMConfig

@@ -16,7 +16,7 @@ from srlhfv_jax.training import loop, optimizer as optimizers, state as states, 
 
 
 class Objective(NamedTuple):
-    """What a supervised stage trains beside its backbone, by which loss and from which rows: all that `srlhfv plan` compiles it from."""
+    """Objective of a supervised stage: heads, loss and rows, all that `srlhfv plan` compiles it from."""
 
     loss: Callable[[Any, Any], Loss]  # (tree, batch)
     rows: tuple[tuple[str, DataConfig], ...]  # kind (data/loader.py) and section; of several kinds a batch has one part each
