@@ -190,7 +190,7 @@ def _trained(numbers: Mapping[str, float], stages: tuple[Stage, ...]) -> str:
 
 
 def _course(run: Stage, key: str, name: str = "") -> str:
-    """How a metric went: "reward from 0.10 to 1.40 in 240 iterations"."""
+    """Course of a metric: "reward from 0.10 to 1.40 in 240 iterations"."""
     steps, values = series(run, key)
     if not len(values):
         return f"no {name or key} was logged"
