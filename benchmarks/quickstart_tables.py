@@ -80,9 +80,12 @@ def policies(runs: Runs) -> Iterator[str]:
 
 
 def goals(runs: Runs) -> Iterator[str]:
+    """The targets, without those of time: a time means little without its machine."""
     yield "| target | " + " | ".join(f"seed {run['seed']}" for run in runs) + " | |"
     yield "|---" * (len(runs) + 2) + "|"
     for outcomes in zip(*map(targets.check, runs)):
+        if outcomes[0].text.endswith("seconds"):
+            continue
         met = sum(one.met is True for one in outcomes)
         verdict = "met" if met == len(runs) else f"met by {met} of {len(runs)}" if met else "missed"
         yield f"| {outcomes[0].text} | " + " | ".join(one.shown for one in outcomes) + f" | {verdict} |"
