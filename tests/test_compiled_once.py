@@ -76,7 +76,7 @@ def test_ppo_lag_compiles_each_function_once_and_its_state_stays_in_its_place(fo
     steps = watched(monkeypatch, compiled)
     tiny.run(folder, tmp_path, "shared", *mesh, iterations=3)
     assert steps == [{}, {}, {}]
-    assert [compiled[f"jit({name})"] for name in ("generate", "_score", "_update")] == [1, 1, 1], compiled
+    assert [compiled[f"jit({name})"] for name in ("generate", "score_and_constrain", "update")] == [1, 1, 1], compiled
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -206,7 +206,7 @@ def test_a_gap_as_large_as_rounding_is_a_warning_where_it_is_corrected_for_and_a
 
     def off_by(gap: float, recompute: bool) -> float:
         logp_BR = jnp.where(mask_BR, -1.25 - gap, 7.0)
-        monkeypatch.setattr(selftest.forward, "response_logp", lambda *_, **__: (logp_BR, None))
+        monkeypatch.setattr(selftest.sequences, "response_logp", lambda *_, **__: (logp_BR, None))
         return selftest.ratio(config, {}, rollout, temperature=1.0, vocabulary=VOCABULARY, recompute=recompute)
 
     assert off_by(rounding, True) == pytest.approx(rounding, rel=1e-3)

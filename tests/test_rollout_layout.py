@@ -195,7 +195,7 @@ def test_what_waits_in_the_hosts_memory(text, mesh, kind, waiting):
     trees = state.params | models.frozen | {"opt_state": state.opt_state}
     assert {name for name, tree in trees.items() if "pinned_host" in memories(tree)} == waiting
     assert all(len(memories(tree)) == 1 for tree in trees.values())
-    assert memories(iteration.awake((trees, state))) == {"device"}
+    assert memories(iteration.on_devices((trees, state))) == {"device"}
 
 
 def memories(tree) -> set[str]:
