@@ -1,14 +1,13 @@
 """From the ConfigDict of a config file to a frozen dataclass, with every key, type and range checked."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.errors import UserError, short, shown
+from srlhfv_jax.errors import UserError, nearest, short, shown
 
 Settings = TypeVar("Settings")
 
@@ -23,16 +22,25 @@ def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Set
     hints = {field.name: types_of[field.name] for field in dataclasses.fields(kind)}
     for key in config.keys():
         if key not in hints:
-            raise UserError(f"unknown config key {path}.{short(key)}; {_nearest(key, hints)}")
+            raise UserError(f"unknown config key {path}.{short(key)}; {nearest(key, hints) or 'no keys are known here'}")
     missing = [key for key in hints if key not in config]
     if missing:
         raise UserError(f"config key {path}.{missing[0]} is missing ({hints[missing[0]]}): add it to the config file")
     return kind(**{key: _value(hint, config[key], f"{path}.{key}") for key, hint in hints.items()})
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
-    return f"did you mean {close[0]!r}?" if close else "no keys are known here"
+def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    return found
+
+
+def key_hint(config: ConfigDict, section: ConfigDict, name: str) -> str:
+    """The end of a message about a key that `section` does not have: where it stands in `config`, else the nearest one."""
+    elsewhere = [f"config.{key}" for key in flattened(config) if key.endswith(f".{name}")]
+    return f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, section.keys())
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ from srlhfv_jax.config.base import value_at
 from srlhfv_jax.config.comments import comments
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.stage import GUARD
+from srlhfv_jax.parsing import flattened
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
 from srlhfv_jax.supervised.stages import COST, REWARD, SCORES, SFT
 
@@ -67,7 +68,7 @@ def test_help_of_a_stage_lists_what_is_needed_presets_an_example_and_every_setti
     assert {"default", "tiny", "llava15_7b_adapters"} <= found.keys()
     for preset, first in found.items():
         assert f"\n  {name}.py:{preset} " in said and len(first) > 10
-    for key, value in flags.flattened(flags.load(f"{name}.py")).items():
+    for key, value in flattened(flags.load(f"{name}.py")).items():
         assert f"\n  --config.{key}=" in said
         if isinstance(value, (int, float)):
             assert f"\n  --config.{key}={value}" in said
@@ -126,3 +127,18 @@ def test_env_says_versions_devices_mesh_and_variables():
 def test_help_of_the_stages_without_a_guard_needs_no_jax():
     code = "import sys; from srlhfv_jax.cli.main import main\ntry: main(['ppo_lag', '--help'])\nexcept SystemExit: sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_plan_speaks_of_itself_though_its_config_is_that_of_ppo_lag(capsys):
+    assert help_of(capsys, "plan", "--help").startswith("usage: srlhfv plan")
+    assert main.main(["plan", "--topolgy=v5e:2x2"]) == 2
+    assert "srlhfv plan has no flag --topolgy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key, hint",
+    [("learning_rate", "config.optimizer.learning_rate"), ("data.rank", "config.lora.rank"), ("stepz", "'steps'")],
+)
+def test_a_key_in_the_wrong_section_is_told_where_it_is(key, hint, capsys):
+    assert main.main(["sft", "--workdir=w", f"--config.{key}=1"]) == 2
+    assert f"unknown config key config.{key}; did you mean {hint}?" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from srlhfv_jax.data.tfds import look_before_you_answer
 from srlhfv_jax.guard.service import server
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import host_cpu, hosts
+from srlhfv_jax.parsing import flattened
 from srlhfv_jax.plan import topology
 from srlhfv_jax.runs import checkpoints
 
@@ -162,7 +163,7 @@ def test_every_named_file_exists(file):
 def test_every_named_setting_exists(file):
     """`config.section.key` in text; those of commands are read by `test_every_command_parses`."""
     stages = ("sft", "scores", "guard", "ppo_lag", "evaluate", "quickstart")
-    known = {key for stage in stages for key in flags.flattened(flags.load(f"{stage}.py"))}
+    known = {key for stage in stages for key in flattened(flags.load(f"{stage}.py"))}
     known |= {key.rpartition(".")[0] for key in known}  # a section
     named = re.findall(r"`(?:--)?config\.([a-z0-9_.]*[a-z0-9_])", FENCE.sub("", file.read_text()))
     assert set(named) <= known | {"json", "x"}  # config.json; config.x of a message

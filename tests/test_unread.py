@@ -1,5 +1,7 @@
 """A setting that nothing reads in the mode that others choose is refused, not ignored."""
 
+import functools
+
 import pytest
 
 from srlhfv_jax.cli import flags
@@ -58,7 +60,11 @@ def test_a_setting_given_that_nothing_reads_is_refused(command, arguments, ignor
     ],
 )
 def test_what_is_read_may_be_given(command, arguments):
-    given(command, *(f"--config.{argument}" for argument in arguments))
+    """And is what the settings hold then: what is refused raises."""
+    settings = given(command, *(f"--config.{argument}" for argument in arguments))
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        assert str(functools.reduce(getattr, name.split("."), settings)) == value.strip("'"), name
 
 
 @pytest.mark.parametrize(

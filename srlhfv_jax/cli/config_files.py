@@ -9,7 +9,8 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 import srlhfv_jax.configs
-from srlhfv_jax.errors import UserError, nearest, reason, short, shown
+from srlhfv_jax.errors import UserError, reason, short, shown
+from srlhfv_jax.parsing import key_hint
 
 CONFIGS = Path(srlhfv_jax.configs.__file__).parent
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -50,7 +51,7 @@ def check_key(config: ConfigDict, dotted: str) -> None:
         if not isinstance(here, ConfigDict):
             raise UserError(f"{path} is a single value ({here!r}), it has no key {shown(part)}")
         if part not in here:
-            raise UserError(f"unknown config key {path}.{short(part)}; {nearest(part, here.keys())}")
+            raise UserError(f"unknown config key {path}.{short(part)}; {key_hint(config, here, part)}")
         here, path = here[part], f"{path}.{part}"
     if isinstance(here, ConfigDict):
         raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -17,7 +17,7 @@ from srlhfv_jax.cli import help
 from srlhfv_jax.cli.config_files import CONFIGS, check_key, load, presets
 from srlhfv_jax.config import unread
 from srlhfv_jax.errors import UserError, nearest, reason, short, shown
-from srlhfv_jax.parsing import parse
+from srlhfv_jax.parsing import flattened, parse
 
 Settings = TypeVar("Settings")
 
@@ -53,6 +53,7 @@ def read_with_config(
     *,
     needed: Mapping[str, str] = {},
     example: str = "",
+    configured_as: str = "",
 ) -> tuple[ConfigDict, list[str]]:
     """Parse `argv` into `values` (the command's own flags) and the config that --config and --config.x.y=v describe.
 
@@ -61,8 +62,9 @@ def read_with_config(
     Args:
         kind: the settings that the config is parsed as, which --help describes.
         needed, example: for --help.
+        configured_as: the command whose config file is the default; "": this one.
     """
-    name, rest = _config_argument(command, argv)
+    name, rest = _config_argument(configured_as or command, argv)
     config = load(name)
     section = next((one.partition("=")[2] for one in rest if one in ("--help", "-h") or one.startswith("--help=")), None)
     if section is not None and kind is not None:
@@ -78,14 +80,6 @@ def read_with_config(
     read(values, command, rest, f"{doc}\n\n--config={name}; every value in it can be set with --config.section.key=VALUE.")
     before, after = flattened(load(name)), flattened(values.config)
     return values.config, [key for key in after if after[key] != before[key]]
-
-
-def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flattened(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
-    return found
 
 
 def _help(

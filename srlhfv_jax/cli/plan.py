@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
         "search", False, "try meshes, microbatches and remat; print the cheapest that fits", flag_values=values
     )
     absl_flags.DEFINE_integer("compiled", 6, "with --search: compile at most this many", lower_bound=1, flag_values=values)
-    found, changed = flags.read_with_config("ppo_lag", values, argv, __doc__)
+    found, changed = flags.read_with_config("plan", values, argv, __doc__, configured_as="ppo_lag")
     flags.required(values, "topology")
     settings = parse(stored.kind_of(found, "--config"), found)
     unread.check_changed(settings, changed)
