@@ -7,7 +7,8 @@ literal        text of rows that must not become a special token
 drops          named reasons for which a row is left out
 images         bytes of a picture, from wherever a row points
 pictures       bytes -> patches, as a checkpoint's processor cuts them
-chat           question -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
+chat           conversation -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
+frames         all that a template writes around the texts of a conversation
 tokens         Example -> token ids; every placeholder and length is checked here, before step 0
 guard_rows     rows with severities and categories (`taxonomies`)
 collate        token ids -> the padded arrays of batches.py

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from srlhfv_jax.data import pictures, templates
+from srlhfv_jax.data import frames, pictures, templates
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.frames import QUESTION, Frame, Shape
 from srlhfv_jax.data.literal import Literal, Piece, literal
+from srlhfv_jax.data.rows import Turn
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
 
@@ -30,14 +32,8 @@ REMEMBERED = 1 << 14  # texts: data sets repeat their questions, a policy repeat
 SETTINGS = ("generation_config.json", "config.json")  # beside the tokenizer: the first that is there says when an answer ends
 VISION = re.compile(r"image|img|vision|video|audio|multimodal|row_\d+_col_\d+|^[be]o[ia]_token", re.IGNORECASE)
 
-Kinds = tuple[str, ...]  # of the parts of a message: "image" or "text"
-
-
-class Frame(NamedTuple):
-    """Texts that the template writes around those of a message, and whether it strips them."""
-
-    around: tuple[str, ...]  # before, between and after the texts
-    strips: tuple[tuple[bool, bool], ...]  # of each text: white space on its left, on its right
+SYSTEM = ("system", ("text",))  # a turn's shape
+Parts = list[tuple[str, str]]  # of a turn, as (kind, text): ("image", "") or ("text", ...)
 
 
 class Codec(NamedTuple):
@@ -52,25 +48,34 @@ class Codec(NamedTuple):
     words: frozenset[int]  # stop ids and placeholder that are ordinary words of the vocabulary: texts with them cannot be used
     never_ids: tuple[int, ...]  # no answer has them: vision markers, what opens a turn, begin of sequence, pad, unknown
     literal: Literal
-    frame: Callable[[Kinds], Frame]  # of a user's message, and the opening of the assistant's turn
+    merges_system: bool  # the template has no place for a system turn: its text goes to the front of the first user turn
+    frame: Callable[[Shape], Frame]  # of a conversation that a user's turn ends, and the opening of the assistant's turn
     ids: Callable[[tuple[Piece, ...], bool], Int[np.ndarray, "T"]]  # of a text, with the tokenizer's own additions or without
 
-    def prompt(self, question: str, images: int) -> tuple[Piece, ...]:
+    def prompt(self, question: str, images: int, history: Sequence[Turn] = ()) -> tuple[Piece, ...]:
         """The prompt with ONE placeholder where an image is; `tokens` expands it.
 
+        Args:
+            images: of all turns together.
+            history: the turns before the question.
+
         Raises:
-            Unusable: the question has another number of "<image>" than there are images.
+            Unusable: the turns have another number of "<image>" than there are images.
         """
-        parts = [("text", question)] if self.reader is None else _parts(question, images)
-        frame = self.frame(tuple(kind for kind, _ in parts))
-        texts = (text for kind, text in parts if kind == "text")
-        written = [Piece(_stripped(text, *strips), True) for text, strips in zip(texts, frame.strips, strict=True)]
+        turns = (*history, Turn("user", question))
+        parts = _parts(turns, images) if self.reader is not None else [[("text", turn.text)] for turn in turns]
+        said = [(turn.role, part) for turn, part in zip(turns, parts, strict=True)]
+        if self.merges_system and said[0][0] == "system":
+            said = _merged(said[0][1][0][1], said[1:])
+        frame = self.frame(tuple((role, tuple(kind for kind, _ in part)) for role, part in said))
+        texts = [text for _, part in said for kind, text in part if kind == "text"]
+        written = [Piece(slot.read(texts[slot.text]), True) for slot in frame.slots]
         own = [Piece(text, False) for text in frame.around]
         return tuple(piece for piece in itertools.chain(*itertools.zip_longest(own, written)) if piece is not None)
 
-    def prompt_text(self, question: str, images: int) -> str:
+    def prompt_text(self, question: str, images: int, history: Sequence[Turn] = ()) -> str:
         """`prompt` as one text."""
-        return "".join(piece.text for piece in self.prompt(question, images))
+        return "".join(piece.text for piece in self.prompt(question, images, history))
 
     def spoken(self, ids: Sequence[int]) -> str:
         """The text of an answer, without its end and without special tokens."""
@@ -99,19 +104,13 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         template = tokenizer.chat_template or None
     else:
         raise UserError(f"expected a Hugging Face processor or tokenizer, got {type(processor).__name__}")
-    respelled, render = literal(tokenizer), None
-    if template is not None:
-        trials = [
-            _messages(reader, kinds, False) for kinds in ((("text",),) if reader is None else (("text",), ("image", "text")))
-        ]
-        render = templates.renderer(template, tokenizer.special_tokens_map, trials)
-        render = _either(render) if reader is None else render
-    frame = functools.lru_cache(REMEMBERED)(functools.partial(_frame, render, reader))
-    eos_id, stop_ids = _ends(tokenizer, render, reader, respelled)
+    respelled, render = literal(tokenizer), _render(template, tokenizer, reader)
+    frame = functools.lru_cache(REMEMBERED)(functools.partial(frames.frame, render, reader))
+    eos_id, stop_ids = _ends(tokenizer, frame, respelled)
     # Padding is never read (masks are carried), so any id will do where a tokenizer has none of its own.
     pad_id = eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     never = {tokenizer.bos_token_id, tokenizer.unk_token_id, image_token_id, pad_id} | _vision(tokenizer)
-    never |= {index for text in frame(("text",)).around for index in respelled.found(text)} & respelled.special  # opens a turn
+    never |= {index for text in frame(QUESTION).around for index in respelled.found(text)} & respelled.special  # opens a turn
     ids = functools.lru_cache(REMEMBERED)(functools.partial(_ids, respelled))
     made = Codec(
         tokenizer,
@@ -123,6 +122,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         frozenset({*stop_ids, image_token_id} - {None, *respelled.ids.values()}),
         tuple(sorted(never - {None, *stop_ids})),
         respelled,
+        _merges_system(frame, reader is not None),
         frame,
         ids,
     )
@@ -143,9 +143,33 @@ def _compare(made: Codec) -> None:
         )
 
 
-def _ends(
-    tokenizer: Any, render: templates.Render | None, reader: pictures.Reader | None, respelled: Literal
-) -> tuple[int, tuple[int, ...]]:
+def _render(template: Any, tokenizer: Any, reader: pictures.Reader | None) -> templates.Render:
+    """The template, tried on a question, one with a picture, and a conversation."""
+    if template is None:
+        return frames.without_template(reader, tokenizer.eos_token or "")
+    kinds = (("text",),) if reader is None else (("text",), ("image", "text"))
+    questions = [frames.messages(reader, (("user", one),)) for one in kinds]
+    talk = tuple(turn for one in kinds for turn in (("user", one), ("assistant", ("text",))))
+    talks = [frames.messages(reader, (*first, *talk, *QUESTION)) for first in ((), (SYSTEM,))]
+    render = templates.renderer(template, tokenizer.special_tokens_map, questions, talks)
+    return frames.as_it_reads(render) if reader is None else render
+
+
+def _merges_system(frame: Callable[[Shape], Frame], sees: bool) -> bool:
+    """Whether the template raises at a system turn, or leaves it out, where it takes the same conversation without one."""
+    for kinds in (("text",), ("image", "text"))[: 1 + sees]:
+        try:
+            frame((("user", kinds),))
+        except UserError:  # it takes no such question at all
+            continue
+        try:
+            frame((SYSTEM, ("user", kinds)))
+        except UserError:
+            return True
+    return False
+
+
+def _ends(tokenizer: Any, frame: Callable[[Shape], Frame], respelled: Literal) -> tuple[int, tuple[int, ...]]:
     """Ids that end an answer: the one that is learned, and all that end a sampled one: those of the files, the tokenizer's
     end-of-sequence token, and what the template writes after an assistant's turn.
 
@@ -155,7 +179,7 @@ def _ends(
     stops = {index for index in _declared(tokenizer) if 0 <= index < 1 << 31 and respelled.core.id_to_token(index) is not None}
     stops |= {tokenizer.eos_token_id} - {None}
     try:
-        tail = _frame(render, reader, ("text",), answer=True).around[-1].lstrip()
+        tail = frame(frames.ANSWERED).around[-1].lstrip()
     except UserError:  # a template for questions alone
         tail = ""
     first = respelled.pattern.match(tail)
@@ -200,107 +224,39 @@ def _ids(respelled: Literal, pieces: tuple[Piece, ...], add_special_tokens: bool
     return ids
 
 
-def _parts(question: str, images: int) -> list[tuple[str, str]]:
-    """Images and texts in the order of the question. Data sets written for LLaVA have the mark of their image at either end."""
-    if images == 1 and question.count(MARK) == 1:
-        question = question.removeprefix(MARK).removesuffix(MARK).strip()
-    marks = question.count(MARK)
-    if marks == 0:
-        return [("image", "")] * images + [("text", question)]
-    if marks != images:
+def _parts(turns: Sequence[Turn], images: int) -> list[Parts]:
+    """Images and texts of each turn, in the order of the turn. Without marks, all images come before the first user's text."""
+    marks = sum(turn.text.count(MARK) for turn in turns if turn.role != "system")
+    if marks not in (0, images):
+        where = "question has" if len(turns) == 1 else "turns have"
         raise Unusable(
-            "special_token_in_text", f"the question has {marks} times {MARK} and the row {images} images: {question[:80]!r}"
+            "special_token_in_text", f"the {where} {marks} times {MARK} and the row {images} images: {turns[-1].text[:80]!r}"
         )
+    first = next(number for number, turn in enumerate(turns) if turn.role == "user")
     parts = []
-    for index, text in enumerate(question.split(MARK)):
-        parts += [("image", "")] * (index > 0) + [("text", text)] * bool(text)
+    for number, turn in enumerate(turns):
+        if turn.role == "system" or marks == 0:
+            parts.append([("image", "")] * (images * (number == first)) + [("text", turn.text)])
+        else:
+            parts.append(_split(turn.text))
     return parts
 
 
-# What stands for a text while the template is rendered, and white space around it that shows what is stripped.
-WORD, LEFT, RIGHT = "Users{}Words", "\t", "\n"
+def _split(text: str) -> Parts:
+    """Images and texts in the order of a turn. Data sets written for LLaVA have the mark of their image at either end."""
+    if text.count(MARK) == 1:
+        text = text.removeprefix(MARK).removesuffix(MARK).strip()
+        if MARK not in text:
+            return [("image", ""), ("text", text)]
+    parts = []
+    for index, words in enumerate(text.split(MARK)):
+        parts += [("image", "")] * (index > 0) + [("text", words)] * bool(words)
+    return parts
 
 
-def _frame(render: templates.Render | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool = False) -> Frame:
-    """Texts that the template writes around a message of these parts.
-
-    Args:
-        render: the chat template; None: the fallback text.
-        answer: an assistant's turn of one text follows, and its end; otherwise the opening of such a turn.
-
-    Raises:
-        UserError: the template does not write each text once, as it is.
-    """
-    slots = kinds.count("text") + answer
-    around, padded = (_around(_rendered(render, reader, kinds, answer, *pads), slots) for pads in (("", ""), (LEFT, RIGHT)))
-    lefts, rights = [], []  # of each text: whether the template strips it there
-    for place, (bare, wide) in enumerate(zip(around, padded, strict=True)):
-        kept = [(right, left) for right in (RIGHT, "") for left in (LEFT, "") if wide == right + bare + left]
-        if not kept:
-            raise UserError(f"{ALTERED}: {wide[:80]!r} where {bare[:80]!r} was expected")
-        rights += [not kept[0][0]] * (place > 0)
-        lefts += [not kept[0][1]] * (place < slots)
-    return Frame(around, tuple(zip(lefts, rights, strict=True)))
-
-
-def _around(rendered: str, slots: int) -> tuple[str, ...]:
-    """The text before, between and after the words that stand for texts."""
-    around, rest = [], rendered
-    for slot in range(slots):
-        before, *after = rest.split(WORD.format(slot))
-        if len(after) != 1:
-            raise UserError(f"{ALTERED}: {rendered[:80]!r}")
-        around.append(before)
-        rest = after[0]
-    return (*around, rest)
-
-
-ALTERED = "expected a chat template that writes every text of a message once, in order and as it is; it writes"
-
-
-def _rendered(
-    render: templates.Render | None, reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str, right: str
-) -> str:
-    """The template's text, with a word for each text of the message and of the answer."""
-    messages = _messages(reader, kinds, answer, left, right)
-    if render is not None:
-        return render(messages, not answer)
-    # LLaVA-1.5's format, which also serves a tokenizer without a template of its own
-    content, *said = (message["content"] for message in messages)
-    if reader is None:
-        flat = content
-    else:
-        flat = "".join(part.get("text", f"{reader.written}\n") for part in content)
-    return f"USER: {flat} ASSISTANT:" + "".join(f" {text if reader is None else text[0]['text']}" for text in said)
-
-
-def _either(render: templates.Render) -> templates.Render:
-    """Message content for a text-only checkpoint: most templates expect strings, those that came from a processor lists of parts."""
-
-    def rendered(messages: templates.Messages, opens_answer: bool) -> str:
-        text = render(messages, opens_answer)
-        if all(message["content"].strip() in text for message in messages):
-            return text
-        parts = ([{"type": "text", "text": message["content"]}] for message in messages)
-        return render([message | {"content": part} for message, part in zip(messages, parts)], opens_answer)
-
-    return rendered
-
-
-def _messages(
-    reader: pictures.Reader | None, kinds: Kinds, answer: bool, left: str = "", right: str = ""
-) -> list[dict[str, Any]]:
-    """A user's message of these parts, and the assistant's answer, with a word for each text."""
-    words = (left + WORD.format(slot) + right for slot in itertools.count())
-    content = [{"type": "text", "text": next(words)} if kind == "text" else {"type": "image"} for kind in kinds]
-    messages = [{"role": "user", "content": content}]
-    if answer:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": next(words)}]})
-    if reader is None:
-        messages = [message | {"content": message["content"][0]["text"]} for message in messages]
-    return messages
-
-
-def _stripped(text: str, left: bool, right: bool) -> str:
-    text = text.lstrip() if left else text
-    return text.rstrip() if right else text
+def _merged(system: str, said: list[tuple[str, Parts]]) -> list[tuple[str, Parts]]:
+    """The conversation with the system's text at the front of the first user's."""
+    (role, parts), *rest = said
+    place = next((place for place, (kind, _) in enumerate(parts) if kind == "text"), len(parts))
+    text = "".join(text for _, text in parts[place : place + 1])
+    return [(role, [*parts[:place], ("text", f"{system}\n\n{text}"), *parts[place + 1 :]]), *rest]

@@ -16,6 +16,8 @@ REASONS = {
     "image_not_here": "the image cell is the address of a picture, and none is downloaded",
     "broken_text": "a text holds half of a surrogate pair, which is no character",
     "empty_question": "the question has no text",
+    "bad_turns": "the turns are not a system turn or none, then user and assistant by turns, with a user's turn last",
+    "empty_turn": "a turn before the question has no text",
     "empty_response": "a response has no text, or no tokens",
     "identical_responses": "both responses of the pair are the same",
     "contradictory_safety": "the safer response is labelled unsafe while the other one is labelled safe",

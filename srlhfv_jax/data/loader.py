@@ -193,7 +193,8 @@ def digest(prepared: Prepared) -> str:
     found = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
-        found.update(content(row) + repr((tuple(told), prepared.labels[row.row])).encode())
+        told = tuple(value for name, value in zip(told._fields, told) if name != "history")  # the prompt's ids have it
+        found.update(content(row) + repr((told, prepared.labels[row.row])).encode())
     return found.hexdigest()
 
 

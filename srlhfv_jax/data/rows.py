@@ -9,7 +9,8 @@ Five layouts are recognised by their columns:
                        levels 0..3
     beavertails        PKU-Alignment/BeaverTails: prompt, response, is_safe, category (a table of 14 flags); text-only
     plain              question (or prompt); optionally image or images, response or responses, and our own labels chosen,
-                       safer (0/1), unsafe, severity (one per response)
+                       safer (0/1), unsafe, severity (one per response); `history`, the turns before the question, as a list of
+                       {"role", "content"}
 
 In every layout a column of our own, `harmful` (yes or no), may say whether answering the question would do harm.
 
@@ -42,7 +43,7 @@ _USED = {  # columns that a reader takes apart; it leaves all others in `meta`
     "pku_saferlhf": {"image", "prompt", "better_response_id", "safer_response_id"}
     | {f"{a}response_{k}{b}" for k in (0, 1) for a, b in (("", ""), ("is_", "_safe"), ("", "_severity_level"))},
     "beavertails": {"image", "prompt", "response", "is_safe"},
-    "plain": {"image", "images", "response", "responses", *_PLAIN_LABELS},
+    "plain": {"image", "images", "response", "responses", "history", *_PLAIN_LABELS},
 }
 # Read besides, or columns of the published sets that are left in `meta` on purpose.
 _KNOWN = re.compile("images|harmful|category|image_severity|response_[012]_(from|helpful_rate|source|sha256|harm_category)")
@@ -56,19 +57,30 @@ _TELLING = frozenset(
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)|data:image", re.IGNORECASE)
 
 
+ROLES = ("system", "user", "assistant")
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation before its last question."""
+
+    role: str  # of ROLES
+    text: str  # "<image>" in a user's or assistant's turn marks a picture's place
+
+
 class Prompt(NamedTuple):
     """Pictures and a question, for a policy to answer or a guard to judge."""
 
-    images: tuple[bytes, ...]  # encoded pictures; none = text-only
-    question: str
+    images: tuple[bytes, ...]  # encoded pictures, of all turns in their order; none = text-only
+    question: str  # the last user turn
+    history: tuple[Turn, ...] = ()  # the turns before it
 
 
 class Example(NamedTuple):
     """One row, whatever data set it came from. Cost > 0 means unsafe, here and everywhere."""
 
-    images: tuple[bytes, ...]  # encoded pictures; none = text-only
-    question: str
-    responses: tuple[str, ...]  # none: a prompt; 1: a supervised row; 2: a pair
+    images: tuple[bytes, ...]  # encoded pictures, of all turns in their order; none = text-only
+    question: str  # the last user turn
+    responses: tuple[str, ...]  # to the question. None: a prompt; 1: a supervised row; 2: a pair
     chosen: int | None = None  # index of the more helpful response; None = not labelled, or a tie
     safer: int | None = None  # index of the safer response; None = not labelled, or a tie
     helpful_tie: bool = False
@@ -78,6 +90,7 @@ class Example(NamedTuple):
     categories: tuple[tuple[str, ...] | None, ...] = ()  # harm categories, one tuple per response; None = not labelled
     harmful: bool | None = None  # would answering the question do harm; None = not labelled
     meta: Mapping[str, str] = {}  # all other scalar columns, as text
+    history: tuple[Turn, ...] = ()  # turns before the question: maybe a system turn, then user and assistant by turns
 
 
 def detect(columns: Iterable[str]) -> str:
@@ -237,6 +250,7 @@ def _plain(row: Row, read_image: ReadImage) -> Example:
         categories=tuple(labels.category(row, flag) for flag in flags),
         harmful=labels.flag(row, "harmful"),
         meta=_meta(row, _USED["plain"] | {question}),
+        history=_history(row),
     )
 
 
@@ -250,8 +264,36 @@ _READERS = {
 LAYOUTS = tuple(_READERS)
 
 
+def check_turns(history: Sequence[Turn]) -> None:
+    """Check the order of the turns before a question: at most one system turn, which is the first; then a user's and an assistant's
+    by turns.
+
+    Raises:
+        Unusable: they are in another order, or one is empty.
+    """
+    talk = history[1:] if history and history[0].role == "system" else history
+    for number, turn in enumerate(history):
+        if turn.role not in ROLES:
+            raise Unusable("bad_turns", f"turn {number} has the role {shown(turn.role)}: expected one of {', '.join(ROLES)}")
+        if not turn.text.strip():
+            raise Unusable("empty_turn", f"turn {number} ({turn.role}) is empty")
+    if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(talk)) or len(talk) % 2:
+        roles = ", ".join(turn.role for turn in history[:12])
+        raise Unusable(
+            "bad_turns", f"the turns before the question are {roles}: expected a system turn or none, then user, assistant, ..."
+        )
+
+
+def _history(row: Row) -> tuple[Turn, ...]:
+    turns = labels.cells(row, "history")
+    if not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in turns):
+        raise Unusable("bad_turns", f"history must be a list of turns, each with role and content, got {shown(turns)}")
+    return tuple(Turn(turn["role"], _clean(turn.get("content"), "a turn's content")) for turn in turns)
+
+
 def _check(example: Example) -> None:
     """Check what must hold in every layout."""
+    check_turns(example.history)
     if not example.question:
         raise Unusable("empty_question", "the question is empty")
     if not all(example.responses):

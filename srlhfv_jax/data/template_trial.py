@@ -42,13 +42,23 @@ def main() -> None:
     try:
         template = env.from_string(given["template"])
         for variables in given["renderings"]:
-            length = 0
-            for piece in template.generate(**variables):
-                length += len(piece)
-                if length > CHARACTERS:
-                    sys.exit(TOO_LONG)
+            render(template, variables)
     except MemoryError:
         sys.exit(TOO_LONG)
+    except Exception:
+        pass  # it is no template
+
+
+def render(template, variables) -> None:
+    """End with the exit code, or in whatever way the template ends."""
+    length = 0
+    try:
+        for piece in template.generate(**variables):
+            length += len(piece)
+            if length > CHARACTERS:
+                sys.exit(TOO_LONG)
+    except MemoryError:
+        raise
     except Exception:
         pass  # it ended
 

@@ -23,11 +23,12 @@ Messages = list[dict[str, Any]]
 Render = Callable[[Messages, bool], str]  # the second: up to the opening of the assistant's turn, instead of without it
 
 
-def renderer(template: Any, special_tokens: dict[str, Any], trials: list[Messages]) -> Render:
+def renderer(template: Any, special_tokens: dict[str, Any], trials: list[Messages], refusable: list[Messages]) -> Render:
     """A function that renders conversations by a processor's or tokenizer's own template.
 
     Args:
-        trials: conversations of each kind that it will be given.
+        trials: conversations that it must render.
+        refusable: conversations of the other kinds that it will be given; it may raise at them.
 
     Raises:
         UserError: it is no template, does not end, or raises; then also when it renders others.
@@ -44,7 +45,7 @@ def renderer(template: Any, special_tokens: dict[str, Any], trials: list[Message
         with _one_line():
             return compiled.render(**variables(messages, opens_answer), strftime_now=lambda how: DATE.strftime(how))
 
-    _ends(template, json.dumps([variables(messages, True) for messages in trials]))
+    _ends(template, json.dumps([variables(messages, True) for messages in [*trials, *refusable]]))
     with _one_line():
         compiled = _compile_jinja_template(template)
     compiled.environment.filters.pop("random", None)  # prompts are the same in every run

@@ -17,7 +17,7 @@ from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.literal import Piece
 from srlhfv_jax.data.pictures import Layout, Reader
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 
 Ids = Int[np.ndarray, "R"]
@@ -49,7 +49,7 @@ def encode(
     if example.images and codec.reader is None:
         raise Unusable("no_vision", "the row has an image and the checkpoint has no image processor")
     layouts = tuple(_layout(codec, image) for image in example.images)
-    prompt = prompt_ids(codec, example.question, layouts)
+    prompt = prompt_ids(codec, example.question, layouts, example.history)
     if len(prompt) == 0:
         raise Unusable("empty_question", f"no tokens in {example.question[:60]!r}")
     if len(prompt) > prompt_length:
@@ -64,13 +64,16 @@ def encode(
     return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, example._replace(images=()), digests, layouts)
 
 
-def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout]) -> Ids:
+def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn] = ()) -> Ids:
     """Ids of the whole prompt, with one placeholder for each feature of its images.
 
+    Args:
+        history: the turns before the question.
+
     Raises:
-        Unusable: the question is no text, or cannot be told from what the template writes.
+        Unusable: a turn is no text, or cannot be told from what the template writes.
     """
-    pieces = codec.prompt(question, len(layouts))
+    pieces = codec.prompt(question, len(layouts), history)
     if codec.reader is not None:
         pieces = _expanded(codec.reader, pieces, layouts)
     first, last, names = pieces[0], pieces[-1], codec.tokenizer
