@@ -4,6 +4,8 @@ import difflib
 import errno
 import os
 import re
+import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -76,6 +78,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def saved_traceback(error: BaseException) -> str:
+    """Save the traceback of an error that nobody expected; the end of its message, which names the file for a report.
+
+    The traceback itself is that end where no file can be written.
+    """
+    text = public("".join(traceback.format_exception(error)))
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="srlhfv-", suffix=".txt", delete=False, errors="replace") as file:
+            file.write(text)
+    except OSError:
+        return f"\n{text}"
+    return f" (this is a fault of srlhfv: please report it with {file.name})"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -37,6 +37,19 @@ def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def check_key(config: ConfigDict, dotted: str) -> None:
+    """Raise UserError unless `dotted` names a value of `config`."""
+    here, path = config, "config"
+    for part in dotted.split("."):
+        if not isinstance(here, ConfigDict):
+            raise UserError(f"{path} is a single value ({here!r}), it has no key {shown(part)}")
+        if part not in here:
+            raise UserError(f"unknown config key {path}.{short(part)}; {key_hint(config, here, part)}")
+        here, path = here[part], f"{path}.{part}"
+    if isinstance(here, ConfigDict):
+        raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
+
+
 def key_hint(config: ConfigDict, section: ConfigDict, name: str) -> str:
     """The end of a message about a key that `section` does not have: where it stands in `config`, else the nearest one."""
     elsewhere = [f"config.{key}" for key in flattened(config) if key.endswith(f".{name}")]

@@ -5,6 +5,7 @@ Off: advice that users of srlhfv cannot follow, such as "PyTorch was not found" 
 """
 
 import os
+import sys
 from collections.abc import MutableMapping
 
 VERBOSE = "SRLHFV_VERBOSE"
@@ -28,3 +29,9 @@ def silence(environment: MutableMapping[str, str] = os.environ) -> None:
     if not verbose(environment):
         for name, value in SILENT.items():
             environment.setdefault(name, value)
+
+
+def unraisable(event) -> None:
+    """Hook for errors that C++ cannot raise: after a save that failed, which is raised elsewhere, it calls back into event loops that are gone."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)

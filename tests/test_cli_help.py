@@ -107,7 +107,7 @@ def test_a_model_of_its_own_has_one_head(stage, heads):
 
 def test_every_command_can_be_loaded_and_has_a_summary():
     for name, command in commands.COMMANDS.items():
-        assert callable(command.load()) and command.summary, name
+        assert callable(command.main) and command.summary, name
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -2,8 +2,9 @@
 
     commands     the table of commands
     stage        every stage that trains, by the record of its room
-    flags        reading flags, --config and its overrides
-    config_files finding config files and their presets
+    flags        settings of a command: --config and its overrides
+    switches     reading a command's own flags
+    config_files config files: named, found, their presets
     help         --help of a command with a config
     define       defining a command's own flags, one a line
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import flags
+from srlhfv_jax.cli import flags, switches
+from srlhfv_jax.cli.help import About
 from srlhfv_jax.config import EvaluateConfig, unread
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.runs.stage import given
@@ -22,10 +23,10 @@ from srlhfv_jax.runs.stage import given
 def main(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", None, "folder to write to; an interrupted run goes on there", flag_values=values)
-    found, changed = flags.read_with_config("benchmark", values, argv, __doc__, EvaluateConfig)
-    settings = parse(EvaluateConfig, found)
+    config, changed = flags.read_with_config(About("benchmark", __doc__, EvaluateConfig), values, argv)
+    settings = parse(EvaluateConfig, config)
     unread.check_changed(settings, changed)
-    flags.required(values, "workdir")
+    switches.required(values, "workdir")
     given(settings.policies, "config.policies", "name=path,name=path; a path is a checkpoint or a .jsonl file of answers")
     given(settings.root, "config.root", "the folder that holds one folder for each benchmark")
     from srlhfv_jax.evaluation import run_suites

@@ -1,124 +1,45 @@
-"""Every command: what `srlhfv --help` says of it, and the function that runs it, imported when it is called."""
+"""Every command: what `srlhfv --help` says of it, and the function that runs it."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-Main = Callable[[list[str]], None]  # takes the arguments after the command's name
+from srlhfv_jax.cli import benchmark, data, env, evaluate, export, generate, moderate, plan, quickstart, report, serve, stage
+from srlhfv_jax.ppo_lag.stage import PPO_LAG
+from srlhfv_jax.supervised.stages import COST, REWARD, SCORES, SFT
 
 
 class Command(NamedTuple):
     """One word after `srlhfv`."""
 
     summary: str
-    load: Callable[[], Main]
+    main: Callable[[list[str]], None]  # takes the arguments after the command's name
 
 
-def _quickstart() -> Main:
-    from srlhfv_jax.cli import quickstart
+def _guard(argv: list[str]) -> None:
+    from srlhfv_jax.guard.stage import GUARD  # with its room, which needs jax
 
-    return quickstart.main
-
-
-def _data() -> Main:
-    from srlhfv_jax.cli import data
-
-    return data.main
-
-
-def _supervised(name: str) -> Main:
-    from srlhfv_jax.cli import stage
-    from srlhfv_jax.supervised import stages
-
-    return partial(stage.main, {"sft": stages.SFT, "scores": stages.SCORES, "reward": stages.REWARD, "cost": stages.COST}[name])
-
-
-def _guard() -> Main:
-    from srlhfv_jax.cli import stage
-    from srlhfv_jax.guard.stage import GUARD
-
-    return partial(stage.main, GUARD)
-
-
-def _ppo_lag() -> Main:
-    from srlhfv_jax.cli import stage
-    from srlhfv_jax.ppo_lag.stage import PPO_LAG
-
-    return partial(stage.main, PPO_LAG)
-
-
-def _plan() -> Main:
-    from srlhfv_jax.cli import plan
-
-    return plan.main
-
-
-def _generate() -> Main:
-    from srlhfv_jax.cli import generate
-
-    return generate.main
-
-
-def _moderate() -> Main:
-    from srlhfv_jax.cli import moderate
-
-    return moderate.main
-
-
-def _serve() -> Main:
-    from srlhfv_jax.cli import serve
-
-    return serve.main
-
-
-def _evaluate() -> Main:
-    from srlhfv_jax.cli import evaluate
-
-    return evaluate.main
-
-
-def _benchmark() -> Main:
-    from srlhfv_jax.cli import benchmark
-
-    return benchmark.main
-
-
-def _report() -> Main:
-    from srlhfv_jax.cli import report
-
-    return report.main
-
-
-def _export() -> Main:
-    from srlhfv_jax.cli import export
-
-    return export.main
-
-
-def _env() -> Main:
-    from srlhfv_jax.cli import env
-
-    return env.main
+    stage.main(GUARD, argv)
 
 
 COMMANDS = {
-    "quickstart": Command("the whole pipeline on the embedded task, on a CPU, with a report at the end", _quickstart),
-    "data": Command("prepare or inspect a data set: layout, rows, drops by reason, lengths", _data),
-    "sft": Command("supervised fine-tuning", partial(_supervised, "sft")),
-    "scores": Command("reward and cost heads on one backbone from dual preferences", partial(_supervised, "scores")),
-    "reward": Command("a reward model of its own", partial(_supervised, "reward")),
-    "cost": Command("a cost model of its own", partial(_supervised, "cost")),
+    "quickstart": Command("the whole pipeline on the embedded task, on a CPU, with a report at the end", quickstart.main),
+    "data": Command("prepare or inspect a data set: layout, rows, drops by reason, lengths", data.main),
+    "sft": Command("supervised fine-tuning", partial(stage.main, SFT)),
+    "scores": Command("reward and cost heads on one backbone from dual preferences", partial(stage.main, SCORES)),
+    "reward": Command("a reward model of its own", partial(stage.main, REWARD)),
+    "cost": Command("a cost model of its own", partial(stage.main, COST)),
     "guard": Command("a guard: severity and categories of harm, of questions and of answers", _guard),
-    "ppo_lag": Command("PPO-Lagrangian: more helpful, with the cost under a budget", _ppo_lag),
-    "plan": Command("memory of a run on a TPU slice, before it is paid for", _plan),
+    "ppo_lag": Command("PPO-Lagrangian: more helpful, with the cost under a budget", partial(stage.main, PPO_LAG)),
+    "plan": Command("memory of a run on a TPU slice, before it is paid for", plan.main),
     "generate": Command(
-        "a policy's answer to one prompt, or to every row of a data set; under a guard if one is given", _generate
+        "a policy's answer to one prompt, or to every row of a data set; under a guard if one is given", generate.main
     ),
-    "moderate": Command("what a guard says of a question, or of an answer to it", _moderate),
-    "serve": Command("a guard, and a policy under it, as an HTTP service", _serve),
-    "evaluate": Command("compare policies by oracle or by reward and cost models", _evaluate),
-    "benchmark": Command("policies on local copies of published safety benchmarks", _benchmark),
-    "report": Command("one self-contained report.html of a workdir", _report),
-    "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", _export),
-    "env": Command("versions, devices and git, for a bug report", _env),
+    "moderate": Command("what a guard says of a question, or of an answer to it", moderate.main),
+    "serve": Command("a guard, and a policy under it, as an HTTP service", serve.main),
+    "evaluate": Command("compare policies by oracle or by reward and cost models", evaluate.main),
+    "benchmark": Command("policies on local copies of published safety benchmarks", benchmark.main),
+    "report": Command("one self-contained report.html of a workdir", report.main),
+    "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),
+    "env": Command("versions, devices and git, for a bug report", env.main),
 }

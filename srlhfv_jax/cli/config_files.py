@@ -1,4 +1,4 @@
-"""Config files: found by name, run, and asked for a preset."""
+"""Config files: named by --config, found, run, and asked for a preset."""
 
 import importlib.util
 import os.path
@@ -9,12 +9,26 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 import srlhfv_jax.configs
-from srlhfv_jax.errors import UserError, reason, short, shown
-from srlhfv_jax.parsing import key_hint
+from srlhfv_jax.errors import UserError, reason, short
 
 CONFIGS = Path(srlhfv_jax.configs.__file__).parent
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 NO_CONFIGS = ("sections", "recipes")  # files there that only others import
+
+
+def argument(command: str, argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config (the last one counts; else the file of this command), and the other arguments."""
+    name, rest, words = str(CONFIGS / f"{command}.py"), [], iter(argv)
+    for word in words:
+        if word in ("--config", "-config"):
+            name = next(words, "")
+        elif word.startswith(("--config=", "-config=")):
+            name = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if not name:
+        raise UserError("--config needs a value: FILE.py or FILE.py:ARG")
+    return name, rest
 
 
 def load(name: str) -> ConfigDict:
@@ -23,14 +37,12 @@ def load(name: str) -> ConfigDict:
     Raises:
         UserError: no such file, or one that does not make a config.
     """
-    path = _path(name)
-    module, colon, preset = _module(path), *name.partition(":")[1:]
+    path, (_, colon, preset) = _path(name), name.partition(":")
+    module = _module(path)
+    if "get_config" not in vars(module):
+        raise UserError(f"{path} has no function get_config: it must return a ConfigDict")
     try:
-        get_config = module.get_config
-    except AttributeError as error:
-        raise UserError(f"{path} has no function get_config: it must return a ConfigDict") from error
-    try:
-        config = get_config(preset) if colon else get_config()
+        config = module.get_config(preset) if colon else module.get_config()
     except TypeError as error:
         raise UserError(f"{path}: {reason(error)}") from error
     if not isinstance(config, ConfigDict):
@@ -42,19 +54,6 @@ def presets(name: str) -> dict[str, str]:
     """Preset -> the first sentence of its docstring, where the file of "file.py:preset" has a table PRESETS."""
     table = vars(_module(_path(name))).get("PRESETS", {})
     return {preset: SENTENCE_END.split(" ".join((make.__doc__ or "").split()))[0] for preset, make in table.items()}
-
-
-def check_key(config: ConfigDict, dotted: str) -> None:
-    """Raise UserError unless `dotted` names a value of `config`."""
-    here, path = config, "config"
-    for part in dotted.split("."):
-        if not isinstance(here, ConfigDict):
-            raise UserError(f"{path} is a single value ({here!r}), it has no key {shown(part)}")
-        if part not in here:
-            raise UserError(f"unknown config key {path}.{short(part)}; {key_hint(config, here, part)}")
-        here, path = here[part], f"{path}.{part}"
-    if isinstance(here, ConfigDict):
-        raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
 
 
 def _path(name: str) -> Path:

@@ -8,8 +8,8 @@
 
 from pathlib import Path
 
-from srlhfv_jax.cli import define, flags
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.cli import define, switches
+from srlhfv_jax.errors import UserError, nearest
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
         return
     uses = {"inspect": _inspect, "prepare": _prepare}
     if argv[0] not in uses:
-        raise UserError(f"srlhfv data takes prepare or inspect, got {argv[0]!r}; {flags.nearest(argv[0], uses)}")
+        raise UserError(f"srlhfv data takes prepare or inspect, got {argv[0]!r}; {nearest(argv[0], uses)}")
     workdir, numbers = uses[argv[0]](argv[1:])
     if workdir:
         from srlhfv_jax.training.metrics import write_result
@@ -38,8 +38,8 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     command.whole("samples", 3, "rows to print")
     command.text("workdir", "", "write the numbers to WORKDIR/result.json")
     values = command.values
-    flags.read(values, "data inspect", argv, __doc__)
-    flags.required(values, "path")
+    switches.read(values, "data inspect", argv, __doc__)
+    switches.required(values, "path")
     from srlhfv_jax.data import inspection, loader
     from srlhfv_jax.hf.load import load_config_and_processor
 
@@ -56,13 +56,13 @@ def _prepare(argv: list[str]) -> tuple[str, dict]:
     command.text("name", "", "data set to write, as above; empty: the layout of the source")
     command.text("source", "", "downloaded .parquet or .jsonl files, or their folder")
     command.text("target", None, "folder to write below")
-    command.whole("seed", 0, "of look_before_you_answer", most=flags.SEEDS)
+    command.whole("seed", 0, "of look_before_you_answer", most=define.SEEDS)
     command.whole("count", 4000, "training rows of look_before_you_answer", 1)
     command.switch("overwrite", False, "replace what is there")
     command.text("workdir", "", "write the numbers to WORKDIR/result.json")
     values = command.values
-    flags.read(values, "data prepare", argv, __doc__)
-    flags.required(values, "target")
+    switches.read(values, "data prepare", argv, __doc__)
+    switches.required(values, "target")
     from srlhfv_jax.data import inspection
     from srlhfv_jax.data.tfds import prepare
 

@@ -5,9 +5,9 @@ from typing import NamedTuple, TypeVar
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli.flags import SEEDS
-
 Settings = TypeVar("Settings")
+
+SEEDS = 2**31 - 1  # the largest seed, as in config.Seed
 
 
 class Define(NamedTuple):

@@ -2,12 +2,12 @@
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import flags
+from srlhfv_jax.cli import switches
 from srlhfv_jax.parallel import host_cpu
 
 
 def main(argv: list[str]) -> None:
-    flags.read(absl_flags.FlagValues(), "env", argv, __doc__)
+    switches.read(absl_flags.FlagValues(), "env", argv, __doc__)
     host_cpu.prepare()
     from srlhfv_jax.runs import environment
 

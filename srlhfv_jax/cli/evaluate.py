@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import benchmark, define, flags
+from srlhfv_jax.cli import benchmark, define, switches
 from srlhfv_jax.parallel import host_cpu
 
 
@@ -27,11 +27,11 @@ def main(argv: list[str]) -> None:
         benchmark.main(argv)
         return
     values = _flags()
-    flags.read(values, "evaluate", argv, __doc__)
+    switches.read(values, "evaluate", argv, __doc__)
     host_cpu.prepare()
-    flags.required(values, "workdir")
+    switches.required(values, "workdir")
     if values.policies or not values.pairs:
-        flags.required(values, "policies", "data")
+        switches.required(values, "policies", "data")
     from srlhfv_jax.evaluation import compare_policies
     from srlhfv_jax.runs import run
 

@@ -7,7 +7,7 @@ takes the newest checkpoint, as it is: an adapter stays one, and a guard's thres
 
 from pathlib import Path
 
-from srlhfv_jax.cli import define, flags
+from srlhfv_jax.cli import define, switches
 
 
 def main(argv: list[str]) -> None:
@@ -17,8 +17,8 @@ def main(argv: list[str]) -> None:
     command.choice("dtype", "float32", ["float32", "bfloat16"], "dtype of the written tensors")
     command.real("shard_gb", 5.0, "largest file, in GB", 0.001)
     values = command.values
-    flags.read(values, "export", argv, __doc__)
-    flags.required(values, "workdir", "out")
+    switches.read(values, "export", argv, __doc__)
+    switches.required(values, "workdir", "out")
     from srlhfv_jax.guard import train
     from srlhfv_jax.runs.rewrite import rewrite
 

@@ -15,19 +15,19 @@ import json
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import define, flags
+from srlhfv_jax.cli import define, switches
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import host_cpu
 
 
 def main(argv: list[str]) -> None:
     values = _flags()
-    flags.read(values, "generate", argv, __doc__)
-    flags.required(values, "policy")
+    switches.read(values, "generate", argv, __doc__)
+    switches.required(values, "policy")
     if (values.prompt is None) == (values.data is None):
         raise UserError("srlhfv generate needs either --prompt (and --image), or --data and --out")
     if values.data is not None:
-        flags.required(values, "out")
+        switches.required(values, "out")
     host_cpu.prepare()
     from srlhfv_jax.guard import generate
 

@@ -1,105 +1,58 @@
 """Help of a command with a config: keys that must be given, presets, an example, every setting with its comment."""
 
-import dataclasses
-import textwrap
-import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
+from absl import flags
 from ml_collections import ConfigDict
 
-from srlhfv_jax.config import TRAINED
-from srlhfv_jax.config.comments import comments
-from srlhfv_jax.config.ranges import OneOf
+from srlhfv_jax.cli import switches
+from srlhfv_jax.cli.config_files import presets
+from srlhfv_jax.config.listing import Section, line, sections, show
 from srlhfv_jax.errors import UserError, nearest
 
-WIDTH, COLUMN = 120, 46  # characters of a line, and those before a comment
-TOP = "top"  # the section of settings that are in none
+
+class About(NamedTuple):
+    """A command with a config, as its help describes it."""
+
+    command: str
+    text: str
+    kind: type | None = None  # the settings that the config is parsed as; None: help says nothing of them
+    needed: Mapping[str, str] = {}  # flag or setting that must be given -> its meaning
+    example: str = ""  # flags of a whole command
 
 
-class Section(NamedTuple):
-    """Settings of one dataclass."""
-
-    path: str
-    about: str
-    lines: list[str]
-
-
-def page(
-    usage: str,
-    text: str,
-    needed: Mapping[str, str],
-    flags: Mapping[str, str],
-    presets: Mapping[str, str],
-    example: str,
-    sections: list[Section],
-) -> str:
-    """The whole help of a command."""
-    parts = [usage, text.strip()]
-    if needed:
-        parts.append("needed:\n" + "\n".join(_line(f"  {name}", meaning) for name, meaning in needed.items()))
-    if flags:
-        parts.append("flags:\n" + "\n".join(_line(f"  {name}", meaning) for name, meaning in flags.items()))
-    if presets:
-        parts.append("presets:\n" + "\n".join(_line(f"  {name}", first) for name, first in presets.items()))
-    if example:
-        parts.append(f"example:\n  {example}")
-    parts.append("settings, as they stand here (--help=SECTION shows one section):")
-    return "\n\n".join([*parts, *map(show, sections)])
-
-
-def one(section: str, sections: list[Section]) -> str:
-    """The help of one section.
+def page(about: About, name: str, config: ConfigDict, values: flags.FlagValues, section: str) -> str:
+    """The whole help of a command whose config file is `name`, or that of one section.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no section of this name.
     """
-    for candidate in sections:
-        if candidate.path == section:
-            return show(candidate)
-    names = [candidate.path for candidate in sections]
-    raise UserError(f"--help={section}: there is no section of this name; {nearest(section, names)} ({', '.join(names)})")
+    settings = list(sections(about.kind, config))
+    if section:
+        return _one(section, settings)
+    file = Path(name.partition(":")[0]).name
+    needed = {f"--{'' if path in values else 'config.'}{path}": meaning for path, meaning in about.needed.items()}
+    switch = {f"--{flag}": f"{values[flag].help} ({values[flag].default!r})" for flag in switches.names(values)}
+    switch = {flag: meaning for flag, meaning in switch.items() if values[flag[2:]].help and flag not in needed}
+    parts = [f"usage: srlhfv {about.command} [--config={file}:PRESET] [--config.KEY=VALUE ...] [flags]", about.text.strip()]
+    parts += _table("needed", needed) + _table("flags", switch)
+    parts += _table("presets", {f"{file}:{preset}": first for preset, first in presets(name).items()})
+    if about.example:
+        parts.append(f"example:\n  srlhfv {about.command} {about.example}")
+    parts.append("settings, as they stand here (--help=SECTION shows one section):")
+    return "\n\n".join([*parts, *map(show, settings)])
 
 
-def show(section: Section) -> str:
-    """A section as lines: its name, then its settings."""
-    return "\n".join([textwrap.fill(f"{section.path}: {section.about}", WIDTH), *section.lines])
+def _table(title: str, meanings: Mapping[str, str]) -> list[str]:
+    """A part of the page, or none where there is nothing to list."""
+    return [f"{title}:\n" + "\n".join(line(f"  {name}", meaning) for name, meaning in meanings.items())] if meanings else []
 
 
-def sections(kind: type, config: ConfigDict, path: str = "") -> Iterator[Section]:
-    """The settings of `kind` with the values of `config`: those of its own, then each section below it."""
-    said, types = comments(kind), typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in dataclasses.fields(kind)]
-    plain = [name for name in names if not dataclasses.is_dataclass(types[name])]
-    about = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
-    lines = [_line(f"  --config.{path}{name}={_value(config[name])}", _comment(said[name], types[name])) for name in plain]
-    if lines:
-        yield Section(path.rstrip(".") or TOP, about, lines)
-    for name in names:
-        below = types[name]
-        if path == "" and below in TRAINED and kind not in TRAINED:  # a stage of a pipeline has a help of its own
-            yield Section(
-                name, f"all settings of srlhfv {below.stage}, as --config.{name}.KEY; see srlhfv {below.stage} --help", []
-            )
-        elif dataclasses.is_dataclass(below):
-            yield from sections(below, config[name], f"{path}{name}.")
-
-
-def _comment(text: str, hint: Any) -> str:
-    """A comment, with the words that the type allows."""
-    for hint in (hint, *typing.get_args(hint)[:1]):
-        for check in typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ():
-            if isinstance(check, OneOf):
-                return f"{check.problem('')}: {text}"
-    return text
-
-
-def _value(value: Any) -> str:
-    return "" if value == "" else f'"{value}"' if isinstance(value, tuple) else str(value)
-
-
-def _line(left: str, comment: str) -> str:
-    """One setting: what is written on the left, its meaning in a column of its own."""
-    rows = textwrap.wrap(comment, WIDTH - COLUMN) or [""]
-    first = [f"{left:<{COLUMN - 1}} {rows[0]}".rstrip()] if len(left) < COLUMN else [left, f"{'':<{COLUMN}}{rows[0]}".rstrip()]
-    return "\n".join([*first, *(f"{'':<{COLUMN}}{row}" for row in rows[1:])])
+def _one(name: str, settings: list[Section]) -> str:
+    for section in settings:
+        if section.path == name:
+            return show(section)
+    names = [section.path for section in settings]
+    raise UserError(f"--help={name}: there is no section of this name; {nearest(name, names)} ({', '.join(names)})")

@@ -1,21 +1,18 @@
-"""`srlhfv <command> ...`: finds the command, turns every mistake of the user into one line and exit code 2, any other error into one with exit code 1.
-
-Commands import what they need when they run, so that `srlhfv --help` is immediate.
+"""`srlhfv <command> ...`: finds the command, turns every mistake of the user into one line and exit code 2, any other error into one
+with exit code 1. Commands import their rooms when they run, so that `srlhfv --help` is immediate.
 """
 
 import importlib.metadata
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Sequence
 
 from absl import logging
 
 from srlhfv_jax import quiet, signals
 from srlhfv_jax.cli.commands import COMMANDS
-from srlhfv_jax.errors import UserError, disk, nearest, public, reason
+from srlhfv_jax.errors import UserError, disk, nearest, public, reason, saved_traceback
 
 HELP = f"""usage: srlhfv <command> [flags]        srlhfv <command> --help        srlhfv --version
 
@@ -50,7 +47,7 @@ def _exit_code(argv: list[str]) -> int:
         return 0
     if not quiet.verbose():
         logging.set_verbosity(logging.FATAL)  # Orbax warns of what users cannot change, and logs the errors that it raises
-    sys.unraisablehook = _ignored
+    sys.unraisablehook = quiet.unraisable
     restore = signals.install()
     try:
         _run(argv[0], argv[1:])
@@ -63,16 +60,10 @@ def _exit_code(argv: list[str]) -> int:
     except Exception as error:
         if (problem := disk(error)) is not None:
             return _failed(f"error: {problem}; then {signals.GO_ON}", 2)
-        return _failed(f"error: {type(error).__name__}: {reason(error)}{_kept(error)}", 1)
+        return _failed(f"error: {type(error).__name__}: {reason(error)}{saved_traceback(error)}", 1)
     finally:
         restore()
     return 0
-
-
-def _ignored(found) -> None:
-    """Hook for errors that C++ cannot raise: after a save that failed, which is raised elsewhere, it calls back into event loops that are gone."""
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
 
 
 def _failed(text: str, code: int) -> int:
@@ -80,18 +71,7 @@ def _failed(text: str, code: int) -> int:
     return code
 
 
-def _kept(error: Exception) -> str:
-    """Save the traceback of an error that nobody expected and name its file for a report. It is shown where no file can be written."""
-    text = public("".join(traceback.format_exception(error)))
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="srlhfv-", suffix=".txt", delete=False, errors="replace") as file:
-            file.write(text)
-    except OSError:
-        return f"\n{text}"
-    return f" (this is a fault of srlhfv: please report it with {file.name})"
-
-
 def _run(name: str, argv: list[str]) -> None:
     if name not in COMMANDS:
         raise UserError(f"there is no command {name!r}; {nearest(name, COMMANDS)} `srlhfv --help` lists them")
-    COMMANDS[name].load()(argv)
+    COMMANDS[name].main(argv)

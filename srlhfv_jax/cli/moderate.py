@@ -9,7 +9,7 @@
 
 import json
 
-from srlhfv_jax.cli import define, flags
+from srlhfv_jax.cli import define, switches
 from srlhfv_jax.parallel import host_cpu
 
 
@@ -21,8 +21,8 @@ def main(argv: list[str]) -> None:
     command.text("image", "", "file of the question's picture")
     define.dtype(command)
     values = command.values
-    flags.read(values, "moderate", argv, __doc__)
-    flags.required(values, "guard", "prompt")
+    switches.read(values, "moderate", argv, __doc__)
+    switches.required(values, "guard", "prompt")
     host_cpu.prepare()
     from srlhfv_jax.guard.moderate import moderate
 

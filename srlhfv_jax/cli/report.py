@@ -8,15 +8,15 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import flags
+from srlhfv_jax.cli import switches
 
 
 def main(argv: list[str]) -> None:
     values = absl_flags.FlagValues()
     absl_flags.DEFINE_string("workdir", None, "folder of the run to report on", flag_values=values)
     absl_flags.DEFINE_string("output", "", "file to write; empty: WORKDIR/report.html", flag_values=values)
-    flags.read(values, "report", argv, __doc__)
-    flags.required(values, "workdir")
+    switches.read(values, "report", argv, __doc__)
+    switches.required(values, "workdir")
     from srlhfv_jax.report.build import write_report
 
     print(f"wrote {write_report(Path(values.workdir), Path(values.output) if values.output else None)}")

@@ -17,16 +17,15 @@ without (--nowarm_up: it does not); another length of prompts or size of picture
 
 from absl import flags as absl_flags
 
-from srlhfv_jax.cli import define, flags
+from srlhfv_jax.cli import define, switches
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard.service.limits import MIB, Limits
 from srlhfv_jax.parallel import host_cpu
 
 
 def main(argv: list[str]) -> None:
-    values = _flags(Limits())
-    flags.read(values, "serve", argv, __doc__)
-    flags.required(values, "guard")
+    values = _flags()
+    switches.read(values, "serve", argv, __doc__)
+    switches.required(values, "guard")
     host_cpu.prepare()
     try:
         from srlhfv_jax.guard.service import run
@@ -35,8 +34,10 @@ def main(argv: list[str]) -> None:
     run.run(define.settings(run.Settings, values))
 
 
-def _flags(usual: Limits) -> absl_flags.FlagValues:
-    command = define.define()
+def _flags() -> absl_flags.FlagValues:
+    from srlhfv_jax.guard.service.limits import MIB, Limits
+
+    command, usual = define.define(), Limits()
     command.text("guard", None, "workdir of `srlhfv guard`, or its export")
     command.text("policy", "", "workdir of a stage, export or Hugging Face folder; empty: /moderate only")
     command.text("host", "127.0.0.1", "address to listen at; 0.0.0.0 is every address of this machine")

@@ -6,6 +6,7 @@
     ranges       values that a setting may have
     unread       refusal of settings that would be ignored
     comments     the comments beside the fields, for --help
+    listing      settings as lines of text, by section, for --help
     stored       settings of an earlier start, as WORKDIR/config.json has them
 
 A config file (configs/*.py) writes every field; `parsing.parse` turns its ConfigDict into one of these dataclasses and refuses

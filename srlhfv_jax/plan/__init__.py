@@ -1,5 +1,6 @@
 """Memory and work of a run on a TPU slice, before anything is paid for: `srlhfv plan`.
 
+run             one setting planned, or the cheapest searched for, printed and written
 memory          every function of a run, compiled from shapes
 shapes          the arguments of these functions
 topology        slices that are not here

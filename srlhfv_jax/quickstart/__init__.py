@@ -1,5 +1,6 @@
 """The whole pipeline on the embedded task: `srlhfv quickstart`.
 
+run         the pipeline, then its targets and its report
 pipeline    stages, their folders and settings
 probes      knowledge of the learned reward and cost models
 guard       the guard on held-out rows, and in front of each policy

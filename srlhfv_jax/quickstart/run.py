@@ -1,0 +1,39 @@
+"""`srlhfv quickstart`: the pipeline in a workdir that is its own, then its targets and its report."""
+
+from pathlib import Path
+
+from srlhfv_jax.checkpoint import lock
+from srlhfv_jax.config import QuickstartConfig, to_dict
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.quickstart import pipeline
+from srlhfv_jax.report import targets
+from srlhfv_jax.report.build import write_report
+from srlhfv_jax.runs import run as runs
+from srlhfv_jax.training import compiles
+
+MARKS = {True: "met", False: "MISSED", None: "not measured"}
+
+
+def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool) -> None:
+    """Run the pipeline, or go on with it; print the targets and write the report.
+
+    Raises:
+        UserError: the workdir was started with other settings, or another process works in it.
+    """
+    hosts.initialize()
+    with lock.held(workdir):
+        runs.check_unchanged(settings, workdir)
+        compiles.keep(workdir / "compiled")  # later rounds, and a run that goes on, compile nothing twice
+        result = pipeline.run(settings, workdir, sweep=sweep)
+        if hosts.process_index() == 0:
+            _close(settings, workdir, result)
+
+
+def _close(settings: QuickstartConfig, workdir: Path, result: dict) -> None:
+    short = targets.too_short(to_dict(settings))
+    if short:
+        print(f"{targets.TOO_SHORT} No target is checked.")
+    for outcome in () if short else targets.check(result):
+        aim = f"  ({outcome.aim})" if outcome.aim else ""
+        print(f"{MARKS[outcome.met]:<13}{outcome.shown:<24}{outcome.text}{aim}")
+    print(f"wrote {workdir / 'result.json'} and {write_report(workdir)}")
