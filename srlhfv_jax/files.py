@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from srlhfv_jax.errors import UserError, reason, shown
 
 URL = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # also "gs:/b", which is what a path makes of gs://b
 AGAIN = "copy it again, or restore it"
+OBJECTS = "expected one object per line"
 UNIONS = (typing.Union, types.UnionType)
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -62,6 +64,36 @@ def parse_json(content: bytes | str, origin: str, kind: Any = dict, *, advice: s
     if not fits(value, kind):
         raise UserError(f"{origin} must hold {described(kind)}, got {shown(value)}: {advice}")
     return value
+
+
+def json_lines(
+    lines: Iterable[bytes | str], path: Path, *, advice: str = OBJECTS, torn_end: bool = False
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, object) of every line that is not empty.
+
+    Args:
+        lines: each with its end, such as an open file: one of bytes ends lines at newlines alone, where text may hold other
+            separators. Bytes are UTF-8.
+        path: names the file in messages.
+        advice: what to do with such a line.
+        torn_end: a last line without a newline that is no JSON was torn by a kill, and is left out.
+
+    Raises:
+        UserError: a line is no JSON object; names it.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8") if isinstance(line, bytes) else line)
+        except (ValueError, RecursionError) as error:  # the first covers bytes that are no UTF-8
+            if torn_end and line[-1:] not in (b"\n", "\n"):
+                return
+            raise UserError(f"{path}:{number} is not JSON ({reason(error)}): {advice}") from error
+        if not isinstance(row, dict):
+            more = "" if advice == OBJECTS else f"; {advice}"
+            raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: {OBJECTS}{more}")
+        yield number, row
 
 
 def take(data: dict[str, Any], name: str, kind: Any, origin: str, *, advice: str = AGAIN) -> Any:

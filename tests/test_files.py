@@ -1,9 +1,12 @@
 """Whatever state a JSON file is in, reading it ends in its value or in one short line."""
 
+import io
+from pathlib import Path
+
 import pytest
 
 from srlhfv_jax.errors import UserError, reason, shown
-from srlhfv_jax.files import fits, read_json, take
+from srlhfv_jax.files import fits, json_lines, read_json, take
 
 BROKEN = {
     "empty": b"",
@@ -67,3 +70,42 @@ def test_values_and_reasons_are_shown_in_one_short_line():
         assert "\n" not in shown(value) and len(shown(value)) < 190
     assert reason(KeyError()) == "KeyError" and len(reason(ValueError("x" * 5000))) < 210
     assert reason(OSError("one\ntwo")) == "one" and reason(ValueError("\ud800x")).encode()
+
+
+def rows(content: bytes, kind: type, **options) -> list[tuple[int, dict]]:
+    lines = io.BytesIO(content) if kind is bytes else io.StringIO(content.decode(errors="replace"))
+    return list(json_lines(lines, Path("rows.jsonl"), **options))
+
+
+@pytest.mark.parametrize("kind", [bytes, str])
+def test_json_lines_are_the_objects_of_a_file_with_their_numbers(kind):
+    content = '{"a": 1.5}\n\n  \r\n{"b": "x\u2028y"}\n{"c": null}'.encode()
+    assert rows(content, kind) == [(1, {"a": 1.5}), (4, {"b": "x\u2028y"}), (5, {"c": None})]
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark():
+    assert rows(b'\xef\xbb\xbf{"a": 1}\n', bytes) == [(1, {"a": 1})]
+
+
+@pytest.mark.parametrize("kind", [bytes, str])
+@pytest.mark.parametrize(
+    "line", [b"{", b'{"a": "\xff', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"], ids=lambda line: line[:8]
+)
+def test_a_last_line_torn_by_a_kill_is_left_out_where_that_may_be(kind, line):
+    """Any other line that is no JSON is named, with the advice."""
+    whole = b'{"a": 1}\n'
+    assert rows(whole + line, kind, torn_end=True) == [(1, {"a": 1})]
+    for content, options in (
+        (whole + line, {}),
+        (whole + line + b"\n", {"torn_end": True}),
+        (whole + line + b"\n{}", {"torn_end": True}),
+    ):
+        with pytest.raises(UserError, match=r"^rows.jsonl:2 is not JSON \(.*\): cut it$"):
+            rows(content, kind, advice="cut it", **options)
+
+
+def test_a_line_that_is_no_object_is_named_with_its_type():
+    with pytest.raises(UserError, match="^rows.jsonl:1 is a JSON list: expected one object per line$"):
+        rows(b"[1]", bytes, torn_end=True)
+    with pytest.raises(UserError, match="^rows.jsonl:2 is a JSON int: expected one object per line; cut it$"):
+        rows(b"\n1\n", bytes, advice="cut it")

@@ -17,7 +17,7 @@ def test_a_line_cut_by_a_kill_is_skipped_and_a_broken_one_is_named(tmp_path):
     file.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo')
     assert len(workdir.read(tmp_path).stages[0].rows) == 1
     file.write_text('{"step": 0, "loss": 1.5}\n{"step": 1, "lo\n{"step": 2, "loss": 1.25}\n')
-    with pytest.raises(UserError, match="metrics.jsonl line 2 is not valid JSON"):
+    with pytest.raises(UserError, match="metrics.jsonl:2 is not JSON .*: remove that line"):
         workdir.read(tmp_path)
     file.unlink()
     (tmp_path / "result.json").write_text("[1]")

@@ -78,7 +78,7 @@ def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
     with pytest.raises(UserError) as error:
         writer.cut_back(1)
     said = str(error.value)
-    assert f"{path} line 2" in said and "remove that line" in said and "\n" not in said and path.read_bytes() == before
+    assert f"{path}:2" in said and "remove that line" in said and "\n" not in said and path.read_bytes() == before
 
 
 def test_without_its_damaged_line_of_metrics_the_run_goes_on(tmp_path, one_device):
@@ -87,7 +87,7 @@ def test_without_its_damaged_line_of_metrics_the_run_goes_on(tmp_path, one_devic
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(b"{\n" + whole)
-    with pytest.raises(UserError, match="line 1 is not JSON"):
+    with pytest.raises(UserError, match="metrics.jsonl:1 is not JSON"):
         tiny.train(tmp_path, one_device)
     path.write_bytes(whole)
     tiny.train(tmp_path, one_device, steps=3)

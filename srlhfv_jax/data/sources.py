@@ -24,6 +24,7 @@ from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
 from srlhfv_jax.errors import LONGEST_LINE, UserError, reason, short, shown
+from srlhfv_jax.files import json_lines
 
 ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
@@ -313,22 +314,11 @@ def _open_jsonl(files: list[Path]) -> tuple[tuple[str, ...], Sequence]:
             with file.open("rb") as start:
                 encoding = json.detect_encoding(start.read(4))
             with file.open(encoding=encoding) as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        items.append(_json_row(file, number, line))
-                        columns.update(dict.fromkeys(items[-1]))
+                for _, row in json_lines(lines, file):
+                    items.append(row)
+                    columns.update(dict.fromkeys(row))
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not {encoding} text ({reason(error)}): write it anew as UTF-8") from error
         except OSError as error:
             raise UserError(f"{file} cannot be read ({reason(error)}): give a file that you may read") from error
     return tuple(columns), items
-
-
-def _json_row(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}:{number} is not JSON ({reason(error)}): expected one object per line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{file}:{number} is a JSON {type(row).__name__}: expected one object per line")
-    return row

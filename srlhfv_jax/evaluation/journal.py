@@ -1,14 +1,17 @@
 """A file of JSON lines that grows while work is done: written whole and flushed as they come, so that a kill loses none."""
 
+import io
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.files import json_lines
 from srlhfv_jax.parallel import hosts
+
+ADVICE = "correct the line or delete it"  # where a line is no JSON
 
 
 class Journal:
@@ -25,7 +28,7 @@ class Journal:
         if complete != text and first:
             with path.open("r+b") as file:
                 file.truncate(len(complete))
-        self.rows = [row for _, row in read_lines(path, complete)]  # those of earlier runs
+        self.rows = [row for _, row in json_lines(io.BytesIO(complete), path, advice=ADVICE)]  # those of earlier runs
         self._file = (path if first else Path(os.devnull)).open("a", encoding="utf-8")
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -38,25 +41,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def read_lines(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of every line of `content`, the bytes of `path`, that is not empty.
-
-    Raises:
-        UserError: a line is no JSON object in UTF-8; names it.
-    """
-    # Not splitlines: a text may hold other separators of lines, which JSON leaves as they are.
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:  # the first covers bytes that are no UTF-8
-            raise UserError(f"{path}:{number} is not JSON ({str(error)[:100]}): correct the line or delete it") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: expected one object per line")
-        yield number, row
 
 
 def _is_unicode(text: str) -> bool:

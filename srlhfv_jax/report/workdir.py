@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.files import json_lines
 from srlhfv_jax.guard.curves import GUARD
 from srlhfv_jax.ppo_lag.curves import PPO_LAG
 from srlhfv_jax.supervised.curves import SCORES, SFT
@@ -133,21 +134,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = path.read_text("utf-8", errors="replace").split("\n")
-    rows = []
-    for index, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if index == len(lines) - 1:  # no newline after it: the writer was stopped in the middle
-                break
-            raise UserError(f"{path} line {index + 1} is not valid JSON ({error}); remove that line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {index + 1} must be a JSON object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return [row for _, row in json_lines(lines, path, advice="remove that line", torn_end=True)]
 
 
 def _number(value: Any) -> bool:

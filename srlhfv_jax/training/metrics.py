@@ -4,6 +4,7 @@ metrics.jsonl holds nothing that depends on the clock, so that a resumed run wri
 times go to TensorBoard and the progress line. Only the first process writes.
 """
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from srlhfv_jax import files
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts
 
 ADVICE = "remove that line"
@@ -105,9 +107,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is damaged.
     """
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
-        origin = f"{path} line {number}"
-        rows.append(files.parse_json(line, origin, advice=ADVICE))
-        files.take(rows[-1], "step", int, origin, advice=ADVICE)
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    rows, complete = [], io.BytesIO(content[: content.rfind(b"\n") + 1])
+    for number, row in files.json_lines(complete, path, advice=ADVICE):
+        if number != len(rows) + 1:
+            raise UserError(f"{path}:{len(rows) + 1} is empty: {ADVICE}")
+        files.take(row, "step", int, f"{path}:{number}", advice=ADVICE)
+        rows.append(row)
     return rows

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation.journal import Journal, read_lines
+from srlhfv_jax.evaluation.journal import ADVICE, Journal
 from srlhfv_jax.evaluation.judging.verdict import JudgeRequest, JudgeVerdict, from_json, to_json
+from srlhfv_jax.files import json_lines
 
 
 class Store:
@@ -39,12 +40,12 @@ def read_verdicts(path: Path) -> list[tuple[dict[str, Any], JudgeVerdict]]:
     Raises:
         UserError: a line is none; names it.
     """
-    lines = read_lines(path, path.read_bytes())
-    return [(row, _verdict(path, number, row)) for number, row in lines]
+    with path.open("rb") as lines:
+        return [(row, _verdict(path, number, row)) for number, row in json_lines(lines, path, advice=ADVICE)]
 
 
 def _verdict(path: Path, number: int, row: dict[str, Any]) -> JudgeVerdict:
     try:
         return from_json(row)
     except ValueError as error:
-        raise UserError(f"{path}:{number} is no verdict ({error}): correct the line or delete it") from error
+        raise UserError(f"{path}:{number} is no verdict ({error}): {ADVICE}") from error

@@ -5,6 +5,7 @@ they are counted in the order of the lines. Our own files say more on each line,
 """
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 from srlhfv_jax.data import images
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.evaluation.journal import Journal, read_lines
+from srlhfv_jax.evaluation.journal import ADVICE, Journal
 from srlhfv_jax.evaluation.suites.case import Case, picture
+from srlhfv_jax.files import json_lines
 
 
 class PolicyAnswers(NamedTuple):
@@ -36,7 +38,7 @@ def recorded_answers(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyA
     places = {(benchmark, case.id) for benchmark, benchmark_cases in cases.items() for case in benchmark_cases}
     texts: dict[tuple[str, str, int], str] = {}
     lines, matched, unknown, stranger = Counter(), 0, 0, None
-    for number, row in read_lines(path, path.read_bytes()):
+    for number, row in json_lines(io.BytesIO(path.read_bytes()), path, advice=ADVICE):
         place = (str(row.get("benchmark")), str(row.get("id")))
         sample = row.get("sample", lines[place])
         if "benchmark" not in row or "id" not in row or not isinstance(row.get("answer"), (str, type(None))):
