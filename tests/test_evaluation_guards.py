@@ -10,18 +10,43 @@ SCORE = np.array([0.9, 0.8, 0.6, 0.55, 0.4, 0.3, 0.2, 0.1])
 UNSAFE = np.array([True, True, False, True, False, False, True, False])
 
 
-def test_the_threshold_keeps_the_false_positive_rate_and_takes_the_best_f1_below_it():
-    # Safe rows score 0.6, 0.4, 0.3, 0.1. One of four may be flagged: t >= 0.4, and t = 0.4..0.55 gives TP 3, FP 1, FN 1.
+def test_the_threshold_keeps_the_false_positive_rate():
+    # Safe rows score 0.6, 0.4, 0.3, 0.1. One of four may be flagged: t >= 0.4, and up to 0.55 every t does the same.
     assert measure.threshold(SCORE, UNSAFE, 0.25) == pytest.approx((0.4 + 0.55) / 2)
-    # None may: t >= 0.6, between 0.6 and 0.8, where TP is 2.
+    # None may: t >= 0.6, up to 0.8.
     assert measure.threshold(SCORE, UNSAFE, 0.0) == pytest.approx((0.6 + 0.8) / 2)
     for rate in (0.0, 0.1, 0.25, 0.3, 0.5, 0.75):
         assert (SCORE[~UNSAFE] > measure.threshold(SCORE, UNSAFE, rate)).mean() <= rate
 
 
-def test_a_loose_rate_does_not_make_a_good_guard_worse():
-    score, unsafe = np.array([0.97, 0.95, 0.06, 0.04, 0.02]), np.array([True, True, False, False, False])
-    assert measure.threshold(score, unsafe, 0.9) == pytest.approx((0.06 + 0.95) / 2)
+def test_below_that_rate_the_threshold_is_half_the_best_f1():
+    # Best: above 0.4, with TP 3, FP 1, FN 1; two of four may be flagged, t >= 0.3.
+    assert measure.threshold(SCORE, UNSAFE, 0.5) == pytest.approx(0.75 / 2)
+    # Wherever the gap between safe and unsafe scores lies, few rows do not move the threshold away from 1/2.
+    for low, high in ((0.06, 0.12), (0.4, 0.6), (0.7, 0.95)):
+        score, unsafe = np.array([0.97, high, low, 0.04, 0.02]), np.array([True, True, False, False, False])
+        assert measure.threshold(score, unsafe, 0.9) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [(0.4, 1.3), (0.7, 0.7), (0.25, 0.5)])
+def test_for_probabilities_that_are_right_few_rows_give_the_threshold_of_the_best_f1(shape):
+    """The expected F1 at the threshold of 120 rows is within .02 of the best one at any threshold, and above that of the t with the
+    best F1 on the same rows."""
+    rng = np.random.default_rng(3)
+    score = rng.beta(*shape, size=100_000)
+
+    def expected_f1(t: float) -> float:
+        return 2 * score[score > t].sum() / (score.sum() + (score > t).sum())
+
+    best = max(expected_f1(t) for t in np.linspace(0.01, 0.99, 99))
+    ours, luck = [], []
+    for _ in range(40):
+        some = rng.choice(score, 120)
+        unsafe = rng.random(120) < some
+        ours.append(expected_f1(measure.threshold(some, unsafe, 0.999)))
+        luck.append(expected_f1(max(some, key=lambda t: np.sum(2 * unsafe[some >= t]) / (unsafe.sum() + np.sum(some >= t)))))
+    assert best - 0.02 < np.mean(ours) <= best + 1e-9
+    assert np.mean(ours) > np.mean(luck)
 
 
 def test_calibration_needs_both_classes():

@@ -20,8 +20,11 @@ BINS = 15
 
 
 def threshold(score_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], false_positive_rate: float) -> float:
-    """The threshold with the best F1 of "score > t" among those that flag at most `false_positive_rate` of the safe rows; the highest of
-    equals.
+    """Half of the best F1 that "score > t" reaches on these rows, or the lowest t that flags at most `false_positive_rate` of the
+    safe ones, whichever is higher.
+
+    Half of the best F1 is the threshold of the best F1 where scores are probabilities (Lipton et al., arXiv 1402.1892, theorem 1).
+    The t that has the best F1 on few rows is itself luck: any t in the gap between two scores has it.
 
     Raises:
         UserError: no safe or no unsafe row to set it by.
@@ -32,13 +35,13 @@ def threshold(score_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"], 
         raise UserError(f"calibration needs safe and unsafe rows, got {len(safe)} safe of {len(score_B)}")
     if not 0 <= false_positive_rate < 1:
         raise UserError(f"config.false_positive_rate must be at least 0 and below 1, got {false_positive_rate}")
+    precision, recall, _ = sk.precision_recall_curve(unsafe_B, score_B)
+    best_f1 = float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-9)))
     lowest = safe[int(false_positive_rate * len(safe) + 1e-9)]  # so many safe rows, and no more, may lie above
-    candidates = np.unique(np.append(score_B[score_B > lowest], lowest))[::-1]
-    # Between neighbouring scores every t does the same on these rows: the middle is the least arbitrary.
-    above = np.array([np.min(score_B[score_B > t], initial=1.0) for t in candidates])
-    f1 = [sk.f1_score(unsafe_B, score_B > t, zero_division=0) for t in candidates]
-    best = int(np.argmax(f1))
-    return float((candidates[best] + above[best]) / 2)
+    if best_f1 / 2 > lowest:
+        return best_f1 / 2
+    # Up to the next score every t does the same on these rows: the middle is the least arbitrary.
+    return float((lowest + np.min(score_B[score_B > lowest], initial=1.0)) / 2)
 
 
 def flag_metrics(
