@@ -8,10 +8,12 @@ import tiny_tokenizers
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.data import chat, rows, tokens
+from srlhfv_jax.data import chat, guard_rows, inspection, rows, tokens
 from srlhfv_jax.data.drops import Drop, Unusable
-from srlhfv_jax.data.rows import Example, Turn
+from srlhfv_jax.data.rows import Example, Prompt, Turn
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard.regenerate import guarded_generate
+from srlhfv_jax.guard.verdict import GuardVerdict
 
 PLENTY = {"prompt_length": 9999, "response_length": 9999}
 SYSTEM = Turn("system", "Say yes or no.")
@@ -162,6 +164,37 @@ def test_a_template_that_alters_earlier_turns_is_refused(template):
     assert QUESTION in codec.prompt_text(QUESTION, 0)
     with pytest.raises(UserError, match="chat template"):
         codec.prompt(QUESTION, 0, TALK[:2])
+
+
+def test_a_guard_and_a_policy_are_asked_with_the_turns_before_a_question():
+    seen = []
+
+    def check(images, questions, answers, histories):
+        seen.append((questions, histories))
+        return [GuardVerdict(True, "safe", (), {"unsafe": 0.1, "severity": 0.1})] * len(questions)
+
+    def generate(prompts, number):
+        seen.append([prompt.history for prompt in prompts])
+        return ["yes"] * len(prompts)
+
+    asked = [Prompt((), "a", TALK[:2]), Prompt((), "b")]
+    guarded_generate(generate, check, asked)
+    assert seen == [[TALK[:2], ()], (["a", "b"], [TALK[:2], ()])]
+
+
+def test_items_of_a_guard_and_lines_of_answers_keep_the_turns_before(tmp_path):
+    row = Example((), "a", ("b",), unsafe=(True,), severity=(None,), categories=(("x",),), history=TALK[:2])
+    items, _ = guard_rows.expand([row], ("x",))
+    assert [item.history for item in items] == [TALK[:2]]
+    assert rows.history_json(row.history)["history"][1] == {"role": "assistant", "content": "a cat"}
+    assert rows.history_json(()) == {} and rows.transcript((), "a") == "a"
+    assert rows.transcript(TALK[1:2], "a") == "assistant: a cat\nuser: a"
+
+
+def test_inspection_shows_all_turns(capsys):
+    inspection._print_sample(0, Example((), "why?", (), history=(SYSTEM, *TALK[1:2])))
+    said = capsys.readouterr().out
+    assert said.index("Say yes or no.") < said.index("a cat") < said.index("why?")
 
 
 def turns(*roles: str) -> list[dict]:

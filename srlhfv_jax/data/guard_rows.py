@@ -54,7 +54,7 @@ class GuardExamples(Sequence[Example]):
         item = self.items[index]
         example = self.examples[item.row]
         responses = () if item.side is None else (example.responses[item.side],)
-        return Example(example.images, example.question, responses, meta=example.meta)
+        return Example(example.images, example.question, responses, meta=example.meta, history=example.history)
 
 
 def expand(examples: Sequence[Example], categories: Sequence[str], parts: Sequence[str] = PARTS) -> tuple[GuardExamples, Counter]:

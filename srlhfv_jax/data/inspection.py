@@ -56,7 +56,7 @@ def _with_model(
     prepared = loader.fit(kind, examples, processor, data)
     print_numbers({"fit": len(prepared.rows)})
     _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, samples)
-    print(f"first prompt:\n{codec.prompt_text(examples[0].question, len(examples[0].images))!r}")
+    print(f"first prompt:\n{codec.prompt_text(examples[0].question, len(examples[0].images), examples[0].history)!r}")
     return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}
 
 
@@ -71,6 +71,8 @@ def _print_drops(title: str, drops: Counter, dropped: Sequence[sources.Dropped],
 def _print_sample(number: int, example: Example) -> None:
     sizes = " and ".join(f"{len(image)} bytes" for image in example.images)
     print(f"\nrow {number}: {f'{len(example.images)} images of {sizes}' if sizes else 'no image'}")
+    for turn in example.history:
+        print(f"  {turn.role:<10} {turn.text[:SHOWN]!r}")
     print(f"  question   {example.question[:SHOWN]!r}")
     for side, response in enumerate(example.responses):
         marks = [name for name, index in (("more helpful", example.chosen), ("safer", example.safer)) if index == side]

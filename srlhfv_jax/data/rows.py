@@ -93,6 +93,23 @@ class Example(NamedTuple):
     history: tuple[Turn, ...] = ()  # turns before the question: maybe a system turn, then user and assistant by turns
 
 
+def prompt_of(example: Example) -> Prompt:
+    """A row without its answers and labels."""
+    return Prompt(example.images, example.question, example.history)
+
+
+def history_json(history: Sequence[Turn]) -> dict[str, Any]:
+    """The turns before a question, for a line of JSON; {} where there are none."""
+    return {"history": [{"role": turn.role, "content": turn.text} for turn in history]} if history else {}
+
+
+def transcript(history: Sequence[Turn], question: str) -> str:
+    """A conversation as one text, for people and judges: the question alone, or a line for each turn."""
+    if not history:
+        return question
+    return "\n".join(f"{turn.role}: {turn.text}" for turn in (*history, Turn("user", question)))
+
+
 def detect(columns: Iterable[str]) -> str:
     """Name of the layout that has these columns.
 

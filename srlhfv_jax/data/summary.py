@@ -31,6 +31,8 @@ def summarise(examples: Examples) -> dict[str, Any]:
         "with_several_images": sum(len(row) > 1 for row in digests),
         "distinct_images": len(set().union(*digests)),
         "distinct_questions": len({example.question for example in without_image}),
+        "with_earlier_turns": sum(any(turn.role != "system" for turn in example.history) for example in without_image),
+        "with_system_turn": sum(bool(example.history) and example.history[0].role == "system" for example in without_image),
         **{f"with_{count}_responses": sum(len(e.responses) == count for e in without_image) for count in (0, 1, 2)},
     }
     return numbers | _labels(without_image)

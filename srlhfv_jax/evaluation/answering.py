@@ -233,4 +233,4 @@ def _doubled(start: int, least: int) -> int:
 
 
 def _example(prompt: Prompt) -> Example:
-    return Example(prompt.images, prompt.question, ())
+    return Example(prompt.images, prompt.question, (), history=prompt.history)

@@ -1,7 +1,7 @@
 """Files beside result.json: all answers, and (for the report) some of them with their pictures, and score distributions.
 
-`answers.jsonl`: every prompt: row, question, and `answers` as below.
-`samples.jsonl`: some prompts: images_png_base64 (a list), question, concept, intent and category (if any), harmful
+`answers.jsonl`: every prompt: row, history (the turns before the question, if any: role and content), question, and `answers` as below.
+`samples.jsonl`: some prompts: images_png_base64 (a list), history, question, concept, intent and category (if any), harmful
 (true, false or null), attribution of the picture (if it is ours), and `answers`: {policy: {text, length, ended, helpful, cost,
 unsafe, and by the oracle form, refusal, evasion}}.
 `score_distributions.json`: {"judge": "oracle" or "models", "policies": {policy: {"helpful": [...], "cost": [...]}}}.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from srlhfv_jax import files
 from srlhfv_jax.data.quickstart.concepts import ATTRIBUTION
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, history_json
 from srlhfv_jax.evaluation.answers import Answers, aligned
 from srlhfv_jax.evaluation.compare import Judged
 from srlhfv_jax.evaluation.oracle import is_embedded, is_harmful
@@ -60,7 +60,7 @@ def sample_row(examples: Sequence[Example], policies: Mapping[str, Judged], posi
     first = next(iter(policies.values()))
     example = examples[int(first.answers.prompts[position])]
     row = {"images_png_base64": [thumbnail(image) for image in example.images], "question": example.question}
-    row |= {"harmful": _harmful(example)}
+    row |= history_json(example.history) | {"harmful": _harmful(example)}
     row |= {key: example.meta[key] for key in ("concept", "intent", "category") if key in example.meta}
     if is_embedded(example):
         row["attribution"] = ATTRIBUTION
@@ -73,11 +73,12 @@ def write_answers(path: Path, examples: Sequence[Example], policies: Mapping[str
     answers = ({name: _answer(judged, position) for name, judged in policies.items()} for position in range(len(rows)))
     _write_lines(
         path,
-        (
-            {"row": row, "question": examples[row].question, "answers": by_policy}
-            for row, by_policy in zip(rows, answers, strict=True)
-        ),
+        ({"row": row} | _asked(examples[row]) | {"answers": by_policy} for row, by_policy in zip(rows, answers, strict=True)),
     )
+
+
+def _asked(example: Example) -> dict[str, Any]:
+    return history_json(example.history) | {"question": example.question}
 
 
 def thumbnail(image: bytes) -> str:

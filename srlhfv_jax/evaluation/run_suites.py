@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from srlhfv_jax.config import EvaluateConfig, unread
+from srlhfv_jax.data.rows import history_json
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import scoring
 from srlhfv_jax.evaluation.answering import named_paths
@@ -116,7 +117,8 @@ def _write_judged(path: Path, rows: Rows) -> None:
             for row in answered:
                 case = row.case
                 line = {"policy": policy, "benchmark": name, "id": case.id, "category": case.category, "subset": case.subset}
-                line |= {"expect": case.expect, "gold": case.gold, "prompt": case.prompt, "answer": row.answer}
+                line |= {"expect": case.expect, "gold": case.gold} | history_json(case.history)
+                line |= {"prompt": case.prompt, "answer": row.answer}
                 line |= {"unsafe": is_unsafe(name, case, row.answer, row.opinion)}
                 line |= {"opinion": row.opinion and row.opinion._asdict(), "reasoning": row.reasoning}
                 journal.append(line)

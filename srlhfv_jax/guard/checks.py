@@ -10,7 +10,7 @@ from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example, Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.judge import Guard
-from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Pictures, Unreadable
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Histories, Pictures, Unreadable
 from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.runs import inputs
 
@@ -36,13 +36,15 @@ def load(
     """
     guard = Guard.load(path, dtype=dtype, batch_size=batch_size, mesh=mesh)
 
-    def check_input(images: Pictures, questions: Sequence[str]) -> Sequence[GuardVerdict]:
+    def check_input(images: Pictures, questions: Sequence[str], histories: Histories | None = None) -> Sequence[GuardVerdict]:
         with jax.set_mesh(mesh):  # the mesh in force is a thread's own
-            return guard.check_input(images, questions)
+            return guard.check_input(images, questions, histories)
 
-    def check_output(images: Pictures, questions: Sequence[str], answers: Sequence[str]) -> Sequence[GuardVerdict]:
+    def check_output(
+        images: Pictures, questions: Sequence[str], answers: Sequence[str], histories: Histories | None = None
+    ) -> Sequence[GuardVerdict]:
         with jax.set_mesh(mesh):
-            return guard.check_output(images, questions, answers)
+            return guard.check_output(images, questions, answers, histories)
 
     def unreadable(texts: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
         examples = [_example(prompt, response) for prompt, response in texts]
@@ -63,4 +65,5 @@ def check_acts(path: str, checks: Checks, check_input: bool) -> None:
 
 def _example(prompt: Prompt, response: str | None) -> Example:
     """An answer without text is read as no answer: it is safe whatever was asked."""
-    return Example(prompt.images, prompt.question, (response,) if response and response.strip() else ())
+    answers = (response,) if response and response.strip() else ()
+    return Example(prompt.images, prompt.question, answers, history=prompt.history)

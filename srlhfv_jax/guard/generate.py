@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
 from srlhfv_jax.data import images, loader, sources
-from srlhfv_jax.data.rows import Prompt
+from srlhfv_jax.data.rows import Prompt, history_json, prompt_of
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import answering
 from srlhfv_jax.guard import checks as guard_checks
@@ -89,10 +89,11 @@ def answer_rows(settings: Settings) -> tuple[Counter[str], int]:
     with (out if hosts.process_index() == 0 else Path(os.devnull)).open("w", encoding="utf-8") as file:
         for part, start in enumerate(range(0, len(examples), size)):
             rows = examples[start : start + size]
-            lines = answer([Prompt(row.images, row.question) for row in rows], part)
+            lines = answer([prompt_of(row) for row in rows], part)
             for row, line in zip(rows, lines, strict=True):
                 dropped.update([line["dropped"].partition(":")[0]] if "dropped" in line else [])
-                file.write(json.dumps({"question": row.question} | line | {"meta": dict(row.meta)}, ensure_ascii=False) + "\n")
+                told = history_json(row.history) | {"question": row.question} | line | {"meta": dict(row.meta)}
+                file.write(json.dumps(told, ensure_ascii=False) + "\n")
             print(f"  {start + len(rows)} of {len(examples)} rows", flush=True)
     return dropped, len(examples) - dropped.total()
 

@@ -4,6 +4,8 @@
     guard.check_input(images, questions)            -> one GuardVerdict each
     guard.check_output(images, questions, answers)  -> one GuardVerdict each
 
+Questions of longer conversations take a last argument: the turns before each.
+
 Batched and jitted: rows are padded to a few lengths and to whole batches, so that a service compiles a handful of programs.
 """
 
@@ -18,7 +20,7 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import chat, guard_rows, loader
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import scoring
 from srlhfv_jax.guard.verdict import GuardVerdict
@@ -67,27 +69,44 @@ class Guard:
             mesh,
         )
 
-    def check_input(self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str]) -> list[GuardVerdict]:
+    def check_input(
+        self,
+        images: Sequence[tuple[bytes, ...]],
+        prompts: Sequence[str],
+        histories: Sequence[tuple[Turn, ...]] | None = None,
+    ) -> list[GuardVerdict]:
         """Verdicts on questions: encoded pictures of each (none: text-only), and its text.
+
+        Args:
+            histories: the turns before each question; None: there are none.
 
         Raises:
             UserError: this guard was not trained on questions, or one that it cannot read.
         """
-        examples = [Example(pictures, prompt, ()) for pictures, prompt in zip(images, prompts, strict=True)]
-        return self._verdicts("input", examples)
+        given = zip(images, prompts, histories or [()] * len(prompts), strict=True)
+        return self._verdicts("input", [Example(pictures, prompt, (), history=turns) for pictures, prompt, turns in given])
 
     def check_output(
-        self, images: Sequence[tuple[bytes, ...]], prompts: Sequence[str], responses: Sequence[str]
+        self,
+        images: Sequence[tuple[bytes, ...]],
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        histories: Sequence[tuple[Turn, ...]] | None = None,
     ) -> list[GuardVerdict]:
         """Verdicts on answers to questions. An answer without text is safe.
+
+        Args:
+            histories: the turns before each question; None: there are none.
 
         Raises:
             UserError: this guard was not trained on answers, or one that it cannot read.
         """
         verdicts = [scoring.silence_verdict(self.categories)] * len(responses)
         rows = [row for row, response in enumerate(responses) if response.strip()]
-        every = list(zip(images, prompts, responses, strict=True))
-        examples = [Example(every[row][0], every[row][1], (every[row][2],)) for row in rows]
+        every = list(zip(images, prompts, responses, histories or [()] * len(prompts), strict=True))
+        examples = [
+            Example(pictures, prompt, (said,), history=turns) for pictures, prompt, said, turns in (every[row] for row in rows)
+        ]
         for row, verdict in zip(rows, self._verdicts("output", examples), strict=True):
             verdicts[row] = verdict
         return verdicts

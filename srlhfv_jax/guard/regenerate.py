@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.rows import Prompt
+from srlhfv_jax.data.rows import Prompt, Turn
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.verdict import Guarded, GuardVerdict, Round
 
 Generate = Callable[[Sequence[Prompt], int], Sequence[str]]  # (prompts, round) -> one answer each; a round has draws of its own
 Pictures = Sequence[tuple[bytes, ...]]
-CheckInput = Callable[[Pictures, Sequence[str]], Sequence[GuardVerdict]]  # (images, questions)
-CheckOutput = Callable[[Pictures, Sequence[str], Sequence[str]], Sequence[GuardVerdict]]  # (images, questions, answers)
+Histories = Sequence[tuple[Turn, ...]]
+# (images, questions), and where a question is not its conversation's first also the turns before each.
+CheckInput = Callable[..., Sequence[GuardVerdict]]
+CheckOutput = Callable[..., Sequence[GuardVerdict]]  # (images, questions, answers), and the turns likewise
 # Why a model cannot read (pictures, question, answer or None); None where it can.
 Unreadable = Callable[[Sequence[tuple[Prompt, str | None]]], Sequence[Unusable | None]]
 
@@ -81,6 +83,17 @@ def kept(rounds: Sequence[Round], after: int | None = None) -> Round:
     return min(seen, key=lambda one: (not one.verdict.safe, one.verdict.scores["unsafe"], one.number))
 
 
+def asked(prompts: Sequence[Prompt]) -> tuple[Pictures, Sequence[str]]:
+    """Pictures and questions, the first arguments of a check."""
+    return [prompt.images for prompt in prompts], [prompt.question for prompt in prompts]
+
+
+def histories(prompts: Sequence[Prompt]) -> tuple[Histories, ...]:
+    """The last argument of a check: the turns before each question; none where all are first questions, so that a judge of those need
+    not know of it."""
+    return ([prompt.history for prompt in prompts],) if any(prompt.history for prompt in prompts) else ()
+
+
 def with_feedback(question: str, verdict: GuardVerdict) -> str:
     """The question of the next round, with what was wrong with the last answer."""
     about = f" ({', '.join(verdict.categories)})" if verdict.categories else ""
@@ -98,7 +111,7 @@ def _question(prompt: Prompt, before: Sequence[Round], feedback: bool) -> Prompt
 def _inputs(check_input: CheckInput | None, prompts: Sequence[Prompt]) -> list[GuardVerdict | None]:
     if check_input is None or not prompts:
         return [None] * len(prompts)
-    return list(check_input([prompt.images for prompt in prompts], [prompt.question for prompt in prompts]))
+    return list(check_input(*asked(prompts), *histories(prompts)))
 
 
 def _answers(generate: Generate, prompts: Sequence[Prompt], number: int) -> list[str]:
@@ -109,7 +122,7 @@ def _verdicts(check: CheckOutput, prompts: Sequence[Prompt], answers: Sequence[s
     """The question itself is judged, without feedback: its wording is ours, not the user's."""
     if not prompts:
         return []
-    return list(check([prompt.images for prompt in prompts], [prompt.question for prompt in prompts], answers))
+    return list(check(*asked(prompts), answers, *histories(prompts)))
 
 
 def _unchecked(answer: str | None, input_verdict: GuardVerdict | None, refusal: str) -> Guarded:

@@ -66,9 +66,17 @@ def _card(row: dict[str, Any], merit: str) -> str:
     answers = answers if isinstance(answers, dict) else {}
     texts = "".join(f"<dt>{escape(name)}</dt><dd>{_answer(answer, merit)}</dd>" for name, answer in answers.items())
     return (
-        f'<article class="sample">{_images(row)}<div><p class="question">{escape(row.get("question", ""))}</p>'
+        f'<article class="sample">{_images(row)}<div>{_earlier(row)}<p class="question">{escape(row.get("question", ""))}</p>'
         f'<p class="small dim">{kind} {escape(about)}</p><dl>{texts}</dl></div></article>\n'
     )
+
+
+def _earlier(row: dict[str, Any]) -> str:
+    """The turns before the question."""
+    turns = row.get("history")
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    said = (f"<b>{escape(turn.get('role', ''))}</b> {escape(turn.get('content', ''))}" for turn in turns)
+    return "".join(f'<p class="small">{words}</p>' for words in said)
 
 
 def _images(row: dict[str, Any]) -> str:

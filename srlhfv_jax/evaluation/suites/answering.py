@@ -34,9 +34,10 @@ class CaseRows(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:
         encoded = picture(self._cases[index])
         images = () if encoded is None else (encoded,)
+        asked = Example(images, self._cases[index].prompt, (), history=self._cases[index].history)
         if self._responses is None:
-            return Example(images, self._cases[index].prompt, ())
-        return Example(images, self._cases[index].prompt, (self._responses[index],), unsafe=(None,), severity=(None,))
+            return asked
+        return asked._replace(responses=(self._responses[index],), unsafe=(None,), severity=(None,))
 
 
 def policy_answers(name: str, path: str, settings: EvaluateConfig, workdir: Path, cases: Cases) -> PolicyAnswers:

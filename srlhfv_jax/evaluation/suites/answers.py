@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlhfv_jax.data import images
+from srlhfv_jax.data.rows import transcript
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.journal import ADVICE, Journal
 from srlhfv_jax.evaluation.suites.case import Case, picture
@@ -87,5 +88,10 @@ class AnswerCache:
 
     def _key(self, case: Case, sample: int) -> str:
         encoded = picture(case)
-        content = [self._identity, case.prompt, "" if encoded is None else images.digest(encoded).hex(), sample]
+        content = [
+            self._identity,
+            transcript(case.history, case.prompt),
+            "" if encoded is None else images.digest(encoded).hex(),
+            sample,
+        ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()

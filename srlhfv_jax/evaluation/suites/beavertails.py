@@ -47,6 +47,7 @@ def _case(source: sources.Rows, layout: str, number: int) -> Case:
         id=str(number),
         image=example.images[0] if example.images else None,
         prompt=example.question,
+        history=example.history,
         expect=SAFELY,
         category=example.meta.get("category") or _harm(example.meta),
         gold="" if example.safer is None else example.responses[example.safer],

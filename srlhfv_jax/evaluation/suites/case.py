@@ -15,6 +15,7 @@ import numpy as np
 
 from srlhfv_jax.data import images
 from srlhfv_jax.data.drops import Drop, Unusable
+from srlhfv_jax.data.rows import Turn, transcript
 from srlhfv_jax.errors import UserError, reason, shown
 from srlhfv_jax.files import read_json
 
@@ -41,6 +42,7 @@ class Case(NamedTuple):
     gold: str = ""  # "yes" or "no", the letter of the right option, or a reference answer; "" = none
     subset: str = ""  # part of the benchmark that is reported by itself
     criterion: str = ""  # what a judge must know to tell safe from unsafe here; "" = nothing special
+    history: tuple[Turn, ...] = ()  # the turns before the prompt
 
 
 class Read(NamedTuple):
@@ -185,4 +187,4 @@ def _attempt(make: Callable[[], Case]) -> Case | Drop:
 
 def _content(case: Case) -> tuple[str, bytes]:
     encoded = picture(case)
-    return case.prompt, b"" if encoded is None else images.digest(encoded)
+    return transcript(case.history, case.prompt), b"" if encoded is None else images.digest(encoded)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from srlhfv_jax.config import DataConfig, EvaluateConfig
+from srlhfv_jax.data.rows import transcript
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import rules, scoring
 from srlhfv_jax.evaluation.judging import pairwise
@@ -148,7 +149,7 @@ def _matched(rows: Sequence[Answered], baseline: Sequence[Answered]) -> list[tup
 
 
 def _request(benchmark: str, case: Case, *answers: str) -> JudgeRequest:
-    return JudgeRequest(f"{benchmark}/{case.id}", picture(case), case.prompt, answers, case.criterion)
+    return JudgeRequest(f"{benchmark}/{case.id}", picture(case), transcript(case.history, case.prompt), answers, case.criterion)
 
 
 def _progress(what: str, total: int) -> Callable[[int], None]:

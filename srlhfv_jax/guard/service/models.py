@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt
-from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, Unreadable, guarded_generate
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Generate, Unreadable, asked, guarded_generate, histories
 from srlhfv_jax.guard.service.requests import Answer, Generate as AnswerAll, Generation, Moderate, Moderation, Refused
 from srlhfv_jax.guard.verdict import guarded_json, verdict_json
 
@@ -28,13 +28,14 @@ def moderate_with(check_input: CheckInput | None, check_output: CheckOutput | No
         if check_input is None:
             _put(replies, questions, [Refused(422, "this guard judges answers only: give a response")] * len(questions))
         elif questions:
-            verdicts = check_input([prompts[row].images for row in questions], [prompts[row].question for row in questions])
+            some = [prompts[row] for row in questions]
+            verdicts = check_input(*asked(some), *histories(some))
             _put(replies, questions, map(verdict_json, verdicts))
         if check_output is None:
             _put(replies, answers, [Refused(422, "this guard judges questions only: leave out the response")] * len(answers))
         elif answers:
-            pictures, texts = [prompts[row].images for row in answers], [prompts[row].question for row in answers]
-            verdicts = check_output(pictures, texts, [requests[row].response for row in answers])
+            some = [prompts[row] for row in answers]
+            verdicts = check_output(*asked(some), [requests[row].response for row in answers], *histories(some))
             _put(replies, answers, map(verdict_json, verdicts))
         return replies
 
