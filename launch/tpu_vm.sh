@@ -20,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 readonly LOG=srlhfv-run.log # in the home of each worker
 readonly RUNS=/mnt/runs     # where the bucket is mounted
 readonly POLL_SECONDS=30
+readonly UV=0.13.9 PYTHON=3.12
 
 options=(name zone type version project bucket valid-for)
 switches=(spot)
@@ -69,7 +70,8 @@ setup() {
   packed=$(mktemp --suffix=.tar.gz)
   [[ -n $dry_run ]] || git -C "$ROOT" archive --format=tar.gz --output="$packed" HEAD
   tpus tpu-vm scp "$packed" "$name:srlhfv.tar.gz" --worker=all
-  on_all 'rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && python3 -m venv ~/venv && ~/venv/bin/pip install -q -c srlhfv/constraints.txt -e "srlhfv[tpu]"'
+  # The images have Python 3.10; uv brings the one that the newest jax wants.
+  on_all "rm -rf srlhfv && mkdir srlhfv && tar -xzf srlhfv.tar.gz -C srlhfv && curl -LsSf https://astral.sh/uv/$UV/install.sh | sh && ~/.local/bin/uv venv -q --clear --python $PYTHON ~/venv && ~/.local/bin/uv pip install -q --python ~/venv/bin/python -c srlhfv/constraints.txt -e 'srlhfv[tpu]'"
   if [[ -n $bucket ]]; then
     on_all "sudo mkdir -p $RUNS && (mountpoint -q $RUNS || (sudo chown \"\$(id -u)\" $RUNS && gcsfuse --implicit-dirs --rename-dir-limit=100000 ${bucket#gs://} $RUNS))"
   fi
@@ -80,7 +82,8 @@ run() {
   require name zone
   local quoted
   quoted=$(quoted_command)
-  on_all "cd srlhfv && PATH=\$HOME/venv/bin:\$PATH SRLHFV_DISTRIBUTED=1 nohup bash -c '${quoted//\'/\'\\\'\'}; echo exit \$?' > ~/$LOG 2>&1 < /dev/null &"
+  # Where a bucket is mounted, what one worker compiled is there for all, and after a preemption.
+  on_all "if mountpoint -q $RUNS; then export JAX_COMPILATION_CACHE_DIR=$RUNS/compiled; fi; cd srlhfv && PATH=\$HOME/venv/bin:\$PATH SRLHFV_DISTRIBUTED=1 nohup bash -c '${quoted//\'/\'\\\'\'}; echo exit \$?' > ~/$LOG 2>&1 < /dev/null &"
 }
 
 logs() {

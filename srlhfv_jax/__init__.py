@@ -2,7 +2,7 @@
 
 Rooms from the ground up; a file imports from lower lines, from its own room, and on its own line from names further left:
 
-    dims errors quiet signals              letters of dimensions, errors of users, what libraries may say, SIGTERM and Ctrl-C
+    compilation_cache dims errors quiet signals    compiled programs, letters of dimensions, errors of users, noise, SIGTERM and Ctrl-C
     batches files config parsing           arrays that travel, files that are whole or not there, settings
     losses data                            mathematics; rows to batches
     parallel                               meshes, shardings, several hosts

@@ -4,7 +4,9 @@ Compiling is most of the work, so LLVM optimizes nothing here, and what one test
 for the commands that they start.
 """
 
+import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,18 @@ from srlhfv_jax.parallel.mesh import make_mesh
 
 LONGEST = ("test_real_weights", "test_processes", "test_quickstart_short", "test_end_to_end", "test_families_stages", "test_plan")
 assert all(Path(__file__).with_name(f"{name}.py").exists() for name in LONGEST), LONGEST
+
+# Its CPU build is there for some Pythons only. Without it, files that compare with it are left out, and tests of other files that
+# build a checkpoint with it are skipped.
+TORCH = re.compile(r"^(?:import|from) (?:torch|peft|tiny_families)\b", re.MULTILINE)
+collect_ignore = []
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = [file.name for file in sorted(Path(__file__).parent.glob("test_*.py")) if TORCH.search(file.read_text())]
+
+
+def pytest_report_header() -> str:
+    """Files that this run leaves out."""
+    return f"without PyTorch {len(collect_ignore)} files are left out: {' '.join(collect_ignore)}" if collect_ignore else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

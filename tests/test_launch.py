@@ -71,10 +71,19 @@ def test_every_way_to_install_takes_the_versions_that_were_tested():
         and "--constraint constraints.txt" in image
         and "--constraint constraints.txt" in ci
     )
-    pins = (LAUNCH.parent / "constraints.txt").read_text().splitlines()[2:]
+    assert "uv/0." in install and "--python 3.12" in shlex.split(install)[-2]
+    lines = (LAUNCH.parent / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
     assert all("==" in pin for pin in pins) and {"jax", "transformers", "orbax-checkpoint"} <= {
         pin.partition("==")[0] for pin in pins
     }
+
+
+def test_what_one_worker_compiled_is_there_for_all_and_after_a_preemption():
+    (line,) = printed("tpu_vm.sh", "run", *TPU, "--", "srlhfv", "sft", "--config.steps=3")
+    remote = next(word for word in shlex.split(line) if word.startswith("--command="))
+    assert "if mountpoint -q /mnt/runs; then export JAX_COMPILATION_CACHE_DIR=/mnt/runs/compiled; fi" in remote
+    assert "srlhfv sft --config.steps=3" in remote
 
 
 def test_nothing_is_open_to_all_and_the_image_runs_as_a_user():
@@ -85,12 +94,19 @@ def test_nothing_is_open_to_all_and_the_image_runs_as_a_user():
 
 
 def test_gke_runs_the_same_command_on_slices():
-    (line,) = printed("gke.sh", "run", *GKE, "--name=n", "--image=i:1", "--", "srlhfv", "sft", "--config.steps=3")
-    assert line == (
-        "xpk workload create --cluster=c --zone=z --project=p --tpu-type=v6e-8 --num-slices=1 --workload=n --docker-image=i:1 "
-        "--max-restarts=5 --command=SRLHFV_DISTRIBUTED=1\\ srlhfv\\ sft\\ --config.steps=3\\"
+    place = "--cluster c --location z --project p"
+    (line,) = printed(
+        "gke.sh", "run", *GKE, "--name=n", "--image=i:1", "--bucket=gs://b", "--", "srlhfv", "sft", "--config.steps=3"
     )
-    assert printed("gke.sh", "delete", *GKE) == ["xpk cluster delete --cluster=c --zone=z --project=p"]
+    words = shlex.split(line)
+    assert words[:3] == ["gcluster", "job", "submit"] and line.endswith(place)
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    assert options["--command"] == "srlhfv sft --config.steps=3" and options["--env"] == "SRLHFV_DISTRIBUTED=1"
+    assert options["--compute-type"] == "v6e-8" and options["--num-slices"] == "1" and options["--image"] == "i:1"
+    assert options["--mount"].startswith("gs://b;/mnt/runs;rw;")
+    assert options["--restart-on-exit-codes"] == "143"  # a preemption saves, and is no failure
+    assert printed("gke.sh", "stop", *GKE, "--name=n") == [f"gcluster job cancel n {place}"]
+    assert printed("gke.sh", "delete", *GKE) == ["gcluster destroy c"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,7 @@ def test_gke_runs_the_same_command_on_slices():
         ("tpu_vm.sh", ("run", *TPU), "give the command after --"),
         ("tpu_vm.sh", ("delete", "--nmae=x"), "unknown option --nmae=x"),
         ("gke.sh", ("run", "--cluster=c"), "--zone=... is missing"),
+        ("gke.sh", ("run", *GKE, f"--name={'n' * 29}", "--image=i:1", "--", "srlhfv"), "has 29 characters"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(script, arguments, message):

@@ -17,7 +17,7 @@ ROOT = PACKAGE.parent
 
 # Low to high. A file imports from lower lines, from its own package, and on its own line only from names further left.
 LINES = (
-    ("dims", "errors", "quiet", "signals"),
+    ("compilation_cache", "dims", "errors", "quiet", "signals"),
     ("batches", "files", "parsing", "config", "configs"),
     ("losses", "data"),
     ("parallel",),
@@ -35,7 +35,7 @@ PLACE = {name: (height, column) for height, line in enumerate(LINES) for column,
 FILES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
 EXPORTED = PACKAGE / "hf" / "torch_scores.py"  # copied into exports for users of torch
 OUTSIDE = {"torch": (), "tensorflow": (), "flax": ("models",)}  # package -> parts of ours that may import it
-NO_JAX = ("dims", "errors", "quiet", "signals", "files", "parsing", "config", "configs", "data")
+NO_JAX = ("compilation_cache", "dims", "errors", "quiet", "signals", "files", "parsing", "config", "configs", "data")
 
 
 def part_of(file: Path) -> str:

@@ -9,8 +9,8 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import pytest
+from commands import ENVIRONMENT
 from jax.sharding import NamedSharding, PartitionSpec as P
-from test_plan import ENVIRONMENT
 
 from srlhfv_jax.config import MeshConfig
 from srlhfv_jax.parallel.mesh import make_mesh

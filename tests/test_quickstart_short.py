@@ -53,8 +53,9 @@ def test_every_stage_runs_and_every_documented_number_is_written(finished):
 
 
 def test_what_was_trained_loads_in_transformers(finished):
-    import torch
     import transformers
+
+    torch = pytest.importorskip("torch")
 
     folder = finished[0] / "round1_ppo_lag" / "export"
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)

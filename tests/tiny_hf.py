@@ -1,6 +1,6 @@
-"""Tiny random Hugging Face checkpoints for parity tests: built here with torch, no download."""
+"""Tiny random Hugging Face checkpoints for parity tests: built here with torch, no download. Tests are skipped where it is missing."""
 
-import torch
+import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -135,6 +135,7 @@ def gemma3_config() -> transformers.Gemma3Config:
 
 def model(config, seed: int = 0) -> transformers.PreTrainedModel:
     """A random model in which nothing is trivially one or zero."""
+    torch = pytest.importorskip("torch")
     torch.manual_seed(seed)
     kind = transformers.AutoModelForCausalLM if text_only(config) else transformers.AutoModelForImageTextToText
     made = kind.from_config(config).eval()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from srlhfv_jax import quiet, signals
+from srlhfv_jax import compilation_cache, quiet, signals
 from srlhfv_jax.cli.commands import COMMANDS
 from srlhfv_jax.errors import UserError, disk, nearest, public, reason, saved_traceback
 
@@ -49,6 +49,7 @@ def _exit_code(argv: list[str]) -> int:
         logging.set_verbosity(logging.FATAL)  # Orbax warns of what users cannot change, and logs the errors that it raises
     sys.unraisablehook = quiet.unraisable
     restore = signals.install()
+    compilation_cache.prepare()
     try:
         _run(argv[0], argv[1:])
     except UserError as error:

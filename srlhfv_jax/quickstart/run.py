@@ -9,7 +9,6 @@ from srlhfv_jax.quickstart import pipeline
 from srlhfv_jax.report import targets
 from srlhfv_jax.report.build import write_report
 from srlhfv_jax.runs import run as runs
-from srlhfv_jax.training import compiles
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
@@ -23,7 +22,6 @@ def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool) -> None:
     hosts.initialize()
     with lock.held(workdir):
         runs.check_unchanged(settings, workdir)
-        compiles.keep(workdir / "compiled")  # later rounds, and a run that goes on, compile nothing twice
         result = pipeline.run(settings, workdir, sweep=sweep)
         if hosts.process_index() == 0:
             _close(settings, workdir, result)

@@ -1,7 +1,6 @@
 """Compilations while a run goes on, and their reasons: a run that compiles again and again is slow for a reason it should name."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,10 +44,3 @@ class Watch:
         self._known.add(fun_name)
         if seconds >= self._at_least:
             self._say(f"compiled {fun_name} in {seconds:.1f} s ({self._where}: {cause})")
-
-
-def keep(folder: Path) -> None:
-    """Keep compiled programs in a folder, unless the environment names one: what starts again compiles nothing twice."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
