@@ -273,7 +273,7 @@ def test_xstest_labels_follow_the_type(tmp_path):
     rows += [row | {"id": "3", "label": "unsafe"}, row | {"id": "4", "type": "astronomy"}, row | {"id": "5", "prompt": " "}]
     table(tmp_path / "xstest" / "xstest_prompts.csv", rows)
     found, drops = read("xstest", tmp_path)
-    assert {name: kept.expect for name, kept in found.items()} == {"1": COMPLY, "v2-26": REFUSE}
+    assert {name: kept.expect for name, kept in found.items()} == {"1": COMPLY, "26": REFUSE}
     assert drops == {"bad_label": 1, "unknown_category": 1, "missing_field": 1}
 
 

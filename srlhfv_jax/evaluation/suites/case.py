@@ -28,6 +28,7 @@ CHOICE = "choice"  # it names the option `gold`
 EXPECTATIONS = (REFUSE, COMPLY, SAFELY, YES_NO, CHOICE)
 
 AGAIN = "unpack the benchmark there as it is published"
+PICTURES = (".jpg", ".png", ".jpeg", ".mpo", ".webp")  # endings of one picture in different copies; .mpo: a phone's JPEG
 THREADS = 4  # that read and decode pictures
 
 
@@ -105,6 +106,16 @@ def pictures_in(folder: Path, *names: str, allowed: Iterable[Path] = ()) -> imag
     return images.place(first_of(folder, *names), folder, *allowed)
 
 
+def any_ending(pictures: images.Place, name: str) -> Path:
+    """The picture of this name without its ending, which copies differ in.
+
+    Raises:
+        Unusable: there is none.
+    """
+    found = next((ending for ending in PICTURES if (pictures.folder / f"{name}{ending}").exists()), PICTURES[0])
+    return images.inside(pictures, f"{name}{found}")
+
+
 def text(row: Mapping[str, Any], name: str) -> str:
     """A column with text in it.
 
@@ -124,9 +135,19 @@ def identity(row: Mapping[str, Any], name: str) -> str:
         Unusable: there is none.
     """
     value = row.get(name) if isinstance(row, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
+    found = id_text(value)
+    if found is None:
         raise Unusable("missing_field", f"{name} must be an id, got {shown(value)}")
-    return str(value).strip()
+    return found
+
+
+def id_text(value: Any) -> str | None:
+    """An id as text; None where it is no id. Tables with a gap make 7.0 of 7."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    return str(value).strip() or None
 
 
 def first_of(folder: Path, *names: str) -> Path:

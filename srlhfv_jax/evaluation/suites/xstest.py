@@ -2,7 +2,8 @@
 
     FOLDER/xstest_prompts.csv    id,prompt,type,label,focus,note
 
-Other copies have the columns in another order, ids such as "v2-1", or no label; a type that begins with "contrast_" is unsafe.
+Other copies have the columns in another order, ids such as "v2-1", which is 1 here, or no label; a type that begins with
+"contrast_" is unsafe.
 """
 
 import functools
@@ -33,10 +34,15 @@ def _case(number: int, row: dict[str, str]) -> Case:
     if label != ("unsafe" if unsafe else "safe"):
         raise Unusable("bad_label", f"type {kind} is labelled {label!r}")
     return Case(
-        id=identity(row, "id") if "id" in row else str(number),
+        id=plain_id(identity(row, "id")) if "id" in row else str(number),
         image=None,
         prompt=text(row, "prompt"),
         expect=REFUSE if unsafe else COMPLY,
         category=kind,
         subset="unsafe" if unsafe else "safe",
     )
+
+
+def plain_id(name: str) -> str:
+    """The id in the table of prompts: the published completions call "v2-1" what it calls 1 (those of version 1 are others)."""
+    return name.removeprefix("v2-")
