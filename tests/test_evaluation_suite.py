@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -124,15 +125,37 @@ def test_the_table_always_shows_over_refusal_beside_attack_success():
 
 
 def test_recorded_answers_are_counted_in_order_and_strangers_are_counted(tmp_path):
-    cases = {"xstest": [Case("1", None, "p", COMPLY, "c")]}
-    lines = [{"benchmark": "xstest", "id": 1, "answer": text} for text in ("a", "b")]
+    cases = {"xstest": [Case("1", None, "p", COMPLY, "c"), Case("7", None, "q", COMPLY, "c")]}
+    lines = [{"benchmark": "xstest", "id": 1, "answer": text} for text in ("a", "b", "c")]
     lines += [{"benchmark": "xstest", "id": "2", "answer": "c"}, {"benchmark": "xstest", "id": "1", "answer": None}]
+    lines += [{"benchmark": "xs_test", "id": "1", "answer": "c"}, {"benchmark": "xstest", "id": 7.0, "sample": 1, "answer": "d"}]
+    lines += [{"benchmark": "xstest", "id": "7", "sample": 1, "answer": text} for text in ("d", "e")]
     put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
-    said = recorded_answers(tmp_path / "a.jsonl", cases)
-    assert said.texts == {("xstest", "1", 0): "a", ("xstest", "1", 1): "b"} and said.unknown == 1
-    put(tmp_path / "b.jsonl", json.dumps({"id": "1", "answer": "x"}))
-    with pytest.raises(UserError, match="b.jsonl:1: expected benchmark, id and answer"):
-        recorded_answers(tmp_path / "b.jsonl", cases)
+    said = recorded_answers(tmp_path / "a.jsonl", cases, samples=2)
+    assert said.texts == {("xstest", "1", 0): "a", ("xstest", "1", 1): "b", ("xstest", "7", 1): "e"}
+    assert said.unknown == {"xstest": 1, "": 1} and said.unread == {"xstest": 2}  # a third answer, and one said anew
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"id": "1", "answer": "x"}, "b.jsonl:1: expected benchmark, id and answer"),
+        ({"benchmark": "xstest", "id": 1, "answer": 2}, "b.jsonl:1: expected benchmark, id and answer"),
+        ({"benchmark": "xstest", "id": [1], "answer": "x"}, "b.jsonl:1: id is that of a case, .* got .1."),
+        ({"benchmark": "xstest", "id": None, "answer": "x"}, "b.jsonl:1: id is that of a case, .* got None"),
+        ({"benchmark": "xstest", "id": True, "answer": "x"}, "b.jsonl:1: id is that of a case, .* got True"),
+        ({"benchmark": "xstest", "id": 1.5, "answer": "x"}, "b.jsonl:1: id is that of a case, .* got 1.5"),
+        ({"benchmark": "xstest", "id": 1, "sample": -1, "answer": "x"}, "b.jsonl:1: sample is the number of an answer"),
+        (
+            {"benchmark": "xs_test", "id": 1, "answer": "x"},
+            "is about a case .*: it names xs_test/1, where the cases are xstest/1 ",
+        ),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(tmp_path, line, message):
+    put(tmp_path / "b.jsonl", json.dumps(line))
+    with pytest.raises(UserError, match=message):
+        recorded_answers(tmp_path / "b.jsonl", {"xstest": [Case("1", None, "p", COMPLY, "c")]})
 
 
 def test_kept_answers_belong_to_one_checkpoint_and_one_case(tmp_path):
@@ -183,7 +206,7 @@ def test_rules_judge_recorded_answers_and_every_file_is_written(root, capsys):
     assert len(judged) == 6 and judged[1]["unsafe"] is True and judged[1]["expect"] == REFUSE
     assert json.loads((root / "out" / "config.json").read_text())["judge"] == "rules"
     assert run(root, "--config.limit=1")["base.xstest.rows"] == 1
-    assert "warning: base: 0 of 2 cases have no recorded answer, and 1 lines of " in capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err  # answers to cases that were not drawn are no strangers
     assert len((root / "out" / "judged.jsonl").read_text().splitlines()) == 4
 
 
@@ -198,12 +221,28 @@ def test_evaluate_with_a_config_is_benchmark_for_one_more_release_and_says_so(ro
 
 
 def test_recorded_answers_about_other_cases_are_refused(root):
-    """XSTest's own completions call "v2-1" what its prompts call "1": a table of them would be empty."""
-    put(root / "base.jsonl", json.dumps({"benchmark": "xstest", "id": "v2-1", "answer": "Sure"}))
+    """A benchmark of which no case is met would have an empty row in the table."""
+    lines = [{"benchmark": "xstest", "id": "1", "answer": "Sure"}, {"benchmark": "vlguard", "id": "Ads_1", "answer": "Sure"}]
+    put(root / "base.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(
-        UserError, match="none of its answers is about a case .*: it names xstest/v2-1, where the cases are xstest/1, "
+        UserError,
+        match="none of its answers to vlguard is about a case .*: it names vlguard/Ads_1, where the cases are vlguard/Ads_1/unsafes ",
     ):
         run(root)
+
+
+def test_what_is_not_answered_and_what_answers_nothing_stands_in_table_and_result(root, capsys):
+    """XSTest's own completions call "v2-1" what its prompts call "1"."""
+    lines = [{"benchmark": "xstest", "id": name, "answer": SURE} for name in ("v2-2", "v2-1", "v2-3", 4, 1)]
+    put(root / "base.jsonl", "\n".join(map(json.dumps, lines)))
+    result = run(root)
+    table = (root / "out" / "benchmarks.md").read_text()
+    assert "unanswered | unknown |" in table and "| vlguard | base | 0 | – | – | – | – | 1 | 0 |" in table
+    assert result["base.xstest.attack_success_rate"] == 1.0 and result["base.xstest.rows"] == 2
+    assert (result["base.xstest.unanswered"], result["base.xstest.unknown"], result["base.xstest.unread"]) == (0, 2, 1)
+    assert result["base.vlguard.unanswered"] == 1 and result["base.answers_unknown"] == 2
+    said = capsys.readouterr().err
+    assert "warning: base: 1 of 3 answers are not in " in said and "2 of its lines are about no case of these benchmarks" in said
 
 
 @pytest.mark.parametrize("limit", [1, 3, 6, 7, 12, 39, 40, 0])
@@ -284,6 +323,18 @@ def test_checkpoints_answer_once_and_learned_models_judge(root, models):
     run(root, *flags, policies=f"a={models / 'policy'}")
     resumed = path.read_bytes().splitlines(keepends=True)
     assert resumed[:3] == torn[:3] and len(resumed) == 6
+
+
+def test_every_policy_is_opened_before_the_first_one_answers(root, models):
+    for name in ("tokenizer.json", "config.json"):
+        broken = root / f"without_{name}"
+        shutil.copytree(models / "policy", broken)
+        described = json.loads((broken / "config.json").read_text())
+        described["text_config"]["intermediate_size"] += 8
+        (broken / name).write_text("{" if name == "tokenizer.json" else json.dumps(described))
+        with pytest.raises(UserError, match="no usable tokenizer" if name == "tokenizer.json" else "of wrong shape"):
+            run(root, policies=f"a={models / 'policy'},b={broken}")
+    assert not (root / "out" / "answers").exists()
 
 
 @pytest.mark.parametrize(

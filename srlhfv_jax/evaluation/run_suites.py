@@ -15,13 +15,12 @@ from srlhfv_jax.evaluation.journal import Journal
 from srlhfv_jax.evaluation.judging.choose import reading_judge
 from srlhfv_jax.evaluation.judging.endpoint import EndpointJudge
 from srlhfv_jax.evaluation.suites import published
-from srlhfv_jax.evaluation.suites.answering import policy_answers
+from srlhfv_jax.evaluation.suites.answering import all_recorded, check_policies, sampled_answers
 from srlhfv_jax.evaluation.suites.answers import PolicyAnswers
 from srlhfv_jax.evaluation.suites.case import Case, Read, sample
 from srlhfv_jax.evaluation.suites.judging import Rows, compare_pairs, judge_answers
 from srlhfv_jax.evaluation.suites.numbers import benchmark_numbers, benchmark_table, drop_numbers, is_unsafe
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.runs import checkpoints
 
 TABLE, JUDGED = "benchmarks.md", "judged.jsonl"
 READ, READ_S = "the endpoint's last word", 30 * 86_400  # other processes wait for it, however long it takes
@@ -55,9 +54,7 @@ def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
         UserError: a benchmark, a policy or a judge that is not there.
     """
     policies, reader = named_paths(settings.policies), reading_judge(settings, workdir)
-    for path in policies.values():
-        if not path.endswith(".jsonl"):
-            checkpoints.check_checkpoint(path, "config.policies")
+    check_policies(policies)
     if settings.judge == "models":
         scoring.check_score_heads(settings.scorer, settings.model)
     allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
@@ -66,7 +63,11 @@ def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     for name, read in benchmarks.items():
         drops = ", ".join(f"{reason} {count}" for reason, count in read.drops.most_common()) or "none dropped"
         print(f"{name}: {len(cases[name])} of {len(read.cases)} cases; {drops}", flush=True)
-    answers = {name: policy_answers(name, path, settings, workdir, cases) for name, path in policies.items()}
+    files = all_recorded(policies, settings.samples, {name: read.cases for name, read in benchmarks.items()}, cases)
+    answers = {
+        name: files[name] if name in files else sampled_answers(name, path, settings, workdir, cases)
+        for name, path in policies.items()
+    }
     if settings.judge == "endpoint" and hosts.process_index() > 0:  # the first process asks for all
         hosts.barrier(READ, READ_S)
         return {}
@@ -102,9 +103,11 @@ def _numbers(
         for name, answered in by_benchmark.items():
             metrics = benchmark_numbers(name, answered, seed=settings.seed)
             metrics["unanswered"] = float(len(cases[name]) * settings.samples - len(answered))
+            metrics["unknown"] = float(answers[policy].unknown[name])
+            metrics["unread"] = float(answers[policy].unread[name])
             tables[policy][name] = metrics
             result |= {f"{policy}.{name}.{key}": value for key, value in metrics.items()}
-        result[f"{policy}.answers_unknown"] = float(answers[policy].unknown)
+        result[f"{policy}.answers_unknown"] = float(answers[policy].unknown.total())
     return result, benchmark_table(tables)
 
 

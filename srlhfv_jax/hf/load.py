@@ -156,13 +156,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) -> dict[str, Any]:
     """Every leaf of the model from the folder's safetensors, each device reading its own part."""
-    tensors = {names.published(config, name): tensor for name, tensor in weights.open_tensors(folder).items()}
-    embedding, head = names.embedding_and_head(config)
-    if config.text.tied_head and embedding not in tensors and head in tensors:
-        tensors[embedding] = tensors.pop(head)
-    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
-    table = names.table(config)
-    _check(config, folder, table, shapes, tensors)
+    table, shapes, tensors = _open(config, folder)
     if mesh is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     else:
@@ -172,6 +166,27 @@ def load_params(config: VLMConfig, folder: Path, dtype: str, mesh: Mesh | None) 
         shape, sharding = leaves.leaf(shapes, leaf.path).shape, leaves.leaf(shardings, leaf.path)
         leaves.put(params, leaf.path, _fill(leaf, shape, tensors, jnp.dtype(dtype), sharding))
     return params
+
+
+def check_tensors(config: VLMConfig, folder: Path) -> None:
+    """Compare the names and shapes of the folder's tensors with the model, without reading them.
+
+    Raises:
+        UserError: they differ.
+    """
+    _open(_as_stored(config, folder), folder)
+
+
+def _open(config: VLMConfig, folder: Path) -> tuple[list[leaves.Leaf], Any, dict[str, weights.Tensor]]:
+    """The leaves of the model, their shapes, and the tensors that hold them."""
+    tensors = {names.published(config, name): tensor for name, tensor in weights.open_tensors(folder).items()}
+    embedding, head = names.embedding_and_head(config)
+    if config.text.tied_head and embedding not in tensors and head in tensors:
+        tensors[embedding] = tensors.pop(head)
+    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
+    table = names.table(config)
+    _check(config, folder, table, shapes, tensors)
+    return table, shapes, tensors
 
 
 def _as_stored(config: VLMConfig, folder: Path) -> VLMConfig:

@@ -15,7 +15,14 @@ from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig
 from srlhfv_jax.data import chat, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft, weights
-from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_config_and_processor, load_pretrained
+from srlhfv_jax.hf.load import (
+    Pretrained,
+    backbone_name,
+    check_tensors,
+    checkpoint_folder,
+    load_config_and_processor,
+    load_pretrained,
+)
 from srlhfv_jax.models import kernels, lora, quantize, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
@@ -42,6 +49,17 @@ def check_checkpoint(path: str, name: str, *heads: str) -> None:
             raise UserError(
                 f"{name}={path} has no {head} head (it has {', '.join(found) or 'none'}): give the workdir of srlhfv scores"
             )
+
+
+def check_policy(path: str, name: str) -> None:
+    """Open a checkpoint that shall answer: also its tokenizer and processor, and whether it has the tensors of its model.
+
+    Raises:
+        UserError: as `check_checkpoint`, and anything else that is wrong with it but the numbers in its tensors.
+    """
+    check_checkpoint(path, name)
+    config, _ = load_config_and_processor(path)
+    check_tensors(config, checkpoint_folder(backbone_name(path)))
 
 
 def load(

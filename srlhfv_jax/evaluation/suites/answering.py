@@ -8,6 +8,7 @@ from typing import Any
 
 from srlhfv_jax.config import EvaluateConfig
 from srlhfv_jax.data.rows import Example
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.answering import Sampler, answer_batches, keys
 from srlhfv_jax.evaluation.suites.answers import AnswerCache, PolicyAnswers, recorded_answers
 from srlhfv_jax.evaluation.suites.case import Case, picture
@@ -40,26 +41,50 @@ class CaseRows(Sequence[Example]):
         return asked._replace(responses=(self._responses[index],), unsafe=(None,), severity=(None,))
 
 
-def policy_answers(name: str, path: str, settings: EvaluateConfig, workdir: Path, cases: Cases) -> PolicyAnswers:
-    """The answers of the policy at `path`: a .jsonl file, or a checkpoint, which is loaded only if some are missing."""
-    return _recorded(name, path, cases) if path.endswith(".jsonl") else _sampled(name, path, settings, workdir, cases)
+def recorded(path: str) -> bool:
+    """Whether a policy is a file of answers; else it is a checkpoint."""
+    return path.endswith(".jsonl")
 
 
-def _recorded(name: str, path: str, cases: Cases) -> PolicyAnswers:
-    answers = recorded_answers(Path(path), cases)
-    total = sum(map(len, cases.values()))
-    silent = total - len({(benchmark, case) for benchmark, case, _ in answers.texts})
-    if silent or answers.unknown:
-        print(
-            f"warning: {name}: {silent} of {total} cases have no recorded answer, and {answers.unknown} lines of {path} are about no "
-            "case that is asked for",
-            file=sys.stderr,
-            flush=True,
-        )
+def check_policies(policies: Mapping[str, str]) -> None:
+    """Open every policy (name -> path) before benchmarks are read and before the first one answers.
+
+    Raises:
+        UserError: no such file of answers, or a checkpoint that cannot be read.
+    """
+    for path in policies.values():
+        if not recorded(path):
+            checkpoints.check_policy(path, "config.policies")
+        elif not Path(path).is_file():
+            raise UserError(f"{path} is no file: a policy is a checkpoint, or a .jsonl file of recorded answers")
+
+
+def all_recorded(policies: Mapping[str, str], samples: int, whole: Cases, cases: Cases) -> dict[str, PolicyAnswers]:
+    """The answers of the policies that are files, with a warning of what they lack, and of what in them nobody reads.
+
+    Args:
+        whole, cases: the benchmarks, and the part of them that is asked for.
+    """
+    answers = {name: recorded_answers(Path(path), whole, samples=samples) for name, path in policies.items() if recorded(path)}
+    for name, said in answers.items():
+        _describe(name, policies[name], said, samples, cases)
     return answers
 
 
-def _sampled(name: str, path: str, settings: EvaluateConfig, workdir: Path, cases: Cases) -> PolicyAnswers:
+def _describe(name: str, path: str, answers: PolicyAnswers, samples: int, cases: Cases) -> None:
+    asked = [(benchmark, case.id, sample) for benchmark in cases for case in cases[benchmark] for sample in range(samples)]
+    missing = sum(place not in answers.texts for place in asked)
+    if missing or answers.unknown or answers.unread.total():
+        print(
+            f"warning: {name}: {missing} of {len(asked)} answers are not in {path}; {answers.unknown.total()} of its lines are about no "
+            f"case of these benchmarks, and {answers.unread.total()} are a case's answers beyond config.samples={samples} or said anew",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def sampled_answers(name: str, path: str, settings: EvaluateConfig, workdir: Path, cases: Cases) -> PolicyAnswers:
+    """The answers of the checkpoint at `path`, which is loaded only if some are not in the workdir yet."""
     cache = AnswerCache(workdir / ANSWERS / f"{name}.jsonl", _identity(path, settings))
     hosts.barrier(f"{name}'s answers are read")  # by all processes, before the first one writes more of them
     missing = {
@@ -76,17 +101,15 @@ def _sampled(name: str, path: str, settings: EvaluateConfig, workdir: Path, case
             if unanswered:
                 print(f"{name}: {benchmark}, answer {sample + 1} of {settings.samples}: {len(unanswered)} cases", flush=True)
                 _sample(policy, sampler, settings.seed, benchmark, unanswered, sample, cache)
-    texts, unreadable = {}, Counter()
+    texts = {}
     for benchmark, benchmark_cases in cases.items():
         for case in benchmark_cases:
             for sample in range(settings.samples):
                 text = cache.get(case, sample)["answer"]
-                if text is None:
-                    unreadable[benchmark] += 1
-                else:
+                if text is not None:  # else the policy cannot read the case
                     texts[benchmark, case.id, sample] = text
     cache.close()
-    return PolicyAnswers(texts, unreadable, 0)
+    return PolicyAnswers(texts, Counter(), Counter())
 
 
 def _identity(path: str, settings: EvaluateConfig) -> list[Any]:

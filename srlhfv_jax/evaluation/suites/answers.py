@@ -1,7 +1,7 @@
 """Answers to benchmark cases in files: those that people or other programs recorded, and our own, kept as they are sampled.
 
 One JSON object per line, {"benchmark", "id", "answer"}; "sample" (0, 1, ...) tells several answers to one case apart, without it
-they are counted in the order of the lines. Our own files say more on each line, and can be read as recorded ones.
+they are counted in the order of the lines. The lines may stand in any order. Our own files say more on each line, and can be read as recorded ones.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from srlhfv_jax.data import images
 from srlhfv_jax.data.rows import transcript
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.journal import ADVICE, Journal
+from srlhfv_jax.evaluation.suites import published
 from srlhfv_jax.evaluation.suites.case import Case, picture
 from srlhfv_jax.files import json_lines
 
@@ -24,42 +25,60 @@ class PolicyAnswers(NamedTuple):
     """One policy's answers to the cases of benchmarks."""
 
     texts: dict[tuple[str, str, int], str]  # (benchmark, case, sample) -> answer
-    missing: Counter  # benchmark -> cases that the policy cannot read
-    unknown: int  # lines about no case that was asked for
+    unknown: Counter  # benchmark -> lines about a case that it does not have; "" -> lines about another benchmark
+    unread: Counter  # benchmark -> answers beyond `samples`, and those that a later line replaces
 
 
-def recorded_answers(path: Path, cases: Mapping[str, Sequence[Case]]) -> PolicyAnswers:
-    """Answers from a file.
+def recorded_answers(path: Path, cases: Mapping[str, Sequence[Case]], *, samples: int = 1) -> PolicyAnswers:
+    """Answers from a file, to all cases of the benchmarks.
+
+    Args:
+        samples: how many answers to a case are read.
 
     Raises:
-        UserError: no such file, a line without benchmark, id and answer, or no line about any of the cases.
+        UserError: a line without benchmark, id and answer, or a benchmark about which the file speaks without one line
+            about any of its cases.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is no file: a policy is a checkpoint, or a .jsonl file of recorded answers")
     places = {(benchmark, case.id) for benchmark, benchmark_cases in cases.items() for case in benchmark_cases}
     texts: dict[tuple[str, str, int], str] = {}
-    lines, matched, unknown, stranger = Counter(), 0, 0, None
+    lines, matched, unknown, unread, strangers = Counter(), Counter(), Counter(), Counter(), {}
     for number, row in json_lines(io.BytesIO(path.read_bytes()), path, advice=ADVICE):
-        place = (str(row.get("benchmark")), str(row.get("id")))
-        sample = row.get("sample", lines[place])
-        if "benchmark" not in row or "id" not in row or not isinstance(row.get("answer"), (str, type(None))):
-            raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {shown(sorted(row))}")
+        benchmark, case = _place(path, number, row)
+        if (benchmark, case) not in places:
+            unknown[benchmark if benchmark in cases else ""] += 1
+            strangers.setdefault(benchmark, case)
+            continue
+        matched[benchmark] += 1
+        sample = row.get("sample", lines[benchmark, case])
         if type(sample) is not int or sample < 0:
             raise UserError(f"{path}:{number}: sample is the number of an answer (0, 1, ...), got {shown(sample)}")
-        if place not in places:
-            unknown += 1
-            stranger = stranger or place
+        if row.get("answer") is None:
             continue
-        matched += 1
-        if row.get("answer") is not None:
-            texts[*place, sample] = row["answer"]
-            lines[place] += 1
-    if stranger and not matched:
+        lines[benchmark, case] += 1
+        earlier = texts.get((benchmark, case, sample))
+        unread[benchmark] += sample >= samples or earlier not in (None, row["answer"])
+        if sample < samples:
+            texts[benchmark, case, sample] = row["answer"]
+    strange = {name: case for name, case in strangers.items() if not matched[name] and (name in cases or not matched.total())}
+    if strange:
+        name, case = next(iter(strange.items()))
+        theirs = [name] if name in cases else list(cases)
         raise UserError(
-            f"{path}: none of its answers is about a case that is asked for: it names {'/'.join(stranger)}, where the cases are "
-            f"{', '.join(f'{name}/{benchmark_cases[0].id}' for name, benchmark_cases in cases.items())} and so on"
+            f"{path}: none of its answers{f' to {name}' * (name in cases)} is about a case that is asked for: it names {name}/{case}, "
+            f"where the cases are {', '.join(f'{each}/{cases[each][0].id}' for each in theirs)} and so on"
         )
-    return PolicyAnswers(texts, Counter(), unknown)
+    return PolicyAnswers(texts, unknown, unread)
+
+
+def _place(path: Path, number: int, row: Mapping[str, Any]) -> tuple[str, str]:
+    """Benchmark and case that a line is about."""
+    if "benchmark" not in row or "id" not in row or not isinstance(row.get("answer"), (str, type(None))):
+        raise UserError(f"{path}:{number}: expected benchmark, id and answer (a text, or null), got {shown(sorted(row))}")
+    benchmark = str(row["benchmark"])
+    case = published.case_id(benchmark, row["id"])
+    if case is None:
+        raise UserError(f"{path}:{number}: id is that of a case, a text or a whole number, got {shown(row['id'])}")
+    return benchmark, case
 
 
 class AnswerCache:

@@ -157,8 +157,11 @@ COLUMNS = {
     "cost": "cost",
     "self_correction": "self-correction",
     "unjudged": "unjudged",
+    "unanswered": "unanswered",
+    "unknown": "unknown",
 }
-_COUNTED = ("helpful", "cost", "unjudged")  # not shares
+_MEANS = ("helpful", "cost")  # not shares
+_COUNTS = ("unjudged", "unanswered", "unknown")  # rows; unanswered: cases without an answer; unknown: answers to no case
 
 
 def benchmark_table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -185,9 +188,9 @@ def benchmark_table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> 
 def _cell(name: str, numbers: Mapping[str, float]) -> str:
     if name not in numbers:
         return "–"
-    if name == "unjudged":
+    if name in _COUNTS:
         return f"{numbers[name]:.0f}"
-    scale, digits = (1, 2) if name in _COUNTED else (100, 1)
+    scale, digits = (1, 2) if name in _MEANS else (100, 1)
     text = f"{scale * numbers[name]:.{digits}f}"
     if f"{name}_low" in numbers:
         text += f" [{scale * numbers[f'{name}_low']:.{digits}f}, {scale * numbers[f'{name}_high']:.{digits}f}]"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.suites import (
@@ -15,7 +16,7 @@ from srlhfv_jax.evaluation.suites import (
     vlguard,
     xstest,
 )
-from srlhfv_jax.evaluation.suites.case import Read
+from srlhfv_jax.evaluation.suites.case import Read, id_text
 
 READERS: dict[str, Callable[..., Read]] = {
     "beavertails_v": beavertails.beavertails_v,
@@ -49,3 +50,9 @@ def read(name: str, root: Path, *allowed: Path) -> Read:
         dropped = ", ".join(f"{reason} {count}" for reason, count in benchmark.drops.most_common()) or "it is empty"
         raise UserError(f"{folder}: no row of {name} can be used ({dropped})")
     return benchmark
+
+
+def case_id(benchmark: str, value: Any) -> str | None:
+    """The id of the case that somebody else's file means by this value, text or number; None where it is no id."""
+    name = id_text(value)
+    return xstest.plain_id(name) if name is not None and benchmark == "xstest" else name
