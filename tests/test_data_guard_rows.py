@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_data import dual_row, pku_row, qa_row
 
-from srlhfv_jax.data import guard_rows, rows, taxonomies
+from srlhfv_jax.data import guard_rows, layouts, taxonomies
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.data.quickstart.concepts import CONCEPTS, RISKS
 from srlhfv_jax.data.quickstart.oracle import judge
@@ -13,7 +13,7 @@ from srlhfv_jax.data.rows import Example
 
 
 def example(row) -> Example:
-    read = rows.read(rows.detect(row), row, lambda cell: cell["bytes"] if cell else None)
+    read = layouts.read(layouts.detect(row), row, layouts.Reading(lambda cell: cell["bytes"] if cell else None))
     assert isinstance(read, Example), read
     return read
 
@@ -21,9 +21,9 @@ def example(row) -> Example:
 def expand(row, taxonomy="beavertails_v"):
     """Labels of the question, which stands once, under None, and of each answer."""
     found, drops = guard_rows.expand([example(row)], taxonomies.categories(taxonomy))
-    asked = [item.labels[0] for item in found.items if item.labels[0] != guard_rows.UNKNOWN]
-    answered = {item.side: item.labels[1] for item in found.items if item.side is not None}
-    assert len(asked) <= 1 and guard_rows.UNKNOWN not in answered.values()
+    asked = [item.labels[0][:2] for item in found.items if item.labels[0] != guard_rows.UNKNOWN]
+    answered = {item.side: item.labels[1][:2] for item in found.items if item.side is not None}
+    assert len(asked) <= 1 and guard_rows.UNKNOWN[:2] not in answered.values()
     return answered | ({None: asked[0]} if asked else {}), dict(drops)
 
 
@@ -52,9 +52,9 @@ def test_a_flag_without_a_severity_tells_only_the_first_threshold_of_an_unsafe_a
 
 def test_the_rows_own_column_says_whether_a_question_is_harmful():
     labels, _ = expand(qa_row(is_response_safe="yes", harmful="yes"))
-    assert labels[None] == ((True, None, None), None) and labels[0].exceeds == (False, False, False)
+    assert labels[None] == ((True, None, None), None) and labels[0][0] == (False, False, False)
     labels, _ = expand(dual_row(harmful="no"))
-    assert labels[None] == ((False, False, False), ()) and labels[0].exceeds[0] is True
+    assert labels[None] == ((False, False, False), ()) and labels[0][0][0] is True
 
 
 def test_pku_rows_have_categories_for_each_answer():
@@ -117,7 +117,7 @@ def test_without_an_answer_its_question_stays():
 def test_rows_of_the_embedded_task_carry_every_label():
     cells = task_rows.split_cells(0)
     raw = task_rows.guard_rows(0, cells, "test", 60)
-    read = [rows.read(rows.detect(row), row, lambda cell: cell) for row in raw]
+    read = [layouts.read(layouts.detect(row), row, layouts.Reading(lambda cell: cell)) for row in raw]
     found, drops = guard_rows.expand(read, taxonomies.EMBEDDED)
     assert not drops and len(found) == 60
     answers = {item.row: item.labels[1] for item in found.items}

@@ -3,14 +3,15 @@
 import pytest
 from tiny_data import dual_row, pku_row, png, qa_row
 
-from srlhfv_jax.data import rows
+from srlhfv_jax.data import layouts, rows
 from srlhfv_jax.data.drops import REASONS, Drop
 from srlhfv_jax.data.images import cell_bytes
 from srlhfv_jax.errors import UserError
 
 
 def read(row: dict, layout: str | None = None) -> rows.Example | Drop:
-    return rows.read(layout or rows.detect(row), row, lambda cell: cell_bytes(cell, None))
+    found = layouts.named(layout) if layout else layouts.detect(row)
+    return layouts.read(found, row, layouts.Reading(lambda cell: cell_bytes(cell, None)))
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,12 @@ def read(row: dict, layout: str | None = None) -> rows.Example | Drop:
     ],
 )
 def test_the_layout_is_told_by_the_columns(row, layout):
-    assert rows.detect(row) == layout
+    assert layouts.detect(row).name == layout
 
 
 def test_unknown_columns_are_listed_with_what_was_expected():
-    with pytest.raises(UserError, match=r"columns answer, instruction: expected question or prompt"):
-        rows.detect(["instruction", "answer"])
+    with pytest.raises(UserError, match=r"columns reply, text: expected question or prompt"):
+        layouts.detect(["text", "reply"])
 
 
 def test_dual_preferences_with_text_ids_are_read():
@@ -181,5 +182,7 @@ def test_half_a_character_in_a_text_is_a_named_drop_and_in_meta_it_is_written_ou
 
 @pytest.mark.parametrize("images", ["a.png", {"path": "a.png"}, ["a.png"]])
 def test_one_picture_in_the_column_of_several_is_one_picture(images):
-    found = rows.read("plain", {"question": "q", "images": images}, lambda cell: repr(cell).encode())
+    found = layouts.read(
+        layouts.named("plain"), {"question": "q", "images": images}, layouts.Reading(lambda cell: repr(cell).encode())
+    )
     assert len(found.images) == 1

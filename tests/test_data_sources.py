@@ -270,10 +270,10 @@ def test_parquet_files_of_different_types_are_named(tmp_path):
 
 
 def test_no_usable_row_shows_what_was_wrong_with_the_first_and_what_was_not_read(tmp_path, capsys):
-    rows = [{"prompt": "what ?", "chosen": "a cat", "rejected": "a dog"}] * 2
-    with pytest.raises(UserError, match="row 0: chosen must be 0, 1 or 'tie', got 'a cat'; not read: the columns rejected, "):
+    rows = [{"prompt": "what ?", "responses": ["a cat", "a dog"], "chosen": "a cat", "picture": "a.png"}] * 2
+    with pytest.raises(UserError, match="row 0: chosen must be 0, 1 or 'tie', got 'a cat'; not read: the columns picture, "):
         load_examples(settings(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    assert "rejected" in capsys.readouterr().err
+    assert "picture" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_no_usable_row_shows_what_was_wrong_with_the_first_and_what_was_not_read
         ({"img": "a"}, "img"),
         ({"shot": "x/a.JPG"}, "shot"),
         ({"cell": "data:image/png;base64,AAAA"}, "cell"),
-        ({"completion": "a"}, "completion"),
-        ({"answer": "a"}, "answer"),
+        ({"output": "a"}, "output"),
+        ({"gold_answer": "a"}, "gold_answer"),
         ({"label": 1}, "label"),
         ({"isSafe": 1, "is_toxic": 0}, "is_toxic"),
     ],
@@ -345,7 +345,7 @@ def test_pictures_in_text_are_read_and_what_is_none_is_a_counted_drop(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "q", "image": cell} for cell in cells])
     examples = load_examples(settings(path))
     assert [example.images for example in examples] == [(png(3),)] * 4 + [(jpeg(1),)]
-    assert [drop.reason for drop in examples.dropped] == [*bad.values(), "not_an_image", "not_an_image", "not_an_image"]
+    assert [drop.reason for drop in examples.dropped] == [*bad.values(), "not_an_image", "not_an_image", "missing_image"]
 
 
 def test_links_are_followed_inside_the_data_the_hub_s_cache_and_a_folder_that_is_allowed(tmp_path):

@@ -1,7 +1,9 @@
 """Files of rows to host batches. NumPy only: nothing here imports jax.
 
 sources        rows of JSON lines, parquet or a TFDS folder (`tfds_folder`), by number
-rows           raw row -> Example; the only file that knows column names
+rows           the canonical Example, and what must hold of it
+layouts/       raw row -> Example; the only files that know column names
+cells          texts and pictures of a raw row
 labels         spellings of labels
 literal        text of rows that must not become a special token
 drops          named reasons for which a row is left out

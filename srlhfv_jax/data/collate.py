@@ -175,6 +175,8 @@ def supervised_side(example: Example) -> int:
     """
     if not example.responses:
         raise Unusable("missing_response", "a supervised row needs a response")
+    if example.desirable is False:
+        raise Unusable("undesirable", "its label says that the answer is not to be learned from")
     if len(example.responses) == 1:
         return 0
     if example.chosen is None:

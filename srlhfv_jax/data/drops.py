@@ -1,6 +1,6 @@
 """Named reasons for which a row cannot be used, in one place, so that every dropped row is counted under a name users can look up.
 
-Readers raise `Unusable`; `rows.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data
+Readers raise `Unusable`; `layouts.read` turns it into a `Drop`, `sources.Examples` and `loader.fit` count them, `srlhfv data
 inspect` shows them.
 """
 
@@ -28,6 +28,7 @@ REASONS = {
     "duplicate_prompt": "the same question about the same picture came before",
     "missing_label": "the row carries no label that this use needs",
     "bad_label": "a label has a value that its column does not allow",
+    "undesirable": "the answer is labelled as one not to learn from",
     "missing_response": "the row has fewer responses than this use needs",
     "no_vision": "the row has an image, but the model is text-only",
     "special_token_in_text": "an answer to learn from contains a special token, or a question another number of <image> than images",

@@ -25,6 +25,7 @@ class Labels(NamedTuple):
 
     exceeds: tuple[bool | None, ...]
     categories: tuple[str, ...] | None  # None = not labelled
+    known: tuple[str, ...] | None = None  # categories that the row says something of, where it is not all of them
 
 
 UNKNOWN = Labels((None,) * LEVELS, None)
@@ -94,8 +95,8 @@ def arrays(
     exceeds_BQJ = np.array([[bool(value) for value in one.exceeds] for one in every], bool).reshape(levels)
     known_BQJ = np.array([[value is not None for value in one.exceeds] for one in every], bool).reshape(levels)
     category_BQA = np.array([[name in (one.categories or ()) for name in categories] for one in every], bool).reshape(names)
-    known_BQ = np.array([one.categories is not None for one in every], bool).reshape(names[:2])
-    return exceeds_BQJ, known_BQJ, category_BQA, np.repeat(known_BQ[:, :, None], len(categories), axis=2)
+    known = [[one.categories is not None and (one.known is None or name in one.known) for name in categories] for one in every]
+    return exceeds_BQJ, known_BQJ, category_BQA, np.array(known, bool).reshape(names)
 
 
 def _answer(example: Example, side: int) -> Labels | None:
@@ -121,6 +122,9 @@ def _question(example: Example, answers: Sequence[Labels | None]) -> Labels:
     harmful = example.harmful
     if harmful is None and known:
         harmful = any(one.exceeds[0] for one in known)
+    if example.asked:
+        flags = tuple(name for name, _ in example.asked)
+        return Labels(_exceeds(harmful, None), tuple(name for name, flag in example.asked if flag), flags)
     if harmful is False:
         return Labels((False,) * LEVELS, ())
     if harmful is None:

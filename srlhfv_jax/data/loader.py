@@ -193,8 +193,9 @@ def digest(prepared: Prepared) -> str:
     found = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
-        told = tuple(value for name, value in zip(told._fields, told) if name != "history")  # the prompt's ids have it
-        found.update(content(row) + repr((told, prepared.labels[row.row])).encode())
+        later = {"desirable": None, "asked": (), "history": told.history}  # not there before; the prompt's ids have the history
+        kept = tuple(value for name, value in zip(told._fields, told) if name not in later or value != later[name])
+        found.update(content(row) + repr((kept, prepared.labels[row.row])).replace(", known=None", "").encode())
     return found.hexdigest()
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import images, rows
+from srlhfv_jax.data import images, layouts, rows
 from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
@@ -52,8 +52,9 @@ class Dropped(NamedTuple):
 class Examples(Sequence[Example]):
     """The usable rows of a source, read again at every access: only their numbers are kept, not the pictures."""
 
-    def __init__(self, source: Rows, layout: str, kept: Sequence[int], dropped: Sequence[Dropped]):
-        self.layout = layout
+    def __init__(self, source: Rows, layout: layouts.Layout, kept: Sequence[int], dropped: Sequence[Dropped]):
+        self.layout = layout.name
+        self._layout = layout
         self.kept = tuple(kept)  # row number in the source of each example
         self.dropped = tuple(dropped)
         self.drops = Counter(drop.reason for drop in dropped)
@@ -76,7 +77,7 @@ class Examples(Sequence[Example]):
                     yield self._example(number, row)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
-        example = _read(self._source, self.layout, row)
+        example = _read(self._source, self._layout, row)
         if isinstance(example, Drop):
             raise UserError(f"row {number} was usable before and is not now ({example.detail}): did its image file change?")
         return example
@@ -91,10 +92,10 @@ def load_examples(data: DataConfig) -> Examples:
         UserError: nothing there, an unknown layout, or no usable row.
     """
     source = open_rows(data.path, data.split, data.image_dir, data.allow_dir)
-    layout = rows.detect(source.columns)
-    unread = rows.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
+    layout = layouts.detect(source.columns)
+    unread = layouts.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
     if unread:
-        print(f"warning: {data.path}: read as {layout}, without {_unread(unread)}", file=sys.stderr, flush=True)
+        print(f"warning: {data.path}: read as {layout.name}, without {_unread(unread)}", file=sys.stderr, flush=True)
     seen: set[bytes] = set()
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
         parts = pool.map(partial(_check, source, layout, seen), _parts(len(source.items)))
@@ -202,8 +203,8 @@ class _Table(Sequence):
         return self._table.slice(index, 1).to_pylist()[0]
 
 
-def _read(source: Rows, layout: str, row: dict[str, Any]) -> Example | Drop:
-    return rows.read(layout, row, partial(images.cell_bytes, where=source.images))
+def _read(source: Rows, layout: layouts.Layout, row: dict[str, Any]) -> Example | Drop:
+    return layouts.read(layout, row, layouts.Reading(partial(images.cell_bytes, where=source.images)))
 
 
 def _parts(count: int) -> list[slice]:
@@ -211,12 +212,12 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
-def _check(source: Rows, layout: str, seen: set[bytes], part: slice) -> list[Drop | None]:
+def _check(source: Rows, layout: layouts.Layout, seen: set[bytes], part: slice) -> list[Drop | None]:
     """None for a usable row. `seen` holds digests of pictures that were decoded without complaint."""
     return [_check_row(source, layout, seen, row) for row in source.items[part]]
 
 
-def _check_row(source: Rows, layout: str, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
+def _check_row(source: Rows, layout: layouts.Layout, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
     example = _read(source, layout, row)
     if isinstance(example, Drop):
         return example

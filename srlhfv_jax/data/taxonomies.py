@@ -69,9 +69,21 @@ BEAVERTAILS = (
     "violence,aiding_and_abetting,incitement",
 )
 
+OPENAI_MODERATION = (
+    "sexual",
+    "hate",
+    "violence",
+    "harassment",
+    "self-harm",
+    "sexual/minors",
+    "hate/threatening",
+    "violence/graphic",
+)
+
 EMBEDDED = ("weapon", "sharp", "explosive", "fire", "medicine", "drug", "poison")  # hazards of the embedded task
 
 TAXONOMIES = {"beavertails_v": BEAVERTAILS_V, "pku_saferlhf": PKU_SAFERLHF, "beavertails": BEAVERTAILS, "embedded": EMBEDDED}
+TAXONOMIES |= {"openai_moderation": OPENAI_MODERATION}
 
 
 def categories(name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from srlhfv_jax.data import images, rows
+from srlhfv_jax.data import images, layouts
 from srlhfv_jax.data.drops import Drop
 from srlhfv_jax.data.tfds import records
 
@@ -75,7 +75,7 @@ class LookBeforeYouAnswer(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, given) -> Iterator[tuple[int, records.Record]]:
         read_image = partial(images.cell_bytes, where=None)
         for key, row in enumerate(given):
-            record = records.usable(rows.detect(row), row, COLUMNS[self.builder_config.name], read_image)
+            record = records.usable(layouts.detect(row).name, row, COLUMNS[self.builder_config.name], read_image)
             if isinstance(record, Drop):
                 self.drops[record.reason] += 1
             else:

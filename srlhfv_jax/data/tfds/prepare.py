@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from srlhfv_jax.config import choose
-from srlhfv_jax.data import rows, sources
+from srlhfv_jax.data import layouts, rows, sources
 from srlhfv_jax.data.tfds import look_before_you_answer as task, records
 from srlhfv_jax.data.tfds.beavertails import Beavertails
 from srlhfv_jax.data.tfds.beavertails_v import BeavertailsV
@@ -63,7 +63,7 @@ def _files(name: str, source: str, target: Path, *, overwrite: bool) -> Path:
         raise UserError(f"--source={source} does not exist: give the files of the data set, downloaded before")
     first = next(iter(records.local_splits(Path(source)).values()))[0]
     columns = sources.open_rows(str(first), "", "").columns
-    layout = name or rows.detect(columns)
+    layout = name or layouts.detect(columns).name
     if layout == "plain":
         raise UserError(f"{first} is a plain question file, which stages read as it is: there is nothing to prepare")
     if layout not in BUILDERS:

@@ -1,6 +1,6 @@
 """Shared steps of the builders: columns -> TFDS features, local files -> splits, rows -> records.
 
-Only rows that `data/rows.py` can read and whose picture decodes are written; the others are counted under their reason. Pictures
+Only rows that `data/layouts/` can read and whose picture decodes are written; the others are counted under their reason. Pictures
 are written as the bytes they came in, all else as the text that the file has, labels too: they are read once, by `data/labels.py`,
 so that a row means the same before and after.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from srlhfv_jax.data import images, labels, rows
+from srlhfv_jax.data import images, labels, layouts, rows
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.data.sources import open_rows
 from srlhfv_jax.errors import UserError, reason
@@ -52,7 +52,7 @@ def from_files(files: Iterable[Path], layout: str, columns: tuple[str, ...], dro
     key = 0
     for file in files:
         source = open_rows(str(file), "", "")
-        found = rows.detect(source.columns)
+        found = layouts.detect(source.columns).name
         if found != layout:
             raise UserError(f"{file} has the layout {found}, this builder writes {layout}: choose --name={found}")
         read_image = partial(images.cell_bytes, where=source.images)
@@ -67,7 +67,7 @@ def from_files(files: Iterable[Path], layout: str, columns: tuple[str, ...], dro
 
 def usable(layout: str, row: Mapping[str, Any], columns: tuple[str, ...], read_image: rows.ReadImage) -> Record | Drop:
     """The record of one raw row, or why it is not written."""
-    example = rows.read(layout, row, read_image)
+    example = layouts.read(layouts.named(layout), row, layouts.Reading(read_image))
     if isinstance(example, Drop):
         return example
     try:
@@ -85,7 +85,7 @@ def usable(layout: str, row: Mapping[str, Any], columns: tuple[str, ...], read_i
 
 
 def _text(value: Any) -> str:
-    """A cell as text that `data/rows.py` reads as it reads the cell itself."""
+    """A cell as text that `data/layouts/` reads as it reads the cell itself."""
     if labels.absent(value):
         return ""
     if isinstance(value, Mapping):

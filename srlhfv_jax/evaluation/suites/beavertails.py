@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from srlhfv_jax.data import images, rows, sources
+from srlhfv_jax.data import images, layouts, sources
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.suites.case import SAFELY, Case, Read, collect
@@ -28,18 +28,18 @@ def pku_saferlhf(folder: Path, *allowed: Path) -> Read:
     return _read(folder, "test", ("pku_saferlhf",), allowed)
 
 
-def _read(folder: Path, split: str, layouts: tuple[str, ...], allowed: Sequence[Path]) -> Read:
+def _read(folder: Path, split: str, names: tuple[str, ...], allowed: Sequence[Path]) -> Read:
     source = sources.open_rows(str(folder), split, "", *map(str, allowed))
-    layout = rows.detect(source.columns)
-    if layout not in layouts:
-        raise UserError(f"{folder}: expected the columns of {' or '.join(layouts)}, got those of {layout}")
+    layout = layouts.detect(source.columns)
+    if layout.name not in names:
+        raise UserError(f"{folder}: expected the columns of {' or '.join(names)}, got those of {layout.name}")
     makers = (functools.partial(_case, source, layout, number) for number in range(len(source.items)))
     return collect(makers, unique_prompts=True)
 
 
-def _case(source: sources.Rows, layout: str, number: int) -> Case:
+def _case(source: sources.Rows, layout: layouts.Layout, number: int) -> Case:
     read_image = functools.partial(images.cell_bytes, where=source.images)
-    example = rows.read(layout, source.items[number], read_image)
+    example = layouts.read(layout, source.items[number], layouts.Reading(read_image))
     if isinstance(example, Drop):
         raise Unusable(*example)
     severity = example.meta.get("image_severity", "")
