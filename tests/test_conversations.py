@@ -8,7 +8,7 @@ import tiny_tokenizers
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.data import chat, guard_rows, inspection, rows, tokens
+from srlhfv_jax.data import chat, guard_rows, inspection, layouts, tokens
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.data.rows import Example, Prompt, Turn
 from srlhfv_jax.errors import UserError
@@ -217,11 +217,11 @@ def turns(*roles: str) -> list[dict]:
     ],
 )
 def test_turns_in_a_wrong_order_are_named(history, reason):
-    drop = rows.read("plain", {"question": "a", "history": history}, lambda cell: None)
+    drop = layouts.read(layouts.named("plain"), {"question": "a", "history": history}, layouts.Reading(lambda cell: None))
     assert isinstance(drop, Drop) and drop.reason == reason, drop
 
 
 def test_turns_of_a_row_are_read():
     history = turns("system", "user", "assistant")
-    got = rows.read("plain", {"question": "a", "history": history}, lambda cell: None)
+    got = layouts.read(layouts.named("plain"), {"question": "a", "history": history}, layouts.Reading(lambda cell: None))
     assert got.history == (Turn("system", "text 0"), Turn("user", "text 1"), Turn("assistant", "text 2")) and got.meta == {}

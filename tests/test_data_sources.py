@@ -170,7 +170,12 @@ def test_mistakes_in_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("path", "split", "image_dir", "message"),
     [
-        ("nowhere", "", "", r"nowhere' does not exist: expected a .jsonl or .parquet file"),
+        (
+            "nowhere",
+            "",
+            "",
+            r"nowhere' does not exist: expected a file of rows \(.jsonl, .ndjson, .json, .csv, .parquet, .arrow\), a folder",
+        ),
         ("rows.jsonl", "test", "", r"is one file: it takes a slice such as '\[:1000\]', not the split name 'test'"),
         ("rows.jsonl", f"[:{'9' * 5000}]", "", r"split '\[:9+\.\.\. \(\d+ characters\) is not understood"),
         ("a" * 300, "", "", "does not exist"),
@@ -178,19 +183,22 @@ def test_mistakes_in_files_are_named(tmp_path):
         ("rows.jsonl", "", "a" * 300, "image folder .* does not exist"),
         ("named", "train", "", "has no files of a split 'train'; it has test: set data.split"),
         ("two", "train", "", "has no files of a split 'train'; it has a, b: set data.split"),
-        ("packed", "", "", r"found .gz \(unpack it: gunzip FILE.gz\)"),
-        ("list.json", "", "", r"found .json \(write one object per line: jq"),
-        ("saved", "", "", r"found .arrow, .json \(of save_to_disk: datasets.load_from_disk"),
+        ("packed", "", "", r"train.jsonl.gz cannot be unpacked \(Not a gzipped file .*: is the download complete\?"),
+        ("text", "", "", r"found .gz, .zst \(unpack it: gunzip FILE.gz\)"),
+        ("list.json", "", "", "list.json is a JSON object of 'question': expected a list of objects, an object of equally long"),
+        ("saved", "", "", r"data-00000.arrow cannot be read as arrow \(.*: is the download complete\?"),
+        ("mixed", "", "", "holds files of several kinds, such as info.json, rows.jsonl: give one file, or a folder of one kind"),
+        ("about", "", "", "expected .jsonl, .json, .csv, .parquet or .arrow files .*; found neither"),
         ("rows.jsonl", "[1:2:3]", "", r"split '\[1:2:3\]' is not understood"),
         ("rows.jsonl", "", "gone", "image folder .*gone' does not exist"),
         ("folder", "test", "", "has no files of a split 'test'; it has train"),
-        ("empty", "", "", "expected .jsonl or .parquet files of one kind"),
+        ("empty", "", "", "expected .jsonl, .json, .csv, .parquet or .arrow files .* of one kind"),
     ],
 )
 def test_mistakes_in_paths_are_named(tmp_path, path, split, image_dir, message):
     write_jsonl(tmp_path / "rows.jsonl", [{"question": "q"}])
     write_jsonl(tmp_path / "folder" / "train.jsonl", [{"question": "q"}])
-    for empty in ("empty", "named", "two", "packed", "saved"):
+    for empty in ("empty", "named", "two", "packed", "saved", "text", "mixed", "about"):
         (tmp_path / empty).mkdir()
     for file in (
         "named/test.jsonl",
@@ -199,6 +207,11 @@ def test_mistakes_in_paths_are_named(tmp_path, path, split, image_dir, message):
         "packed/train.jsonl.gz",
         "list.json",
         "saved/data-00000.arrow",
+        "text/rows.txt.gz",
+        "text/rows.zst",
+        "mixed/rows.jsonl",
+        "mixed/info.json",
+        "about/dataset_info.json",
     ):
         (tmp_path / file).write_text('{"question": "q"}')
     (tmp_path / "saved" / "dataset_info.json").write_text('{"features": {}, "splits": {}}')

@@ -1,6 +1,6 @@
 """Files of rows to host batches. NumPy only: nothing here imports jax.
 
-sources        rows of JSON lines, parquet or a TFDS folder (`tfds_folder`), by number
+sources        rows by number: of files (`tables`) of a split (`splits`), or of a TFDS folder (`tfds_folder`)
 rows           the canonical Example, and what must hold of it
 layouts/       raw row -> Example; the only files that know column names
 cells          texts and pictures of a raw row

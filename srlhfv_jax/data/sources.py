@@ -1,11 +1,9 @@
-"""Rows by number from wherever they lie: JSON lines, parquet, folders of either, or a TFDS folder (ArrayRecord).
+"""Rows by number from wherever they lie: files (`tables`), folders of them (`splits`), or a TFDS folder (`tfds_folder`).
 
 `open_rows` gives raw rows (plain dicts), `load_examples` the usable `Example`s among them, each checked once, with every dropped
-row counted under its reason. Parquet tables stay in memory as Arrow buffers; a data set larger than memory goes through `srlhfv
-data prepare`, whose ArrayRecord files are read row by row from the disk.
+row counted under its reason.
 """
 
-import json
 import re
 import sys
 from collections import Counter
@@ -15,22 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import images, layouts, rows
+from srlhfv_jax.data import images, layouts, rows, splits, tables
 from srlhfv_jax.data.drops import REASONS, Drop, Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
-from srlhfv_jax.errors import LONGEST_LINE, UserError, reason, short, shown
-from srlhfv_jax.files import json_lines
+from srlhfv_jax.errors import LONGEST_LINE, UserError, short, shown
 
 ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
 _SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?")
-DEFAULT_SPLIT = "train"  # of the config files: it also stands for the one set there is, where that has no name of a split
-SPLITS = ("train", "test", "validation", "valid", "val", "dev", "evaluation", "eval")
 
 
 class Rows(NamedTuple):
@@ -127,7 +119,7 @@ def _unread(names: Sequence[str]) -> str:
 
 
 def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Rows:
-    """Open a .jsonl or .parquet file, a folder of them, or a TFDS folder.
+    """Open a file of rows, a folder of them, or a TFDS folder.
 
     Args:
         path: the file or folder.
@@ -140,7 +132,7 @@ def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Row
     root = Path(path)
     if not path or _kind_of(root) is None:
         raise UserError(
-            f"data path {shown(path)} does not exist: expected a .jsonl or .parquet file, a folder of them, or a TFDS folder"
+            f"data path {shown(path)} does not exist: expected a file of rows ({', '.join(tables.KINDS)}), a folder of them, or a TFDS folder"
         )
     match = _SPLIT.fullmatch(split)
     if match is None:
@@ -156,8 +148,7 @@ def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Row
     if root.is_dir() and (info := tfds_folder(root)) is not None:
         columns, items = open_tfds(info, match["name"])
     else:
-        files = _files(root, match["name"])
-        columns, items = _open_parquet(files) if files[0].suffix == ".parquet" else _open_jsonl(files)
+        columns, items = tables.open_files(splits.files_of(root, match["name"]), match["name"])
     return Rows(columns, _Part(items, _range(match, len(items))), where)
 
 
@@ -184,23 +175,6 @@ class _Part(Sequence):
             numbers = self._numbers[index]
             return self._items[numbers.start : numbers.stop]
         return self._items[self._numbers[index]]
-
-
-class _Table(Sequence):
-    """Rows of an Arrow table."""
-
-    def __init__(self, table: pa.Table):
-        self._table = table
-
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            assert step == 1, "neighbours only"
-            return self._table.slice(start, stop - start).to_pylist()
-        return self._table.slice(index, 1).to_pylist()[0]
 
 
 def _read(source: Rows, layout: layouts.Layout, row: dict[str, Any]) -> Example | Drop:
@@ -239,87 +213,3 @@ def _range(match: re.Match, count: int) -> range:
         return round(float(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
 
     return range(count)[bound(match["start"], 0) : bound(match["stop"], count)]
-
-
-def _files(root: Path, name: str) -> list[Path]:
-    if root.is_file():
-        if name not in ("", DEFAULT_SPLIT, _set_name(root, root.parent)):
-            raise UserError(
-                f"{root} is one file: it takes a slice such as '[:1000]', not the split name {shown(name)}; a folder may hold several splits"
-            )
-        files = [root]
-    else:
-        known = (".parquet", ".jsonl", *_ADVICE)  # beside them may lie a million pictures
-        every = [file for file in sorted(root.rglob("*")) if file.suffix in known and not _hidden(file, root) and file.is_file()]
-        found = [file for file in every if file.suffix not in _ADVICE]
-        sets = sorted({_set_name(file, root) for file in found})
-        whole = not name or (name == DEFAULT_SPLIT and len(sets) == 1 and sets[0] not in SPLITS)
-        files = [file for file in found if whole or name == _set_name(file, root) or file.stem.startswith(f"{name}-")]
-        if found and not files:
-            raise UserError(f"{root} has no files of a split {shown(name)}; it has {rows.listed(sets)}: set data.split")
-        if not found:
-            files = every
-    if not files or {file.suffix for file in files} not in ({".parquet"}, {".jsonl"}):
-        seen = sorted({file.suffix or file.name for file in files})
-        advice = next((f" ({_ADVICE[suffix]})" for suffix in seen if suffix in _ADVICE), "")
-        raise UserError(
-            f"{root}: expected .jsonl or .parquet files of one kind, or a TFDS folder (dataset_info.json and features.json); "
-            f"found {', '.join(seen[:8]) or 'neither'}{advice}"
-        )
-    return files
-
-
-_ADVICE = {
-    ".gz": "unpack it: gunzip FILE.gz",
-    ".xz": "unpack it: xz -d FILE.xz",
-    ".zst": "unpack it: zstd -d FILE.zst",
-    ".zip": "unpack it: unzip FILE.zip",
-    ".json": "write one object per line: jq -c '.[]' FILE.json > FILE.jsonl",
-    ".csv": "write it as parquet: pandas.read_csv(FILE).to_parquet('FILE.parquet')",
-    ".arrow": "of save_to_disk: datasets.load_from_disk(FOLDER).to_parquet('FILE.parquet'), for each split",
-}
-
-
-def _set_name(file: Path, root: Path) -> str:
-    """The split a file belongs to: train-00000-of-00002.parquet and train/0000.parquet both to "train"."""
-    name = file.stem.split("-")[0]
-    return file.parent.name if name.isdigit() and file.parent != root else name
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
-
-
-def _open_parquet(files: list[Path]) -> tuple[tuple[str, ...], Sequence]:
-    tables = []
-    for file in files:
-        try:
-            table = pq.read_table(file)
-            table.validate(full=True)  # text that is no UTF-8 fails only where its row is read
-            tables.append(table)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{file} cannot be read as parquet ({reason(error)}): is the download complete?") from error
-    try:
-        table = pa.concat_tables(tables, promote_options="default")
-    except pa.ArrowException as error:
-        raise UserError(
-            f"the files {files[0]} to {files[-1].name} have columns of different types ({reason(error)}): write them with one type"
-        ) from error
-    return tuple(table.column_names), _Table(table)
-
-
-def _open_jsonl(files: list[Path]) -> tuple[tuple[str, ...], Sequence]:
-    items, columns = [], {}
-    for file in files:
-        try:
-            with file.open("rb") as start:
-                encoding = json.detect_encoding(start.read(4))
-            with file.open(encoding=encoding) as lines:
-                for _, row in json_lines(lines, file):
-                    items.append(row)
-                    columns.update(dict.fromkeys(row))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not {encoding} text ({reason(error)}): write it anew as UTF-8") from error
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({reason(error)}): give a file that you may read") from error
-    return tuple(columns), items

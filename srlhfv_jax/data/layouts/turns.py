@@ -64,13 +64,17 @@ def said(role: str, content: Any, name: str) -> Said:
         content = [content]
     if not isinstance(content, (list, tuple)):
         text = cells.clean(content, f"a text of {name}")
+        if role == "system":
+            return Said(role, text, ())  # no picture belongs there: a mark is text
         return _tagged(role, text) if TAGGED.search(text) else Said(role, text, (None,) * text.count(MARK))
     texts, found = [], []
     for part in content:
         text, cell = _part(part, name)
         texts.append(MARK if text is None else text)
         found += [cell] if text is None else [None] * text.count(MARK)
-    return Said(role, "".join(texts).strip(), tuple(found))
+    if role == "system" and any(cell is not None for cell in found):
+        raise Unusable("bad_turns", f"a picture stands in a system turn of {name}: expected it in a user's")
+    return Said(role, "".join(texts).strip(), () if role == "system" else tuple(found))
 
 
 def _part(part: Any, name: str) -> tuple[str | None, Any]:

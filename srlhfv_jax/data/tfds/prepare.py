@@ -64,8 +64,8 @@ def _files(name: str, source: str, target: Path, *, overwrite: bool) -> Path:
     first = next(iter(records.local_splits(Path(source)).values()))[0]
     columns = sources.open_rows(str(first), "", "").columns
     layout = name or layouts.detect(columns).name
-    if layout == "plain":
-        raise UserError(f"{first} is a plain question file, which stages read as it is: there is nothing to prepare")
+    if not name and layout not in BUILDERS:
+        raise UserError(f"{first} has the layout {layout}, which stages read as it is: there is nothing to prepare")
     if layout not in BUILDERS:
         (nearest,) = difflib.get_close_matches(layout, (*BUILDERS, TASK), n=1, cutoff=0.0)
         raise UserError(f"there is no data set {layout!r}; did you mean {nearest!r}?")

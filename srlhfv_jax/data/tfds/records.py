@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from srlhfv_jax.data import images, labels, layouts, rows
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.data.sources import open_rows
+from srlhfv_jax.data.tables import kind_of, stem
 from srlhfv_jax.errors import UserError, reason
 
 Record = dict[str, Any]
@@ -40,8 +41,8 @@ def local_splits(folder: Path) -> dict[str, list[Path]]:
         return {"train": [folder]}
     splits: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
-        if file.suffix in (".parquet", ".jsonl") and file.is_file():
-            splits.setdefault(file.stem.split("-")[0], []).append(file)
+        if kind_of(file) in (".parquet", ".jsonl") and file.is_file():
+            splits.setdefault(stem(file).split("-")[0], []).append(file)
     if not splits:
         raise UserError(f"{folder} has no .parquet or .jsonl files: download the data set there first")
     return splits
