@@ -82,18 +82,32 @@ def json_lines(
         UserError: a line is no JSON object; names it.
     """
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8") if isinstance(line, bytes) else line)
-        except (ValueError, RecursionError) as error:  # the first covers bytes that are no UTF-8
-            if torn_end and line[-1:] not in (b"\n", "\n"):
-                return
-            raise UserError(f"{path}:{number} is not JSON ({reason(error)}): {advice}") from error
-        if not isinstance(row, dict):
-            more = "" if advice == OBJECTS else f"; {advice}"
-            raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: {OBJECTS}{more}")
-        yield number, row
+        if line.strip():
+            try:
+                row = json_object(line, path, number, advice=advice)
+            except UserError as error:
+                if torn_end and error.__cause__ is not None and line[-1:] not in (b"\n", "\n"):
+                    return
+                raise
+            yield number, row
+
+
+def json_object(line: bytes | str, path: Path, number: int, *, advice: str = OBJECTS) -> dict[str, Any]:
+    """The object of one line.
+
+    Raises:
+        UserError: as `json_lines`.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8") if isinstance(line, bytes) else line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number} is not JSON, which is utf-8 text ({reason(error)}): write it anew as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number} is not JSON ({reason(error)}): {advice}") from error
+    if not isinstance(row, dict):
+        more = "" if advice == OBJECTS else f"; {advice}"
+        raise UserError(f"{path}:{number} is a JSON {type(row).__name__}: {OBJECTS}{more}")
+    return row
 
 
 def take(data: dict[str, Any], name: str, kind: Any, origin: str, *, advice: str = AGAIN) -> Any:

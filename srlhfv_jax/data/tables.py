@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srlhfv_jax.errors import UserError, reason, shown
+from srlhfv_jax.files import json_object
 
 PACKED = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
 KINDS = {".jsonl": ".jsonl", ".ndjson": ".jsonl", ".json": ".json", ".csv": ".csv", ".parquet": ".parquet", ".arrow": ".arrow"}
@@ -104,39 +105,31 @@ class Lines(Sequence):
                 self._handle if (encoding := _encoding(self._handle)) == "utf-8" else _recoded(self._handle, encoding, file)
             )
         self._lock = threading.Lock()
-        places, columns, begins = array.array("q"), {}, 0
+        places, numbers, columns, begins = array.array("q"), array.array("q"), {}, 0
         for number, line in enumerate(self._handle, start=1):
             for text in LINE.finditer(line):
-                columns.update(dict.fromkeys(self._row(text.group(), number)))
+                columns.update(dict.fromkeys(json_object(text.group(), file, number)))
                 places.extend((begins + text.start(), begins + text.end()))
+                numbers.append(number)
             begins += len(line)
         self.columns = tuple(columns)
         self._places = np.array(places, np.int64).reshape(-1, 2)
+        self._numbers = np.array(numbers, np.int64)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index):
-        places = self._places[index].reshape(-1, 2).tolist()
+        places, numbers = self._places[index].reshape(-1, 2).tolist(), self._numbers[index].reshape(-1).tolist()
         if not places:
             return []
         first, last = places[0][0], places[-1][1]
         with self._lock, _reading(self._file):
             self._handle.seek(first)
             block = self._handle.read(last - first)
-        rows = [self._row(block[start - first : stop - first], "a row") for start, stop in places]
+        texts = (block[start - first : stop - first] for start, stop in places)
+        rows = [json_object(text, self._file, number) for text, number in zip(texts, numbers)]
         return rows if isinstance(index, slice) else rows[0]
-
-    def _row(self, text: bytes, line: int | str) -> dict[str, Any]:
-        try:
-            row = json.loads(text.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self._file} is not utf-8 text ({reason(error)}): write it anew as UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self._file}:{line} is not JSON ({reason(error)}): expected one object per line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{self._file}:{line} is a JSON {type(row).__name__}: expected one object per line")
-        return row
 
 
 @contextlib.contextmanager
@@ -225,13 +218,13 @@ def _rows(value: Any, split: str, file: Path) -> list[dict[str, Any]]:
 
 def _open_csv(file: Path) -> list[dict[str, Any]]:
     """Rows with the names of the first line. A cell that is a JSON list is one; lines that begin with # come before the names."""
-    csv.field_size_limit(2**31 - 1)  # a cell may be a picture
     lines = io.StringIO(_text(file), newline="")
     start = lines.tell()
     while lines.readline().startswith("#"):
         start = lines.tell()
     lines.seek(start)
     reader = csv.reader(lines, strict=True)
+    limit = csv.field_size_limit(2**31 - 1)  # a cell may be a picture
     try:
         names = next(reader, [])
         if len(set(names)) < len(names) or "" in names:
@@ -246,6 +239,8 @@ def _open_csv(file: Path) -> list[dict[str, Any]]:
                 rows.append({name: _cell(cell) for name, cell in zip(names, cells)})
     except csv.Error as error:
         raise UserError(f"{file}: line {reader.line_num} is not CSV ({reason(error)})") from error
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 
