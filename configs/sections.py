@@ -79,6 +79,11 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         path="",  # --config.data.path=...
         split="train",  # of a TFDS data set or a folder of files
         image_dir="",  # "" = beside the file
+        revision="",  # of a data set of the hub; "" = its newest one
+        columns=(),  # "question=text": our name of a column and the file's
+        label_means="desirable",  # a `label` that is true
+        chosen_means="helpful",  # a `chosen` answer beside a rejected one
+        fetch=False,  # pictures behind http addresses
         allow_dir="",  # a second folder that links may lead to; "" = none
         max_pixels=0,  # of a picture; 0 = the checkpoint's own limit
         picture_buckets=1,  # sizes that pictures are padded to

@@ -8,7 +8,7 @@ import tiny_tokenizers
 import transformers
 from tiny_data import png
 
-from srlhfv_jax.data import chat, guard_rows, inspection, layouts, tokens
+from srlhfv_jax.data import chat, guard_rows, inspection, layouts, rows, tokens
 from srlhfv_jax.data.drops import Drop, Unusable
 from srlhfv_jax.data.rows import Example, Prompt, Turn
 from srlhfv_jax.errors import UserError

@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 import tiny_hf
-from tiny_data import png
+from tiny_data import png, settings
 
 from srlhfv_jax.cli import main
-from srlhfv_jax.config import DataConfig, MeshConfig, inference
+from srlhfv_jax.config import MeshConfig, inference
 from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import answering
 from srlhfv_jax.parallel.mesh import make_mesh
 
-DATA = DataConfig("", "", "", "", prompt_length=0, response_length=5, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
+DATA = settings(split="", prompt_length=0, response_length=5, batch_size=4, workers=1)
 MODEL = inference("float32")
 CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
 PROMPTS = [

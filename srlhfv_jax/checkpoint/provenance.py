@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from srlhfv_jax.config.stored import GONE
+from srlhfv_jax.config.stored import GONE, current
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.hf import hub
 
@@ -39,7 +39,7 @@ def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
                 f"cannot resume: {model} was {revision} on the hub when this workdir was started and is now {here[model]}; use "
                 f"{hub.name(model)}@{revision}, or another --workdir"
             )
-    before, now = (dict(_flat(_plain(tree))) for tree in (stored["settings"], settings))
+    before, now = (dict(_flat(_plain(tree))) for tree in (current(stored["settings"]), settings))
     for name in sorted(before.keys() | now.keys()):
         if any(part in MAY_CHANGE or part in GONE for part in name.split(".")):
             continue

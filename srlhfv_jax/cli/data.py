@@ -28,8 +28,11 @@ def main(argv: list[str]) -> None:
 
 def _inspect(argv: list[str]) -> tuple[str, dict]:
     command = define.define()
-    command.text("path", None, ".jsonl or .parquet file, a folder of them, or a TFDS folder")
+    command.text(
+        "path", None, "file of rows, a folder of them, a TFDS folder, or owner/name of the hub; several: a.jsonl:0.7,b.csv:0.3"
+    )
     define.rows(command)
+    define.reading(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
     command.choice("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for")
     command.whole("prompt_length", 0, "P: prompts with more tokens are dropped; 0: none is")
@@ -44,6 +47,8 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     from srlhfv_jax.hf.load import load_config_and_processor
 
     place = dict(split=values.split, image_dir=values.image_dir, allow_dir=values.allow_dir, max_pixels=values.max_pixels)
+    place |= dict(revision=values.revision, columns=tuple(values.columns), fetch=values.fetch)
+    place |= dict(label_means=values.label_means, chosen_means=values.chosen_means)
     P, R = (length or loader.UNLIMITED for length in (values.prompt_length, values.response_length))
     data = loader.single_pass(values.path, **place, prompt_length=P, response_length=R, workers=values.workers)
     processor = load_config_and_processor(values.model)[1] if values.model else None

@@ -47,6 +47,17 @@ def rows(command: Define) -> None:
     command.whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit")
 
 
+def reading(command: Define) -> None:
+    """Flags that say how rows of a layout are read."""
+    command.text("revision", "", "of a data set of the hub: a branch, a tag or a commit; empty: its newest one")
+    command.texts(
+        "columns", [], "OURS=THEIRS,...: columns under other names, such as question=text; ignore=COLUMN leaves one out"
+    )
+    command.choice("label_means", "desirable", ["desirable", "unsafe", "safe"], "a `label` of an answer that is true")
+    command.choice("chosen_means", "helpful", ["helpful", "safer", "both"], "a `chosen` answer beside a rejected one")
+    command.switch("fetch", False, "download pictures behind http addresses, into the cache")
+
+
 def sampling(command: Define) -> None:
     """Flags that say how answers are drawn."""
     command.real("temperature", 1.0, "of the answers; 0 = greedy", 0.0)

@@ -70,9 +70,18 @@ class LoraConfig:
 class DataConfig:
     """One source of rows and how they become batches."""
 
-    path: str  # folder of a TFDS data set, a .jsonl or .parquet file, or a folder of parquet files
+    # a file, a folder of files, a TFDS folder, owner/name of the Hugging Face hub, or gs://...; several as "a.parquet:0.7,b.jsonl:0.3",
+    # with weights or without
+    path: str
     split: str  # of a TFDS data set or a folder of files, with or without a slice such as "train[:1000]"; one file needs none
     image_dir: str  # images named by relative paths are looked up here; "" = beside the file
+    revision: str  # of a data set of the hub: a branch, a tag or a commit; "" = its newest one
+    columns: tuple[
+        str, ...
+    ]  # "question=text": our name of a column and the file's; --config.data.columns.question=text does the same
+    label_means: Annotated[str, OneOf("desirable", "unsafe", "safe")]  # a `label` of an answer that is true
+    chosen_means: Annotated[str, OneOf("helpful", "safer", "both")]  # a `chosen` answer beside a rejected one
+    fetch: bool  # pictures behind http addresses are downloaded, into the cache
     allow_dir: str  # a second folder that links of images may lead to, and absolute paths name; "" = none
     prompt_length: Tokens  # P: tokens of the longest prompt, with its picture; rows with a longer one are dropped
     response_length: Annotated[int, Range(1, 2**20)]  # R: tokens of the longest answer, with its end

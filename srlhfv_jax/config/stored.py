@@ -12,6 +12,14 @@ from srlhfv_jax.parsing import parse
 
 GONE = ("top_k", "top_p", "image_size")  # of rollouts: each had one legal value; of the embedded task: nothing read it
 
+LATER: dict[str, Any] = {
+    "revision": "",
+    "columns": [],
+    "label_means": "desirable",
+    "chosen_means": "helpful",
+    "fetch": False,
+}  # of `data`
+
 
 def kind_of(keys: Collection[str], origin: str) -> type[Trained]:
     """The class whose settings have these keys: the nearest one, where a key is wrong or missing (`parse` names it).
@@ -39,6 +47,8 @@ def read(settings: dict[str, Any], origin: str) -> Trained:
 
 
 def current(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that are gone."""
+    """Settings without those that are gone, and with what held before those that came later."""
     kept = {name: value for name, value in settings.items() if name not in GONE}
+    if "picture_buckets" in kept:
+        kept = LATER | kept
     return {name: current(value) if isinstance(value, dict) else value for name, value in kept.items()}

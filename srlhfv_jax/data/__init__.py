@@ -4,6 +4,10 @@ sources        rows by number: of files (`tables`) of a split (`splits`), or of 
 rows           the canonical Example, and what must hold of it
 layouts/       raw row -> Example; the only files that know column names
 cells          texts and pictures of a raw row
+places         data of the hub, of buckets and behind addresses -> files here
+columns        columns under other names
+mixtures       several sources in one path, with weights
+memory         rows that are at hand in Python
 labels         spellings of labels
 literal        text of rows that must not become a special token
 drops          named reasons for which a row is left out

@@ -13,7 +13,7 @@ REASONS = {
     "image_too_large": "the picture has more pixels than is sane (a decompression bomb)",
     "image_too_narrow": "the picture is so much longer than wide that the model cannot read it",
     "path_outside_folder": "the image path leaves the image folder, and data.allow_dir is not the folder it leads to",
-    "image_not_here": "the image cell is the address of a picture, and none is downloaded",
+    "image_not_here": "the image cell is the address of a picture, which is not downloaded (data.fetch), or did not come",
     "broken_text": "a text holds half of a surrogate pair, which is no character",
     "empty_question": "the question has no text",
     "bad_turns": "the turns are not a system turn or none, then user and assistant by turns, with a user's turn last",
@@ -52,5 +52,13 @@ class Unusable(Exception):
 class Drop(NamedTuple):
     """A row left out: why, and what was seen in it."""
 
+    reason: str
+    detail: str
+
+
+class Dropped(NamedTuple):
+    """One dropped row of a source, for `srlhfv data inspect`."""
+
+    row: int
     reason: str
     detail: str

@@ -18,6 +18,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from srlhfv_jax.data import places
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError, reason, shown
 
@@ -35,15 +36,16 @@ class Place(NamedTuple):
 
     folder: Path
     trees: tuple[Path, ...]  # resolved; where the files may lie in the end: links may lead from one to another
+    fetch: bool = False  # pictures behind http addresses are downloaded
 
 
-def place(folder: Path, *allowed: Path) -> Place:
+def place(folder: Path, *allowed: Path, fetch: bool = False) -> Place:
     """`folder`, whose links may lead anywhere in it, in the folders `allowed`, and in the hub's cache where it lies there."""
     trees = [tree.resolve() for tree in (folder, *allowed)]
     # A snapshot of the hub's cache is a tree of links: REPOSITORY/snapshots/REVISION/x -> REPOSITORY/blobs/HASH.
     above = [path for tree in trees for path in (tree, *tree.parents)]
     repositories = [path.parents[1] for path in above if path.parent.name == "snapshots"]
-    return Place(folder, (*trees, *(found / "blobs" for found in repositories)))
+    return Place(folder, (*trees, *(found / "blobs" for found in repositories)), fetch)
 
 
 def cell_bytes(cell: Any, where: Place | None) -> bytes | None:
@@ -65,7 +67,9 @@ def cell_bytes(cell: Any, where: Place | None) -> bytes | None:
     if not isinstance(cell, str):
         raise Unusable("not_an_image", f"expected bytes or a path, got {shown(cell)}")
     if _ADDRESS.match(cell):
-        raise Unusable("image_not_here", f"{shown(cell)}: save the picture, and give its path")
+        if where is not None and where.fetch:
+            return places.picture(cell, MAX_BYTES)
+        raise Unusable("image_not_here", f"{shown(cell)}: save the picture and give its path, or set data.fetch=true")
     if cell[:5].lower() == "data:":
         return _unpacked(cell.partition(",")[2])
     if _BASE64.fullmatch(cell.strip()):

@@ -19,11 +19,12 @@ from PIL import Image
 
 from srlhfv_jax.batches import GuardBatch, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
-from srlhfv_jax.data import collate, images, pictures, tokens
+from srlhfv_jax.data import collate, images, mixtures, pictures, tokens
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
+from srlhfv_jax.data.mixtures import Share
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_failure
 from srlhfv_jax.data.tokens import Encoded
@@ -47,6 +48,11 @@ def single_pass(
     batch_size: int = 1,
     workers: int = 1,
     max_pixels: int = 0,
+    revision: str = "",
+    columns: tuple[str, ...] = (),
+    label_means: str = "desirable",
+    chosen_means: str = "helpful",
+    fetch: bool = False,
 ) -> DataConfig:
     """Settings of rows that are read once and in order, with room for pictures of one size."""
     return DataConfig(
@@ -60,6 +66,11 @@ def single_pass(
         workers=workers,
         max_pixels=max_pixels,
         picture_buckets=1,
+        revision=revision,
+        columns=columns,
+        label_means=label_means,
+        chosen_means=chosen_means,
+        fetch=fetch,
     )
 
 
@@ -99,6 +110,7 @@ class Prepared(NamedTuple):
     pictures: PictureCache
     labels: Sequence[tuple[Labels, Labels]] = ()  # of guard rows: those of every example's question and answer
     categories: Sequence[str] = ()  # of guard rows: the taxonomy
+    shares: tuple[Share, ...] = ()  # rows and weight of each source, where sources have weights
 
 
 def fit(
@@ -153,6 +165,7 @@ def fit(
         PictureCache(),
         labels or [(UNKNOWN, UNKNOWN)] * len(examples),
         categories,
+        mixtures.shares(examples, [row.row for row in rows]),
     )
 
 
@@ -196,6 +209,8 @@ def digest(prepared: Prepared) -> str:
         later = {"desirable": None, "asked": (), "history": told.history}  # not there before; the prompt's ids have the history
         kept = tuple(value for name, value in zip(told._fields, told) if name not in later or value != later[name])
         found.update(content(row) + repr((kept, prepared.labels[row.row])).replace(", known=None", "").encode())
+    if prepared.shares:
+        found.update(repr(prepared.shares).encode())
     return found.hexdigest()
 
 
@@ -252,10 +267,23 @@ def batches(
     if data.batch_size < 1:
         raise UserError(f"data.batch_size must be at least 1, got {data.batch_size}")
     assemble = _Assemble(prepared, own)
-    order = grain.MapDataset.range(len(prepared.rows)).seed(seed).shuffle().repeat(epochs)
-    made = order.batch(data.batch_size, drop_remainder=True).map(assemble)
+    made = _order(prepared, seed, epochs).batch(data.batch_size, drop_remainder=True).map(assemble)
     options = grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=2 * data.workers)
     return Batches(prepared, iter(made.to_iter_dataset(options)))
+
+
+def _order(prepared: Prepared, seed: int, epochs: int | None) -> grain.MapDataset:
+    """Numbers of rows, shuffled anew every epoch; with weights drawn from sources each of which has epochs of its own."""
+    if not prepared.shares:
+        return grain.MapDataset.range(len(prepared.rows)).seed(seed).shuffle().repeat(epochs)
+    ends = np.cumsum([share.rows for share in prepared.shares]).tolist()
+    drawn = [
+        (grain.MapDataset.range(end - share.rows, end).seed(seed + number).shuffle().repeat(None), share.weight)
+        for number, (share, end) in enumerate(zip(prepared.shares, ends))
+        if share.weight
+    ]
+    mixed = grain.MapDataset.mix(*map(list, zip(*drawn)))
+    return mixed if epochs is None else mixed[: epochs * len(prepared.rows)]
 
 
 def all_batches(

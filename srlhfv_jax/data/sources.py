@@ -7,21 +7,24 @@ row counted under its reason.
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import images, layouts, rows, splits, tables
-from srlhfv_jax.data.drops import REASONS, Drop, Unusable
+from srlhfv_jax.data import columns, images, layouts, memory, mixtures, places, rows, splits, tables
+from srlhfv_jax.data.drops import REASONS, Drop, Dropped, Unusable
+from srlhfv_jax.data.layouts import Layout, Reading
+from srlhfv_jax.data.mixtures import Mixture
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tfds_folder import open_tfds, tfds_folder
 from srlhfv_jax.errors import LONGEST_LINE, UserError, short, shown
 
 ROWS_AT_ONCE = 64  # whose pictures are in memory together
 
+EXPECTED = f"a file of rows ({', '.join(tables.KINDS)}), a folder of them, a TFDS folder, or a data set of the hub (owner/name)"
 _SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?")
 
 
@@ -33,25 +36,18 @@ class Rows(NamedTuple):
     images: images.Place
 
 
-class Dropped(NamedTuple):
-    """One dropped row, for `srlhfv data inspect`."""
-
-    row: int
-    reason: str
-    detail: str
-
-
 class Examples(Sequence[Example]):
     """The usable rows of a source, read again at every access: only their numbers are kept, not the pictures."""
 
-    def __init__(self, source: Rows, layout: layouts.Layout, kept: Sequence[int], dropped: Sequence[Dropped]):
+    def __init__(self, source: Rows, layout: Layout, reading: Reading, kept: Sequence[int], dropped: Sequence[Dropped]):
         self.layout = layout.name
-        self._layout = layout
+        self.columns = source.columns
+        self.unused = layouts.unused(layout, source.columns)
         self.kept = tuple(kept)  # row number in the source of each example
         self.dropped = tuple(dropped)
         self.drops = Counter(drop.reason for drop in dropped)
         self.source_rows = len(source.items)
-        self._source = source
+        self._source, self._layout, self._reading = source, layout, reading
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -69,36 +65,87 @@ class Examples(Sequence[Example]):
                     yield self._example(number, row)
 
     def _example(self, number: int, row: dict[str, Any]) -> Example:
-        example = _read(self._source, self._layout, row)
+        example = layouts.read(self._layout, row, self._reading)
         if isinstance(example, Drop):
             raise UserError(f"row {number} was usable before and is not now ({example.detail}): did its image file change?")
         return example
 
 
-def load_examples(data: DataConfig) -> Examples:
-    """Open `data.path` and check every row, images included (each distinct picture is decoded once).
+def load_examples(data: DataConfig) -> Examples | Mixture:
+    """Open `data.path`, which may name several sources, and check every row, images included (each distinct picture is decoded once).
 
     Columns that look as if they should be read and are not, are named on stderr.
 
     Raises:
-        UserError: nothing there, an unknown layout, or no usable row.
+        UserError: nothing there, an unknown layout, or a source without a usable row.
     """
-    source = open_rows(data.path, data.split, data.image_dir, data.allow_dir)
-    layout = layouts.detect(source.columns)
+    given = mixtures.parse(data.path)
+    parts = [_load(data, source.path) for source in given]
+    return parts[0] if len(parts) == 1 else Mixture(given, parts)
+
+
+def in_memory(raw: Sequence[Mapping[str, Any]], data: DataConfig, *, name: str = "rows") -> Examples:
+    """Rows that are at hand, in any layout; pictures may be PIL images, arrays, bytes or paths.
+
+    Args:
+        raw: a sequence of dicts, such as a list or a `datasets.Dataset`.
+        data: `path` and `split` are not read.
+        name: for messages.
+
+    Raises:
+        UserError: these are no rows, or as `load_examples`.
+    """
+    items = memory.Plain(raw, name)
+    where = images.place(Path(data.image_dir or "."), *([Path(data.allow_dir)] if data.allow_dir else []), fetch=data.fetch)
+    return _checked(Rows(*columns.rename(items.columns, items, data.columns), where), data, name)
+
+
+def _load(data: DataConfig, path: str) -> Examples:
+    source = open_rows(path, data.split, data.image_dir, data.allow_dir, revision=data.revision, fetch=data.fetch)
+    return _checked(source._replace(**_named(source, data.columns)), data, path)
+
+
+def _named(source: Rows, mapped: Sequence[str]) -> dict[str, Any]:
+    names, items = columns.rename(source.columns, source.items, mapped)
+    return {"columns": names, "items": items}
+
+
+def _checked(source: Rows, data: DataConfig, path: str) -> Examples:
+    try:
+        layout = layouts.detect(source.columns)
+    except UserError as error:
+        raise UserError(f"{short(path)}: {error}") from None
+    reading = Reading(partial(images.cell_bytes, where=source.images), data.label_means, data.chosen_means)
     unread = layouts.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
     if unread:
-        print(f"warning: {data.path}: read as {layout.name}, without {_unread(unread)}", file=sys.stderr, flush=True)
+        print(f"warning: {path}: read as {layout.name}, without {_unread(unread)}", file=sys.stderr, flush=True)
     seen: set[bytes] = set()
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
-        parts = pool.map(partial(_check, source, layout, seen), _parts(len(source.items)))
+        parts = pool.map(partial(_check, source, layout, reading, seen), _parts(len(source.items)))
         checked = [drop for part in parts for drop in part]
     kept = [number for number, drop in enumerate(checked) if drop is None]
     dropped = [Dropped(number, *drop) for number, drop in enumerate(checked) if drop is not None]
-    examples = Examples(source, layout, kept, dropped)
+    examples = Examples(source, layout, reading, kept, dropped)
     if not kept:
         said = describe_failure(examples.drops, dropped) + (f"; not read: {_unread(unread)}" if unread else "")
-        raise UserError(short(f"{short(data.path)}: none of the {len(source.items)} rows can be used ({said})", LONGEST_LINE))
+        raise UserError(
+            short(
+                f"{short(path)}, read as {layout.name}: none of the {len(source.items)} rows can be used ({said})", LONGEST_LINE
+            )
+        )
     return examples
+
+
+def describe_sources(examples: Sequence[Example]) -> str:
+    """Rows and drops of each source, after those of all of them; "" for one source."""
+    if not isinstance(examples, Mixture):
+        return ""
+    said = (
+        f"{short(source.path)}{'' if source.weight is None else f' (weight {source.weight:g})'}: {len(part)} of {part.source_rows} rows, "
+        f"{describe_drops(part.drops)}"
+        for source, part in zip(examples.sources, examples.parts)
+    )
+    return "; by source: " + "; ".join(said)
 
 
 def describe_drops(drops: Counter) -> str:
@@ -118,22 +165,20 @@ def _unread(names: Sequence[str]) -> str:
     return f"the columns {rows.listed(names)}, which look like pictures, answers or labels"
 
 
-def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Rows:
+def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "", *, revision: str = "", fetch: bool = False) -> Rows:
     """Open a file of rows, a folder of them, or a TFDS folder.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; a data set of the Hugging Face hub (owner/name), or a gs:// address.
         split: "train", "train[:1000]", "[10%:20]". The name selects a TFDS split, or in a folder the files that are called
             train.* or train-*, or lie in a folder of this name. One file has no split and needs none, as one set of files without
             the name of a split: there "train" stands for all of it.
         image_dir: images named by relative paths are looked up here; "" = beside the file.
         allow_dir: a second folder that the links of images may lead to; "" = none.
+        revision: of a data set of the hub; "" = its newest one.
+        fetch: pictures behind http addresses are downloaded.
     """
-    root = Path(path)
-    if not path or _kind_of(root) is None:
-        raise UserError(
-            f"data path {shown(path)} does not exist: expected a file of rows ({', '.join(tables.KINDS)}), a folder of them, or a TFDS folder"
-        )
+    root = places.local(path, revision, EXPECTED)
     match = _SPLIT.fullmatch(split)
     if match is None:
         raise UserError(
@@ -144,7 +189,7 @@ def open_rows(path: str, split: str, image_dir: str, allow_dir: str = "") -> Row
         if given and _kind_of(Path(given)) != "folder":
             raise UserError(f"image folder {shown(given)} does not exist: data.{name} must be a folder")
     own = root if _kind_of(root) == "folder" else root.parent
-    where = images.place(Path(image_dir) if image_dir else own, own, *([Path(allow_dir)] if allow_dir else []))
+    where = images.place(Path(image_dir) if image_dir else own, own, *([Path(allow_dir)] if allow_dir else []), fetch=fetch)
     if root.is_dir() and (info := tfds_folder(root)) is not None:
         columns, items = open_tfds(info, match["name"])
     else:
@@ -177,22 +222,18 @@ class _Part(Sequence):
         return self._items[self._numbers[index]]
 
 
-def _read(source: Rows, layout: layouts.Layout, row: dict[str, Any]) -> Example | Drop:
-    return layouts.read(layout, row, layouts.Reading(partial(images.cell_bytes, where=source.images)))
-
-
 def _parts(count: int) -> list[slice]:
     """Some of all rows at a time: of a table many are read in little more time than one."""
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
-def _check(source: Rows, layout: layouts.Layout, seen: set[bytes], part: slice) -> list[Drop | None]:
+def _check(source: Rows, layout: Layout, reading: Reading, seen: set[bytes], part: slice) -> list[Drop | None]:
     """None for a usable row. `seen` holds digests of pictures that were decoded without complaint."""
-    return [_check_row(source, layout, seen, row) for row in source.items[part]]
+    return [_check_row(layout, reading, seen, row) for row in source.items[part]]
 
 
-def _check_row(source: Rows, layout: layouts.Layout, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
-    example = _read(source, layout, row)
+def _check_row(layout: Layout, reading: Reading, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
+    example = layouts.read(layout, row, reading)
     if isinstance(example, Drop):
         return example
     for image in example.images:

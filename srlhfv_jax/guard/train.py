@@ -177,7 +177,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
     judged = sum(labels != guard_rows.UNKNOWN for row in rows.rows for labels in rows.labels[row.row])
     hosts.say(
         f"{data.path}: {judged} questions and answers from {examples.source_rows} rows; "
-        f"{sources.describe_drops(examples.drops + drops + rows.drops)}"
+        f"{sources.describe_drops(examples.drops + drops + rows.drops)}{sources.describe_sources(examples)}"
     )
     return rows
 

@@ -28,7 +28,9 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
         check_pictures(model, prepared.codec.reader)
     check_prompt_suffix(model, prepared)
     drops = examples.drops + prepared.drops
-    hosts.say(f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}")
+    hosts.say(
+        f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}{sources.describe_sources(examples)}"
+    )
     return prepared
 
 
