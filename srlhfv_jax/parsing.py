@@ -1,6 +1,7 @@
 """From the ConfigDict of a config file to a frozen dataclass, with every key, type and range checked."""
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from ml_collections import ConfigDict
 from srlhfv_jax.errors import UserError, nearest, short, shown
 
 Settings = TypeVar("Settings")
+
+_COLUMN = re.compile(r"--?config\.(?P<key>[\w.]*\bcolumns)\.(?P<ours>\w+)=(?P<theirs>.*)", re.DOTALL)
 
 
 def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Settings:
@@ -48,6 +51,22 @@ def check_key(config: ConfigDict, dotted: str) -> None:
         here, path = here[part], f"{path}.{part}"
     if isinstance(here, ConfigDict):
         raise UserError(f"{path} is a section: set its values one by one ({', '.join(sorted(here.keys()))})")
+
+
+def collected(config: ConfigDict, words: list[str]) -> list[str]:
+    """--config.data.columns.OURS=THEIRS, as often as there are columns -> one --config.data.columns with all of them as a tuple."""
+    kept: list[str] = []
+    pairs: dict[str, list[str]] = {}  # key of the config -> "OURS=THEIRS"
+    for word in words:
+        match = _COLUMN.fullmatch(word)
+        if match is None:
+            kept.append(word)
+        else:
+            pairs.setdefault(match["key"], []).append(f"{match['ours']}={match['theirs']}")
+    for key, mapped in pairs.items():
+        check_key(config, key)
+        kept.append(f"--config.{key}={tuple(mapped)!r}")
+    return kept
 
 
 def key_hint(config: ConfigDict, section: ConfigDict, name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import tiny_hf
 from tiny_data import png, processor, settings, tokenizer
 
-from srlhfv_jax.data import collate, loader, pictures
+from srlhfv_jax.data import collate, loader, picture_cache, pictures
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import rules
@@ -154,8 +154,8 @@ def test_evaluation_over_processes_covers_every_row(made, prompts):
 
 def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, prompts, monkeypatch):
     cached = [batch for batch, _ in loader.all_batches(prompts, "prompts", made, settings(), batch_size=11)][0]
-    monkeypatch.setattr(loader, "PICTURE_CACHE_BYTES", 0)
-    without = prompts._replace(pictures=loader.PictureCache())
+    monkeypatch.setattr(picture_cache, "PICTURE_CACHE_BYTES", 0)
+    without = prompts._replace(pictures=picture_cache.PictureCache())
     fresh = [batch for batch, _ in loader.all_batches(without, "prompts", made, settings(), batch_size=11)][0]
     assert_same(cached, fresh)
     for i in range(11):
@@ -164,7 +164,7 @@ def test_pictures_belong_to_their_rows_and_the_cache_changes_nothing(made, promp
 
 
 def test_a_picture_is_cut_once_however_often_rows_are_read(made, prompts, monkeypatch):
-    read = prompts._replace(pictures=loader.PictureCache())
+    read = prompts._replace(pictures=picture_cache.PictureCache())
     first = [batch for batch, _ in loader.all_batches(read, "prompts", made, settings(), batch_size=4)]
     monkeypatch.setattr(pictures, "_cut", None)
     for batch, (again, _) in zip(first, loader.all_batches(read, "prompts", made, settings(), batch_size=4), strict=True):

@@ -3,7 +3,6 @@
 Libraries answer a mistake with exceptions made for programmers; everything here answers with a UserError of one line.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +14,9 @@ from srlhfv_jax.cli import help, switches
 from srlhfv_jax.cli.config_files import argument, load
 from srlhfv_jax.config import unread
 from srlhfv_jax.errors import UserError, reason
-from srlhfv_jax.parsing import check_key, flattened, parse
+from srlhfv_jax.parsing import check_key, collected, flattened, parse
 
 Settings = TypeVar("Settings")
-
-_COLUMN = re.compile(r"--?config\.(?P<key>[\w.]*\bcolumns)\.(?P<ours>\w+)=(?P<theirs>.*)", re.DOTALL)
 
 WORKDIR = "folder of the run: config.json, metrics.jsonl, checkpoints/, export/, result.json; an interrupted run goes on there"
 
@@ -58,7 +55,7 @@ def read_with_config(
     if section is not None and about.kind is not None:
         print(help.page(about, name, config, values, section))
         raise SystemExit(0)
-    rest = _collected(config, rest)
+    rest = collected(config, rest)
     for word in rest:
         if word.lstrip("-").startswith(("config.", "noconfig.")):
             check_key(config, word.lstrip("-").partition("=")[0].partition(".")[2])
@@ -70,19 +67,3 @@ def read_with_config(
     switches.read(values, about.command, rest, text)
     before, after = flattened(load(name)), flattened(values.config)
     return values.config, [key for key in after if after[key] != before[key]]
-
-
-def _collected(config: ConfigDict, words: list[str]) -> list[str]:
-    """--config.data.columns.OURS=THEIRS, as often as there are columns -> one --config.data.columns with all of them as a tuple."""
-    kept: list[str] = []
-    pairs: dict[str, list[str]] = {}  # key of the config -> "OURS=THEIRS"
-    for word in words:
-        match = _COLUMN.fullmatch(word)
-        if match is None:
-            kept.append(word)
-        else:
-            pairs.setdefault(match["key"], []).append(f"{match['ours']}={match['theirs']}")
-    for key, mapped in pairs.items():
-        check_key(config, key)
-        kept.append(f"--config.{key}={tuple(mapped)!r}")
-    return kept

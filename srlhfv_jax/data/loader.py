@@ -7,9 +7,8 @@ global batches. A batch may straddle two epochs; no row is left out.
 """
 
 import hashlib
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -25,6 +24,7 @@ from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.mixtures import Share
+from srlhfv_jax.data.picture_cache import PictureCache
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_failure
 from srlhfv_jax.data.tokens import Encoded
@@ -34,7 +34,6 @@ Batch = SupervisedBatch | PairBatch | PromptBatch | GuardBatch
 
 KINDS = ("supervised", "pairs", "prompts", "guard")
 UNLIMITED = 1 << 20  # tokens: longer than any row
-PICTURE_CACHE_BYTES = 1 << 30  # prepared pictures kept in memory; those that do not fit are prepared again each time
 
 
 def single_pass(
@@ -72,27 +71,6 @@ def single_pass(
         chosen_means=chosen_means,
         fetch=fetch,
     )
-
-
-class PictureCache:
-    """Patches of pictures by digest, as many as fit; read and filled by several threads."""
-
-    def __init__(self) -> None:
-        self._patches: dict[bytes, np.ndarray] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def get(self, digests: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Those that are there."""
-        return {digest: self._patches[digest] for digest in digests if digest in self._patches}
-
-    def keep(self, made: Mapping[bytes, np.ndarray]) -> None:
-        """Those that fit."""
-        with self._lock:
-            for digest, patches in made.items():
-                if self._bytes + patches.nbytes <= PICTURE_CACHE_BYTES and digest not in self._patches:
-                    self._patches[digest] = patches
-                    self._bytes += patches.nbytes
 
 
 class Prepared(NamedTuple):
