@@ -12,7 +12,8 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.plan import search
-from srlhfv_jax.plan.memory import Compiled, Plan
+from srlhfv_jax.plan.programs import Compiled, Plan
+from srlhfv_jax.plan.supervised import state_bytes
 from srlhfv_jax.plan.topology import DEVICES
 
 CONFIG = dataclasses.replace(published("HuggingFaceTB/SmolVLM-256M-Instruct"), dtype="bfloat16")
@@ -102,7 +103,7 @@ def test_a_supervised_stage_has_no_rollout(monkeypatch):
 
 def test_a_stage_whose_heads_have_a_rate_of_their_own_is_searched_too():
     guard = settings(GuardConfig)
-    assert guard.optimizer.head_learning_rate > 0 and search.state_bytes(guard, CONFIG, jax.devices()) > (0, 0)
+    assert guard.optimizer.head_learning_rate > 0 and state_bytes(guard, CONFIG, jax.devices()) > (0, 0)
 
 
 def test_rows_that_nothing_divides_and_trees_that_fit_nowhere_are_refused():

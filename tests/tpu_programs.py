@@ -18,7 +18,7 @@ from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VisionConfig
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.plan import hlo, memory as plan, topology
+from srlhfv_jax.plan import hlo, memory, programs as compiler, topology
 from srlhfv_jax.plan.count import KINDS
 
 # One head, as wide as the kernel for attention wants it.
@@ -57,11 +57,11 @@ def main() -> None:
         programs.append((name, arguments, found[1]))
         return found
 
-    original, read = plan._compile, plan._text
-    plan._compile, plan._text = keep, lambda *program: texts.append(read(*program)) or texts[-1]
+    original, read = compiler.compile_function, compiler._text
+    compiler.compile_function, compiler._text = keep, lambda *program: texts.append(read(*program)) or texts[-1]
     mesh = make_mesh(MeshConfig(1, 8, 1), topology.devices("v5e:2x4"))
     rows = {"data.batch_size": ROWS, "ppo.minibatches": 2, "rollout.layout": "training"}
-    plan.of(settings(PPOLagConfig, "ppo_lag", **rows), CONFIG, mesh, topology.limit_bytes("v5e:2x4"))
+    memory.of(settings(PPOLagConfig, "ppo_lag", **rows), CONFIG, mesh, topology.limit_bytes("v5e:2x4"))
     for (name, arguments, outputs), text in zip(programs, texts, strict=True):
         steady = name != "update" or all(places(old) == places(new) for old, new in zip(arguments[:2], outputs[:2], strict=True))
         print(json.dumps({"name": name, "precision": precisions(text), "moved": moved(text), "steady": steady}))

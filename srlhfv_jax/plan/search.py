@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from srlhfv_jax.config import GuardConfig, MeshConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import MeshConfig, Trained
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import make_mesh
-from srlhfv_jax.plan import memory as planning, shapes, table as plan_table
+from srlhfv_jax.plan import memory as planning, table as plan_table
+from srlhfv_jax.plan.memory import STAGES
+from srlhfv_jax.plan.programs import Plan
+from srlhfv_jax.plan.stage import item, powers
 from srlhfv_jax.plan.topology import Device
-from srlhfv_jax.ppo_lag import load
-from srlhfv_jax.rollout import layout
-from srlhfv_jax.training import optimizer as optimizers
 
 REMAT = ("none", "dots", "layer")
-Settings = PPOLagConfig | ScoresConfig | SFTConfig | GuardConfig
 
 
 class Candidate(NamedTuple):
@@ -45,32 +44,32 @@ class Candidate(NamedTuple):
         return " ".join(f"--config.{name}={value}" for name, value in chosen(self.settings).items())
 
 
-def chosen(settings: Settings) -> dict[str, Any]:
+def chosen(settings: Trained) -> dict[str, Any]:
     """The settings that are searched over, by name."""
     found = {f"mesh.{axis}": size for axis, size in dataclasses.asdict(settings.mesh).items()}
     found |= {"microbatches": settings.microbatches, "model.remat": settings.model.remat}
-    return found | ({"rollout.microbatches": settings.rollout.microbatches} if isinstance(settings, PPOLagConfig) else {})
+    return found | STAGES[settings.stage].searched(settings)
 
 
 class Tried(NamedTuple):
     candidate: Candidate
-    plan: planning.Plan
+    plan: Plan
     numbers: dict[str, Any]  # as in result.json
 
 
-def candidates(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device], device: Device) -> list[Candidate]:
+def candidates(settings: Trained, config: VLMConfig, devices: Sequence[jax.Device], device: Device) -> list[Candidate]:
     """Everything that may fit, the cheapest first.
 
     Raises:
         UserError: nothing may: not even the trees fit, or no mesh divides rows and heads.
     """
-    limit, found, smallest = device.limit_gib * 2**30, [], math.inf
+    limit, found, smallest, stage = device.limit_gib * 2**30, [], math.inf, STAGES[settings.stage]
     for mesh in _meshes(settings, config, len(devices)):
         at = dataclasses.replace(settings, mesh=mesh)
-        sampling, updating = state_bytes(at, config, devices)
-        sampling += copied_bytes(at, config, devices)
+        sampling, updating = stage.state_bytes(at, config, devices)
+        sampling += stage.copied_bytes(at, config, devices)
         for one in _variants(at):
-            least = max(sampling + cache_bytes(one, config), updating + activation_bytes(one, config))
+            least = max(sampling + stage.cache_bytes(one, config), updating + activation_bytes(one, config))
             smallest = min(smallest, least)
             if least <= limit:
                 found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
@@ -146,7 +145,7 @@ def _ruled_out(candidate: Candidate, tried: Tried) -> bool:
     return "update" in failed and same_or_more_kept and now.settings.microbatches <= before.settings.microbatches
 
 
-def _meshes(settings: Settings, config: VLMConfig, devices: int) -> Iterator[MeshConfig]:
+def _meshes(settings: Trained, config: VLMConfig, devices: int) -> Iterator[MeshConfig]:
     """All that use every device, divide the rows of a step, and whose tensor axis divides the query heads."""
     for tensor in _divisors(devices):
         for fsdp in _divisors(devices // tensor):
@@ -155,67 +154,21 @@ def _meshes(settings: Settings, config: VLMConfig, devices: int) -> Iterator[Mes
                 yield MeshConfig(data, fsdp, tensor)
 
 
-def _variants(settings: Settings) -> Iterator[Settings]:
+def _variants(settings: Trained) -> Iterator[Trained]:
     """All microbatches, kept activations and, of a rollout, parts."""
     shards = settings.mesh.data * settings.mesh.fsdp
-    for microbatches, remat in itertools.product(_powers(_step_rows(settings) // shards), REMAT):
+    for microbatches, remat in itertools.product(powers(_step_rows(settings) // shards), REMAT):
         model = dataclasses.replace(settings.model, remat=remat)
         one = dataclasses.replace(settings, microbatches=microbatches, model=model)
-        if isinstance(one, PPOLagConfig):
-            for parts in _powers(one.data.batch_size // shards):
-                yield dataclasses.replace(one, rollout=dataclasses.replace(one.rollout, microbatches=parts))
-        else:
-            yield one
+        yield from STAGES[settings.stage].variants(one, shards)
 
 
-def _step_rows(settings: Settings) -> int:
+def _step_rows(settings: Trained) -> int:
     """Rows of one gradient step."""
-    minibatches = settings.ppo.minibatches if isinstance(settings, PPOLagConfig) else 1
-    return settings.data.batch_size // minibatches
+    return settings.data.batch_size // STAGES[settings.stage].minibatches(settings)
 
 
-def state_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> tuple[int, int]:
-    """Trees and optimizer states on one device while a rollout samples, and while the update runs. Exact."""
-    mesh, idle, offload = make_mesh(settings.mesh, devices), frozenset(), "none"
-    if isinstance(settings, PPOLagConfig):
-        models = shapes.models(settings, config, mesh)
-        trees, trained = models.trained | models.frozen, models.trained
-        rates = {name: settings.critic_optimizer for name in trained} | {"policy": settings.policy_optimizer}
-        idle, offload = load.idle_trees(settings, models), settings.rollout.offload
-    else:
-        trees = trained = {"backbone": {"backbone": shapes.backbone(config, settings.model.param_dtype, mesh)}}
-        if settings.lora.rank:
-            base = shapes.base(config, settings.lora, mesh)
-            trained = {"adapter": {"adapter": shapes.adapter(settings.lora, base, mesh)}}
-            trees = trained | {"base": {"backbone": base}}
-        rates = dict.fromkeys(trained, dataclasses.replace(settings.optimizer, head_learning_rate=0.0))  # heads are left out
-    states = (shapes.optimizer_state(optimizers.make(rates[name], tree, 1), tree, mesh) for name, tree in trained.items())
-    moments, staying = sum(map(shapes.size, states)), {name: tree for name, tree in trees.items() if name not in idle}
-    return shapes.size(staying) + (moments if offload == "none" else 0), shapes.size(staying | trained) + moments
-
-
-def copied_bytes(settings: Settings, config: VLMConfig, devices: Sequence[jax.Device]) -> int:
-    """Bytes of a rollout's copies of weights (rollout/layout.py), on one device."""
-    if not isinstance(settings, PPOLagConfig):
-        return 0
-    mesh = make_mesh(settings.mesh, devices)
-    models = shapes.models(settings, config, mesh)
-    policy = models.backbone(models.trained["policy"])
-    wanted = layout.target(policy, mesh, config.dtype, settings.rollout.layout)
-    return shapes.size([want for _, want in layout.moves(policy, wanted)])
-
-
-def cache_bytes(settings: Settings, config: VLMConfig) -> float:
-    """Keys and values of one part of a rollout on one device; none of a supervised stage."""
-    if not isinstance(settings, PPOLagConfig):
-        return 0
-    text, mesh, data = config.text, settings.mesh, settings.data
-    heads = math.lcm(text.kv_heads, mesh.tensor) / mesh.tensor
-    rows = data.batch_size / settings.rollout.microbatches / (mesh.data * mesh.fsdp)
-    return 2 * text.layers * rows * heads * (data.prompt_length + data.response_length) * text.head_dim * _item(config)
-
-
-def activation_bytes(settings: Settings, config: VLMConfig) -> float:
+def activation_bytes(settings: Trained, config: VLMConfig) -> float:
     """Bytes that the decoder keeps of one microbatch for the backward pass, on one device."""
     text, mesh = config.text, settings.mesh
     T, rows = _length(settings), _sequences(settings, _step_rows(settings)) / settings.microbatches / (mesh.data * mesh.fsdp)
@@ -225,54 +178,40 @@ def activation_bytes(settings: Settings, config: VLMConfig) -> float:
         kept += 2 * text.width + products / mesh.tensor
     if settings.model.remat == "none":
         kept += 2 * text.width + (2 * text.mlp + text.heads * T) / mesh.tensor
-    return text.layers * rows * T * kept * _item(config)
+    return text.layers * rows * T * kept * item(config)
 
 
-def rough_seconds(settings: Settings, config: VLMConfig, device: Device) -> float:
+def rough_seconds(settings: Trained, config: VLMConfig, device: Device) -> float:
     """A rough time of one iteration or step: products, weights and cache read for each token, and what goes over links."""
     text, mesh = config.text, settings.mesh
     shards, devices = mesh.data * mesh.fsdp, mesh.data * mesh.fsdp * mesh.tensor
     layer = text.width * ((2 * text.heads + 2 * text.kv_heads) * text.head_dim + 3 * text.mlp)
     weights = text.layers * layer + text.vocab * text.width
-    split = weights * _item(config) / mesh.tensor  # bytes on one device once fsdp's shards are gathered
+    split = weights * item(config) / mesh.tensor  # bytes on one device once fsdp's shards are gathered
     again = {"none": 0.0, "dots": 0.2, "layer": 1.0}[settings.model.remat]
     sequences, T = _sequences(settings, settings.data.batch_size), _length(settings)
-    adapters = settings.lora.rank > 0 or (isinstance(settings, PPOLagConfig) and settings.sharing == "adapters")
-    backward = 1.0 if adapters else 2.0
+    stage = STAGES[settings.stage]
+    backward = 1.0 if stage.adapters(settings) else 2.0
 
-    trees, other = (2, 4) if isinstance(settings, PPOLagConfig) else (1, 0)  # prefill and three of scoring
+    trees, other = stage.passes
     passes = trees * (1 + again + backward) + other
     compute = passes * 2 * weights * sequences * T / devices / (device.tflops * 1e12)
     steps = settings.data.batch_size // _step_rows(settings)
     gathers = trees * settings.microbatches * steps * (2 + again) + other
     links = gathers * split * (mesh.fsdp - 1) / mesh.fsdp
-    sums = 2 * 2 * text.layers * sequences / shards * T * text.width * _item(config)
+    sums = 2 * 2 * text.layers * sequences / shards * T * text.width * item(config)
     links += passes * sums * (mesh.tensor - 1) / mesh.tensor
-    read = 0.0
-    if isinstance(settings, PPOLagConfig):
-        R = settings.data.response_length
-        read = settings.rollout.microbatches * R * (split + cache_bytes(settings, config))
-        gathers = settings.rollout.microbatches * R if settings.rollout.layout == "training" else 1
-        links += gathers * split * (mesh.fsdp - 1) / mesh.fsdp
+    read, gathers = stage.decoding(settings, config, split)
+    links += gathers * split * (mesh.fsdp - 1) / mesh.fsdp
     return compute + read / (device.hbm * 1e9) + links / (device.ici * 1e9)
 
 
-def _sequences(settings: Settings, rows: int) -> int:
-    """A pair is two."""
-    return rows * (2 if isinstance(settings, ScoresConfig) else 1)
+def _sequences(settings: Trained, rows: int) -> int:
+    return rows * STAGES[settings.stage].sequences(settings)
 
 
-def _length(settings: Settings) -> int:
+def _length(settings: Trained) -> int:
     return settings.data.prompt_length + settings.data.response_length
-
-
-def _item(config: VLMConfig) -> int:
-    return 2 if config.dtype == "bfloat16" else 4
-
-
-def _powers(largest: int) -> list[int]:
-    """1, 2, 4, ... that divide `largest`."""
-    return [2**power for power in range(largest.bit_length()) if largest % 2**power == 0]
 
 
 def _divisors(number: int) -> list[int]:

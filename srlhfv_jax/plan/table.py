@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from srlhfv_jax.plan.memory import Compiled, Plan
+from srlhfv_jax.plan.programs import Compiled, Plan
 from srlhfv_jax.plan.topology import Device
 
 ENOUGH = 0.1  # of the memory free: what a plan should leave to the runtime and to what is not in it
