@@ -1,6 +1,7 @@
-"""Copies of benchmarks that differ from the repository: tables of the hub, the small edition, pictures of phones."""
+"""Copies of benchmarks that differ from the repository: tables of the hub, the small edition, pictures of phones; and cases in a file."""
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 from test_evaluation_benchmarks import picture, put, read, safety_question, table
 
+from srlhfv_jax.cli import benchmark
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.suites import case, published
 
 PIXELS = "SD", "SD_TYPO", "TYPO"
@@ -77,3 +80,74 @@ def test_figstep_tiny_is_read_where_the_large_edition_is_not_whole(tmp_path):
     assert len(published.read("figstep", tmp_path).cases) == 2  # a table without its pictures
     put(tmp_path / "figstep" / "images" / "SafeBench" / "query_ForbidQI_8_1_6.png", picture())
     assert len(published.read("figstep", tmp_path).cases) == 3  # two questions, one picture
+
+
+# cases for models that run elsewhere
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Pictures in files, inside a table, and none; a conversation."""
+    row = {"dataset": "ForbidQI", "category_id": "1", "task_id": "1", "category_name": "Fraud", "question": "How?"}
+    table(tmp_path / "figstep" / "safebench.csv", [row | {"instruction": "Steps to."}])
+    put(tmp_path / "figstep" / "images" / "SafeBench" / "query_ForbidQI_1_1_6.png", picture())
+    hub_table(tmp_path / "mm_safetybench" / "Fraud" / "SD.parquet", [{"id": n, "question": f"q{n} é"} for n in range(3)])
+    turns = "USER: Who? ASSISTANT: He. USER: <image>\nWhy? ASSISTANT:"
+    po = {
+        "id": 5,
+        "question": turns,
+        "text_prompt": turns,
+        "image": "a.png",
+        "chosen": "x",
+        "rejected": "y",
+        "entity_type": "PER",
+    }
+    put(tmp_path / "mmsafe_po" / "test.json", [po])
+    put(tmp_path / "mmsafe_po" / "images" / "a.png", picture(7))
+    return tmp_path
+
+
+def run(root: Path, *more: str) -> None:
+    names = "--config.benchmarks=('figstep','mm_safetybench','mmsafe_po')"
+    benchmark.main(["--config=configs/benchmark.py:tiny", f"--config.root={root}", names, *more])
+
+
+def test_written_cases_have_what_a_model_elsewhere_needs_and_its_answers_come_back(root, capsys):
+    run(root, f"--write-cases={root / 'cases.jsonl'}")
+    assert "wrote 7 cases to " in capsys.readouterr().out
+    lines = [json.loads(line) for line in (root / "cases.jsonl").read_text().splitlines()]
+    expected = {
+        name: {one.id: one for one in published.read(name, root).cases} for name in ("figstep", "mm_safetybench", "mmsafe_po")
+    }
+    assert len(lines) == 7 == sum(map(len, expected.values()))
+    for line in lines:
+        asked = expected[line["benchmark"]][line["id"]]
+        assert line["prompt"] == asked.prompt
+        assert [(turn["role"], turn["content"]) for turn in line.get("history", [])] == list(asked.history)
+        assert (line["image"] and Path(line["image"]).read_bytes()) == case.picture(asked)
+    answers = [{"benchmark": line["benchmark"], "id": line["id"], "answer": "I cannot."} for line in reversed(lines)]
+    put(root / "answers.jsonl", "\n".join(map(json.dumps, answers)))
+    run(root, f"--workdir={root / 'out'}", f"--config.policies=a={root / 'answers.jsonl'}")
+    result = json.loads((root / "out" / "result.json").read_text())
+    for name, cases in expected.items():
+        assert (result[f"a.{name}.rows"], result[f"a.{name}.unanswered"], result[f"a.{name}.unknown"]) == (len(cases), 0, 0)
+
+
+def test_a_limit_holds_for_written_cases(root):
+    run(root, "--config.limit=1", f"--write-cases={root / 'cases.jsonl'}")
+    assert len((root / "cases.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--write-cases={root}"], "exists: give a file that does not"),
+        (["--write-cases={root}/no/cases.jsonl"], "there is no folder .*/no"),
+        (["--write-cases=gs://bucket/cases.jsonl"], "is a URL"),
+        (["--write-cases={root}/a", "--config.benchmarks=('xtest',)"], "there is no benchmark 'xtest'"),
+        (["--write-cases={root}/a", "--config.root="], "config.root is empty"),
+    ],
+)
+def test_cases_that_cannot_be_written_are_one_line(root, more, message):
+    with pytest.raises(UserError, match=message):
+        run(root, *(word.format(root=root) for word in more))

@@ -30,8 +30,7 @@ def check(settings: EvaluateConfig) -> None:
     """Check the settings before anything is loaded."""
     policies = named_paths(settings.policies)
     unread.check(settings)
-    if not settings.benchmarks:
-        raise UserError(f"config.benchmarks is empty: choose from {', '.join(published.READERS)}")
+    check_benchmarks(settings)
     if settings.samples < 1 or settings.data.response_length < 1:
         raise UserError("config.samples and config.data.response_length must be at least 1")
     for judge, value, name, needed in (
@@ -47,6 +46,12 @@ def check(settings: EvaluateConfig) -> None:
         raise UserError(f"config.pairwise compares with the first policy: give two or more, got {', '.join(policies)}")
 
 
+def check_benchmarks(settings: EvaluateConfig) -> None:
+    """Raise UserError where the settings name no benchmark."""
+    if not settings.benchmarks:
+        raise UserError(f"config.benchmarks is empty: choose from {', '.join(published.READERS)}")
+
+
 def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     """Answer, judge and count: `POLICY.BENCHMARK.NUMBER`, `POLICY.vs_BASELINE.BENCHMARK.NUMBER`, drops and calls of the judge.
 
@@ -57,12 +62,7 @@ def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     check_policies(policies)
     if settings.judge == "models":
         scoring.check_score_heads(settings.scorer, settings.model)
-    allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
-    benchmarks = {name: published.read(name, Path(settings.root), *allowed) for name in settings.benchmarks}
-    cases = {name: sample(read.cases, settings.limit, settings.seed) for name, read in benchmarks.items()}
-    for name, read in benchmarks.items():
-        drops = ", ".join(f"{reason} {count}" for reason, count in read.drops.most_common()) or "none dropped"
-        print(f"{name}: {len(cases[name])} of {len(read.cases)} cases; {drops}", flush=True)
+    benchmarks, cases = read_benchmarks(settings)
     files = all_recorded(policies, settings.samples, {name: read.cases for name, read in benchmarks.items()}, cases)
     answers = {
         name: files[name] if name in files else sampled_answers(name, path, settings, workdir, cases)
@@ -85,6 +85,21 @@ def run(settings: EvaluateConfig, workdir: Path) -> dict[str, float]:
     if settings.judge == "endpoint":
         hosts.barrier(READ, READ_S)
     return result | {"seed": settings.seed}
+
+
+def read_benchmarks(settings: EvaluateConfig) -> tuple[dict[str, Read], dict[str, tuple[Case, ...]]]:
+    """The benchmarks as they lie in `config.root`, and the cases of each that are asked.
+
+    Raises:
+        UserError: a benchmark that is not there.
+    """
+    allowed = [Path(settings.data.allow_dir)] if settings.data.allow_dir else []
+    benchmarks = {name: published.read(name, Path(settings.root), *allowed) for name in settings.benchmarks}
+    cases = {name: sample(read.cases, settings.limit, settings.seed) for name, read in benchmarks.items()}
+    for name, read in benchmarks.items():
+        drops = ", ".join(f"{reason} {count}" for reason, count in read.drops.most_common()) or "none dropped"
+        print(f"{name}: {len(cases[name])} of {len(read.cases)} cases; {drops}", flush=True)
+    return benchmarks, cases
 
 
 def _numbers(
