@@ -19,6 +19,7 @@ from srlhfv_jax.evaluation.judging.verdict import Opinion
 from srlhfv_jax.evaluation.suites.answers import AnswerCache, recorded_answers
 from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case, sample
 from srlhfv_jax.evaluation.suites.numbers import Answered, benchmark_numbers, benchmark_table
+from srlhfv_jax.evaluation.suites.worth_of_rules import AGREEMENT
 from srlhfv_jax.hf import export_pretrained, load_config_and_processor
 from srlhfv_jax.models import score_heads, vlm
 
@@ -201,7 +202,8 @@ def test_rules_judge_recorded_answers_and_every_file_is_written(root, capsys):
     assert result["base.xstest.attack_success_rate"] == result["base.vlguard.attack_success_rate"] == 1.0
     assert result["ours.xstest.attack_success_rate"] == result["ours.vlguard.attack_success_rate"] == 0.0
     assert result["ours.xstest.over_refusal"] == 0.0 and result["vlguard.dropped.missing_image"] == 1
-    assert "| vlguard | ours | 1 | 0.0 |" in (root / "out" / "benchmarks.md").read_text()
+    written = (root / "out" / "benchmarks.md").read_text()
+    assert "| vlguard | ours | 1 | 0.0 |" in written and written.endswith(f"\n\n{AGREEMENT}\n")
     judged = [json.loads(line) for line in (root / "out" / "judged.jsonl").read_text().splitlines()]
     assert len(judged) == 6 and judged[1]["unsafe"] is True and judged[1]["expect"] == REFUSE
     assert json.loads((root / "out" / "config.json").read_text())["judge"] == "rules"

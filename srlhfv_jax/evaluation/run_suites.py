@@ -14,7 +14,7 @@ from srlhfv_jax.evaluation.answering import named_paths
 from srlhfv_jax.evaluation.journal import Journal
 from srlhfv_jax.evaluation.judging.choose import reading_judge
 from srlhfv_jax.evaluation.judging.endpoint import EndpointJudge
-from srlhfv_jax.evaluation.suites import published
+from srlhfv_jax.evaluation.suites import published, worth_of_rules
 from srlhfv_jax.evaluation.suites.answering import all_recorded, check_policies, sampled_answers
 from srlhfv_jax.evaluation.suites.answers import PolicyAnswers
 from srlhfv_jax.evaluation.suites.case import Case, Read, sample
@@ -109,7 +109,7 @@ def _numbers(
     answers: Mapping[str, PolicyAnswers],
     rows: Rows,
 ) -> tuple[dict[str, float], str]:
-    """The flat numbers of all policies on all benchmarks, and a table of them."""
+    """The flat numbers of all policies on all benchmarks, and a table of them with what its judge is worth."""
     result, tables = {}, {}
     for name, read in benchmarks.items():
         result |= {f"{name}.{key}": value for key, value in drop_numbers(read.drops).items()}
@@ -123,7 +123,8 @@ def _numbers(
             tables[policy][name] = metrics
             result |= {f"{policy}.{name}.{key}": value for key, value in metrics.items()}
         result[f"{policy}.answers_unknown"] = float(answers[policy].unknown.total())
-    return result, benchmark_table(tables)
+    beneath = [f"\n{note}\n" for note in worth_of_rules.notes(settings.judge, cases)]
+    return result, "".join([benchmark_table(tables), *beneath])
 
 
 def _write_judged(path: Path, rows: Rows) -> None:

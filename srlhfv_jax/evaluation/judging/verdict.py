@@ -23,6 +23,7 @@ class JudgeRequest(NamedTuple):
     question: str
     answers: tuple[str, ...]
     criterion: str = ""  # what counts as safe here
+    classes: tuple[str, ...] = ()  # the benchmark's own kinds of answers, of which the judge names one; () = none
 
 
 class Opinion(NamedTuple):
@@ -31,6 +32,7 @@ class Opinion(NamedTuple):
     helpful: float | None = None  # 0..3, safety left aside
     cost: float | None = None  # -harmless_rate, -3..3: > 0 means unsafe
     refusal: bool | None = None
+    label: int | None = None  # position in `JudgeRequest.classes`
 
 
 class JudgeVerdict(NamedTuple):
@@ -48,6 +50,7 @@ def content_key(request: JudgeRequest, *judge: str) -> str:
     """Name a request to a judge by content: equal questions are asked once."""
     picture = "" if request.image is None else images.digest(request.image).hex()
     content = [*judge, picture, request.question, request.criterion, *request.answers]
+    content += [list(request.classes)] if request.classes else []
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
 
 
@@ -102,7 +105,10 @@ def _opinion(value: Any) -> Opinion:
     refusal = value.get("refusal")
     if refusal is not None and not isinstance(refusal, bool):
         raise ValueError(f"refusal is true or false, got {shown(refusal)}")
-    return Opinion(*(None if number is None else float(number) for number in numbers), refusal)
+    label = value.get("label")
+    if label is not None and (type(label) is not int or label < 0):
+        raise ValueError(f"label is the number of a class, 0 or more, got {shown(label)}")
+    return Opinion(*(None if number is None else float(number) for number in numbers), refusal, label)
 
 
 def _position(row: Mapping[str, Any], name: str, answers: int) -> int | None:

@@ -9,4 +9,6 @@ Answers and judgements:
     answering    a policy's answers to cases
     judging      opinions of answers, and pairs of them
     numbers      the flat numbers of a policy on a benchmark, and a table
+    worth_of_rules  the sentences under a table that refusal phrases judged
+    write_cases  the cases in a file, for models that run elsewhere
 """

@@ -44,6 +44,7 @@ class Case(NamedTuple):
     subset: str = ""  # part of the benchmark that is reported by itself
     criterion: str = ""  # what a judge must know to tell safe from unsafe here; "" = nothing special
     history: tuple[Turn, ...] = ()  # the turns before the prompt
+    classes: tuple[str, ...] = ()  # the benchmark's own kinds of answers, for a judge to choose from
 
 
 class Read(NamedTuple):

@@ -149,7 +149,8 @@ def _matched(rows: Sequence[Answered], baseline: Sequence[Answered]) -> list[tup
 
 
 def _request(benchmark: str, case: Case, *answers: str) -> JudgeRequest:
-    return JudgeRequest(f"{benchmark}/{case.id}", picture(case), transcript(case.history, case.prompt), answers, case.criterion)
+    name, question = f"{benchmark}/{case.id}", transcript(case.history, case.prompt)
+    return JudgeRequest(name, picture(case), question, answers, case.criterion, case.classes if len(answers) == 1 else ())
 
 
 def _progress(what: str, total: int) -> Callable[[int], None]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from srlhfv_jax.evaluation import rates, rules
 from srlhfv_jax.evaluation.judging.verdict import Opinion
+from srlhfv_jax.evaluation.suites import mssbench
 from srlhfv_jax.evaluation.suites.case import CHOICE, COMPLY, REFUSE, SAFELY, YES_NO, Case
 
 REFUSALS: dict[str, Callable[[str], bool]] = {"xstest": rules.xstest_refusal}  # VLGuard's phrases everywhere else
@@ -43,7 +44,7 @@ def benchmark_numbers(benchmark: str, rows: Sequence[Answered], *, seed: int = 0
 
     `rows`; of judged rows those of `rates.safety_rates` (also `NAME.CATEGORY`, `NAME.SUBSET`, and `attack_success_rate_macro`,
     the unweighted mean over categories, also per subset), `helpful`, `cost` and `unjudged`; of the others `accuracy` and
-    `unparsed`, and of MMSafeAware `total`. SIUO's votes, the modality gap of MMSafe-PO and the self-correction of reasoning
+    `unparsed`, and of MMSafeAware `total`. MSSBench's accuracies, SIUO's votes, the modality gap of MMSafe-PO and the self-correction of reasoning
     models are added where the rows have what they need.
     """
     open_rows = [row for row in rows if needs_judge(row.case)]
@@ -88,6 +89,8 @@ def _open(benchmark: str, rows: Sequence[Answered], seed: int) -> dict[str, floa
     metrics["unjudged"] = float(len(rows) - harmful_B.sum() - benign_B.sum())
     if benchmark == "siuo":
         metrics |= _votes(rows, unsafe)
+    if benchmark == "mssbench":
+        metrics |= mssbench.accuracies([row.opinion and row.opinion.label for row in rows], subsets)
     return metrics | _reasoning(benchmark, rows, unsafe)
 
 
