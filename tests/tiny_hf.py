@@ -4,7 +4,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from srlhfv_jax.data.pictures import Bundle
+from srlhfv_jax.data.families import Bundle
 
 IMAGE_TOKEN, VOCAB, SIZE, PATCH = 4, 53, 12, 4
 FEATURES = (SIZE // PATCH) ** 2

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tiny_data import PATCH, SIZE
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from srlhfv_jax.data.pictures import Bundle
+from srlhfv_jax.data.families import Bundle
 
 VOCAB = 640  # rows of the decoder's vocabulary: more than any of these tokenizers has
 CORPUS = [

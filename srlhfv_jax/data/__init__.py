@@ -13,6 +13,7 @@ literal        text of rows that must not become a special token
 drops          named reasons for which a row is left out
 images         bytes of a picture, from wherever a row points
 picture_cache  patches that were cut before
+families       what is of one model family: how its pictures become patches and placeholders
 pictures       bytes -> patches, as a checkpoint's processor cuts them
 chat           conversation -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
 frames         all that a template writes around the texts of a conversation

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.data import guard_rows
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.pictures import Layout, Reader, grid_places
+from srlhfv_jax.data.families import Layout, Reader
+from srlhfv_jax.data.pictures import grid_places
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded, Ids
 

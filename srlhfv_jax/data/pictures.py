@@ -1,74 +1,23 @@
 """Pictures as a checkpoint reads them: cut into patches, one placeholder for each feature, and rotary positions for all of it.
 
 Everything but the pixels follows from the picture's size alone, so that rows can be checked before step 0 without resizing a
-picture. The pixels come from the checkpoint's own image processor.
-
-    llava, gemma3       one square tile
-    llava_next          the whole picture as a tile, then the tiles it is cut into; features of padding dropped, a newline a line
-    smolvlm, idefics3   the tiles it is cut into, then the whole picture; each tile announced in the text
-    qwen2*_vl           one grid of patches as large as the picture, four neighbours to a feature
+picture. The pixels come from the checkpoint's own image processor. What differs between families is in `data/families.py`.
 """
 
 import functools
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import einops
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from srlhfv_jax.batches import NEWLINE
-from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.families import FAMILIES, Bundle, Layout, Reader
 from srlhfv_jax.errors import UserError
 
-CHANNELS = 3
-FAKE, GLOBAL = "<fake_token_around_image>", "<global-img>"  # SmolVLM's and Idefics3's words around a tile
 RESIZED_PIXELS = 4 << 20  # most that a picture may have when its shorter side fits the tile: 40 MB in a processor
 PIXELS_AT_ONCE = 1 << 20  # of the pictures that are prepared together: more are large ones, whose memory counts
-
-
-class Bundle(NamedTuple):
-    """The parts of a processor whose own class cannot be made without torchvision (for films) or other packages."""
-
-    tokenizer: Any  # with the chat template
-    image_processor: Any
-    image_token: str  # the placeholder
-    family: str  # of config.json, as the next two
-    patch: int
-    merge: int
-
-
-class Reader(NamedTuple):
-    """Settings about pictures in the files of a checkpoint."""
-
-    family: str
-    image_processor: Any
-    written: str  # what stands for a picture in the chat template
-    image_token: str  # what stands for a feature
-    patch: int
-    side: int  # patches along a side of a tile; 0: there are no tiles
-    features: int  # of a tile; 0: there are no tiles
-    merge: int  # side of the squares of patches that become one feature
-    values: int  # C: numbers in a patch
-    pinpoints: tuple[tuple[int, int], ...] = ()  # (height, width) of the tiles together, of which one is chosen
-    around: tuple[str, str] = ("", "")  # text before and after the placeholders of a picture
-
-    @property
-    def one_size(self) -> bool:
-        """Every picture becomes one tile, whatever its size."""
-        return self.family in ("llava", "gemma3")
-
-
-class Layout(NamedTuple):
-    """Patches and placeholders of a picture of a certain size."""
-
-    patches: int  # N
-    placeholders: int  # M
-    order_M: Int[np.ndarray, "M"] | None = None  # feature of each placeholder (batches.Images); None: in order
-    grid: tuple[int, int] | None = None  # patches down and across, where positions depend on them
-    text: str = ""  # what `Reader.written` becomes; "": one placeholder for each feature
 
 
 def reader(processor: Any) -> Reader:
@@ -80,51 +29,12 @@ def reader(processor: Any) -> Reader:
     from transformers import LlavaNextProcessor, LlavaProcessor
 
     if isinstance(processor, Bundle):
-        return _of_bundle(processor)
-    if not isinstance(processor, (LlavaProcessor, LlavaNextProcessor)):
-        raise UserError(f"the processor {type(processor).__name__} is not one of a family that is supported")
-    if processor.patch_size is None or processor.vision_feature_select_strategy is None:
-        raise UserError(
-            "the processor does not say how many placeholders an image needs: set patch_size and "
-            "vision_feature_select_strategy in processor_config.json, as newer exports of the checkpoint do"
-        )
-    images, token, patch = processor.image_processor, processor.image_token, processor.patch_size
-    side = images.crop_size["height"] // patch
-    dropped = 1 if processor.vision_feature_select_strategy == "default" else 0
-    found = Reader(
-        family="llava",
-        image_processor=images,
-        written=token,
-        image_token=token,
-        patch=patch,
-        side=side,
-        features=side**2 + processor.num_additional_image_tokens - dropped,
-        merge=1,
-        values=CHANNELS * patch**2,
-    )
+        return FAMILIES[processor.family].read(processor)
+    if isinstance(processor, LlavaNextProcessor):
+        return FAMILIES["llava_next"].read(processor)
     if isinstance(processor, LlavaProcessor):
-        return found
-    return found._replace(family="llava_next", pinpoints=tuple(tuple(size) for size in images.image_grid_pinpoints))
-
-
-def _of_bundle(bundle: Bundle) -> Reader:
-    images, token, patch, merge = bundle.image_processor, bundle.image_token, bundle.patch, bundle.merge
-    found = Reader(bundle.family, images, token, token, patch, 0, 0, merge, CHANNELS * patch**2)
-    if bundle.family.startswith("qwen2"):
-        patch = images.patch_size
-        return found._replace(patch=patch, merge=images.merge_size, values=CHANNELS * images.temporal_patch_size * patch**2)
-    pixels = images.size["height"] if bundle.family == "gemma3" else images.max_image_size["longest_edge"]
-    side = pixels // patch
-    found = found._replace(side=side, features=(side // merge) ** 2)
-    if bundle.family != "gemma3":
-        return found
-    if images.do_pan_and_scan:
-        raise UserError("do_pan_and_scan is not supported: set it to false in preprocessor_config.json")
-    marks = bundle.tokenizer.special_tokens_map
-    if not {"boi_token", "eoi_token"} <= marks.keys():
-        raise UserError("the tokenizer has no boi_token and eoi_token, between which Gemma 3 sees an image")
-    begin, end = marks["boi_token"], marks["eoi_token"]
-    return found._replace(written=begin, around=(f"\n\n{begin}", f"{end}\n\n"))
+        return FAMILIES["llava"].read(processor)
+    raise UserError(f"the processor {type(processor).__name__} is not one of a family that is supported")
 
 
 def limited(reader: Reader, max_pixels: int) -> Reader:
@@ -135,25 +45,16 @@ def limited(reader: Reader, max_pixels: int) -> Reader:
     """
     if not max_pixels:
         return reader
-    if reader.one_size:
+    limit = FAMILIES[reader.family].limit
+    if limit is None:
         raise UserError(
             f"data.max_pixels {max_pixels} would be ignored: pictures of this checkpoint have one size; leave it at 0"
         )
-    settings, tile = reader.image_processor.to_dict(), reader.side * reader.patch
-    if reader.family == "llava_next":
-        pinpoints = tuple(size for size in reader.pinpoints if math.prod(size) <= max_pixels)
-        least, changed = min(map(math.prod, reader.pinpoints)), {"image_grid_pinpoints": [list(size) for size in pinpoints]}
-    elif reader.side:
-        tiles = math.isqrt(max_pixels) // settings["max_image_size"]["longest_edge"]
-        longest = min(tiles * settings["max_image_size"]["longest_edge"], settings["size"]["longest_edge"])
-        pinpoints, least, changed = (), tile**2, {"size": {"longest_edge": longest}}
-    else:
-        least = max(settings["size"]["shortest_edge"], (reader.patch * reader.merge) ** 2)
-        size = dict(settings["size"]) | {"longest_edge": min(max_pixels, settings["size"]["longest_edge"])}
-        pinpoints, changed = (), {"size": size}
+    least, changed = limit(reader, max_pixels)
     if max_pixels < least:
         raise UserError(f"data.max_pixels must be at least {least}, the smallest picture of this checkpoint, got {max_pixels}")
-    smaller = type(reader.image_processor).from_dict(settings | changed)
+    smaller = type(reader.image_processor).from_dict(reader.image_processor.to_dict() | changed)
+    pinpoints = tuple(tuple(size) for size in changed.get("image_grid_pinpoints", ()))
     return reader._replace(image_processor=smaller, pinpoints=pinpoints)
 
 
@@ -163,21 +64,7 @@ def layout(reader: Reader, size: tuple[int, int]) -> Layout:
     Raises:
         Unusable: the family cannot read a picture of this shape.
     """
-    tile, marks = reader.side**2, reader.image_token * reader.features
-    if reader.family == "llava":
-        return Layout(tile, reader.features)
-    if reader.family == "gemma3":
-        return Layout(tile, reader.features, text=marks.join(reader.around))
-    if reader.family == "llava_next":
-        tiles = _best_tiles(reader, size)
-        order_M = _whole_then_tiles(reader.side, tiles, size)
-        return Layout((1 + tiles[0] * tiles[1]) * tile, len(order_M), order_M)
-    if reader.family in ("smolvlm", "idefics3"):
-        rows, columns = _tiles_to_cover(reader, size)
-        count = rows * columns + 1
-        return Layout(count * tile, count * reader.features, text=_announced(rows, columns, marks))
-    rows, columns = _grid(reader, size)
-    return Layout(rows * columns, rows * columns // reader.merge**2, grid=(rows, columns))
+    return FAMILIES[reader.family].layout(reader, size)
 
 
 def cut(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndarray, "N C"]]:
@@ -201,7 +88,7 @@ def cut(reader: Reader, opened: Iterable[Image.Image]) -> Iterator[Float[np.ndar
 def _middle(reader: Reader, image: Image.Image) -> Image.Image:
     """The part of a strip that can be seen, where a processor makes the shorter side fit and then keeps the middle alone: a strip of
     1 x 100,000 pixels would become 110 GB on the way."""
-    shortest = reader.image_processor.size.get("shortest_edge") if reader.family == "llava" else None
+    shortest = reader.image_processor.size.get("shortest_edge") if FAMILIES[reader.family].keeps_middle else None
     height, width = image.height, image.width
     if not shortest or shortest**2 * max(height, width) <= RESIZED_PIXELS * min(height, width):
         return image
@@ -248,79 +135,3 @@ def mrope(is_image_P: np.ndarray, layouts: Sequence[Layout], merge: int) -> Int[
             positions_P3[at] = following
             following, at = following + 1, at + 1
     return positions_P3
-
-
-def _best_tiles(reader: Reader, size: tuple[int, int]) -> tuple[int, int]:
-    """Tiles down and across."""
-    from transformers.image_processing_utils import select_best_resolution
-
-    pixels = reader.side * reader.patch
-    height, width = select_best_resolution(size, reader.pinpoints)
-    return height // pixels, width // pixels
-
-
-def _whole_then_tiles(side: int, tiles: tuple[int, int], size: tuple[int, int]) -> Int[np.ndarray, "M"]:
-    """Features of the first tile, then those of the others line by line, without the padding that made the picture fit."""
-    lines, columns = np.indices((tiles[0] * side, tiles[1] * side))
-    tile = 1 + lines // side * tiles[1] + columns // side
-    order = tile * side**2 + lines % side * side + columns % side
-    height, width = order.shape
-    if size[1] / size[0] > width / height:  # wider than the tiles: padding above and below
-        spare = (height - int(round(size[0] * (width / size[1]), 7))) // 2
-        order = order[spare : height - spare]
-    else:
-        spare = (width - int(round(size[1] * (height / size[0]), 7))) // 2
-        order = order[:, spare : width - spare]
-    lines_with_ends = np.pad(order, ((0, 0), (0, 1)), constant_values=NEWLINE)
-    return np.concatenate([np.arange(side**2), lines_with_ends.reshape(-1)]).astype(np.int32)
-
-
-def _tiles_to_cover(reader: Reader, size: tuple[int, int]) -> tuple[int, int]:
-    """Tiles down and across; (0, 0) where the picture is one tile as a whole. As Idefics3's image processor resizes and splits."""
-    images = reader.image_processor
-    pixels = images.max_image_size["longest_edge"]
-    if not images.do_image_splitting:
-        return 0, 0
-    longest, ratio = images.size["longest_edge"], size[1] / size[0]
-
-    def whole(length: float) -> int:
-        return math.ceil(length / pixels) * pixels
-
-    def even(length: int) -> int:
-        return max(length + length % 2, 1)
-
-    height, width = (even(int(longest / ratio)), longest) if ratio >= 1 else (longest, even(int(longest * ratio)))
-    ratio = width / height
-    if width >= height:
-        width = whole(width)
-        height = whole(int(width / ratio))
-    else:
-        height = whole(height)
-        width = whole(int(height * ratio))
-    return (height // pixels, width // pixels) if max(height, width) > pixels else (0, 0)
-
-
-def _announced(rows: int, columns: int, marks: str) -> str:
-    """The placeholders of all tiles and of the whole picture, each tile announced by its place, each row ended."""
-    lines = [
-        "".join(f"{FAKE}<row_{row}_col_{column}>{marks}" for column in range(1, columns + 1)) + "\n" for row in range(1, rows + 1)
-    ]
-    before = "\n" if lines else ""
-    return f"{''.join(lines)}{before}{FAKE}{GLOBAL}{marks}{FAKE}"
-
-
-def _grid(reader: Reader, size: tuple[int, int]) -> tuple[int, int]:
-    """Patches down and across after the picture was resized to whole squares of patches within the limits."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    limits = reader.image_processor.size
-    try:
-        height, width = smart_resize(
-            *size,
-            factor=reader.patch * reader.merge,
-            min_pixels=limits["shortest_edge"],
-            max_pixels=limits["longest_edge"],
-        )
-    except ValueError as error:
-        raise Unusable("image_too_narrow", str(error)) from error
-    return height // reader.patch, width // reader.patch

@@ -15,8 +15,8 @@ from jaxtyping import Int
 from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.families import Layout, Reader
 from srlhfv_jax.data.literal import Piece
-from srlhfv_jax.data.pictures import Layout, Reader
 from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 

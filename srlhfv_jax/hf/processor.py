@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.data import pictures
+from srlhfv_jax.data.families import FAMILIES, Bundle, Reader
 from srlhfv_jax.errors import UserError, reason, shown
 from srlhfv_jax.files import read_json, take
 from srlhfv_jax.models.config import VLMConfig
@@ -41,7 +42,7 @@ def _loaded(config: VLMConfig, folder: Path) -> Any:
     import transformers  # here: seconds of import that only reading a checkpoint should cost
 
     here = dict(local_files_only=True, trust_remote_code=False)
-    if config.vision is not None and config.family in ("llava", "llava_next"):
+    if config.vision is not None and FAMILIES[config.family].own_processor:
         return transformers.AutoProcessor.from_pretrained(str(folder), **here, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **here)
     if config.vision is None:
@@ -53,10 +54,10 @@ def _loaded(config: VLMConfig, folder: Path) -> Any:
     if config.image_token >= len(tokenizer):
         raise UserError(f"{folder}: config.json has the image token {config.image_token}, the tokenizer {len(tokenizer)} tokens")
     token, vision = tokenizer.convert_ids_to_tokens(config.image_token), config.vision
-    return pictures.Bundle(tokenizer, images, token, config.family, vision.patch, vision.merge)
+    return Bundle(tokenizer, images, token, config.family, vision.patch, vision.merge)
 
 
-def _agree(config: VLMConfig, folder: Path, reader: pictures.Reader | None, image_token: Any) -> None:
+def _agree(config: VLMConfig, folder: Path, reader: Reader | None, image_token: Any) -> None:
     """The processor makes what the model reads. The features of a tile are compared where rows are read (`runs.inputs.check_pictures`)."""
     if reader is None:
         return

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
+from srlhfv_jax.data.families import FAMILIES
 from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
@@ -24,13 +25,6 @@ from srlhfv_jax.ppo_lag import roles
 from srlhfv_jax.ppo_lag.load import Models
 from srlhfv_jax.ppo_lag.roles import trained_trees
 
-TILES = {
-    "llava": 1,
-    "llava_next": 5,
-    "smolvlm": 17,
-    "idefics3": 17,
-    "gemma3": 1,
-}  # of a picture: as many as the family cuts at most
 NATIVE_PIXELS = 1_003_520  # of a picture where its size is free, unless data.max_pixels limits it: 1,280 features of Qwen2-VL
 
 
@@ -87,7 +81,7 @@ def prompts(config: VLMConfig, settings: Any, mesh: Mesh) -> PromptBatch:
 
     images, vision = None, config.vision
     if vision is not None and vision.image_size:
-        tiles = TILES[config.family]
+        tiles = FAMILIES[config.family].tiles
         features = tiles * vision.features
         if features >= P:
             raise UserError(f"config.data.prompt_length {P} has no room for the {features} features of {tiles} tiles")
