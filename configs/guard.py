@@ -37,14 +37,8 @@ def default() -> ConfigDict:
                 evaluation="",  # held-out pairs
                 evaluation_split="",
             ),
-            lora=sections.lora(),
-            model=sections.model(),
-            mesh=sections.mesh(),
-            data=sections.data(batch=64, prompt=1024, response=512),
             # Heads start from nothing: ten times the backbone's rate lets thresholds come apart by the nats that levels need.
-            optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.1, freeze=("vision/",), heads=2e-4),
-            checkpoint=sections.checkpoint(100),
-            log=sections.log(10),
+            **sections.supervised(batch=64, weight_decay=0.1, heads=2e-4),
         )
     )
 

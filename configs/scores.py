@@ -23,13 +23,7 @@ def default() -> ConfigDict:
             microbatches=1,  # parts of a batch, one after the other
             evaluation="",  # held-out pairs
             evaluation_split="",
-            lora=sections.lora(),
-            model=sections.model(),
-            mesh=sections.mesh(),
-            data=sections.data(batch=32, prompt=1024, response=512),
-            optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.1, freeze=("vision/",)),
-            checkpoint=sections.checkpoint(100),
-            log=sections.log(10),
+            **sections.supervised(batch=32, weight_decay=0.1),
         )
     )
 

@@ -127,6 +127,19 @@ def log(every: int) -> dict:
     )
 
 
+def supervised(*, batch: int, weight_decay: float, heads: float = 0.0) -> dict:
+    """The sections of a stage that starts from `init`: a cosine from 2e-5, the tower frozen, a checkpoint every 100 steps."""
+    return dict(
+        lora=lora(),
+        model=model(),
+        mesh=mesh(),
+        data=data(batch=batch, prompt=1024, response=512),  # tokens
+        optimizer=optimizer(2e-5, schedule="cosine", weight_decay=weight_decay, freeze=("vision/",), heads=heads),
+        checkpoint=checkpoint(100),  # steps
+        log=log(10),  # steps
+    )
+
+
 def tiny(config: ConfigDict, *, rows: int, response: int) -> None:
     """What `tiny` changes of a stage for tests: a small model in float32, a checkpoint and a log line at each step."""
     config.update(

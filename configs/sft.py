@@ -17,13 +17,7 @@ def default() -> ConfigDict:
             init_random=False,  # True: only its shapes and tokenizer
             steps=466,  # 29,824 rows / 64
             microbatches=1,  # parts of a batch, one after the other
-            lora=sections.lora(),
-            model=sections.model(),
-            mesh=sections.mesh(),
-            data=sections.data(batch=64, prompt=1024, response=512),
-            optimizer=sections.optimizer(2e-5, schedule="cosine", weight_decay=0.0, freeze=("vision/",)),
-            checkpoint=sections.checkpoint(100),
-            log=sections.log(10),
+            **sections.supervised(batch=64, weight_decay=0.0),
         )
     )
 

@@ -10,6 +10,7 @@ import tiny_hf
 
 from srlhfv_jax.checkpoint import provenance
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.guard.train import PRODUCT
 from srlhfv_jax.hf import card, hub, load_pretrained
 from srlhfv_jax.models import guard_heads, score_heads
 from srlhfv_jax.runs.run import Started, export_run, finish
@@ -91,7 +92,13 @@ def test_a_run_is_resumed_with_the_revision_that_it_began_with(cache):
 
 
 def test_a_card_names_the_revision(cache):
-    said = card.card(base=f"someone/tiny-llama@{REVISION}", stage="sft", settings={"data": {"path": "a"}}, result={}, trace=[])
+    said = card.card(
+        base=f"someone/tiny-llama@{REVISION}",
+        product=card.Product("sft", ""),
+        settings={"data": {"path": "a"}},
+        result={},
+        trace=[],
+    )
     assert "base_model: someone/tiny-llama\n" in said and f"- base model: someone/tiny-llama@{REVISION}" in said
 
 
@@ -113,11 +120,10 @@ def test_the_files_of_exported_heads_name_the_commit_that_the_run_started_from(c
     (tmp_path / "config.json").write_text(json.dumps({"init": "someone/tiny-llama", "data": {"path": "a"}}))
     (tmp_path / "metrics.jsonl").write_text("")
     started = Started(tmp_path, None, None, None, 0.0)
-    about = {"stage": "guard"}
-    export_run(started, loaded.config, tree, base=loaded.path, about=about, result={}, guard={"categories": ["a"]})
+    export_run(started, PRODUCT, loaded.config, tree, base=loaded.path, result={}, guard={"categories": ["a"]})
     named = {"started_from": f"someone/tiny-llama@{REVISION}"}
     for name in ("score_heads.json", "guard.json"):
         assert named.items() <= json.loads((tmp_path / "export" / name).read_text()).items()
-    finish(started, "guard", {}, guard={"categories": ["a"], "false_positive_rate": 0.05})
+    finish(started, PRODUCT, {}, guard={"categories": ["a"], "false_positive_rate": 0.05})
     described = json.loads((tmp_path / "export" / "guard.json").read_text())
     assert described["false_positive_rate"] == 0.05 and named.items() <= described.items()

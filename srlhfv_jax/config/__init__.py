@@ -14,6 +14,8 @@ unknown, missing and wrongly typed keys, naming the nearest key, and values out 
 have no defaults: the value that holds is in the file. `srlhfv STAGE --help` prints the comments beside the fields.
 """
 
+import typing
+
 from srlhfv_jax.config.base import (
     CheckpointConfig,
     DataConfig,
@@ -34,7 +36,7 @@ from srlhfv_jax.config.scores import ScoresConfig
 from srlhfv_jax.config.sft import SFTConfig
 
 Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig  # settings of stages that train
-TRAINED = (SFTConfig, ScoresConfig, GuardConfig, PPOLagConfig)
+TRAINED = typing.get_args(Trained)
 
 __all__ = [
     "TRAINED",

@@ -22,6 +22,7 @@ from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import measure, scoring
 from srlhfv_jax.hf import hub
+from srlhfv_jax.hf.card import Product
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import masked, severity as severity_losses
 from srlhfv_jax.models import guard_heads, score_heads
@@ -47,6 +48,13 @@ class Judged(NamedTuple):
     labels: tuple[np.ndarray, ...]  # guard_rows.arrays, without its axis Q
     is_part: dict[str, np.ndarray]  # part -> which of them are of it
     groups: tuple[str, ...]
+
+
+PRODUCT = Product(
+    "guard",
+    "A guard: how severe the harm of a question, or of an answer to it, is, and of which kinds (srlhfv_jax.guard.Guard loads it). "
+    "Its thresholds were calibrated on rows like those it was trained on; elsewhere its rates of error are unknown.",
+)
 
 
 def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
@@ -100,7 +108,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     result = last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
     about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, DEFAULT_THRESHOLD)
     uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
-    export_run(started, model.config, exported, base=model.path, about={"stage": "guard"}, result=result, guard=uncalibrated)
+    export_run(started, PRODUCT, model.config, exported, base=model.path, result=result, guard=uncalibrated)
     complete_tree = with_backbone(base, tree)
     held = functools.partial(judge_rows, settings, model, complete_tree, started.mesh)
     if settings.calibration:
@@ -109,12 +117,12 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     else:
         about = uncalibrated
     result |= {f"threshold.{part}": value for part, value in thresholds.items()}
-    finish(started, "guard", result, guard=about)
+    finish(started, PRODUCT, result, guard=about)
     if settings.evaluation:
         result |= evaluate(held(rows["evaluation"]), thresholds, categories)
     if "pairs.evaluation" in rows:
         result |= scores.evaluate(model.config, complete_tree, rows["pairs.evaluation"], pair_data(settings), started.mesh)
-    return finish(started, "guard", result)
+    return finish(started, PRODUCT, result)
 
 
 def complete(run: Unfinished) -> Unfinished:

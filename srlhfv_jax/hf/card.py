@@ -1,26 +1,27 @@
 """The model card of an export: where the weights come from, what they were trained on and with, what came out, what they are for."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from srlhfv_jax.hf import hub
 
 SIGNS = "cost > 0 means unsafe; a higher reward is more helpful."
-MEANING = {
-    "guard": "A guard: how severe the harm of a question, or of an answer to it, is, and of which kinds (srlhfv_jax.guard.Guard loads "
-    "it). Its thresholds were calibrated on rows like those it was trained on; elsewhere its rates of error are unknown.",
-    "sft": "A supervised policy: it imitates the answers it was shown. It was not made safe.",
-    "ppo_lag": "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was "
-    f"trained and validated on, nothing is known of its safety. In the numbers below, {SIGNS}",
-}
-SCORES = f"A backbone with score heads (score_heads.py loads them). {SIGNS}"
 USE = "research on alignment; evaluate it yourself before anybody depends on it"
 LICENCES = (
     "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
 )
 
 
-def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, float], trace: list[tuple[int, float]]) -> str:
+class Product(NamedTuple):
+    """What a stage makes."""
+
+    stage: str
+    meaning: str  # of the weights: what they are, what they were not made for
+
+
+def card(
+    *, base: str, product: Product, settings: dict[str, Any], result: dict[str, float], trace: list[tuple[int, float]]
+) -> str:
     """Markdown with the front matter that the hub reads.
 
     Args:
@@ -32,9 +33,9 @@ def card(*, base: str, stage: str, settings: dict[str, Any], result: dict[str, f
     known = f"base_model: {hub.name(base)}\n" if hub.is_model_id(base) else ""  # the hub knows nothing of folders here
     numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
     parts = [
-        f"---\nlibrary_name: transformers\n{known}tags: [srlhfv-jax, safe-rlhf, {stage}]\n---",
-        f"# {stage} of {base}",
-        MEANING.get(stage, SCORES),
+        f"---\nlibrary_name: transformers\n{known}tags: [srlhfv-jax, safe-rlhf, {product.stage}]\n---",
+        f"# {product.stage} of {base}",
+        product.meaning,
         f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"
         f"- base model: {base}\n- data: {settings['data']['path']}\n- licence: {LICENCES}\n"
         f"- intended use: {USE}",

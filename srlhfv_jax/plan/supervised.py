@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
-from srlhfv_jax.guard import train as guard
+from srlhfv_jax.guard.stage import GUARD
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import make_mesh
@@ -16,11 +16,12 @@ from srlhfv_jax.plan import programs, shapes
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.stage import PlannedStage
 from srlhfv_jax.runs import checkpoints
-from srlhfv_jax.supervised import scores, sft, train as supervised
+from srlhfv_jax.supervised import train as supervised
+from srlhfv_jax.supervised.stages import STAGES
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 Supervised = SFTConfig | ScoresConfig | GuardConfig
-OBJECTIVES = {"sft": sft.objective, "scores": scores.objective, "guard": guard.objective}
+OBJECTIVES = {stage.settings.stage: stage.objective for stage in (*STAGES, GUARD)}
 
 
 def compile_step(settings: Supervised, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
@@ -31,7 +32,7 @@ def compile_step(settings: Supervised, config: VLMConfig, mesh: Mesh, limit: int
     if settings.lora.rank:
         base = shapes.base(config, settings.lora, mesh)
         tree = {"adapter": shapes.adapter(settings.lora, base, mesh)}
-    objective = OBJECTIVES[settings.stage](config, settings)
+    objective = OBJECTIVES[settings.stage]()(config, settings)
     tree |= {name: shapes.placed(heads, mesh) for name, heads in objective.heads.items()}
     parts = [
         shapes.batch(kind, config, dataclasses.replace(settings, data=data), mesh, categories=objective.categories)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.ppo_lag import check, rows as prompts, validate
@@ -14,6 +15,12 @@ from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.training import loop, state as states
+
+PRODUCT = Product(
+    "ppo_lag",
+    "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was trained and "
+    f"validated on, nothing is known of its safety. In the numbers below, {SIGNS}",
+)
 
 
 def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
@@ -45,8 +52,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
 
     def export(state: states.TrainState) -> None:
         config, policy = models.policy.config, state.params["policy"]
-        about = {"stage": "ppo_lag"}
-        export_run(started, config, policy, base=models.policy.path, about=about, result=numbers(state))
+        export_run(started, PRODUCT, config, policy, base=models.policy.path, result=numbers(state))
 
     state = loop.run(
         name="ppo_lag",
@@ -68,4 +74,4 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
             f"ppo_lag: no validation result was within the budget: there is no {workdir / validate.BEST}, and export holds the last "
             "policy"
         )
-    return finish(started, "ppo_lag", numbers(state))
+    return finish(started, PRODUCT, numbers(state))

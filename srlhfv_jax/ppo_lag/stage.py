@@ -1,7 +1,8 @@
-"""PPO-Lagrangian as a command."""
+"""Record of PPO-Lagrangian."""
 
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.ppo_lag import curves
 from srlhfv_jax.runs.stage import Run, Stage
 
 
@@ -29,5 +30,6 @@ The scores come from config.scorer (the workdir of `srlhfv scores`), or from con
     },
     example="--workdir=W/ppo_lag --config.policy=W/sft --config.scorer=W/scores --config.data.path=PROMPTS",
     load=_ppo_lag,
+    curves=curves.PPO_LAG,
     check=_check,
 )

@@ -15,14 +15,14 @@ import numpy as np
 
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.files import json_lines
-from srlhfv_jax.guard.curves import GUARD
-from srlhfv_jax.ppo_lag.curves import PPO_LAG
-from srlhfv_jax.supervised.curves import SCORES, SFT
+from srlhfv_jax.guard.stage import GUARD
+from srlhfv_jax.ppo_lag.stage import PPO_LAG
+from srlhfv_jax.supervised.stages import STAGES as SUPERVISED
 
 PLACES = ("metrics.jsonl", "*/metrics.jsonl", "*/*/metrics.jsonl")  # not deeper: checkpoints have very many files
 POINTS = 800  # longest series that is drawn; longer ones are averaged down to it
-STAGES = (SFT, SCORES, PPO_LAG, GUARD)  # in the order of the pipeline
-TELLING = (PPO_LAG, GUARD, SCORES, SFT)  # the first whose marks are there names a stage: a guard may train score heads too
+STAGES = tuple(dict.fromkeys(stage.curves for stage in (*SUPERVISED, PPO_LAG, GUARD)))  # in the order of the pipeline
+TELLING = STAGES[::-1]  # the first whose marks are there names a stage: a guard may train score heads too
 KINDS = (*(stage.kind for stage in STAGES), "other")
 _ROUND = re.compile(r"round(\d+)_(.+)")
 

@@ -1,6 +1,6 @@
 """The curves of a stage in a report, as a record.
 
-Each stage keeps its record in its own room (`supervised/curves.py`, `ppo_lag/curves.py`, `guard/curves.py`), and report/ draws all of
+Each stage keeps its record in its own room (`supervised/stages.py`, `ppo_lag/curves.py`, `guard/curves.py`), and report/ draws all of
 them. A metric that no record names is drawn too, folded and without a note.
 """
 

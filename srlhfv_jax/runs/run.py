@@ -8,7 +8,6 @@ WORKDIR/config.json and result.json of a stage are written here and nowhere else
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +20,18 @@ from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import to_dict
 from srlhfv_jax.config.stored import Trained
 from srlhfv_jax.hf import card, export, hub
+from srlhfv_jax.hf.card import Product
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.models import kernels
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
+from srlhfv_jax.runs.stage import Run
 from srlhfv_jax.training import metrics
 from srlhfv_jax.training.metrics import Writer
 
 EXPORT = "export"
 ADVICE = "remove it, since the checkpoints hold the settings too"
-Stage = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final numbers
 
 
 class Started(NamedTuple):
@@ -44,7 +44,7 @@ class Started(NamedTuple):
     began: float  # time.monotonic()
 
 
-def command(stage: Stage, settings: Any, workdir: Path) -> None:
+def command(run: Run, settings: Any, workdir: Path) -> None:
     """Run a stage as a command of its own: alone in its workdir, and refused before anything is loaded or overwritten where the
     workdir has checkpoints made with other settings.
 
@@ -55,7 +55,7 @@ def command(stage: Stage, settings: Any, workdir: Path) -> None:
     with lock.held(workdir):
         check_unchanged(settings, workdir)
         try:
-            stage(settings, workdir)
+            run(settings, workdir)
         except Exception as error:
             if (lost := hosts.lost(error)) is None:
                 raise
@@ -64,7 +64,7 @@ def command(stage: Stage, settings: Any, workdir: Path) -> None:
             os._exit(1)  # an orderly end would wait for the others
 
 
-def record(measure: Stage, settings: Any, workdir: Path) -> dict[str, Any]:
+def record(measure: Run, settings: Any, workdir: Path) -> dict[str, Any]:
     """Run what only measures, with its settings and its numbers in the workdir; returns the numbers."""
     began = time.monotonic()
     write_settings(workdir, settings)
@@ -120,16 +120,21 @@ def last_numbers(started: Started) -> dict[str, float]:
 
 def export_run(
     started: Started,
+    product: Product,
     config: VLMConfig,
     tree: Any,
     *,
     base: str | Path,
-    about: dict[str, Any],
     result: dict[str, float],
+    about: dict[str, Any] = {},
     guard: dict[str, Any] | None = None,
 ) -> None:
-    """Write WORKDIR/export and a first WORKDIR/result.json: before anything is measured, which may fail. `guard` is what guard.json
-    says of the tree's guard."""
+    """Write WORKDIR/export and a first WORKDIR/result.json: before anything is measured, which may fail.
+
+    Args:
+        about: what score_heads.json says beside the stage.
+        guard: what guard.json says of the tree's guard.
+    """
     origin = _origin(started.workdir)
     export_pretrained(
         started.workdir / EXPORT,
@@ -138,30 +143,30 @@ def export_run(
         base=base,
         adapter=tree.get("adapter"),
         heads=tree.get("heads"),
-        meta=about | origin,
+        meta={"stage": product.stage} | about | origin,
         guard=tree.get("guard"),
         guard_meta=None if guard is None else guard | origin,
     )
-    finish(started, about["stage"], result)
+    finish(started, product, result)
 
 
-def finish(started: Started, stage: str, result: dict[str, float], guard: dict[str, Any] | None = None) -> dict[str, float]:
+def finish(started: Started, product: Product, result: dict[str, float], guard: dict[str, Any] | None = None) -> dict[str, float]:
     """Write WORKDIR/result.json, and the export's card and guard.json, with what was measured; returns the result."""
     if hosts.process_index() == 0:
         if guard is not None:
             export.write_guard_meta(started.workdir / EXPORT, guard | _origin(started.workdir))
-        files.write_text(started.workdir / EXPORT / "README.md", _card(started.workdir, stage, result))
+        files.write_text(started.workdir / EXPORT / "README.md", _card(started.workdir, product, result))
     write_result(started.workdir, result, started.began)
     return result
 
 
-def _card(workdir: Path, stage: str, result: dict[str, float]) -> str:
+def _card(workdir: Path, product: Product, result: dict[str, float]) -> str:
     """The model card, from what the first process wrote, which also writes the export."""
     settings = files.read_json(workdir / "config.json")
     trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
     base = _origin(workdir)["started_from"]
-    return card.card(base=base, stage=stage, settings=settings, result=result, trace=shown)
+    return card.card(base=base, product=product, settings=settings, result=result, trace=shown)
 
 
 def _origin(workdir: Path) -> dict[str, str]:

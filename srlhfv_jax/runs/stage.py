@@ -1,10 +1,14 @@
-"""Record of a stage for its command, kept in the stage's room: no jax is imported before the stage runs."""
+"""Record of a stage, kept in its room: what its command, the report and `srlhfv plan` know of it.
+
+No jax is imported before the stage runs.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.runs.curves import Curves
 
 Run = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final numbers
 
@@ -13,7 +17,7 @@ INIT = "a Hugging Face folder, an export, or the workdir of an earlier stage"
 
 
 class Stage(NamedTuple):
-    """One stage as a command. Its presets are those of configs/NAME.py."""
+    """One stage. Its presets are those of configs/NAME.py."""
 
     name: str
     text: str  # what it does, in a sentence or a few
@@ -21,6 +25,9 @@ class Stage(NamedTuple):
     needed: Mapping[str, str]  # setting that a config file leaves empty and the user gives, such as "data.path" -> its meaning
     example: str  # flags of a whole command
     load: Callable[[], Run]  # imports the stage
+    curves: Curves  # of its metrics in the report
+    # imports the function (model's config, settings) -> `supervised.train.Objective` that plan compiles; None: plan knows the stage
+    objective: Callable[[], Callable[[Any, Any], Any]] | None = None
     check: Callable[[Any], None] = lambda settings: None  # what else can be refused before that
 
 

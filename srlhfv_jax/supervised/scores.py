@@ -15,6 +15,7 @@ from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pair_accuracy
 from srlhfv_jax.evaluation.scoring import LABELS, score_pairs
+from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import cost, masked, reward
 from srlhfv_jax.models import score_heads, sequences
@@ -25,6 +26,8 @@ from srlhfv_jax.runs import checkpoints, inputs, labelled
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.training import state as states
+
+PRODUCT = Product("scores", f"A backbone with score heads (score_heads.py loads them). {SIGNS}")
 
 
 def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
@@ -62,11 +65,10 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     result = last_numbers(started) | {"rows": len(rows.rows)} | counts
-    about = {"stage": "scores", "labels": settings.sign}
-    export_run(started, model.config, tree, base=model.path, about=about, result=result)
+    export_run(started, PRODUCT, model.config, tree, base=model.path, about={"labels": settings.sign}, result=result)
     if held is not None:
         result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
-    return finish(started, about["stage"], result)
+    return finish(started, PRODUCT, result)
 
 
 def objective(config: VLMConfig, settings: ScoresConfig) -> supervised.Objective:

@@ -6,6 +6,7 @@ from pathlib import Path
 from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.config import SFTConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.card import Product
 from srlhfv_jax.losses import masked, sft
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
@@ -14,6 +15,8 @@ from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.runs.run import describe_parameters, export_run, last_numbers, start
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.training import state as states
+
+PRODUCT = Product("sft", "A supervised policy: it imitates the answers it was shown. It was not made safe.")
 
 
 def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
@@ -41,7 +44,7 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         base=base,
     )
     result = last_numbers(started) | {"rows": len(rows.rows)}
-    export_run(started, model.config, tree, base=model.path, about={"stage": "sft"}, result=result)
+    export_run(started, PRODUCT, model.config, tree, base=model.path, result=result)
     return result
 
 

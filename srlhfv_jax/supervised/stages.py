@@ -1,9 +1,11 @@
-"""The supervised stages as commands."""
+"""Records of the supervised stages."""
 
 from collections.abc import Callable
+from typing import Any
 
 from srlhfv_jax.config import ScoresConfig, SFTConfig
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.runs.curves import Curve, Curves
 from srlhfv_jax.runs.stage import INIT, Run, Stage
 
 PAIRS = {"init": INIT, "data.path": "rows with two responses and both preferences"}
@@ -15,10 +17,22 @@ def _sft() -> Run:
     return sft.run
 
 
+def _sft_objective() -> Callable[[Any, Any], Any]:
+    from srlhfv_jax.supervised import sft
+
+    return sft.objective
+
+
 def _scores() -> Run:
     from srlhfv_jax.supervised import scores
 
     return scores.run
+
+
+def _scores_objective() -> Callable[[Any, Any], Any]:
+    from srlhfv_jax.supervised import scores
+
+    return scores.objective
 
 
 def _one_head(name: str) -> Callable[[ScoresConfig], None]:
@@ -38,6 +52,17 @@ SFT = Stage(
     needed={"init": INIT, "data.path": "rows with a question and a response"},
     example="--workdir=W/sft --config.init=LLAVA_FOLDER --config.data.path=rows.jsonl",
     load=_sft,
+    objective=_sft_objective,
+    curves=Curves(
+        kind="sft",
+        marks=frozenset({"loss"}),
+        unit="step",
+        curves=(
+            Curve(("loss",), "Loss", "Cross-entropy in nats per token of the answer, on training batches."),
+            Curve(("entropy",), "Entropy", "Entropy of the next-token distribution, in nats."),
+            Curve(("grad_norm",), "Gradient norm", "Before it is clipped.", folded=True),
+        ),
+    ),
 )
 SCORES = Stage(
     name="scores",
@@ -46,6 +71,22 @@ SCORES = Stage(
     needed=PAIRS,
     example="--workdir=W/scores --config.init=W/sft --config.data.path=BEAVERTAILS_V",
     load=_scores,
+    objective=_scores_objective,
+    curves=Curves(
+        kind="scores",
+        marks=frozenset({"reward_accuracy", "cost_accuracy", "reward_loss", "cost_loss"}),
+        unit="step",
+        curves=(
+            Curve(("loss",), "Loss", "Sum of the losses of both heads, on training batches."),
+            Curve(
+                ("reward_accuracy", "cost_accuracy", "cost_sign_accuracy"),
+                "Accuracy of the score heads",
+                "Share of pairs in the right order, and of answers whose cost has the right sign; on training batches.",
+            ),
+            Curve(("reward_loss", "cost_loss"), "Loss of each head", folded=True),
+            Curve(("grad_norm",), "Gradient norm", "Before it is clipped.", folded=True),
+        ),
+    ),
 )
 REWARD = SCORES._replace(
     name="reward",
@@ -59,3 +100,4 @@ COST = SCORES._replace(
     example="--workdir=W/cost --config.init=W/sft --config.data.path=BEAVERTAILS_V",
     check=_one_head("cost"),
 )
+STAGES = (SFT, SCORES, REWARD, COST)
