@@ -47,14 +47,14 @@ def run(side: str, both: list[str], ours: list[str]) -> dict:
 def ratios(results: dict[str, dict]) -> dict[str, float]:
     """How many times faster than PyTorch each of our sides is, in all and by phase, and how much of its memory it takes."""
     torch = results["torch"]
-    found = {}
+    numbers = {}
     for side in [side for side in results if side != "torch"]:
         ours = results[side]
-        found[f"{side}.speedup"] = round(torch["total_s"] / ours["total_s"], 2)
-        found |= {f"{side}.{phase.removesuffix('_s')}_speedup": round(torch[phase] / ours[phase], 2) for phase in PHASES}
+        numbers[f"{side}.speedup"] = round(torch["total_s"] / ours["total_s"], 2)
+        numbers |= {f"{side}.{phase.removesuffix('_s')}_speedup": round(torch[phase] / ours[phase], 2) for phase in PHASES}
         memory = "peak_device_gb" if "peak_device_gb" in ours else "peak_rss_gb"
-        found[f"{side}.memory_ratio"] = round(ours[memory] / torch[memory], 2)
-    return found
+        numbers[f"{side}.memory_ratio"] = round(ours[memory] / torch[memory], 2)
+    return numbers
 
 
 def main() -> None:

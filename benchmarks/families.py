@@ -105,13 +105,13 @@ def reader(family: str) -> pictures.Reader:
         if next_one:
             return found._replace(pinpoints=tuple(map(tuple, PINPOINTS)))
         return found._replace(image_processor=transformers.CLIPImageProcessorPil(**SQUARE))
-    made = {
+    processors = {
         "smolvlm": lambda: transformers.SmolVLMImageProcessorPil(
             size={"longest_edge": 224}, max_image_size={"longest_edge": TILE}
         ),
         "gemma3": lambda: transformers.Gemma3ImageProcessorPil(size={"height": TILE, "width": TILE}),
     }
-    images = made.get(family, lambda: transformers.Qwen2VLImageProcessorPil(patch_size=PATCH))()
+    images = processors.get(family, lambda: transformers.Qwen2VLImageProcessorPil(patch_size=PATCH))()
     merge = {"smolvlm": 4, "gemma3": 2}.get(family, 2)
     return pictures.reader(pictures.Bundle(words, images, "<image>", family, PATCH, merge))
 

@@ -64,11 +64,11 @@ def adapters(folder: Path, draw: random.Random) -> Inputs:
     described = json.loads(config.read_text())
 
     def use() -> None:
-        found = load_pretrained(place, keep_adapter=True)
-        numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(found.adapter)]
+        model = load_pretrained(place, keep_adapter=True)
+        numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(model.adapter)]
         assert all(np.isfinite(one).all() for one in numbers), "the adapter holds numbers that are not finite"
         held = len(load_file(place / "adapter_model.safetensors")) // 2
-        scales = [np.asarray(leaf) for path, leaf in rules.leaves(found.adapter) if path.endswith("lora_scale")]
+        scales = [np.asarray(leaf) for path, leaf in rules.leaves(model.adapter) if path.endswith("lora_scale")]
         acting = sum(int(np.count_nonzero(scale)) for scale in scales)
         assert acting == held, f"{held} modules have an adapter and {acting} act"
         merged = load_pretrained(place)
@@ -148,14 +148,14 @@ def heads(folder: Path, draw: random.Random) -> Inputs:
     names = [name for name in names if (good / name).is_file()]
 
     def use() -> None:
-        found = load_pretrained(place)
+        model = load_pretrained(place)
         described = json.loads((place / "score_heads.json").read_text("utf-8-sig"))
         assert described["sign"].startswith("cost > 0 means unsafe"), "the heads' sign is another"
-        assert sorted(found.heads) == sorted(described["heads"]) == ["cost", "reward"], f"heads {sorted(found.heads)} are used"
+        assert sorted(model.heads) == sorted(described["heads"]) == ["cost", "reward"], f"heads {sorted(model.heads)} are used"
         judge = Guard.load(place)
         assert judge.thresholds and all(0 <= value <= 1 for value in judge.thresholds.values()), f"{judge.thresholds}"
         assert len(set(judge.categories)) == len(judge.categories), f"{judge.categories}"
-        leaves = jax.tree.leaves((judge.tree["guard"], found.heads))
+        leaves = jax.tree.leaves((judge.tree["guard"], model.heads))
         assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves), "heads hold numbers that are not finite"
         said = json.loads((place / "guard.json").read_text("utf-8-sig"))
         assert (said["pooling"], said["after"]) == ("last_token", "final_norm"), "the guard reads another position"

@@ -123,11 +123,11 @@ def suites(folder: Path, draw: random.Random) -> Inputs:
 
 
 def _use(name: str, root: Path, codec: chat.Codec, expected: int | None) -> None:
-    found = published.read(name, root)
-    assert found.drops.keys() <= REASONS.keys(), f"{found.drops}"
-    held = len(found.cases) + found.drops.total()
+    suite = published.read(name, root)
+    assert suite.drops.keys() <= REASONS.keys(), f"{suite.drops}"
+    held = len(suite.cases) + suite.drops.total()
     assert expected is None or held == expected, f"{held} of {expected} cases are accounted for"
-    for number, one in enumerate(case.sample(found.cases, 3, 0)):
+    for number, one in enumerate(case.sample(suite.cases, 3, 0)):
         encoded = case.picture(one)
         try:
             example = Example(() if encoded is None else (encoded,), one.prompt, ())

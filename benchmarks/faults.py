@@ -81,7 +81,7 @@ def start(stage: str, folder: Path, workdir: Path, kill_after_s: float | None = 
             process.wait()
 
 
-def made(workdir: Path) -> dict[str, Any]:
+def outputs(workdir: Path) -> dict[str, Any]:
     """What must be equal in two runs: the log and the result without their times, and every tensor file of the exports."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     numbers = [{name: value for name, value in line.items() if "second" not in name} for line in lines]
@@ -100,15 +100,15 @@ def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterat
     """(stage, outcome, what of): "sigkill" or "sigterm" for each kill, "run" for each run that came to its end, and the faults."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    whole, took_s = {}, {}
+    complete, took_s = {}, {}
     for stage in STAGES:  # twice: the second start finds everything compiled, as a start after a kill does
         for workdir in (folder / f"{stage}_first", folder / stage):
             began = time.monotonic()
             if code := start(stage, folder, workdir):
                 raise RuntimeError(f"{stage} ended with {code}: see {folder / 'output.txt'}")
             took_s[stage] = time.monotonic() - began
-        whole[stage] = made(folder / stage)
-        if whole[stage] != made(folder / f"{stage}_first"):
+        complete[stage] = outputs(folder / stage)
+        if complete[stage] != outputs(folder / f"{stage}_first"):
             yield stage, "different", "two whole runs differ"
     spent, number = 0, 0
     while spent < count and time.monotonic() < until:
@@ -125,7 +125,7 @@ def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterat
         if code := start(stage, folder, workdir):
             yield stage, "different", f"{workdir} ended with {code} when it was started again"
             continue
-        if made(workdir) != whole[stage]:
+        if outputs(workdir) != complete[stage]:
             yield stage, "different", f"{workdir}"
         for left in debris(workdir):
             yield stage, "debris", f"left {left}"

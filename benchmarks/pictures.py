@@ -44,14 +44,14 @@ def main() -> None:
 def measure(read: pictures.Reader, width: int, height: int) -> None:
     """Print the line of one picture."""
     content, before = encoded(width, height), peak_mb()
-    found = {"family": read.family, "width": width, "height": height, "bytes": len(content)}
+    numbers = {"family": read.family, "width": width, "height": height, "bytes": len(content)}
     try:
         image = images.decode(content)
         pictures.layout(read, (image.height, image.width))
-        found |= {"patches": len(next(iter(pictures.cut(read, [image]))))}
+        numbers |= {"patches": len(next(iter(pictures.cut(read, [image]))))}
     except Unusable as unusable:
-        found |= {"dropped": unusable.reason}
-    print(json.dumps(found | {"peak_mb": round(peak_mb() - before, 1)}), flush=True)
+        numbers |= {"dropped": unusable.reason}
+    print(json.dumps(numbers | {"peak_mb": round(peak_mb() - before, 1)}), flush=True)
 
 
 def peak_mb() -> float:
@@ -73,19 +73,19 @@ def encoded(width: int, height: int) -> bytes:
 def reader(family: str) -> pictures.Reader:
     """As the processors of published checkpoints of the family are."""
     if family == "llava":
-        made = transformers.CLIPImageProcessorPil(**SQUARE)
-        return pictures.Reader(family, made, "<image>", "<image>", 14, 24, 576, 1, 3 * 14**2)
+        images = transformers.CLIPImageProcessorPil(**SQUARE)
+        return pictures.Reader(family, images, "<image>", "<image>", 14, 24, 576, 1, 3 * 14**2)
     if family == "llava_next":
-        made = transformers.LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=PINPOINTS)
+        images = transformers.LlavaNextImageProcessorPil(**SQUARE, image_grid_pinpoints=PINPOINTS)
         pinpoints = tuple(map(tuple, PINPOINTS))
-        return pictures.Reader(family, made, "<image>", "<image>", 14, 24, 576, 1, 3 * 14**2, pinpoints)
+        return pictures.Reader(family, images, "<image>", "<image>", 14, 24, 576, 1, 3 * 14**2, pinpoints)
     words = SimpleNamespace(special_tokens_map={"boi_token": "<boi>", "eoi_token": "<eoi>"})
     if family == "smolvlm":
-        made = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512})
-        return pictures.reader(pictures.Bundle(words, made, "<image>", family, 16, 4))
+        images = transformers.SmolVLMImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512})
+        return pictures.reader(pictures.Bundle(words, images, "<image>", family, 16, 4))
     if family == "gemma3":
-        made = transformers.Gemma3ImageProcessorPil(size={"height": 896, "width": 896})
-        return pictures.reader(pictures.Bundle(words, made, "<image>", family, 14, 4))
+        images = transformers.Gemma3ImageProcessorPil(size={"height": 896, "width": 896})
+        return pictures.reader(pictures.Bundle(words, images, "<image>", family, 14, 4))
     return pictures.reader(pictures.Bundle(words, transformers.Qwen2VLImageProcessorPil(), "<image>", family, 14, 2))
 
 

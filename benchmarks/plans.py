@@ -53,15 +53,15 @@ def main() -> None:
 
 def plan(recipe: str, topology: str, overrides: tuple[str, ...]) -> dict:
     """The numbers of one plan, made by a process of its own: the compiler reads its environment once."""
-    asked = {"recipe": recipe, "topology": topology, "overrides": list(overrides)}
+    question = {"recipe": recipe, "topology": topology, "overrides": list(overrides)}
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "srlhfv_jax", "plan", f"--config=configs/ppo_lag.py:{recipe}"]
         command += [f"--topology={topology}", f"--workdir={workdir}", *(f"--config.{one}" for one in overrides)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
         found = Path(workdir, "result.json")
         if done.returncode or not found.exists():
-            return asked | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-        return asked | json.loads(found.read_text())
+            return question | {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        return question | json.loads(found.read_text())
 
 
 if __name__ == "__main__":

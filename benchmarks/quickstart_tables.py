@@ -150,10 +150,10 @@ def main() -> None:
     parser.add_argument("workdirs", nargs="*")
     parser.add_argument("--write", action="store_true", help="write README.md, docs/results.md and the picture")
     parser.add_argument("--draw", action="store_true", help="draw the picture from docs/results.md")
-    asked = parser.parse_args()
-    if not asked.workdirs and not asked.draw:
+    arguments = parser.parse_args()
+    if not arguments.workdirs and not arguments.draw:
         parser.error("expected the workdirs of finished quickstarts")
-    files = [Path(folder) / "result.json" for folder in asked.workdirs]
+    files = [Path(folder) / "result.json" for folder in arguments.workdirs]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         sys.exit(f"{missing[0]} does not exist: expected the workdir of a quickstart that has finished")
@@ -161,10 +161,10 @@ def main() -> None:
     if runs:
         lines = [*policies(runs), "", *others(runs), "", *goals(runs)]
         print("\n".join([*short(runs[0]), "", *lines]))
-        if asked.write:
+        if arguments.write:
             replace(README, short(runs[0]))
             replace(RESULTS, lines)
-    if asked.draw or asked.write:
+    if arguments.draw or arguments.write:
         draw(PICTURE)
 
 

@@ -45,12 +45,12 @@ def made_up(iteration: Iteration, state: states.TrainState, prompts: PromptBatch
             return jnp.asarray(rng.integers(3, 32, shape.shape), shape.dtype)
         return jnp.asarray(0.1 * rng.normal(size=shape.shape), shape.dtype)
 
-    made = jax.tree.map(fill, shapes)
-    tokens_BT = made.rollout.tokens_BT
+    batch = jax.tree.map(fill, shapes)
+    tokens_BT = batch.rollout.tokens_BT
     B, T = tokens_BT.shape
     tokens_BT = tokens_BT.at[:, : prompts.tokens_BP.shape[1]].set(prompts.tokens_BP)
     positions_BT = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
-    return made._replace(rollout=made.rollout._replace(tokens_BT=tokens_BT, positions_BT=positions_BT))
+    return batch._replace(rollout=batch.rollout._replace(tokens_BT=tokens_BT, positions_BT=positions_BT))
 
 
 def kernels_ms(folder: str | Path) -> dict[str, float]:

@@ -64,13 +64,13 @@ def disk(error: BaseException) -> str | None:
 
     Libraries that write through C++ repeat only what the system said.
     """
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in ADVICE:
-            place = f": {shown(str(one.filename))}" if one.filename else ""
-            return f"{os.strerror(one.errno)}{place}; {ADVICE[one.errno]}"
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in ADVICE:
+            place = f": {shown(str(cause.filename))}" if cause.filename else ""
+            return f"{os.strerror(cause.errno)}{place}; {ADVICE[cause.errno]}"
         for number in (*FULL, *CLOSED):
-            if not isinstance(one, OSError) and os.strerror(number).lower() in str(one).lower():
-                return f"{reason(one)}; {ADVICE[number]}"
+            if not isinstance(cause, OSError) and os.strerror(number).lower() in str(cause).lower():
+                return f"{reason(cause)}; {ADVICE[number]}"
     return None
 
 

@@ -65,7 +65,7 @@ def elsewhere(state) -> dict[str, str]:
     for path, leaf in rules.leaves(state):
         mesh = leaf.sharding.mesh
         table = path.startswith(("params", "opt_state"))
-        place = dict(rules.leaves(rules.shardings({path: leaf}, mesh)))[path] if table else rules.whole(mesh)
+        place = dict(rules.leaves(rules.shardings({path: leaf}, mesh)))[path] if table else rules.replicated(mesh)
         if not leaf.sharding.is_equivalent_to(place, leaf.ndim):
             found[path] = f"{leaf.sharding.spec}, not {place.spec}"
     return found

@@ -70,9 +70,9 @@ def _lock(path: Path) -> tuple[str, int | None]:
                 return f"{path.parent} is in use by {holder}: wait for it, or stop it; another run needs another --workdir", None
             raise
         hosts.say(f"srlhfv: {path.parent} is on a disk without locks: a second run in it would not be noticed")
-    own = f"host {socket.gethostname()}, process {os.getpid()}"
-    if before and before.partition(",")[0] != own.partition(",")[0]:
+    line = f"host {socket.gethostname()}, process {os.getpid()}"
+    if before and before.partition(",")[0] != line.partition(",")[0]:
         hosts.say(f"srlhfv: {path.parent} was in use by {before}, which did not end in order: if it still runs there, stop it")
     os.ftruncate(file, 0)
-    os.pwrite(file, f"{own}\n".encode(), 0)
+    os.pwrite(file, f"{line}\n".encode(), 0)
     return "", file

@@ -198,12 +198,12 @@ class Manager:
         if metadata is None:
             return
         saved = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in metadata.items()}
-        wanted = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named(abstract).items()}
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
+        expected = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _named(abstract).items()}
+        for name in sorted(saved.keys() | expected.keys()):
+            if saved.get(name) != expected.get(name):
                 raise UserError(
                     f"checkpoint {step} in {self.folder} does not fit this run: {name} is {_text(saved.get(name))} in the "
-                    f"checkpoint and {_text(wanted.get(name))} here; use another --workdir, or the settings it was made with"
+                    f"checkpoint and {_text(expected.get(name))} here; use another --workdir, or the settings it was made with"
                 )
 
 

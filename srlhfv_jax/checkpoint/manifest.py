@@ -30,15 +30,15 @@ def damage(folder: Path, manifest: Path) -> str | None:
         expected = files.read_json(manifest, dict[str, list[int]])
     except UserError as error:
         return str(error)
-    found = _files(folder)
+    present = _files(folder)
     for name, sums in sorted(expected.items()):
-        if name not in found:
+        if name not in present:
             return f"{name} is missing"
-        if found[name][:1] != sums[:1]:
-            return f"{name} has {found[name][0]} bytes instead of {sums[:1]}"
-        if found[name] != sums:
+        if present[name][:1] != sums[:1]:
+            return f"{name} has {present[name][0]} bytes instead of {sums[:1]}"
+        if present[name] != sums:
             return f"{name} has changed (checksum)"
-    extra = [name for name in found if name not in expected and not Path(name).name.startswith(".")]
+    extra = [name for name in present if name not in expected and not Path(name).name.startswith(".")]
     return f"{extra[0]} is not in its manifest" if extra else None
 
 

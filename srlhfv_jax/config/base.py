@@ -117,10 +117,10 @@ class LogConfig:
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain nested dict of a settings dataclass, as written to WORKDIR/config.json: without the secrets of addresses."""
 
-    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def public_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {name: public(value) if isinstance(value, str) else value for name, value in pairs}
 
-    return dataclasses.asdict(settings, dict_factory=kept)
+    return dataclasses.asdict(settings, dict_factory=public_pairs)
 
 
 def choose(value: str, path: str, *allowed: str) -> str:

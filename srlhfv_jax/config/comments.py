@@ -10,7 +10,7 @@ import tokenize
 def comments(kind: type) -> dict[str, str]:
     """Field -> what its comments say: lines of their own above it, then the end of its line."""
     fields = {field.name for field in dataclasses.fields(kind)}
-    found: dict[str, str] = dict.fromkeys(fields, "")
+    texts: dict[str, str] = dict.fromkeys(fields, "")
     above: list[str] = []
     name, depth, at_start = "", 0, True
     for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(inspect.getsource(kind))).readline):
@@ -23,14 +23,14 @@ def comments(kind: type) -> dict[str, str]:
             if at_start:
                 above.append(text)
             elif name:
-                found[name] = f"{found[name]} {text}".strip()
+                texts[name] = f"{texts[name]} {text}".strip()
         elif depth == 1 and at_start and token.type == tokenize.NAME:
             name, at_start = (token.string if token.string in fields else ""), False
             if name:
-                found[name] = " ".join(above)
+                texts[name] = " ".join(above)
             above = []
         elif token.type == tokenize.NEWLINE:
             name, at_start = "", True
         elif token.type not in (tokenize.NL, tokenize.COMMENT):
             at_start = False
-    return found
+    return texts

@@ -112,7 +112,7 @@ def _read_llava_next(processor: Any) -> Reader:
 
 
 def _read_parts(bundle: Bundle) -> Reader:
-    """What all processors have of which only the parts can be read."""
+    """Settings that every bundle has."""
     token, patch = bundle.image_token, bundle.patch
     return Reader(bundle.family, bundle.image_processor, token, token, patch, 0, 0, bundle.merge, CHANNELS * patch**2)
 

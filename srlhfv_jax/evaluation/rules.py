@@ -70,14 +70,14 @@ def choice(text: str, letters: str = "ABCD") -> str:
     none, those that stand alone. Not as it does: without a match it guesses at random; "DNA:" is a vote for A; among several it
     compares where the bare letters occur last in any word; and "B. A dog" is A, since the stop hides B.
     """
-    one = f"[{re.escape(letters)}]"
-    marked = re.findall(rf"\(({one})\)|'({one})'|(?<!\w)({one}):|[Tt]he correct option is \(?({one})(?!\w)", text)
+    letter = f"[{re.escape(letters)}]"
+    marked = re.findall(rf"\(({letter})\)|'({letter})'|(?<!\w)({letter}):|[Tt]he correct option is \(?({letter})(?!\w)", text)
     if marked:
         return "".join(marked[-1])
-    leading = re.match(rf"[\W_]*({one})(?:[.,)\]*]|\s*$)", text)
+    leading = re.match(rf"[\W_]*({letter})(?:[.,)\]*]|\s*$)", text)
     if leading:
         return leading[1]
-    alone = re.findall(rf"(?<![\w'])({one})(?![\w'])", text)
+    alone = re.findall(rf"(?<![\w'])({letter})(?![\w'])", text)
     return alone[-1] if alone else ""
 
 

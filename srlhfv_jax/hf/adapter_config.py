@@ -63,43 +63,43 @@ def read(folder: Path) -> Settings:
         UserError: not a LoRA, or a setting of the wrong type or out of its range, or one that is not supported.
     """
     path = folder / CONFIG
-    found, origin = read_json(path), str(path)
-    _check(found, origin)
-    if not found.get("base_model_name_or_path"):
+    fields, origin = read_json(path), str(path)
+    _check(fields, origin)
+    if not fields.get("base_model_name_or_path"):
         raise UserError(f"{path} does not say base_model_name_or_path: which checkpoint does the adapter lie over?")
-    revision, layers, lists = (found.get(name) for name in ("revision", "layers_to_transform", "layers_pattern"))
+    revision, layers, lists = (fields.get(name) for name in ("revision", "layers_to_transform", "layers_pattern"))
     return Settings(
         origin=origin,
-        base=found["base_model_name_or_path"] + (f"@{revision}" if revision else ""),
-        rank=found["r"],
-        alpha=found["lora_alpha"],
-        ranks=found.get("rank_pattern") or {},
-        alphas=found.get("alpha_pattern") or {},
-        rooted=found.get("use_rslora", False),
-        targets=found.get("target_modules"),
-        excluded=found.get("exclude_modules") or [],
+        base=fields["base_model_name_or_path"] + (f"@{revision}" if revision else ""),
+        rank=fields["r"],
+        alpha=fields["lora_alpha"],
+        ranks=fields.get("rank_pattern") or {},
+        alphas=fields.get("alpha_pattern") or {},
+        rooted=fields.get("use_rslora", False),
+        targets=fields.get("target_modules"),
+        excluded=fields.get("exclude_modules") or [],
         layers=(layers,) if isinstance(layers, int) else tuple(layers or ()),
         layer_lists=(lists,) if isinstance(lists, str) and lists else tuple(lists or ()),
-        activation=tuple(found.get(ACTIVATION) or ()),
+        activation=tuple(fields.get(ACTIVATION) or ()),
     )
 
 
-def _check(found: dict[str, Any], origin: str) -> None:
+def _check(fields: dict[str, Any], origin: str) -> None:
     for name, kind in HONOURED.items():
-        if name in found and not fits(found[name], kind):
-            raise UserError(f"{origin}: {name} must be {described(kind)}, got {shown(found[name])}")
-    for name, value in found.items():
+        if name in fields and not fits(fields[name], kind):
+            raise UserError(f"{origin}: {name} must be {described(kind)}, got {shown(fields[name])}")
+    for name, value in fields.items():
         plain = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": BEGINNINGS}.get(name, NOTHING)
         if value not in plain and (name not in HONOURED and name not in WITHOUT_EFFECT or name == "peft_type"):
             raise UserError(f"{origin}: {name} is {shown(value)}, which is not supported: only plain LoRA adapters are read")
     for name in ("r", "lora_alpha"):
-        if not found.get(name, 0) > 0:
-            raise UserError(f"{origin}: {name} must be a positive number, got {shown(found.get(name))}")
+        if not fields.get(name, 0) > 0:
+            raise UserError(f"{origin}: {name} must be a positive number, got {shown(fields.get(name))}")
     for name in ("rank_pattern", "alpha_pattern"):
-        if any(not value > 0 for value in (found.get(name) or {}).values()):
-            raise UserError(f"{origin}: {name} must have positive numbers, got {shown(found[name])}")
-    if any(token < 0 for token in found.get(ACTIVATION) or ()):
-        raise UserError(f"{origin}: {ACTIVATION} must be token ids, got {shown(found[ACTIVATION])}")
+        if any(not value > 0 for value in (fields.get(name) or {}).values()):
+            raise UserError(f"{origin}: {name} must have positive numbers, got {shown(fields[name])}")
+    if any(token < 0 for token in fields.get(ACTIVATION) or ()):
+        raise UserError(f"{origin}: {ACTIVATION} must be token ids, got {shown(fields[ACTIVATION])}")
 
 
 def rank_and_scale(settings: Settings, module: Iterable[str]) -> tuple[int, float]:

@@ -13,7 +13,7 @@ LICENCES = (
 
 
 class Product(NamedTuple):
-    """What a stage makes."""
+    """The weights that a stage makes, for their card."""
 
     stage: str
     meaning: str  # of the weights: what they are, what they were not made for

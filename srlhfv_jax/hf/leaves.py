@@ -57,13 +57,13 @@ def rows_of_norms(*pairs: tuple[str, str]) -> list[Row]:
 
 def stored_shape(config: VLMConfig, leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of each tensor in the file, from the shape of our leaf."""
-    own = shape if leaf.layers is None else shape[1:]
+    layer_shape = shape if leaf.layers is None else shape[1:]
     if leaf.stored == TRANSPOSED:
-        return own[::-1]
+        return layer_shape[::-1]
     if leaf.stored == FLATTENED:
         c = config.vision
-        return (own[0], c.channels, *([c.frames] if c.frames > 1 else []), c.patch, c.patch)
-    return own
+        return (layer_shape[0], c.channels, *([c.frames] if c.frames > 1 else []), c.patch, c.patch)
+    return layer_shape
 
 
 def leaf(tree: dict[str, Any], path: tuple[str, ...]) -> Any:

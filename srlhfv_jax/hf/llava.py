@@ -44,12 +44,12 @@ def read(data: dict[str, Any], origin: str) -> VLMConfig:
     top, family = DEFAULTS | data, data["model_type"]
     decoder, tower = (fields.part(data, name, origin) for name in ("text_config", "vision_config"))
     kind = decoder.get("model_type", "llama")
-    for part, found, allowed in (
+    for part, value, allowed in (
         ("text_config", kind, DECODERS),
         ("vision_config", tower.get("model_type", "clip_vision_model"), ("clip_vision_model",)),
     ):
-        if found not in allowed:
-            raise UserError(f"{origin}: {part}.model_type must be {' or '.join(map(repr, allowed))}, got {shown(found)}")
+        if value not in allowed:
+            raise UserError(f"{origin}: {part}.model_type must be {' or '.join(map(repr, allowed))}, got {shown(value)}")
     if family == "llava_next" and top["vision_feature_select_strategy"] != "default":
         raise UserError(f"{origin}: vision_feature_select_strategy must be 'default' for llava_next: tiles have no room for more")
     pinpoints = tuple(tuple(size) for size in data.get("image_grid_pinpoints") or PINPOINTS) if family == "llava_next" else ()

@@ -108,7 +108,7 @@ def backbone_name(path: str | Path) -> str:
 
 
 def _adapter_alone(folder: Path) -> bool:
-    return peft.is_adapter(folder) and not weights.whole(folder)
+    return peft.is_adapter(folder) and not weights.is_checkpoint(folder)
 
 
 def load_config_and_processor(
@@ -259,13 +259,13 @@ def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, te
             f"{folder}: {quantised[0]} is of {dtype}: quantised weights are not read, give the checkpoint before that"
         )
     report = [
-        f"{len(found)} {what}: {', '.join(found)}"
-        for what, found in (
+        f"{len(names)} {what}: {', '.join(names)}"
+        for what, names in (
             ("unmapped", leaves.compressed(unmapped)),
             ("missing", leaves.compressed(missing)),
             ("of wrong shape", leaves.compressed(wrong)),
         )
-        if found
+        if names
     ]
     if report:
         said = "; ".join(report)

@@ -21,30 +21,30 @@ def over(adapter: Path, under: Path) -> Path:
 
     A tokenizer is replaced whole, a template where the adapter has one.
     """
-    own = [
+    paths = [
         path for path in sorted(adapter.iterdir()) if any(kind.fullmatch(path.name) for kind in (TEMPLATE, TOKENIZER, PICTURES))
     ]
-    if not own:
+    if not paths:
         return under
     if (adapter, under) not in FOLDERS:
-        FOLDERS[adapter, under] = made = tempfile.TemporaryDirectory(prefix="adapter-over-checkpoint-")
-        replaced = [PICTURES] if any(map(PICTURES.fullmatch, _names(own))) else []
-        replaced += [TOKENIZER] if any(map(TOKENIZER.fullmatch, _names(own))) else []
-        replaced += [TEMPLATE] if _has_template(adapter, own) else []
-        kept = [
+        FOLDERS[adapter, under] = folder = tempfile.TemporaryDirectory(prefix="adapter-over-checkpoint-")
+        replaced = [PICTURES] if any(map(PICTURES.fullmatch, _names(paths))) else []
+        replaced += [TOKENIZER] if any(map(TOKENIZER.fullmatch, _names(paths))) else []
+        replaced += [TEMPLATE] if _has_template(adapter, paths) else []
+        others = [
             path
             for path in sorted(under.iterdir())
             if path.suffix in DESCRIBING and not any(kind.fullmatch(path.name) for kind in replaced)
         ]
-        for path in (*kept, *own, adapter / CONFIG):
-            link = Path(made.name) / path.name
+        for path in (*others, *paths, adapter / CONFIG):
+            link = Path(folder.name) / path.name
             link.unlink(missing_ok=True)
             link.symlink_to(path.absolute())
         settings = under / "tokenizer_config.json"
         if TOKENIZER in replaced and TEMPLATE not in replaced and settings.is_file():
             template = read_json(settings).get("chat_template")
-            if isinstance(template, str) and not any(map(TEMPLATE.fullmatch, _names(kept))):
-                (Path(made.name) / "chat_template.jinja").write_text(template)
+            if isinstance(template, str) and not any(map(TEMPLATE.fullmatch, _names(others))):
+                (Path(folder.name) / "chat_template.jinja").write_text(template)
     return Path(FOLDERS[adapter, under].name)
 
 

@@ -92,18 +92,18 @@ def read(folder: Path, config: VLMConfig, mesh: Mesh | None) -> dict[str, Any]:
     _nothing_else_was_trained(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {CONFIG} and no {WEIGHTS}: copy the missing file")
-    found = _by_kernel(folder / WEIGHTS, config)
+    tensors = _by_kernel(folder / WEIGHTS, config)
     shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
     adapter: dict[str, Any] = {}
     for leaf in names.table(config):
         if leaf.layers is None or leaf.path[0] != "text" or leaf.path[-1] != "kernel":
             continue
         sizes = leaves.stored_shape(config, leaf, leaves.leaf(shapes, leaf.path).shape)
-        layers = [_of_layer(folder / WEIGHTS, settings, config, found, name, sizes) for name in leaf.names]
+        layers = [_of_layer(folder / WEIGHTS, settings, config, tensors, name, sizes) for name in leaf.names]
         if any(layer is not None for layer in layers):
             leaves.put(adapter, leaf.path[:-1], _stacked(layers, sizes))
-    if found:
-        strange = ", ".join(leaves.compressed(sorted(f"{name.removesuffix('.weight')}.lora_{part}" for name, part in found)))
+    if tensors:
+        strange = ", ".join(leaves.compressed(sorted(f"{name.removesuffix('.weight')}.lora_{part}" for name, part in tensors)))
         raise UserError(f"{folder / WEIGHTS} holds tensors that fit no kernel of the decoder: {strange}")
     if not adapter:
         raise UserError(f"{folder / WEIGHTS} holds no adapter of the decoder")
@@ -112,13 +112,13 @@ def read(folder: Path, config: VLMConfig, mesh: Mesh | None) -> dict[str, Any]:
 
 def _nothing_else_was_trained(folder: Path) -> None:
     """Some trainers keep what they trained beside the adapter (a projector, embeddings) in a file of its own."""
-    kept = re.compile(
+    allowed = re.compile(
         r"adapter_model\..*|.*_heads\.safetensors|(optimizer|scheduler|scaler|training_args|rng_state|random_states).*"
     )
     backbone = re.compile(r"model(-\d+-of-\d+)?\.safetensors|pytorch_model.*\.bin|consolidated.*")
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors") and not kept.fullmatch(path.name):
-            if backbone.fullmatch(path.name) and weights.whole(folder):
+        if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors") and not allowed.fullmatch(path.name):
+            if backbone.fullmatch(path.name) and weights.is_checkpoint(folder):
                 continue  # a whole checkpoint with an adapter over it
             raise UserError(
                 f"{folder} has {path.name} beside its adapter: other weights were trained with it. Merge all into one checkpoint, and "
@@ -128,14 +128,14 @@ def _nothing_else_was_trained(folder: Path) -> None:
 
 def _by_kernel(path: Path, config: VLMConfig) -> Found:
     """Tensors by the kernel that they lie over; the names of kernels have several layouts."""
-    found: Found = {}
+    tensors: Found = {}
     for name, tensor in weights.open_file(path).items():
         parts = TENSOR.fullmatch(name)
         key = (names.published(config, f"{parts['module']}.weight"), parts["part"]) if parts else (name, "?")
-        if key in found:
+        if key in tensors:
             raise UserError(f"{path} holds two adapters over {key[0]}, by an older and a newer name")
-        found[key] = tensor
-    return found
+        tensors[key] = tensor
+    return tensors
 
 
 def _of_layer(
@@ -144,12 +144,12 @@ def _of_layer(
     """A [rank, in], B [out, rank] and the scale of the adapter over one kernel; None: there is none."""
     module = (names.module(config, name), name.removesuffix(".weight"))
     a, b = (found.pop((name, part), None) for part in "AB")
-    wanted = adapter_config.targeted(settings, module)
-    if (a is None) != (b is None) or wanted and a is None:
+    targeted = adapter_config.targeted(settings, module)
+    if (a is None) != (b is None) or targeted and a is None:
         raise UserError(f"{path} lacks {name.removesuffix('.weight')}.lora_{'A' if a is None else 'B'}, which {CONFIG} names")
     if a is None:
         return None
-    if wanted is False:
+    if targeted is False:
         raise UserError(f"{path} holds an adapter over {name.removesuffix('.weight')}, which {CONFIG} does not name")
     rank, scale = adapter_config.rank_and_scale(settings, module)
     read = []
@@ -173,13 +173,13 @@ def _stacked(layers: list[tuple[np.ndarray, np.ndarray, float] | None], sizes: t
 
 def _adapted(config: VLMConfig, adapter: dict[str, Any]):
     """(leaf of the kernel, the adapter over it) of every adapted kernel."""
-    found = []
+    kernels = []
     for leaf in names.table(config):
         node: Any = adapter
         for part in leaf.path[:-1]:
             node = node.get(part, {})
         if leaf.path[-1] == "kernel" and "lora_a" in node:
-            found.append((leaf, node))
-    if any(leaf.path[0] != "text" for leaf, _ in found):
+            kernels.append((leaf, node))
+    if any(leaf.path[0] != "text" for leaf, _ in kernels):
         raise UserError("an adapter over the vision tower cannot be written for PEFT: target the decoder (text/) alone")
-    return found
+    return kernels

@@ -123,7 +123,7 @@ def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
         raise UserError(
             f"{origin}: vision_config.rope_parameters {shown(rope)} is not supported: rope_theta must be {ROPE_THETA:g}"
         )
-    whole = VisionConfig(
+    tower = VisionConfig(
         image_size=0,
         patch=c["patch_size"],
         width=width,
@@ -138,12 +138,12 @@ def _tower(data: dict[str, Any], gated: bool, origin: str) -> VisionConfig:
         feature_layer=-1,
         merge=c["spatial_merge_size"],
     )
-    towers.sound(whole, origin)
-    if whole.width // whole.heads % 4:
-        raise UserError(f"{origin}: a head of the vision tower must be a multiple of 4 wide, got {whole.width // whole.heads}")
+    towers.sound(tower, origin)
+    if tower.width // tower.heads % 4:
+        raise UserError(f"{origin}: a head of the vision tower must be a multiple of 4 wide, got {tower.width // tower.heads}")
     if not gated:
-        return whole
-    window = c["window_size"] // whole.patch // whole.merge * whole.merge  # of whole features
+        return tower
+    window = c["window_size"] // tower.patch // tower.merge * tower.merge  # of whole features
     if not window:
-        raise UserError(f"{origin}: vision_config.window_size {c['window_size']} is less than {whole.patch * whole.merge} pixels")
-    return dataclasses.replace(whole, window=window, full_layers=tuple(c["fullatt_block_indexes"]))
+        raise UserError(f"{origin}: vision_config.window_size {c['window_size']} is less than {tower.patch * tower.merge} pixels")
+    return dataclasses.replace(tower, window=window, full_layers=tuple(c["fullatt_block_indexes"]))

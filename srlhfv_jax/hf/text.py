@@ -114,13 +114,13 @@ def read(data: dict[str, Any], kind: str, origin: str, tied: bool | None = None)
         UserError: a setting of the wrong type, out of its range, that fits no other or is not supported.
     """
     c = fields.filled(DEFAULTS[kind], data, origin)
-    found = _gemma3(c, origin, tied) if kind == "gemma3_text" else _plain(c, kind, origin, tied)
-    if found.heads % found.kv_heads or found.head_dim % 2 or found.width % found.heads and not c["head_dim"]:
+    config = _gemma3(c, origin, tied) if kind == "gemma3_text" else _plain(c, kind, origin, tied)
+    if config.heads % config.kv_heads or config.head_dim % 2 or config.width % config.heads and not c["head_dim"]:
         raise UserError(
-            f"{origin}: hidden_size {found.width}, num_attention_heads {found.heads}, num_key_value_heads {found.kv_heads} and "
-            f"head_dim {found.head_dim} do not go together: heads must divide, and head_dim be even"
+            f"{origin}: hidden_size {config.width}, num_attention_heads {config.heads}, num_key_value_heads {config.kv_heads} and "
+            f"head_dim {config.head_dim} do not go together: heads must divide, and head_dim be even"
         )
-    return found
+    return config
 
 
 def _plain(c: dict[str, Any], kind: str, origin: str, tied: bool | None) -> TextConfig:

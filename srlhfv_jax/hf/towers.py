@@ -26,7 +26,7 @@ def read(c: dict[str, Any], kind: str, origin: str, *, feature_layer: int, merge
     Args:
         kind: "clip" or "siglip"; the other arguments as in VisionConfig, `full` being `keep_class_token`.
     """
-    whole = VisionConfig(
+    tower = VisionConfig(
         image_size=c["image_size"],
         patch=c["patch_size"],
         width=c["hidden_size"],
@@ -41,12 +41,12 @@ def read(c: dict[str, Any], kind: str, origin: str, *, feature_layer: int, merge
         keep_class_token=full,
         merge=merge,
     )
-    side = whole.image_size // whole.patch
+    side = tower.image_size // tower.patch
     if not side or side % merge:
         raise UserError(
-            f"{origin}: image_size {whole.image_size} does not hold squares of {merge} patches of {whole.patch} pixels"
+            f"{origin}: image_size {tower.image_size} does not hold squares of {merge} patches of {tower.patch} pixels"
         )
-    return sound(whole, origin)
+    return sound(tower, origin)
 
 
 def sound(c: VisionConfig, origin: str) -> VisionConfig:

@@ -60,7 +60,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def whole(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
     """Whether a folder has a checkpoint's config and weights, not an adapter alone."""
     return (folder / "config.json").is_file() and any((folder / name).is_file() for name in (SINGLE, INDEX))
 

@@ -45,7 +45,7 @@ class Span:
     causal: bool = field(metadata={"static": True})  # nobody sees a later key
 
 
-def choose(wanted: str, dtype: str, head_dim: int) -> str:
+def choose(name: str, dtype: str, head_dim: int) -> str:
     """The kernel for the devices of the mesh that is set: "xla", "splash", "interpret" or "cudnn".
 
     "auto" takes the kernel of the platform where it can, XLA elsewhere and without a mesh (a kernel cannot see how its inputs lie).
@@ -54,26 +54,26 @@ def choose(wanted: str, dtype: str, head_dim: int) -> str:
         UserError: a kernel of another platform, or one that cannot compute in this dtype or with these heads.
     """
     device = target_device()
-    if wanted == "auto":
+    if name == "auto":
         if jax.sharding.get_abstract_mesh().empty or device is None:
             return "xla"
         nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
         return "splash" if device.platform == "tpu" else "cudnn" if nvidia and not _cudnn_lacks(dtype, head_dim) else "xla"
-    check(wanted, device.platform)
-    lacks = _cudnn_lacks(dtype, head_dim) if wanted == "cudnn" else ""
+    check(name, device.platform)
+    lacks = _cudnn_lacks(dtype, head_dim) if name == "cudnn" else ""
     if lacks:
         raise UserError(f"config.model.attention is 'cudnn', which needs {lacks}: set it to 'auto' or 'xla'")
-    return wanted
+    return name
 
 
-def check(wanted: str, platform: str) -> None:
+def check(name: str, platform: str) -> None:
     """Raise UserError where a kernel is unknown or not one of the platform ("cpu", "gpu", "tpu")."""
-    if wanted not in KERNELS:
-        raise UserError(f"config.model.attention must be one of {', '.join(map(repr, KERNELS))}, got {wanted!r}")
-    needed = {"splash": "tpu", "cudnn": "gpu"}.get(wanted, platform)
+    if name not in KERNELS:
+        raise UserError(f"config.model.attention must be one of {', '.join(map(repr, KERNELS))}, got {name!r}")
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(name, platform)
     if needed != platform:
         raise UserError(
-            f"config.model.attention is {wanted!r}, a kernel for {needed}, and the devices of the mesh are {platform}: "
+            f"config.model.attention is {name!r}, a kernel for {needed}, and the devices of the mesh are {platform}: "
             "set it to 'auto' or 'xla'"
         )
 
@@ -123,10 +123,10 @@ def attend(
 ) -> Float[Array, "B H T h"]:
     """As `attention.attend`, by the kernel of a span, or XLA for a bias. The queries are those of the positions `read`; None: of
     all."""
-    B, H, asked, h = q_BHTh.shape
+    B, H, queries, h = q_BHTh.shape
     keys = k_BKTh.shape[2]
-    read = asked if read is None else read
-    if isinstance(sees, Span) and asked < min(keys, LANES):  # a block would be padding for the most part
+    read = queries if read is None else read
+    if isinstance(sees, Span) and queries < min(keys, LANES):  # a block would be padding for the most part
         sees = attention.bias(visible(sees))
     if not isinstance(sees, Span):
         asking = None if sees is None else attention.at(sees[:, 0, 0], read)[:, None, None]
@@ -134,7 +134,7 @@ def attend(
     if keys >= LONGEST:
         raise UserError(f"sequences of {keys} tokens are longer than fused attention takes: set config.model.attention='xla'")
     if sees.kernel == "cudnn":
-        kernel = functools.partial(_cudnn, is_causal=sees.causal and asked == keys)
+        kernel = functools.partial(_cudnn, is_causal=sees.causal and queries == keys)
     else:
         kernel = functools.partial(_splash, interpret=sees.kernel == "interpret")
     if products.precision(q_BHTh.dtype):
@@ -194,8 +194,8 @@ def _splash(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT, *, i
     JAX's own constructors make the mask of each block on the host, or, where masks differ by row, as arrays of queries times keys.
     Here the kernel gets the ends of each query's interval where it expects the query's index, and a function that reads them.
     """
-    asked, keys = q_BHTh.shape[2], k_BKTh.shape[2]
-    (block_q, rows), (block_k, columns) = _blocks(asked), _blocks(keys)
+    queries, keys = q_BHTh.shape[2], k_BKTh.shape[2]
+    (block_q, rows), (block_k, columns) = _blocks(queries), _blocks(keys)
     long_q, long_k = rows * block_q, columns * block_k
     q, k, v = _pad(q_BHTh, long_q, 2), _pad(k_BKTh, long_k, 2), _pad(v_BKTh, long_k, 2)
     first_BT, last_BT = (_pad(x, long_q, 1, mode="edge") for x in (first_BT, last_BT))
@@ -236,7 +236,7 @@ def _splash(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT, *, i
         )
         return kernel(q, k, v, SegmentIds(asking_T, asked_T))
 
-    return jax.vmap(one_row)(q, k, v, first_BT, last_BT, asking_BT, asked_BT)[:, :, :asked]
+    return jax.vmap(one_row)(q, k, v, first_BT, last_BT, asking_BT, asked_BT)[:, :, :queries]
 
 
 def _inside(interval, key):
@@ -247,11 +247,11 @@ def _inside(interval, key):
 def _nearest(visited, axis: int):
     """For each pair of blocks the index along `axis` of a pair that is visited: its own, or else one beside, so that a block is not
     fetched in vain."""
-    own = jax.lax.broadcasted_iota(jnp.int32, visited.shape, axis)
+    places = jax.lax.broadcasted_iota(jnp.int32, visited.shape, axis)
     count = visited.shape[axis]
-    first = jnp.min(jnp.where(visited, own, count - 1), axis=axis, keepdims=True)
-    last = jnp.max(jnp.where(visited, own, 0), axis=axis, keepdims=True)
-    return jnp.clip(own, *(jnp.broadcast_to(end, visited.shape) for end in (first, jnp.maximum(first, last))))
+    first = jnp.min(jnp.where(visited, places, count - 1), axis=axis, keepdims=True)
+    last = jnp.max(jnp.where(visited, places, 0), axis=axis, keepdims=True)
+    return jnp.clip(places, *(jnp.broadcast_to(end, visited.shape) for end in (first, jnp.maximum(first, last))))
 
 
 def _blocks(length: int) -> tuple[int, int]:
@@ -266,14 +266,14 @@ def _cudnn(q_BHTh, k_BKTh, v_BKTh, first_BT, last_BT, asking_BT, asked_BT, *, is
     Args:
         is_causal: the mask is false above the diagonal, and those blocks need not be read.
     """
-    asked, keys = q_BHTh.shape[2], k_BKTh.shape[2]
-    even_q, even_k = asked + asked % 2, keys + keys % 2  # its backward pass with a mask takes no odd lengths
+    queries, keys = q_BHTh.shape[2], k_BKTh.shape[2]
+    even_q, even_k = queries + queries % 2, keys + keys % 2  # its backward pass with a mask takes no odd lengths
     q, k, v = (_pad(x, n, 2).swapaxes(1, 2) for x, n in ((q_BHTh, even_q), (k_BKTh, even_k), (v_BKTh, even_k)))
     first_BT, last_BT, asking_BT = (_pad(x, even_q, 1, mode="edge") for x in (first_BT, last_BT, asking_BT))
     seen_BTT = _visible(first_BT, last_BT, asking_BT, _pad(asked_BT, even_k, 1, constant_values=-1))
     mask = seen_BTT[:, None]
     mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=is_causal, scale=1.0, implementation="cudnn")
-    return mixed.swapaxes(1, 2)[:, :, :asked]
+    return mixed.swapaxes(1, 2)[:, :, :queries]
 
 
 def _visible(first_BT, last_BT, asking_BT, asked_BT):

@@ -129,15 +129,15 @@ def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight |
 
     everything = x_BTD.shape[1]
 
-    def step(carry, own, index):
-        x_BTD, kept = carry
+    def step(carry, weights, index):
+        x_BTD, cache = carry
         final = isinstance(index, int) and index == config.text.layers - 1
         here = read if final else everything
-        x_BTD, filled = layer.apply({"params": own}, x_BTD, sight(index), before or kept, index, slot, here)
+        x_BTD, filled = layer.apply({"params": weights}, x_BTD, sight(index), before or cache, index, slot, here)
         return x_BTD, None if before else filled
 
-    before, kept = (kv, None) if slot is None else (None, kv)
-    x_BTD, kept = stack.run(step, params["layers"], (x_BTD, kept), unroll=config.scan_unroll, remat=config.remat)
+    before, cache = (kv, None) if slot is None else (None, kv)
+    x_BTD, cache = stack.run(step, params["layers"], (x_BTD, cache), unroll=config.scan_unroll, remat=config.remat)
     if not stack.unrolled(params["layers"], config.scan_unroll):
         x_BTD = at(x_BTD, read)
-    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), kept
+    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), cache

@@ -30,49 +30,49 @@ def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unro
     """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`. Unrolled, the index is an int."""
     parts = split(params, unroll)
     if isinstance(parts, tuple):
-        whole = params if parts is not params and order.on_cpu() else None
-        for index, own in enumerate(parts):
+        stacked = params if parts is not params and order.on_cpu() else None
+        for index, part in enumerate(parts):
 
-            def one(carry, own, whole, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
-                if whole is not None:
-                    own = _cut_after(carry, own, whole, index)
-                return layer(carry, own, index)
+            def run_layer(carry, part, stacked, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
+                if stacked is not None:
+                    part = _cut_after(carry, part, stacked, index)
+                return layer(carry, part, index)
 
             # Forward pass and recomputation must not be merged; in a scan they are different loops and cannot be.
-            carry = (one if remat == "none" else jax.checkpoint(one, policy=KEPT[remat]))(carry, own, whole)
+            carry = (run_layer if remat == "none" else jax.checkpoint(run_layer, policy=KEPT[remat]))(carry, part, stacked)
         return carry
     if remat != "none":
         layer = jax.checkpoint(layer, prevent_cse=False, policy=KEPT[remat])
 
     def step(carry, slice_):
-        own, index = slice_
-        return layer(carry, own, index), None
+        part, index = slice_
+        return layer(carry, part, index), None
 
     indices = jnp.arange(depth(params), dtype=jnp.int32)
     return jax.lax.scan(step, carry, (params, indices), unroll=unroll)[0]
 
 
-def _cut_after(carry: Carry, own, whole, index: int):
-    """`own`, cut out of the stack no earlier than `carry` is there, and anew where a backward pass computes a layer again.
+def _cut_after(carry: Carry, part, stacked, index: int):
+    """`part`, cut out of the stack no earlier than `carry` is there, and anew where a backward pass computes a layer again.
 
-    A slice is a copy, and of slices that wait for nothing all lie beside the stack at once. The gradient goes by `own`, as `split`
+    A slice is a copy, and of slices that wait for nothing all lie beside the stack at once. The gradient goes by `part`, as `split`
     wants it.
     """
-    whole, _ = order.barrier_on_cpu(jax.lax.stop_gradient((whole, carry)))
-    return _cut(own, whole, index)
+    stacked, _ = order.barrier_on_cpu(jax.lax.stop_gradient((stacked, carry)))
+    return _cut(part, stacked, index)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cut(own, whole, index: int):
-    return jax.tree.map(lambda leaf: leaf[index], whole)
+def _cut(part, stacked, index: int):
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
-def _cut_forward(own, whole, index: int):
-    return _cut(own, whole, index), None
+def _cut_forward(part, stacked, index: int):
+    return _cut(part, stacked, index), None
 
 
-def _cut_backward(index: int, _, d_own):
-    return d_own, None
+def _cut_backward(index: int, _, d_part):
+    return d_part, None
 
 
 _cut.defvjp(_cut_forward, _cut_backward)

@@ -97,12 +97,12 @@ def encode(config: VLMConfig, params, images: Images) -> Float[Array, "B N E"]:
     full_L = np.isin(np.arange(c.layers), c.full_layers)
     layer = Layer(c, dtype)
 
-    def run(x_BNE, own, index):
+    def run(x_BNE, weights, index):
         sees = whole
         if window is not None:
             full = jnp.asarray(full_L)[index]
             sees = jax.tree.map(lambda far, near: jnp.where(full, far, near), whole, window)
-        return layer.apply({"params": own}, x_BNE, rotation, sees)
+        return layer.apply({"params": weights}, x_BNE, rotation, sees)
 
     x_BNE = stack.run(run, params["layers"], x_BNE, unroll=config.scan_unroll, remat=config.remat)
     if c.kind == "siglip":

@@ -71,14 +71,14 @@ def place(tree: Tree, mesh: Mesh, rules: tuple[Rule, ...] = RULES) -> Tree:
     return jax.device_put(tree, shardings(tree, mesh, rules))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """On every device of the mesh all of it."""
     return NamedSharding(mesh, P())
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Put small things (controller state, step) whole on every device of the mesh."""
-    return jax.device_put(tree, whole(mesh))
+    return jax.device_put(tree, replicated(mesh))
 
 
 def keep_rows(batch: Tree) -> Tree:
@@ -151,10 +151,10 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: tuple[Rule, ...]
         raise UserError(f"no sharding rule matches the parameter {path} {shape}: add one to parallel/rules.py")
     if len(spec) > len(shape):
         raise UserError(f"the sharding rule {spec} for {path} has more axes than the shape {shape}: correct parallel/rules.py")
-    kept, dropped = [], []
+    axes, dropped = [], []
     for axis, size in zip(spec, shape):
         fits = axis is None or size % mesh.shape[axis] == 0
-        kept.append(axis if fits else None)
+        axes.append(axis if fits else None)
         if not fits:
             dropped.append(axis)
-    return P(*kept), dropped
+    return P(*axes), dropped

@@ -57,13 +57,13 @@ class Counted(NamedTuple):
 
     def collectives(self) -> dict[str, Collective]:
         """Link traffic by kind; kinds that do not occur are left out."""
-        found: dict[str, Collective] = {}
+        by_kind: dict[str, Collective] = {}
         for part in self.parts:
             for one in part.collectives:
-                before = found.get(one.kind, Collective(one.kind, 0, 0))
+                before = by_kind.get(one.kind, Collective(one.kind, 0, 0))
                 count, sent = (part.times * value for value in (one.count, one.sent))
-                found[one.kind] = Collective(one.kind, before.count + count, before.sent + sent)
-        return found
+                by_kind[one.kind] = Collective(one.kind, before.count + count, before.sent + sent)
+        return by_kind
 
     def seconds(self, flops: float, hbm: float, ici: float) -> float:
         """A roofline at these peak rates (per second): in each part the products hide the traffic or the other way round;
@@ -102,53 +102,55 @@ class _Counter:
         """Count one computation, and those that it runs."""
         computation = self.computations[name]
         flops, traffic, collectives, fused = 0.0, 0.0, [], set()
-        for one in computation.values():
-            if one.kind == "while":
-                body, condition = (re.search(rf"{word}=%?([\w.-]+)", one.attributes)[1] for word in ("body", "condition"))
-                trips = hlo.trips(self.computations, computation, one)
+        for instruction in computation.values():
+            if instruction.kind == "while":
+                body, condition = (re.search(rf"{word}=%?([\w.-]+)", instruction.attributes)[1] for word in ("body", "condition"))
+                trips = hlo.trips(self.computations, computation, instruction)
                 for inner in (body, condition):
                     self._visit(inner, times * (self.dynamic if trips is None else trips))
-            elif one.kind in ("call", "async-start"):
-                for inner in one.called:
+            elif instruction.kind in ("call", "async-start"):
+                for inner in instruction.called:
                     self._visit(inner, times)
-            elif one.kind == "conditional":
-                self._visit(max(one.called, key=lambda inner: len(self.computations[inner])), times)
+            elif instruction.kind == "conditional":
+                self._visit(max(instruction.called, key=lambda inner: len(self.computations[inner])), times)
             else:
-                flops += self._flops(computation, one)
-                collectives += self._collectives(computation, one, fused)
-                traffic += _Traffic(self.computations).of(computation, one)
+                flops += self._flops(computation, instruction)
+                collectives += self._collectives(computation, instruction, fused)
+                traffic += _Traffic(self.computations).of(computation, instruction)
         self.parts.append(Part(name, times, flops, traffic, tuple(collectives)))
 
-    def _flops(self, computation: Computation, one: Instruction) -> float:
-        if one.kind == "dot":
-            return _dot(computation, one)
-        if one.kind == "convolution":
-            return _convolution(computation, one)
-        if one.kind == "fusion":
-            inner = self.computations[one.called[0]]
+    def _flops(self, computation: Computation, instruction: Instruction) -> float:
+        if instruction.kind == "dot":
+            return _dot(computation, instruction)
+        if instruction.kind == "convolution":
+            return _convolution(computation, instruction)
+        if instruction.kind == "fusion":
+            inner = self.computations[instruction.called[0]]
             return sum(self._flops(inner, other) for other in inner.values())
-        if one.kind == "custom-call" and "tpu_custom_call" in one.attributes:
-            declared = re.search(r'"cost_estimate":\{"flops":"?(\d+)', one.attributes)
+        if instruction.kind == "custom-call" and "tpu_custom_call" in instruction.attributes:
+            declared = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
             self.unknown_kernels += declared is None
             return 0.0 if declared is None else float(declared[1])
         return 0.0
 
-    def _collectives(self, computation: Computation, one: Instruction, fused: set) -> Iterator[Collective]:
+    def _collectives(self, computation: Computation, instruction: Instruction, fused: set) -> Iterator[Collective]:
         """A collective that runs beside others is seen in several fusions, under one channel: it counts where it is seen first."""
-        kind = one.kind.removesuffix("-start")
+        kind = instruction.kind.removesuffix("-start")
         if kind in KINDS:
             yield Collective(
-                kind, 1, _sent(kind, sum(computation[name].size for name in one.operands), _group(one, self.devices))
+                kind,
+                1,
+                _sent(kind, sum(computation[name].size for name in instruction.operands), _group(instruction, self.devices)),
             )
-        elif one.kind == "fusion":
-            inner = self.computations[one.called[0]]
-            scatters = "reduce-scatter" in one.called[0]  # a TPU's is an all-reduce, cut, in a fusion of this name
+        elif instruction.kind == "fusion":
+            inner = self.computations[instruction.called[0]]
+            scatters = "reduce-scatter" in instruction.called[0]  # a TPU's is an all-reduce, cut, in a fusion of this name
             for other in inner.values():
-                for found in self._collectives(inner, other, fused):
-                    key = found.kind, (re.search(r"channel_id=(\d+)", other.attributes) or [other.name])[0]
+                for collective in self._collectives(inner, other, fused):
+                    key = collective.kind, (re.search(r"channel_id=(\d+)", other.attributes) or [other.name])[0]
                     if key not in fused:
                         fused.add(key)
-                        yield Collective("reduce-scatter", 1, found.sent / 2) if scatters else found
+                        yield Collective("reduce-scatter", 1, collective.sent / 2) if scatters else collective
 
 
 class _Traffic:
@@ -157,49 +159,49 @@ class _Traffic:
     def __init__(self, computations: dict[str, Computation]) -> None:
         self.computations = computations
 
-    def of(self, computation: Computation, one: Instruction) -> float:
-        if one.kind in FREE or one.kind.endswith("-done"):
+    def of(self, computation: Computation, instruction: Instruction) -> float:
+        if instruction.kind in FREE or instruction.kind.endswith("-done"):
             return 0.0
-        operands = [computation[name] for name in one.operands if name in computation]
-        if one.kind == "fusion":
-            inner = self.computations[one.called[0]]
+        operands = [computation[name] for name in instruction.operands if name in computation]
+        if instruction.kind == "fusion":
+            inner = self.computations[instruction.called[0]]
             read = sum(min(operand.hbm, self._read(inner, index)) for index, operand in enumerate(operands) if operand.hbm)
-            return read + self._written(inner, hlo.root(inner), one.arrays)
-        if one.kind in SLICES:
-            return one.hbm + (one.size if operands[0].hbm else 0) + sum(operand.hbm for operand in operands[1:])
-        if one.kind == "slice-start":  # ((operands), slice, context)
-            moved = one.arrays[len(operands)]
+            return read + self._written(inner, hlo.root(inner), instruction.arrays)
+        if instruction.kind in SLICES:
+            return instruction.hbm + (instruction.size if operands[0].hbm else 0) + sum(operand.hbm for operand in operands[1:])
+        if instruction.kind == "slice-start":  # ((operands), slice, context)
+            moved = instruction.arrays[len(operands)]
             return (0 if moved.on_chip else moved.size) + (moved.size if operands[0].hbm else 0)
-        if one.kind == "copy-start":  # (copy, operand, context)
-            return sum(array.size for array in one.arrays[:2] if not array.on_chip)
-        if one.kind == "dynamic-update-slice":
-            return operands[1].hbm + (operands[1].size if one.hbm else 0)
-        if one.kind == "scatter":
+        if instruction.kind == "copy-start":  # (copy, operand, context)
+            return sum(array.size for array in instruction.arrays[:2] if not array.on_chip)
+        if instruction.kind == "dynamic-update-slice":
+            return operands[1].hbm + (operands[1].size if instruction.hbm else 0)
+        if instruction.kind == "scatter":
             return 3 * sum(operand.hbm for operand in operands[len(operands) // 2 + 1 :])
-        if one.kind.removesuffix("-start") in KINDS:  # the value of a start repeats its operands
+        if instruction.kind.removesuffix("-start") in KINDS:  # the value of a start repeats its operands
             return 2 * sum(operand.hbm for operand in operands)
-        return one.hbm + sum(operand.hbm for operand in operands)
+        return instruction.hbm + sum(operand.hbm for operand in operands)
 
     def _read(self, inner: Computation, index: int) -> float:
         """Bytes that a fusion reads of its parameter: slices of it, if it is used in no other way."""
-        for one in inner.values():
-            if one.kind == "parameter" and one.literal.strip() == str(index):
-                return self._uses(inner, one)
+        for instruction in inner.values():
+            if instruction.kind == "parameter" and instruction.literal.strip() == str(index):
+                return self._uses(inner, instruction)
         return 0.0
 
     def _uses(self, inner: Computation, value: Instruction) -> float:
         total = 0.0
-        for one in inner.values():
-            for place in (place for place, name in enumerate(one.operands) if name == value.name):
-                if one.kind in SLICES and place == 0:
-                    total += one.size
-                elif one.kind == "dynamic-update-slice" and place == 0:
+        for instruction in inner.values():
+            for place in (place for place, name in enumerate(instruction.operands) if name == value.name):
+                if instruction.kind in SLICES and place == 0:
+                    total += instruction.size
+                elif instruction.kind == "dynamic-update-slice" and place == 0:
                     pass  # in place
-                elif one.kind in LAZY:
-                    total += self._uses(inner, one)
-                elif one.kind == "fusion":
-                    total += self._read(self.computations[one.called[0]], place)
-                elif one.kind == "tuple" or one.kind in KINDS or one.kind == "custom-call":
+                elif instruction.kind in LAZY:
+                    total += self._uses(inner, instruction)
+                elif instruction.kind == "fusion":
+                    total += self._read(self.computations[instruction.called[0]], place)
+                elif instruction.kind == "tuple" or instruction.kind in KINDS or instruction.kind == "custom-call":
                     pass  # handed on; the collective itself counts where it is counted
                 else:
                     return math.inf
@@ -223,19 +225,19 @@ class _Traffic:
         return sum(array.size for array in arrays if not array.on_chip)
 
 
-def _dot(computation: Computation, one: Instruction) -> float:
-    left = computation[one.operands[0]].arrays[0]
-    summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+def _dot(computation: Computation, instruction: Instruction) -> float:
+    left = computation[instruction.operands[0]].arrays[0]
+    summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     contracted = math.prod(left.dims[int(axis)] for axis in summed[1].split(",") if axis) if summed else 1
-    return 2.0 * math.prod(one.arrays[0].dims) * contracted
+    return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
 
 
-def _convolution(computation: Computation, one: Instruction) -> float:
+def _convolution(computation: Computation, instruction: Instruction) -> float:
     """Operations of a convolution, as TPUs call matrix products: batch axes come as spatial ones, dilated so that all but one of their products is padding."""
-    left_labels, kernel_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes).groups()
-    left, kernel = (computation[name].arrays[0].dims for name in one.operands[:2])
-    out = one.arrays[0].dims
-    window = dict(re.findall(r"(\w+)=([\w-]+)", (re.search(r"window=\{([^}]*)\}", one.attributes) or ("", ""))[1]))
+    left_labels, kernel_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes).groups()
+    left, kernel = (computation[name].arrays[0].dims for name in instruction.operands[:2])
+    out = instruction.arrays[0].dims
+    window = dict(re.findall(r"(\w+)=([\w-]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or ("", ""))[1]))
     total = 2.0 * out[out_labels.index("b")] * out[out_labels.index("f")] * kernel[kernel_labels.index("i")]
     for axis in range(len(out) - 2):
 
@@ -270,14 +272,14 @@ def _sent(kind: str, size: float, devices: int) -> float:
     return size * parts.get(kind, (devices - 1) / devices)
 
 
-def _group(one: Instruction, devices: int) -> int:
+def _group(instruction: Instruction, devices: int) -> int:
     """Number of devices in one group of a collective; XLA writes groups in three ways."""
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", one.attributes)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", instruction.attributes)
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2]))
-    shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", one.attributes)
+    shaped = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes)
     if shaped:
         return int(shaped[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", one.attributes)
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.attributes)
     return listed[1].count(",") + 1 if listed else devices

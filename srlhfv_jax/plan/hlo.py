@@ -96,10 +96,10 @@ def _joined(text: str) -> Iterator[str]:
 
 
 def _instruction(line: str) -> Instruction | None:
-    found = ASSIGNMENT.match(line)
-    if found is None:
+    match = ASSIGNMENT.match(line)
+    if match is None:
         return None
-    at = found.end()
+    at = match.end()
     ends = _closed(line, at) if line[at] == "(" else line.index(" ", at)
     opened = line.index("(", ends)
     closed = _closed(line, opened)
@@ -109,7 +109,7 @@ def _instruction(line: str) -> Instruction | None:
         for dtype, dims, layout in ARRAY.findall(value)
     )
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
-    return Instruction(found[2], line[ends:opened].strip(), arrays, operands, inside, line[closed:], bool(found[1]))
+    return Instruction(match[2], line[ends:opened].strip(), arrays, operands, inside, line[closed:], bool(match[1]))
 
 
 def _closed(line: str, opened: int) -> int:
@@ -147,17 +147,19 @@ def _constant(
     condition: Computation, scope: Computation, name: str, start: Instruction | None, outside: Computation
 ) -> int | None:
     """A number that a condition compares: a literal, or what a loop's value starts with."""
-    one = scope[name]
-    if one.kind == "parameter" and scope is not condition:  # of a fusion: the same constant outside of it
+    instruction = scope[name]
+    if instruction.kind == "parameter" and scope is not condition:  # of a fusion: the same constant outside of it
         caller = root(condition)
-        one = condition[caller.operands[int(one.literal)]]
-    if one.kind in ("copy", "bitcast"):
-        return _constant(condition, scope, one.operands[0], start, outside)
-    if one.kind == "get-tuple-element" and start is not None and start.kind == "tuple":
-        one = outside.get(start.operands[int(re.search(r"index=(\d+)", one.attributes)[1])], one)
-        while one.kind in ("copy", "bitcast") and one.operands[0] in outside:
-            one = outside[one.operands[0]]
-    return int(one.literal) if one.kind == "constant" and one.literal.strip().lstrip("-").isdigit() else None
+        instruction = condition[caller.operands[int(instruction.literal)]]
+    if instruction.kind in ("copy", "bitcast"):
+        return _constant(condition, scope, instruction.operands[0], start, outside)
+    if instruction.kind == "get-tuple-element" and start is not None and start.kind == "tuple":
+        instruction = outside.get(start.operands[int(re.search(r"index=(\d+)", instruction.attributes)[1])], instruction)
+        while instruction.kind in ("copy", "bitcast") and instruction.operands[0] in outside:
+            instruction = outside[instruction.operands[0]]
+    return (
+        int(instruction.literal) if instruction.kind == "constant" and instruction.literal.strip().lstrip("-").isdigit() else None
+    )
 
 
 def _step(body: Computation, condition: Computation) -> int:

@@ -73,11 +73,11 @@ def compile_function(name: str, function: Callable, beside: int, limit: int, loo
     try:
         done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = TEMPORARIES.search(str(error)) or ALL.search(str(error))
-        if found is None:
+        match = TEMPORARIES.search(str(error)) or ALL.search(str(error))
+        if match is None:
             raise UserError(f"the TPU compiler refuses {name}: {str(error).strip().splitlines()[0]}") from error
-        said, size = int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)), sum(map(shapes.size, arguments))
-        peak = said + size if found.re is TEMPORARIES else said
+        said, size = int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)), sum(map(shapes.size, arguments))
+        peak = said + size if match.re is TEMPORARIES else said
         return Compiled(name, time.monotonic() - began, peak, size, peak - size, beside, False, None), outputs
     seconds = time.monotonic() - began
     memory = done.memory_analysis()

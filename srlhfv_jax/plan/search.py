@@ -63,27 +63,27 @@ def candidates(settings: Trained, config: VLMConfig, devices: Sequence[jax.Devic
     Raises:
         UserError: nothing may: not even the trees fit, or no mesh divides rows and heads.
     """
-    limit, found, smallest, stage = device.limit_gib * 2**30, [], math.inf, STAGES[settings.stage]
+    limit, fitting, smallest, stage = device.limit_gib * 2**30, [], math.inf, STAGES[settings.stage]
     for mesh in _meshes(settings, config, len(devices)):
         at = dataclasses.replace(settings, mesh=mesh)
         sampling, updating = stage.state_bytes(at, config, devices)
         sampling += stage.copied_bytes(at, config, devices)
-        for one in _variants(at):
-            least = max(sampling + stage.cache_bytes(one, config), updating + activation_bytes(one, config))
+        for variant in _variants(at):
+            least = max(sampling + stage.cache_bytes(variant, config), updating + activation_bytes(variant, config))
             smallest = min(smallest, least)
             if least <= limit:
-                found.append(Candidate(one, least, rough_seconds(one, config, device) / settings.data.batch_size))
+                fitting.append(Candidate(variant, least, rough_seconds(variant, config, device) / settings.data.batch_size))
     if smallest == math.inf:
         raise UserError(
             f"no mesh of {len(devices)} devices divides both the {_step_rows(settings)} rows of a step and the "
             f"{config.text.heads} heads: change config.data.batch_size"
         )
-    if not found:
+    if not fitting:
         raise UserError(
             f"nothing was compiled: trees, cache and activations need at least {smallest / 1e9:.2f} GB on each device and there "
             f"are {limit / 1e9:.2f}: take a larger slice, config.sharing=adapters, or a smaller config.data.batch_size"
         )
-    return sorted(found, key=lambda one: one.seconds)
+    return sorted(fitting, key=lambda candidate: candidate.seconds)
 
 
 def search(
@@ -109,24 +109,24 @@ def search(
 def best(tried: Sequence[Tried]) -> Tried:
     """The cheapest of those that leave enough memory free, else of those that fit, else the one that misses by the least."""
 
-    def rank(one: Tried) -> tuple:
-        free = one.numbers["hbm_free_fraction"]
-        if not one.numbers["fits"]:
+    def rank(trial: Tried) -> tuple:
+        free = trial.numbers["hbm_free_fraction"]
+        if not trial.numbers["fits"]:
             return 2, -free
-        return (0 if free >= plan_table.ENOUGH else 1), one.numbers["estimate_s_per_prompt"]
+        return (0 if free >= plan_table.ENOUGH else 1), trial.numbers["estimate_s_per_prompt"]
 
     return min(tried, key=rank)
 
 
-def describe(one: Tried) -> str:
+def describe(trial: Tried) -> str:
     """One line."""
-    numbers = one.numbers
+    numbers = trial.numbers
     if not numbers["fits"]:
-        worst = max(one.plan.compiled, key=plan_table.used)
+        worst = max(trial.plan.compiled, key=plan_table.used)
         missing = plan_table.used(worst) / 1e9 - numbers["hbm_limit_gb"]
-        return f"{one.candidate.flags}: {worst.name} needs {missing:.2f} GB more than there are"
+        return f"{trial.candidate.flags}: {worst.name} needs {missing:.2f} GB more than there are"
     seconds, free = numbers["estimate_s_per_prompt"], numbers["hbm_free_fraction"]
-    return f"{one.candidate.flags}: at least {seconds:.3f} s a prompt, {free:.0%} of the memory free"
+    return f"{trial.candidate.flags}: at least {seconds:.3f} s a prompt, {free:.0%} of the memory free"
 
 
 def _ruled_out(candidate: Candidate, tried: Tried) -> bool:
@@ -172,13 +172,13 @@ def activation_bytes(settings: Trained, config: VLMConfig) -> float:
     """Bytes that the decoder keeps of one microbatch for the backward pass, on one device."""
     text, mesh = config.text, settings.mesh
     T, rows = _length(settings), _sequences(settings, _step_rows(settings)) / settings.microbatches / (mesh.data * mesh.fsdp)
-    kept = text.width
+    values = text.width
     if settings.model.remat != "layer":
         products = (text.heads + 2 * text.kv_heads) * text.head_dim + 2 * text.mlp + text.heads * T
-        kept += 2 * text.width + products / mesh.tensor
+        values += 2 * text.width + products / mesh.tensor
     if settings.model.remat == "none":
-        kept += 2 * text.width + (2 * text.mlp + text.heads * T) / mesh.tensor
-    return text.layers * rows * T * kept * item(config)
+        values += 2 * text.width + (2 * text.mlp + text.heads * T) / mesh.tensor
+    return text.layers * rows * T * values * item(config)
 
 
 def rough_seconds(settings: Trained, config: VLMConfig, device: Device) -> float:

@@ -100,13 +100,13 @@ def prompts(config: VLMConfig, settings: Any, mesh: Mesh) -> PromptBatch:
 
 
 def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
-    asked, R = prompts(config, settings, mesh), settings.data.response_length
+    questions, R = prompts(config, settings, mesh), settings.data.response_length
 
     def wider(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((x.shape[0], x.shape[1] + R, *x.shape[2:]), x.dtype, sharding=x.sharding)
 
     mask_BR = jax.ShapeDtypeStruct((settings.data.batch_size, R), bool, sharding=hosts.row_sharding(mesh))
-    return SupervisedBatch(*map(wider, asked[:3]), mask_BR, asked.images)
+    return SupervisedBatch(*map(wider, questions[:3]), mask_BR, questions.images)
 
 
 def batch(
@@ -133,12 +133,12 @@ def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> Gua
 
 def pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:
     """The answers twice, and their labels."""
-    one, B = answers(config, settings, mesh), settings.data.batch_size
+    single, B = answers(config, settings, mesh), settings.data.batch_size
     row = hosts.row_sharding(mesh)
-    both = [jax.ShapeDtypeStruct((B, 2, *x.shape[1:]), x.dtype, sharding=row) for x in one[:4]]
+    both = [jax.ShapeDtypeStruct((B, 2, *x.shape[1:]), x.dtype, sharding=row) for x in single[:4]]
     side_B, weight_B = (jax.ShapeDtypeStruct((B,), dtype, sharding=row) for dtype in (jnp.int32, jnp.float32))
     sign_BS = jax.ShapeDtypeStruct((B, 2), jnp.float32, sharding=row)
-    return PairBatch(*both, one.images, side_B, weight_B, side_B, weight_B, sign_BS)
+    return PairBatch(*both, single.images, side_B, weight_B, side_B, weight_B, sign_BS)
 
 
 def placed(shapes: Any, mesh: Mesh) -> Any:

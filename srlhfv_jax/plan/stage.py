@@ -10,7 +10,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.plan.programs import Plan
 
 
-def whole(settings: Any, shards: int) -> Iterator[Any]:
+def undivided(settings: Any, shards: int) -> Iterator[Any]:
     """The settings of a stage that has nothing of its own to make in parts."""
     yield settings
 
@@ -25,7 +25,9 @@ class PlannedStage(NamedTuple):
     sequences: Callable[[Any], int]  # of a row
     adapters: Callable[[Any], bool]  # whether adapters are trained
     minibatches: Callable[[Any], int] = lambda settings: 1  # gradient steps of a batch
-    variants: Callable[[Any, int], Iterator[Any]] = whole  # (settings, shards of rows) -> settings in which its own parts differ
+    variants: Callable[[Any, int], Iterator[Any]] = (
+        undivided  # (settings, shards of rows) -> settings in which its own parts differ
+    )
     searched: Callable[[Any], dict[str, Any]] = lambda settings: {}  # the settings that `variants` changes, by name
     # of a rollout: copies of weights, one part's keys and values, and what is read and gathered while it decodes
     copied_bytes: Callable[[Any, VLMConfig, Sequence[jax.Device]], int] = lambda settings, config, devices: 0

@@ -18,26 +18,26 @@ def result(plan: Plan, device: Device, prompts: int) -> dict[str, Any]:
     """
     limit = device.limit_gib * 2**30
     numbers: dict[str, Any] = {
-        "fits": all(one.fits for one in plan.compiled),
-        "hbm_free_fraction": min(1 - used(one) / limit for one in plan.compiled),
+        "fits": all(program.fits for program in plan.compiled),
+        "hbm_free_fraction": min(1 - used(program) / limit for program in plan.compiled),
         "hbm_limit_gb": limit / 1e9,
         **{f"state_gb.{name}": size / 1e9 for name, size in plan.state.items()},
-        **{f"peak_hbm_gb.{one.name}": used(one) / 1e9 for one in plan.compiled},
-        **{f"compile_s.{one.name}": one.seconds for one in plan.compiled},
+        **{f"peak_hbm_gb.{program.name}": used(program) / 1e9 for program in plan.compiled},
+        **{f"compile_s.{program.name}": program.seconds for program in plan.compiled},
     }
-    for one in plan.compiled:
-        if one.work is None:
+    for program in plan.compiled:
+        if program.work is None:
             continue
-        collectives = one.work.collectives().values()
+        collectives = program.work.collectives().values()
         numbers |= {
-            f"tflop.{one.name}": one.work.flops / 1e12,
-            f"hbm_traffic_gb.{one.name}": one.work.traffic / 1e9,
-            f"collectives.{one.name}.count": sum(kind.count for kind in collectives),
-            f"collectives.{one.name}.gb": sum(kind.sent for kind in collectives) / 1e9,
-            f"estimate_s.{one.name}": estimate(one, device),
+            f"tflop.{program.name}": program.work.flops / 1e12,
+            f"hbm_traffic_gb.{program.name}": program.work.traffic / 1e9,
+            f"collectives.{program.name}.count": sum(kind.count for kind in collectives),
+            f"collectives.{program.name}.gb": sum(kind.sent for kind in collectives) / 1e9,
+            f"estimate_s.{program.name}": estimate(program, device),
         }
-    if all(one.work is not None for one in plan.compiled):
-        numbers["estimate_s_per_prompt"] = sum(estimate(one, device) for one in plan.compiled) / prompts
+    if all(program.work is not None for program in plan.compiled):
+        numbers["estimate_s_per_prompt"] = sum(estimate(program, device) for program in plan.compiled) / prompts
     return numbers
 
 
@@ -60,13 +60,11 @@ def table(numbers: Mapping[str, Any], plan: Plan, device: Device, int8: bool) ->
         if name.startswith("state_gb."):
             yield f"  {name.removeprefix('state_gb.'):<22}{value:>8.2f} GB"
     yield f"peak on each device, of {limit:.2f} GB"
-    for one in plan.compiled:
-        size = used(one) / 1e9
-        parts = (
-            f"arguments {one.arguments / 1e9:.2f}, temporaries {one.temporaries / 1e9:.2f}, other trees {one.beside / 1e9:.2f}"
-        )
-        verdict = "" if one.fits else f"   DOES NOT FIT: {size - limit:.2f} GB too many"
-        yield f"  {one.name:<22}{size:>8.2f} GB   ({parts}; compiled in {one.seconds:.0f} s){verdict}"
+    for program in plan.compiled:
+        size = used(program) / 1e9
+        parts = f"arguments {program.arguments / 1e9:.2f}, temporaries {program.temporaries / 1e9:.2f}, other trees {program.beside / 1e9:.2f}"
+        verdict = "" if program.fits else f"   DOES NOT FIT: {size - limit:.2f} GB too many"
+        yield f"  {program.name:<22}{size:>8.2f} GB   ({parts}; compiled in {program.seconds:.0f} s){verdict}"
     yield from _work(plan, device)
     if plan.kv_copies > 1:
         yield f"config.mesh.tensor does not divide the key-value heads: each is on {plan.kv_copies} devices, with its part of the cache"
@@ -78,16 +76,16 @@ def table(numbers: Mapping[str, Any], plan: Plan, device: Device, int8: bool) ->
 def _work(plan: Plan, device: Device) -> Iterator[str]:
     """Operations, traffic, collectives and the estimate, with the rates that it assumes."""
     yield "work of each device, loops counted as often as they run; a rollout that ends early does less"
-    for one in plan.compiled:
-        if one.work is None:
-            yield f"  {one.name:<22}not known: there is no program that does not fit"
+    for program in plan.compiled:
+        if program.work is None:
+            yield f"  {program.name:<22}not known: there is no program that does not fit"
             continue
-        operations, traffic = f"{one.work.flops / 1e12:.2f} tflop", f"{one.work.traffic / 1e9:.1f} GB in HBM"
-        yield f"  {one.name:<22}{operations:>14}, {traffic:>19}   at least {estimate(one, device):.2f} s"
-        for kind in one.work.collectives().values():
+        operations, traffic = f"{program.work.flops / 1e12:.2f} tflop", f"{program.work.traffic / 1e9:.1f} GB in HBM"
+        yield f"  {program.name:<22}{operations:>14}, {traffic:>19}   at least {estimate(program, device):.2f} s"
+        for kind in program.work.collectives().values():
             yield f"    {kind.kind:<20}{kind.count:>14,.0f} of them, {kind.sent / 1e9:.2f} GB sent"
-        if one.work.unknown_kernels:
-            yield f"    {one.work.unknown_kernels} kernels declare no operations: theirs are missing"
+        if program.work.unknown_kernels:
+            yield f"    {program.work.unknown_kernels} kernels declare no operations: theirs are missing"
     yield (
         f"  rates assumed of a device, the published peaks: {device.tflops:g} tflop/s (bfloat16), {device.hbm:g} GB/s in HBM, "
         f"{device.ici:g} GB/s over links, which nothing hides; no latencies"

@@ -86,7 +86,7 @@ class Iteration:
         alone = {name: self._optimizer(name, warm_up_rate) for name in critic_trees(places)}
         self.optimizers = training.optimizers
         self.rollout_layout = layout.target(models.backbone(models.trained["policy"]), mesh, model.dtype, settings.rollout.layout)
-        rows, whole = hosts.row_sharding(mesh), rules.whole(mesh)
+        rows, everywhere = hosts.row_sharding(mesh), rules.replicated(mesh)
         sample = functools.partial(
             generate,
             model,
@@ -97,13 +97,13 @@ class Iteration:
             microbatches=settings.rollout.microbatches,
         )
         self.generate = jax.jit(sample, out_shardings=rows)
-        self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=(rows, whole, whole))
-        self.fit_critics = jax.jit(functools.partial(critics.start, self.static), out_shardings=whole)
+        self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=(rows, everywhere, everywhere))
+        self.fit_critics = jax.jit(functools.partial(critics.start, self.static), out_shardings=everywhere)
         self.update, self.warm_up = (
             jax.jit(
                 functools.partial(update, self.static, training),
                 donate_argnums=(0, 1),
-                out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), whole),
+                out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), everywhere),
             )
             for training in (training, training._replace(optimizers=alone, train_policy=False))
         )

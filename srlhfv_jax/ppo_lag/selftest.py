@@ -71,18 +71,18 @@ def ratio(config: VLMConfig, policy, rollout: Rollout, *, temperature: float, vo
     value, limit = (largest, FLOAT32_LIMIT) if exact else (mean, BFLOAT16_LIMIT)
     if value <= limit:
         return value
-    found = (
+    text = (
         f"self-test: {'largest' if exact else 'mean'} |log ratio| between sampler and training graph is {value:.2e}, expected <= "
         f"{limit:g}"
     )
     if not value <= ROUNDING * limit:
-        raise UserError(f"{found}; that is no rounding of {config.dtype}: look for a mismatch of masks, positions or temperature")
+        raise UserError(f"{text}; that is no rounding of {config.dtype}: look for a mismatch of masks, positions or temperature")
     if not recompute:
         raise UserError(
-            f"{found}; rounding of {config.dtype} may be so large: --config.rollout.old_logp=recompute corrects for it"
+            f"{text}; rounding of {config.dtype} may be so large: --config.rollout.old_logp=recompute corrects for it"
         )
     hosts.say(
-        f"warning: {found}; rounding of {config.dtype} may be so large, and config.rollout.old_logp=recompute corrects for it"
+        f"warning: {text}; rounding of {config.dtype} may be so large, and config.rollout.old_logp=recompute corrects for it"
     )
     return value
 

@@ -38,7 +38,7 @@ def make(
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
         sampler = iteration.rollout_weights(policy)
-        said, scores = answering.sample_answers(
+        responses, scores = answering.sample_answers(
             lambda batch, index: iteration.generate(sampler, batch, keys(index)),
             inputs.in_order(prompts, settings.data, started.mesh),
             [row.row for row in prompts.rows],
@@ -47,15 +47,15 @@ def make(
             score=score,
         )
         judged = (
-            compare.by_oracle(prompts.examples, said)
+            compare.by_oracle(prompts.examples, responses)
             if settings.validation.judge == "oracle"
-            else compare.by_models(said, scores)
+            else compare.by_models(responses, scores)
         )
         numbers = {
             "helpful": float(judged.helpful_B.mean()),
             "cost": float(judged.cost_B.mean()),
             "unsafe_rate": float(judged.unsafe_B.mean()),
-        } | answers.length_metrics(said)
+        } | answers.length_metrics(responses)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
             feasible = numbers["cost"] <= settings.validation.budget

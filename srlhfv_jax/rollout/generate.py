@@ -148,15 +148,15 @@ def _read(config: VLMConfig, params, prompts: PromptBatch, features: Features | 
     asked = prompts[:3]
     if not config.activation:
         return vlm.apply(config, params, *asked, features, cache, read=1)
-    P, own = prompts.tokens_BP.shape[1], len(config.activation)
-    shared = (x_BP[:, : P - own] for x_BP in asked)
+    P, suffix = prompts.tokens_BP.shape[1], len(config.activation)
+    shared = (x_BP[:, : P - suffix] for x_BP in asked)
     start = vlm.apply(config, lora.bare(params), *shared, features, cache, read=1)
 
     def step(index, carry):
         token = (jax.lax.dynamic_slice_in_dim(x_BP, index, 1, axis=1) for x_BP in asked)
         return vlm.apply(config, params, *token, cache=carry[1])
 
-    return jax.lax.fori_loop(P - own, P, step, start)
+    return jax.lax.fori_loop(P - suffix, P, step, start)
 
 
 def _after(prompts: PromptBatch) -> Int[Array, "B"]:

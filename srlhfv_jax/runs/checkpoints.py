@@ -43,11 +43,11 @@ def check_checkpoint(path: str, name: str, *heads: str) -> None:
     if peft.is_adapter(folder):
         weights.open_file(folder / peft.WEIGHTS)
     scored = folder / weights.HEADS_FILE
-    found = sorted(weights.open_file(scored)) if scored.is_file() else []
+    written = sorted(weights.open_file(scored)) if scored.is_file() else []
     for head in heads:
-        if head not in found:
+        if head not in written:
             raise UserError(
-                f"{name}={path} has no {head} head (it has {', '.join(found) or 'none'}): give the workdir of srlhfv scores"
+                f"{name}={path} has no {head} head (it has {', '.join(written) or 'none'}): give the workdir of srlhfv scores"
             )
 
 

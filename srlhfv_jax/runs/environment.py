@@ -19,9 +19,9 @@ def lines() -> list[str]:
     """Versions, commit, system, devices, the mesh that everything over fsdp would have, variables that are set."""
     hosts.initialize()
     devices = jax.devices()
-    found = [f"{name} {version}" for name, version in provenance.versions().items()]
-    found += [f"commit {provenance.commit() or 'none: not a git checkout'}", f"system {platform.platform()}"]
-    found += [f"processors {os.cpu_count()}"]
-    found += [f"devices {len(devices)} of {devices[0].platform} ({devices[0].device_kind}), {hosts.process_count()} processes"]
-    found += [f"{describe(make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1)))}"]
-    return found + [f"variable {name}={public(os.environ[name])}" for name in VARIABLES if name in os.environ]
+    facts = [f"{name} {version}" for name, version in provenance.versions().items()]
+    facts += [f"commit {provenance.commit() or 'none: not a git checkout'}", f"system {platform.platform()}"]
+    facts += [f"processors {os.cpu_count()}"]
+    facts += [f"devices {len(devices)} of {devices[0].platform} ({devices[0].device_kind}), {hosts.process_count()} processes"]
+    facts += [f"{describe(make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1)))}"]
+    return facts + [f"variable {name}={public(os.environ[name])}" for name in VARIABLES if name in os.environ]

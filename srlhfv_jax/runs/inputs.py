@@ -82,15 +82,15 @@ def unreadable(
     Args:
         prompt_length, response_length: longest prompt and answer in tokens; 0: any.
     """
-    codec, found = chat.codec(model.processor, max_pixels), []
+    codec, reasons = chat.codec(model.processor, max_pixels), []
     limits = dict(prompt_length=prompt_length or loader.UNLIMITED, response_length=response_length or loader.UNLIMITED)
     for row, example in enumerate(examples):
         try:
             tokens.encode(codec, example, row, literal=True, **limits)
-            found.append(None)
+            reasons.append(None)
         except Unusable as unusable:
-            found.append(unusable)
-    return found
+            reasons.append(unusable)
+    return reasons
 
 
 def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:
@@ -107,7 +107,7 @@ def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:
 def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
     """The processor must cut pictures as the model was made to see them."""
     config, vision = model.config, model.config.vision
-    for what, made, wanted in (
+    for what, value, expected in (
         ("the family", reader.family, config.family),
         ("the patch size", reader.patch, vision.patch),
         ("the number of features (= placeholders) of a tile", reader.features, vision.features),
@@ -115,9 +115,9 @@ def check_pictures(model: Pretrained, reader: pictures.Reader) -> None:
         ("the values of a patch", reader.values, vision.patch_values),
         ("the tile sizes", sorted(reader.pinpoints), sorted(set(reader.pinpoints) & set(config.pinpoints))),
     ):
-        if made != wanted:
+        if value != expected:
             raise UserError(
-                f"{model.path}: {what} is {made} in its processor files and {wanted} in config.json: correct one of them"
+                f"{model.path}: {what} is {value} in its processor files and {expected} in config.json: correct one of them"
             )
 
 

@@ -41,7 +41,7 @@ def optimizer_places(optimizer: optax.GradientTransformation, params: Any, mesh:
 
 def places(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shardings of a state that `create` makes: for out_shardings, so that every step leaves it where it was."""
-    whole = rules.whole(mesh)
+    whole = rules.replicated(mesh)
     return TrainState(rules.shardings(params, mesh), optimizer_places(optimizer, params, mesh), whole, whole)
 
 
