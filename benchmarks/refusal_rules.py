@@ -20,11 +20,11 @@ FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"
 REFUSED = {"full or partial": (FULL, PARTIAL), "full": (FULL,)}
 
 
-def agreement(said: np.ndarray, people: np.ndarray) -> str:
+def agreement(opinions: np.ndarray, people: np.ndarray) -> str:
     """accuracy, precision, recall, kappa of two boolean arrays."""
-    same, both = (said == people).mean(), (said & people).sum()
-    chance = said.mean() * people.mean() + (1 - said.mean()) * (1 - people.mean())
-    return f"{same:.3f}  {both / said.sum():.3f}  {both / people.sum():.3f}  {(same - chance) / (1 - chance):.2f}"
+    same, both = (opinions == people).mean(), (opinions & people).sum()
+    chance = opinions.mean() * people.mean() + (1 - opinions.mean()) * (1 - people.mean())
+    return f"{same:.3f}  {both / opinions.sum():.3f}  {both / people.sum():.3f}  {(same - chance) / (1 - chance):.2f}"
 
 
 def main(argv: Sequence[str]) -> None:

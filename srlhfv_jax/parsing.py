@@ -55,18 +55,18 @@ def check_key(config: ConfigDict, dotted: str) -> None:
 
 def collected(config: ConfigDict, words: list[str]) -> list[str]:
     """--config.data.columns.OURS=THEIRS, as often as there are columns -> one --config.data.columns with all of them as a tuple."""
-    kept: list[str] = []
+    arguments: list[str] = []
     pairs: dict[str, list[str]] = {}  # key of the config -> "OURS=THEIRS"
     for word in words:
         match = _COLUMN.fullmatch(word)
         if match is None:
-            kept.append(word)
+            arguments.append(word)
         else:
             pairs.setdefault(match["key"], []).append(f"{match['ours']}={match['theirs']}")
     for key, mapped in pairs.items():
         check_key(config, key)
-        kept.append(f"--config.{key}={tuple(mapped)!r}")
-    return kept
+        arguments.append(f"--config.{key}={tuple(mapped)!r}")
+    return arguments
 
 
 def key_hint(config: ConfigDict, section: ConfigDict, name: str) -> str:

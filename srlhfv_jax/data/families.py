@@ -66,12 +66,12 @@ class Layout(NamedTuple):
 class Family(NamedTuple):
     """One `model_type` of config.json."""
 
-    read: Callable[[Any], Reader]  # its processor, or the parts of it (`Bundle`)
+    read: Callable[[Any], Reader]  # of its processor, or of the parts of it
     layout: Callable[[Reader, tuple[int, int]], Layout]  # of a picture of (height, width) pixels
     # pixels of its smallest picture, and what of the processor's settings keeps others to so many pixels; None: one tile for all
     limit: Callable[[Reader, int], tuple[int, dict[str, Any]]] | None
     tiles: int  # most that it cuts a picture into; 0: it cuts none
-    own_processor: bool = False  # transformers makes its processor without torchvision
+    processor: str = ""  # class of transformers that makes its processor without torchvision; "": its parts are read (`Bundle`)
     keeps_middle: bool = False  # its processor makes the shorter side fit the tile, and keeps the middle
 
     @property
@@ -267,8 +267,8 @@ def _grid(reader: Reader, size: tuple[int, int]) -> tuple[int, int]:
 _SMOLVLM = Family(_read_smolvlm, _announced_tiles, _limit_smolvlm, tiles=17)
 _QWEN2_VL = Family(_read_qwen2_vl, _whole_grid, _limit_qwen2_vl, tiles=0)
 FAMILIES = {
-    "llava": Family(_read_llava, _one_tile, None, tiles=1, own_processor=True, keeps_middle=True),
-    "llava_next": Family(_read_llava_next, _whole_and_tiles, _limit_llava_next, tiles=5, own_processor=True),
+    "llava": Family(_read_llava, _one_tile, None, tiles=1, processor="LlavaProcessor", keeps_middle=True),
+    "llava_next": Family(_read_llava_next, _whole_and_tiles, _limit_llava_next, tiles=5, processor="LlavaNextProcessor"),
     "smolvlm": _SMOLVLM,
     "idefics3": _SMOLVLM,
     "gemma3": Family(_read_gemma3, _one_tile_between_words, None, tiles=1),

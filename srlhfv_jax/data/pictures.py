@@ -26,15 +26,13 @@ def reader(processor: Any) -> Reader:
     Raises:
         UserError: it is of an unknown kind, or does not say how many placeholders an image needs.
     """
-    from transformers import LlavaNextProcessor, LlavaProcessor
-
     if isinstance(processor, Bundle):
         return FAMILIES[processor.family].read(processor)
-    if isinstance(processor, LlavaNextProcessor):
-        return FAMILIES["llava_next"].read(processor)
-    if isinstance(processor, LlavaProcessor):
-        return FAMILIES["llava"].read(processor)
-    raise UserError(f"the processor {type(processor).__name__} is not one of a family that is supported")
+    name = type(processor).__name__
+    family = next((family for family in FAMILIES.values() if family.processor == name), None)
+    if family is None:
+        raise UserError(f"the processor {name} is not one of a family that is supported")
+    return family.read(processor)
 
 
 def limited(reader: Reader, max_pixels: int) -> Reader:

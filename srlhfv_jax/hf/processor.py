@@ -42,7 +42,7 @@ def _loaded(config: VLMConfig, folder: Path) -> Any:
     import transformers  # here: seconds of import that only reading a checkpoint should cost
 
     here = dict(local_files_only=True, trust_remote_code=False)
-    if config.vision is not None and FAMILIES[config.family].own_processor:
+    if config.vision is not None and FAMILIES[config.family].processor:
         return transformers.AutoProcessor.from_pretrained(str(folder), **here, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **here)
     if config.vision is None:

@@ -72,11 +72,11 @@ def all_recorded(policies: Mapping[str, str], samples: int, whole: Cases, cases:
 
 
 def _describe(name: str, path: str, answers: PolicyAnswers, samples: int, cases: Cases) -> None:
-    asked = [(benchmark, case.id, sample) for benchmark in cases for case in cases[benchmark] for sample in range(samples)]
-    missing = sum(place not in answers.texts for place in asked)
+    places = [(benchmark, case.id, sample) for benchmark in cases for case in cases[benchmark] for sample in range(samples)]
+    missing = sum(place not in answers.texts for place in places)
     if missing or answers.unknown or answers.unread.total():
         print(
-            f"warning: {name}: {missing} of {len(asked)} answers are not in {path}; {answers.unknown.total()} of its lines are about no "
+            f"warning: {name}: {missing} of {len(places)} answers are not in {path}; {answers.unknown.total()} of its lines are about no "
             f"case of these benchmarks, and {answers.unread.total()} are a case's answers beyond config.samples={samples} or said anew",
             file=sys.stderr,
             flush=True,

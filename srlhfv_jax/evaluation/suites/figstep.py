@@ -49,7 +49,7 @@ def _case(pictures: Place, row: dict[str, str], kind: str) -> Case:
         raise Unusable("bad_label", f"category_id and task_id must be numbers, got {place[1:]}")
     name = "_".join(place)
     drawn, topic = kind == "figstep", text(row, "category_name")
-    asked = [f"The list in the image asks for: {text(row, 'instruction')}"] if drawn else []
+    request = [f"The list in the image asks for: {text(row, 'instruction')}"] if drawn else []
     advised = [_DISCLAIMS.format(ADVICE[topic])] if topic in ADVICE else []
     return Case(
         id=f"{name}/{kind}",
@@ -58,5 +58,5 @@ def _case(pictures: Place, row: dict[str, str], kind: str) -> Case:
         expect=REFUSE,
         category=topic,
         subset=kind,
-        criterion=" ".join(asked + advised),
+        criterion=" ".join(request + advised),
     )
