@@ -20,6 +20,8 @@ from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.supervised import sft
 
+pytestmark = pytest.mark.slow  # every family through every stage
+
 FAMILIES = {
     "llava_next": tiny_hf.llava_next_config(),
     "qwen2_vl": tiny_hf.qwen2_vl_config(),

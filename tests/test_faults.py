@@ -18,12 +18,14 @@ def found(*flags: str) -> tuple[dict, str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_twenty_kills_in_every_stage_change_no_number_and_leave_no_debris():
     line, said = found("--kills=20", "--inputs=0")
     assert (line["kills"], line["faults"]) == (20, 0), said
     assert line["killed_runs"] >= 7, said  # of at most three kills each
 
 
+@pytest.mark.slow
 def test_five_hundred_damaged_inputs_are_used_or_refused_in_one_line():
     line, said = found("--kills=0", "--inputs=500")
     assert (line["inputs"], line["faults"]) == (500, 0), said

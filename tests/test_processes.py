@@ -17,6 +17,8 @@ from tiny_stages import numbers, same_numbers
 from srlhfv_jax.checkpoint import lock
 from srlhfv_jax.cli.main import main
 
+pytestmark = pytest.mark.slow  # stages in one process, in two, and killed
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -9,6 +9,8 @@ import time
 import pytest
 from commands import ENVIRONMENT, SRLHFV
 
+pytestmark = pytest.mark.slow  # the whole pipeline, and once more killed
+
 COMMAND = [*SRLHFV, "quickstart", "--config=configs/quickstart.py:short", "--seed=3"]
 
 

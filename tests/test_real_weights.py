@@ -25,6 +25,8 @@ from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.supervised import scores, sft
 
+pytestmark = pytest.mark.slow  # a pretrained model of 135 M parameters
+
 QUESTIONS = ("What is the capital of France?", "Name three fruits, and say of each where it grows.")
 IMAGE, PATCH = 48, 12
 CHAT = (

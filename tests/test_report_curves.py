@@ -12,6 +12,8 @@ from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.report import build, curves, workdir
 from srlhfv_jax.supervised import scores, sft
 
+pytestmark = pytest.mark.slow  # a run of every stage
+
 ROWS = {"data.split": "", "data.prompt_length": 40, "data.response_length": 24, "data.batch_size": 4}
 
 
