@@ -1,5 +1,5 @@
 """Packaging: `pip install -e '.[quickstart]'`, `.[test]`, `.[tpu]`, `.[gpu]`, `.[cuda13]`, `.[plan]`, `.[judge]`, `.[serve]`, `.[docs]`,
-`.[colab]`."""
+`.[colab]`, `.[wandb]`, `.[trackio]`."""
 
 from pathlib import Path
 
@@ -64,6 +64,8 @@ setup(
         "serve": SERVE,
         "docs": DOCS,
         "colab": COLAB,
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.26"],
         "test": [
             *QUICKSTART,
             *JUDGE,

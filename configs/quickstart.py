@@ -146,7 +146,7 @@ def _shared() -> dict:
         model=sections.small_model(),
         mesh=dict(data=-1, fsdp=1, tensor=1),  # all devices side by side
         checkpoint=sections.checkpoint(50),
-        log=dict(every_steps=10, tensorboard=False),
+        log=sections.log(10) | dict(tensorboard=False),
     )
 
 

@@ -120,10 +120,12 @@ def checkpoint(every: int) -> dict:
 
 
 def log(every: int) -> dict:
-    """Lines of metrics.jsonl."""
+    """Lines of metrics.jsonl, and who shows them."""
     return dict(
         every_steps=every,
         tensorboard=True,  # event files beside them
+        trackers=(),  # "wandb", "trackio"
+        project="srlhfv",  # of these
     )
 
 

@@ -156,7 +156,7 @@ def test_numbers_are_means_over_counts_and_nothing_counted_is_no_number():
 
 
 def test_metrics_are_cut_back_and_torn_lines_are_dropped(tmp_path):
-    writer = metrics.Writer(tmp_path, tensorboard=False)
+    writer = metrics.Writer(tmp_path)
     writer.cut_back(0)
     for step in (1, 2, 3):
         writer.write(step, {"loss": step / 7})
@@ -177,7 +177,7 @@ def test_results_are_sorted_flat_numbers(tmp_path):
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # tensorboardX would import it: seconds
-    writer = metrics.Writer(tmp_path, tensorboard=True)
+    writer = metrics.Writer(tmp_path, ("tensorboard",))
     writer.cut_back(0)
     writer.write(1, {"loss": 0.5})
     writer.timing(1, 0.1)

@@ -72,7 +72,7 @@ LINES = [
 
 @pytest.mark.parametrize("line", LINES, ids=short)
 def test_a_damaged_line_of_metrics_is_named(tmp_path, line):
-    writer, path = metrics.Writer(tmp_path, tensorboard=False), tmp_path / "metrics.jsonl"
+    writer, path = metrics.Writer(tmp_path), tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
     before = path.read_bytes()
     with pytest.raises(UserError) as error:

@@ -133,7 +133,7 @@ def train(
         batches=Batches() if batches is None else batches,
         total_steps=steps,
         manager=Manager(workdir, every, 2, SETTINGS),
-        writer=metrics.Writer(workdir, tensorboard=False),
+        writer=metrics.Writer(workdir),
         evaluate=judge if evaluate is None else evaluate,
         evaluate_every=evaluate_every,
         stop=stop,

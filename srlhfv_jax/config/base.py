@@ -108,10 +108,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Lines of WORKDIR/metrics.jsonl."""
+    """Lines of WORKDIR/metrics.jsonl, and who shows them while a run goes on."""
 
     every_steps: Count  # steps between two lines
     tensorboard: bool  # also write event files
+    trackers: tuple[Annotated[str, OneOf("wandb", "trackio")], ...]  # others that are told; each is an extra of the package
+    project: str  # of these trackers
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LATER: dict[str, Any] = {
     "chosen_means": "helpful",
     "fetch": False,
 }  # of `data`
+LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv"}
 
 
 def kind_of(keys: Collection[str], origin: str) -> type[Trained]:
@@ -51,4 +52,6 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in GONE}
     if "picture_buckets" in kept:
         kept = LATER | kept
+    if "tensorboard" in kept:
+        kept = LATER_OF_LOG | kept
     return {name: current(value) if isinstance(value, dict) else value for name, value in kept.items()}

@@ -77,6 +77,14 @@ def metrics(static: Static, experience: Experience, sampled: Rollout) -> dict[st
     return numbers
 
 
+def row_numbers(experience: Experience) -> dict[str, Float[Array, "B"]]:
+    """Reward, cost, length in tokens and KL to the reference (summed over its tokens) of each answer."""
+    mask_BR = experience.rollout.response_mask_BR
+    kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
+    lengths_B = jnp.sum(mask_BR, axis=1)
+    return {"reward": experience.reward_B, "cost": experience.cost_B, "length": lengths_B, "kl": jnp.sum(kl_BR, axis=1)}
+
+
 def hidden(static: Static, trees: Trees, rollout: Rollout, images: Images | None) -> dict[str, Float[Array, "B R D"]]:
     """Tree name -> the hidden states that its heads read before each response token."""
 

@@ -29,7 +29,7 @@ from srlhfv_jax.ppo_lag.update import Training, update
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.training import optimizer as optimizers, state as states
+from srlhfv_jax.training import loop, optimizer as optimizers, state as states
 
 
 class Extra(NamedTuple):
@@ -107,6 +107,8 @@ class Iteration:
             )
             for training in (training, training._replace(optimizers=alone, train_policy=False))
         )
+        self.row_numbers = jax.jit(experience.row_numbers, out_shardings=rows)
+        self.shows_rows = settings.log.tensorboard or bool(settings.log.trackers)
         self.idle_trees = idle_trees(settings, models)
         self._done: int | None = None  # iterations so far, counted here: reading state.step would wait for the update before
 
@@ -159,10 +161,19 @@ class Iteration:
         calls = self.calls(state, prompts, ptx, keys, warming=warming, fit_critics=done == 0, check=first)
         warm_up = state.extra.warm_up
         del state  # an update gives its own, and takes these buffers
-        state, metrics = drive(calls, lambda call: call.function(*call.arguments))
+        rows: dict[str, jax.Array] = {}
+
+        def run(call: Call) -> Any:
+            result = call.function(*call.arguments)
+            if call.name == "score" and self.shows_rows:
+                rows.update(self.row_numbers(result[0]))
+            return result
+
+        state, metrics = drive(calls, run)
         if warming:
             explained = sum(float(hosts.to_host(metrics[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
             warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
+        metrics |= {loop.ROWS: rows} if rows else {}
         return self.offload_idle(state._replace(extra=state.extra._replace(warm_up=warm_up))), metrics
 
     def keys(self, number: int) -> Keys:

@@ -27,7 +27,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
 from srlhfv_jax.runs.stage import Run
-from srlhfv_jax.training import metrics
+from srlhfv_jax.training import metrics, trackers
 from srlhfv_jax.training.metrics import Writer
 
 EXPORT = "export"
@@ -93,6 +93,7 @@ def write_result(workdir: Path, result: dict[str, Any], began: float) -> None:
 def start(settings: Trained, workdir: Path) -> Started:
     """Join the other processes, lay out the mesh, open the workdir."""
     began = time.monotonic()
+    trackers.check(settings.log.trackers)
     hosts.initialize()
     mesh = make_mesh(settings.mesh)
     kernels.check(settings.model.attention, mesh.devices.flat[0].platform)
@@ -102,7 +103,10 @@ def start(settings: Trained, workdir: Path) -> Started:
     write_settings(workdir, settings)
     export.clear(workdir)
     manager = Manager(workdir, settings.checkpoint.every_steps, settings.checkpoint.keep, to_dict(settings))
-    return Started(workdir, mesh, Writer(workdir, settings.log.tensorboard), manager, began)
+    log = settings.log
+    names = (*(("tensorboard",) if log.tensorboard else ()), *dict.fromkeys(log.trackers))
+    writer = Writer(workdir, names, project=log.project, settings=to_dict(settings))
+    return Started(workdir, mesh, writer, manager, began)
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:

@@ -4,4 +4,5 @@ loop, progress         resume, step, log, evaluate, save, stop; the line that sh
 step                   gradients of sums over microbatches, one division, the optimizer
 optimizer, state       AdamW and Muon; state and random keys
 metrics, compiles      numbers in files; compilations while a run goes on
+trackers, background   who else shows the numbers; each in a thread of its own, so that none stops or slows a run
 """

@@ -26,6 +26,7 @@ from srlhfv_jax.training.compiles import Watch
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.progress import Progress
 
+ROWS = "rows"  # among the metrics of a step: values of each row
 UNEVALUATED = "unevaluated"  # among the notes of a checkpoint whose evaluation failed
 
 
@@ -70,7 +71,8 @@ def run(
 
     Args:
         name: of the stage, for progress and messages.
-        step_fn: (state, batch) -> (state, metrics); a metric is a device scalar or (sum, count), left out where its count is 0.
+        step_fn: (state, batch) -> (state, metrics); a metric is a device scalar or (sum, count), left out where its count is 0;
+            under `ROWS` there may be arrays [B] by name, of which trackers show histograms.
         state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
         evaluate: (state, step) -> numbers logged under their own names, every `evaluate_every` steps and after the last.
         log_every: steps between lines of metrics.jsonl, which has the first and last as well; all are checked for non-finite numbers.
@@ -90,6 +92,7 @@ def run(
         _check_finite(name, step, values, manager)
         if step % log_every == 0 or step in (1, total_steps):
             writer.write(step, values)
+            writer.histograms(step, hosts.to_host(metrics.get(ROWS, {})))
         writer.timing(step, time.monotonic() - began)
         progress.update(step, values)
 
@@ -192,7 +195,7 @@ def _resume(
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Fetch: waits for the step. (sum, count) becomes the mean; nothing counted, no number."""
     values = {}
-    for metric, value in hosts.to_host(metrics).items():
+    for metric, value in hosts.to_host({name: value for name, value in metrics.items() if name != ROWS}).items():
         if isinstance(value, tuple):
             total, count = (float(part) for part in value)
             if count != 0:

@@ -1,13 +1,14 @@
-"""Writers of numbers: WORKDIR/metrics.jsonl, TensorBoard, WORKDIR/result.json.
+"""Writers of numbers: WORKDIR/metrics.jsonl and its mirrors (trackers.py), WORKDIR/result.json.
 
 metrics.jsonl holds nothing that depends on the clock, so that a resumed run writes the same file as an uninterrupted one; step
-times go to TensorBoard and the progress line. Only the first process writes.
+times go to trackers and the progress line. Only the first process writes.
 """
 
 import io
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +18,111 @@ import numpy as np
 from srlhfv_jax import files
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.training.background import Background
+from srlhfv_jax.training.trackers import EXTRAS, Record, Run, make, run_id
 
 ADVICE = "remove that line"
 
 
-class Writer:
-    """Appends one JSON object per logged step, "step" first; mirrors it to TensorBoard."""
+class Jsonl:
+    """WORKDIR/metrics.jsonl as a tracker: one JSON object per logged step, "step" first. Unlike the others it must not fail."""
 
-    def __init__(self, workdir: Path, tensorboard: bool) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = None
+
+    def start(self, run: Run) -> None:
+        """Forget what was written after `run.step`, and a last line torn by a kill; later lines are appended."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read(self.path) if row["step"] <= run.step]
+        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a")
+
+    def log(self, step: int, record: Record) -> None:
+        self._file.write(json.dumps({"step": step, **_plain(dict(record.numbers))}) + "\n")
+        self._file.flush()  # survives a kill -9 of this process
+
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Writer:
+    """Writes a run's numbers to metrics.jsonl, and mirrors them to trackers. First process only."""
+
+    def __init__(
+        self, workdir: Path, names: Sequence[str] = (), *, project: str = "", settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """
+        Args:
+            names: of trackers (`trackers.make`).
+            project, settings: what they are told of the run.
+        """
         self.path = Path(workdir) / "metrics.jsonl"
         self._first = hosts.process_index() == 0
-        self._events = Path(workdir) / "tensorboard" if tensorboard and self._first else None
-        self._file = None
-        self._summary = None
+        self._names = tuple(names) if self._first else ()
+        self._about = {"project": project, "settings": settings or {}}
+        self._jsonl = Jsonl(self.path)
+        self._trackers: list[Background] = []
+        self._started = False
         if self._first:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether this process has trackers, which show histograms too."""
+        return bool(self._names)
 
     def cut_back(self, step: int) -> None:
         """Forget what was written after `step` (0: everything), and a last line torn by a kill; later writes append."""
         self.close()
         if not self._first:
             return
-        kept = [row for row in read(self.path) if row["step"] <= step]
-        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a")
-        if self._events is not None:
-            from tensorboardX import SummaryWriter  # here, because it imports torch where that is installed: seconds
-
-            self._summary = SummaryWriter(str(self._events), purge_step=step + 1 if step else None)
+        workdir = self.path.parent
+        self._jsonl.start(Run(workdir, step))
+        if self._names:
+            known = run_id(workdir, step) if set(self._names) & set(EXTRAS) else ""
+            run = Run(workdir, step, id=known, **self._about)
+            self._trackers = [Background(name, make(name), run) for name in self._names]
+        self._started = True
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the numbers of a step. A second call for the same step (an evaluation) adds a line of its own."""
         if not self._first:
             return
-        if self._file is None:
+        if not self._started:
             self.cut_back(step)
-        self._file.write(json.dumps({"step": step, **_plain(values)}) + "\n")
-        self._file.flush()  # survives a kill -9 of this process
-        self._scalars(step, values)
+        self._jsonl.log(step, Record(values))
+        self._mirror(step, Record(values))
+
+    def histograms(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Values of each answer of a step, [B] by name, for trackers only."""
+        if values:
+            self._mirror(step, Record(histograms=values))
 
     def sync(self) -> None:
         """Flush what was written to the disk, before a checkpoint that stands for it goes there."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+        self._jsonl.sync()
 
     def timing(self, step: int, seconds: float) -> None:
-        """Seconds of one step, for TensorBoard only."""
-        self._scalars(step, {"seconds_per_step": seconds})
+        """Seconds of one step, for trackers only."""
+        self._mirror(step, Record({"seconds_per_step": seconds}))
 
-    def _scalars(self, step: int, values: dict[str, float]) -> None:
-        if self._summary is not None:
-            for name, value in values.items():
-                self._summary.add_scalar(name, value, step)
+    def _mirror(self, step: int, record: Record) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, record)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._summary is not None:
-            self._summary.close()
-            self._summary = None
+        self._jsonl.close()
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers, self._started = [], False
 
 
 def write_result(workdir: Path, result: dict[str, Any]) -> None:
