@@ -6,6 +6,7 @@
     curves       multiplier, PPO, supervised stages             guarded       the guard
     results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
     policies     names, columns and numbers of policies         workdir       what a workdir holds
+    watch        the page of a run that goes on
     figure       a drawing -> PNGs in HTML                      plots, labels what a drawing draws
 
 Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json), no checkpoints. What a workdir

@@ -9,8 +9,11 @@ from srlhfv_jax.report.workdir import Workdir, read
 TITLE = "Safe RLHF-V"
 
 
-def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
+def write_report(workdir: Path | str, path: Path | str | None = None, *, reload_seconds: int = 0) -> Path:
     """Write the report of a workdir (to WORKDIR/report.html unless `path` says otherwise) and return where it is.
+
+    Args:
+        reload_seconds: how often a browser loads the page again; 0: never.
 
     Raises:
         UserError: the workdir has nothing to report on, or a damaged file.
@@ -18,12 +21,14 @@ def write_report(workdir: Path | str, path: Path | str | None = None) -> Path:
     work = read(Path(workdir))
     path = work.path / "report.html" if path is None else Path(path)
     part = path.with_name(path.name + ".part")
-    part.write_text(render(work), encoding="utf-8", errors="replace")  # half surrogates are no characters
+    part.write_text(
+        render(work, reload_seconds=reload_seconds), encoding="utf-8", errors="replace"
+    )  # half surrogates are no characters
     os.replace(part, path)
     return path
 
 
-def render(work: Workdir) -> str:
+def render(work: Workdir, *, reload_seconds: int = 0) -> str:
     """The report as one HTML document that needs nothing else: the result, pictures, answers, curves, tables, and targets last."""
     everything = (
         lead.picture_section(work),
@@ -51,4 +56,4 @@ def render(work: Workdir) -> str:
         "Cost above 0 means unsafe, everywhere.",
         "dim",
     )
-    return page.page(f"{TITLE}: {name}", top, sections, samples.attribution(work))
+    return page.page(f"{TITLE}: {name}", top, sections, samples.attribution(work), reload_seconds=reload_seconds)

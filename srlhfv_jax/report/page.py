@@ -22,14 +22,19 @@ class Section(NamedTuple):
     absent: str = ""  # what is missing then, in words; "": nothing that a reader would look for
 
 
-def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole document; `lead`, `footer` and the section bodies are HTML, titles are text."""
+def page(title: str, lead: str, sections: Sequence[Section], footer: str, *, reload_seconds: int = 0) -> str:
+    """The whole document; `lead`, `footer` and the section bodies are HTML, titles are text.
+
+    Args:
+        reload_seconds: how often it is loaded again; 0: never.
+    """
     links = "".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in sections)
     bodies = "\n".join(
         f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>\n{section.body}</section>' for section in sections
     )
+    again = f'<meta http-equiv="refresh" content="{reload_seconds}">\n' if reload_seconds else ""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{lead}\n<nav>{links}</nav>\n{bodies}\n"

@@ -83,6 +83,15 @@ def read(path: Path) -> Workdir:
     return work
 
 
+def sources(path: Path) -> list[Path]:
+    """The files that `read` reads, as far as they are there."""
+    logs = [file for pattern in PLACES for file in path.glob(pattern)]
+    folders = dict.fromkeys([path, *(file.parent for file in logs)])
+    others = [folder / name for folder in folders for name in ("result.json", "config.json")]
+    others += [path / name for name in ("samples.jsonl", "score_distributions.json")]
+    return sorted({*logs, *(file for file in others if file.is_file())})
+
+
 def series(stage: Stage, key: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps, values) of the rows that have a finite number under `key`; at most POINTS of them, neighbours averaged."""
     pairs = [(row["step"], row[key]) for row in stage.rows if _number(row.get(key)) and _number(row.get("step"))]

@@ -86,19 +86,10 @@ def run(
         UserError: a metric is not finite, and the checkpoints are those from before; or another run is in the workdir.
     """
     notes = {} if notes is None else notes
-
-    def report(step: int, metrics: dict[str, Any], began: float) -> None:
-        values = _numbers(metrics)
-        _check_finite(name, step, values, manager)
-        if step % log_every == 0 or step in (1, total_steps):
-            writer.write(step, values)
-            writer.histograms(step, hosts.to_host(metrics.get(ROWS, {})))
-        writer.timing(step, time.monotonic() - began)
-        progress.update(step, values)
-
     with lock.held(manager.workdir), contextlib.closing(writer), contextlib.closing(manager), contextlib.ExitStack() as stack:
         state, start, unevaluated = _resume(name, state, batches, manager, writer, notes)
         progress = Progress(name, start, total_steps, show)
+        report = _Report(name, total_steps, log_every, manager, writer, progress)
         came, watch = stack.enter_context(_signals()), stack.enter_context(Watch(progress.say))
         measure = _Evaluation(evaluate, evaluate_every, total_steps, writer, manager, batches, notes, watch)
         if export is not None and start == total_steps:
@@ -132,6 +123,26 @@ def run(
                 manager.wait()
                 raise progress.stopped(step, KeyboardInterrupt() if number == signal.SIGINT else Preempted())
     return state
+
+
+class _Report(NamedTuple):
+    """Fetches the numbers of a step, checks them, and tells those who show them."""
+
+    name: str
+    total_steps: int
+    log_every: int
+    manager: Manager
+    writer: Writer
+    progress: Progress
+
+    def __call__(self, step: int, metrics: dict[str, Any], began: float) -> None:
+        values = _numbers(metrics)
+        _check_finite(self.name, step, values, self.manager)
+        if step % self.log_every == 0 or step in (1, self.total_steps):
+            self.writer.write(step, values)
+            self.writer.histograms(step, hosts.to_host(metrics.get(ROWS, {})))
+        self.writer.timing(step, time.monotonic() - began)
+        self.progress.update(step, values)
 
 
 class _Evaluation(NamedTuple):
