@@ -13,7 +13,7 @@ import tiny_training as tiny
 from PIL import Image
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import SFTConfig, to_dict
+from srlhfv_jax.config import SFTConfig, stored, to_dict
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.training import background, loop, metrics, trackers
 
@@ -204,3 +204,8 @@ def test_values_of_rows_reach_trackers_and_no_line_of_metrics(tmp_path, one_devi
     tiny.train(tmp_path, one_device, steps=2, change=with_rows)
     assert [step for step, values in shown.logged if "histogram/error" in values] == [1, 2]
     assert all("error" not in row and "rows" not in row for row in tiny.rows(tmp_path))
+
+
+def test_workdirs_of_before_know_no_trackers():
+    before = {"log": {"every_steps": 10, "tensorboard": False}}
+    assert stored.current(before)["log"] == {"trackers": [], "project": "srlhfv", "every_steps": 10, "tensorboard": False}

@@ -42,7 +42,7 @@ def _write(workdir: Path, path: Path | None, *, first: bool) -> None:
 
 
 def _stamps(workdir: Path) -> dict[Path, tuple[int, int]]:
-    """When each file that the report reads was last changed, and its size."""
+    """Time of the last change and size of each file that the report reads."""
     stamps = {}
     for file in sources(workdir):
         try:
