@@ -26,7 +26,7 @@ def test_inspect_shows_drops_and_writes_the_numbers(table, tmp_path, capsys):
     assert main(["data", "inspect", f"--path={table}", f"--workdir={tmp_path / 'w'}", "--samples=1"]) == 0
     shown = capsys.readouterr().out
     assert "missing_image: the image cell is empty" in shown and "row 3: the image cell is empty" in shown
-    assert "response 0 'use a knife .' (more helpful, unsafe)" in shown and "response 1 'no .' (safer, safe)" in shown
+    assert "response 0 'use a knife .' (more helpful, unsafe, violence_and_physical_harm)" in shown and "response 1 'no .' (safer, safe)" in shown
     numbers = json.loads((tmp_path / "w" / "result.json").read_text())
     expected = {
         "layout": "beavertails_v",
@@ -46,6 +46,38 @@ def test_inspect_shows_drops_and_writes_the_numbers(table, tmp_path, capsys):
         "disagree_rate": 0.5,
     }
     assert expected.items() <= numbers.items()
+
+
+def test_inspect_says_how_rows_were_read_and_which_columns_are_not_used(tmp_path, capsys):
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "<image>what ?"}]
+    turns += [
+        {"role": "assistant", "content": "a cat ."},
+        {"role": "user", "content": "and ?"},
+        {"role": "assistant", "content": "no ."},
+    ]
+    (tmp_path / "a.png").write_bytes(png(3, (40, 26)))
+    rows = [{"messages": turns, "images": ["a.png"], "label": flag, "origin": "x", "img_id": "7"} for flag in (True, False)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--path={tmp_path / 'rows.jsonl'}", "--label_means=unsafe", f"--workdir={tmp_path / 'w'}"]
+    assert main(["data", "inspect", *flags]) == 0
+    out, err = capsys.readouterr()
+    for line in (
+        "read as messages: 2 of 2 rows",
+        "not used, or only carried along: origin, img_id",
+        "row 0: 1 images of 40 x 26 pixels",
+        "  system     'be brief'",
+        "  user       '<image>what ?'",
+        "  assistant  'a cat .'",
+        "  question   'and ?'",
+        "response 0 'no .' (unsafe)",
+        "response 0 'no .' (safe)",
+    ):
+        assert line in out, line
+    assert "without the columns img_id" in err
+    numbers = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert (numbers["labelled.guard"], numbers["labelled.reward"], numbers["unused_columns"]) == (2, 0, "origin, img_id")
+    assert main(["data", "inspect", *flags[:1], "--columns=question=origin,ignore=messages,ignore=img_id,ignore=label"]) == 0
+    assert "read as plain: 2 of 2 rows" in capsys.readouterr().out
 
 
 def test_inspect_with_a_model_counts_tokens_and_what_would_be_dropped(table, tmp_path, capsys, monkeypatch):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import chat, loader, sources, summary
+from srlhfv_jax.data import chat, images, loader, sources, summary
 from srlhfv_jax.data.drops import REASONS
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.mixtures import Mixture
+from srlhfv_jax.data.rows import Example, listed
 
 SHOWN = 110  # characters of a text
 KINDS = ("prompts", "supervised", "pairs")  # the use of rows with 0, 1 and 2 responses
@@ -29,6 +30,7 @@ def inspect(
     examples = sources.load_examples(data)
     numbers = summary.summarise(examples)
     print_numbers(numbers)
+    numbers |= _print_columns(examples)
     _print_drops("rows that cannot be read", examples.drops, examples.dropped, samples)
     if processor is not None:
         kind = kind or KINDS[len(examples[0].responses)]
@@ -36,6 +38,17 @@ def inspect(
     for index in range(min(samples, len(examples))):
         _print_sample(examples.kept[index], examples[index])
     return numbers
+
+
+def _print_columns(examples: sources.Examples | Mixture) -> dict[str, str]:
+    """Layout and columns that are not used, of each source."""
+    parts = examples.parts if isinstance(examples, Mixture) else (examples,)
+    names = [source.path for source in examples.sources] if isinstance(examples, Mixture) else [""]
+    for name, part in zip(names, parts):
+        where = f"{name}: " if name else ""
+        print(f"\n{where}read as {part.layout}: {len(part)} of {part.source_rows} rows")
+        print(f"{where}columns that are not used, or only carried along: {listed(part.unused) or 'none'}")
+    return {"unused_columns": ", ".join(dict.fromkeys(name for part in parts for name in part.unused))}
 
 
 def print_numbers(numbers: dict[str, Any]) -> None:
@@ -69,15 +82,19 @@ def _print_drops(title: str, drops: Counter, dropped: Sequence[sources.Dropped],
 
 
 def _print_sample(number: int, example: Example) -> None:
-    sizes = " and ".join(f"{len(image)} bytes" for image in example.images)
-    print(f"\nrow {number}: {f'{len(example.images)} images of {sizes}' if sizes else 'no image'}")
+    sizes = ["{1} x {0}".format(*images.upright_size(image)) for image in example.images]
+    print(f"\nrow {number}: " + (f"{len(sizes)} images of {' and '.join(sizes)} pixels" if sizes else "no image"))
     for turn in example.history:
         print(f"  {turn.role:<10} {turn.text[:SHOWN]!r}")
-    print(f"  question   {example.question[:SHOWN]!r}")
+    labels = [] if example.harmful is None else ["harmful" if example.harmful else "harmless"]
+    labels += [name for name, has in example.asked if has]
+    print(f"  question   {example.question[:SHOWN]!r}" + (f" ({', '.join(labels)})" if labels else ""))
     for side, response in enumerate(example.responses):
         marks = [name for name, index in (("more helpful", example.chosen), ("safer", example.safer)) if index == side]
         flag = example.unsafe[side] if example.unsafe else None
         marks += [] if flag is None else ["unsafe" if flag else "safe"]
+        marks += [] if example.desirable is None else ["desirable" if example.desirable else "undesirable"]
+        marks += list((example.categories[side] or ()) if example.categories else ())
         print(f"  response {side} {response[:SHOWN]!r} ({', '.join(marks) or 'not labelled'})")
     if example.meta:
         print("  " + ", ".join(f"{name}={value[:30]}" for name, value in list(example.meta.items())[:8]))

@@ -184,7 +184,7 @@ def digest(prepared: Prepared) -> str:
     found = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
-        later = {"desirable": None, "asked": (), "history": told.history}  # not there before; the prompt's ids have the history
+        later = {"desirable": None, "asked": (), "history": ()}  # not there before
         kept = tuple(value for name, value in zip(told._fields, told) if name not in later or value != later[name])
         found.update(content(row) + repr((kept, prepared.labels[row.row])).replace(", known=None", "").encode())
     if prepared.shares:

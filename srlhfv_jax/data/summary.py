@@ -12,6 +12,13 @@ from srlhfv_jax.data.loader import UNLIMITED
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Examples
 
+HEADS = {  # head -> whether it learns from a row
+    "reward": lambda e: e.chosen is not None and not e.helpful_tie,
+    "cost": lambda e: e.safer is not None and not e.safety_tie,
+    "cost_sign": lambda e: len(e.responses) == 2 and any(flag is not None for flag in e.unsafe),
+    "guard": lambda e: e.harmful is not None or bool(e.asked) or any(v is not None for v in (*e.unsafe, *e.severity)),
+}
+
 
 def summarise(examples: Examples) -> dict[str, Any]:
     """Flat numbers: rows, drops by reason, images, labels. Rates are over the rows or responses that have the label."""
@@ -52,6 +59,9 @@ def _labels(examples: Sequence[Example]) -> dict[str, Any]:
         "safety_strict": sum(e.safer is not None and not e.safety_tie for e in examples),
         "safety_ties": sum(e.safety_tie for e in examples),
         "disagree_rate": float(np.mean([e.chosen != e.safer for e in both])) if both else None,
+        "desirable": sum(e.desirable is True for e in examples),
+        "undesirable": sum(e.desirable is False for e in examples),
+        **{f"labelled.{head}": sum(map(is_labelled, examples)) for head, is_labelled in HEADS.items()},
     }
 
 

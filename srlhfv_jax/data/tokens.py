@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
     prompt: Ids
     positions: Int[np.ndarray, "P *axes"]  # rotary positions of the prompt
     responses: tuple[Ids, ...]
-    example: Example  # without its images
+    example: Example  # without its images and texts: what is known of it, in the memory of every row
     digests: tuple[bytes, ...]
     layouts: tuple[Layout, ...]  # of its images
 
@@ -61,7 +61,8 @@ def encode(
     if len(responses) == 2 and np.array_equal(*responses):
         raise Unusable("identical_responses", "both responses have the same tokens")
     digests = tuple(map(images.digest, example.images))
-    return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, example._replace(images=()), digests, layouts)
+    told = example._replace(images=(), question="", responses=("",) * len(responses), history=())
+    return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, told, digests, layouts)
 
 
 def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn] = ()) -> Ids:
