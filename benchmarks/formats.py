@@ -277,17 +277,22 @@ def train(stage: str, base: Path, rows: Path, options: tuple[str, ...], workdir:
     command, changes = STAGES[stage]
     kind, run = {"sft": (SFTConfig, sft.run), "scores": (ScoresConfig, scores.run), "guard": (GuardConfig, guard.run)}[command]
     lengths = ("data.prompt_length=64", "data.response_length=32", "model.scan_unroll=1", "mesh.fsdp=1")
-    given = (f"init={base}", "init_random=true", f"data.path={rows}", *lengths, *(f"data.{one}" for one in options), *changes)
+    weights = () if (base / "export").exists() or command != "sft" else ("init_random=true",)
+    given = (f"init={base}", *weights, f"data.path={rows}", *lengths, *(f"data.{one}" for one in options), *changes)
     argv = [f"--config={command}.py:tiny", f"--workdir={workdir}", *(f"--config.{one}" for one in given)]
     return run(*settings.stage(command, kind, argv, ""))
 
 
-def base_model(folder: Path) -> Path:
-    """A small LLaVA without weights, whose words are bytes."""
+def base_model(folder: Path, content: list[Talk]) -> Path:
+    """The workdir of a small LLaVA with weights: two steps from random ones."""
     from srlhfv_jax.data.quickstart import processor
 
     small = dict(patch=16, vision_layers=1, vision_width=16, text_layers=2, text_width=16, heads=2)
-    return processor.write_base(folder / "base", **small)
+    rows = folder / "base.jsonl"
+    rows.write_text("".join(json.dumps(LAYOUTS["plain"].row(talk)) + "\n" for talk in content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        train("sft", processor.write_base(folder / "shape", **small), rows, (), folder / "base")
+    return folder / "base"
 
 
 def chosen() -> Iterator[tuple[str, Written]]:
@@ -346,7 +351,8 @@ def main(_) -> int:
         if FLAGS.table:
             table(folder, content)
             return 0
-        base, right, count = base_model(folder), 0, 0
+        base = folder if FLAGS.untrained else base_model(folder, content)
+        right, count = 0, 0
         for name, written in chosen():
             line = tried(name, written, folder, base, content)
             print(json.dumps(line), flush=True)

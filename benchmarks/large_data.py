@@ -59,12 +59,12 @@ def tokenizer(path: Path):
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    made = ByteLevelBPETokenizer()
+    core = ByteLevelBPETokenizer()
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         texts = [json.loads(line)["response_0"] for _, line in zip(range(5_000), file)]
-    made.train_from_iterator(texts, vocab_size=32_000, special_tokens=["<s>", "</s>", "<pad>", "<unk>"], show_progress=False)
+    core.train_from_iterator(texts, vocab_size=32_000, special_tokens=["<s>", "</s>", "<pad>", "<unk>"], show_progress=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+        tokenizer_object=core._tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
 
 
@@ -77,12 +77,12 @@ def measure(path: Path) -> dict[str, float]:
     """Seconds and memory of each step."""
     from srlhfv_jax.data import loader, sources
 
-    made, before = tokenizer(path), peak()
+    processor, before = tokenizer(path), peak()
     data = loader.single_pass(str(path), prompt_length=512, response_length=512, batch_size=32, workers=2)
     began = time.monotonic()
     examples = sources.load_examples(data)
     opened = time.monotonic()
-    prepared = loader.fit("pairs", examples, made, data)
+    prepared = loader.fit("pairs", examples, processor, data)
     fitted = time.monotonic()
     next(loader.batches(prepared, "pairs", None, data, seed=0))
     ended = time.monotonic()

@@ -26,7 +26,10 @@ def test_inspect_shows_drops_and_writes_the_numbers(table, tmp_path, capsys):
     assert main(["data", "inspect", f"--path={table}", f"--workdir={tmp_path / 'w'}", "--samples=1"]) == 0
     shown = capsys.readouterr().out
     assert "missing_image: the image cell is empty" in shown and "row 3: the image cell is empty" in shown
-    assert "response 0 'use a knife .' (more helpful, unsafe, violence_and_physical_harm)" in shown and "response 1 'no .' (safer, safe)" in shown
+    assert (
+        "response 0 'use a knife .' (more helpful, unsafe, violence_and_physical_harm)" in shown
+        and "response 1 'no .' (safer, safe)" in shown
+    )
     numbers = json.loads((tmp_path / "w" / "result.json").read_text())
     expected = {
         "layout": "beavertails_v",

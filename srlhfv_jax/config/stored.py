@@ -49,9 +49,9 @@ def read(settings: dict[str, Any], origin: str) -> Trained:
 
 def current(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that are gone, and with what held before those that came later."""
-    kept = {name: value for name, value in settings.items() if name not in GONE}
-    if "picture_buckets" in kept:
-        kept = LATER | kept
-    if "tensorboard" in kept:
-        kept = LATER_OF_LOG | kept
-    return {name: current(value) if isinstance(value, dict) else value for name, value in kept.items()}
+    values = {name: value for name, value in settings.items() if name not in GONE}
+    if "picture_buckets" in values:
+        values = LATER | values
+    if "tensorboard" in values:
+        values = LATER_OF_LOG | values
+    return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}
