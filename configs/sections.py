@@ -126,6 +126,8 @@ def log(every: int) -> dict:
         tensorboard=True,  # event files beside them
         trackers=(),  # "wandb", "trackio"
         project="srlhfv",  # of these
+        samples_every=0,  # iterations of ppo_lag between two answers to the same prompts; 0 = none
+        samples=8,  # such prompts
     )
 
 

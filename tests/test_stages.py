@@ -1,5 +1,6 @@
 """Stages on tiny models, from rows on disk to exports: text-only Safe RLHF from end to end, meshes, separate roles, refusals."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ from tiny_stages import picture_task, settings
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import processor as task_processor
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import same_prompts
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.ppo_lag import run as ppo_lag
@@ -83,6 +85,12 @@ def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_pa
     assert log[0]["kl"] == pytest.approx(0.0, abs=1e-5) and log[0]["mismatch"] < 1e-5
     assert any("validation.cost" in line for line in log)
     assert done["lambda.final"] >= 0 and load_pretrained(tmp_path / "ppo_lag").config.vision is None
+    watched = dataclasses.replace(constrained, log=dataclasses.replace(constrained.log, samples_every=1, samples=3))
+    ppo_lag.run(watched, tmp_path / "watched")
+    assert lines(tmp_path / "watched") == log  # answers to the same prompts change no number of the run
+    asked = [json.loads(line) for line in (tmp_path / "watched" / same_prompts.FILE).read_text().splitlines()]
+    assert [list(row["answers"]) for row in asked] == [["0", "1", "2"]] * 3
+    assert {"reward", "cost", "length"} <= asked[0]["answers"]["2"].keys()
 
 
 def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):

@@ -114,6 +114,8 @@ class LogConfig:
     tensorboard: bool  # also write event files
     trackers: tuple[Annotated[str, OneOf("wandb", "trackio")], ...]  # others that are told; each is an extra of the package
     project: str  # of these trackers
+    samples_every: CountOrOff  # iterations of ppo_lag between two answers to the same prompts; 0 = none
+    samples: Annotated[int, Range(1, 1000)]  # such prompts
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

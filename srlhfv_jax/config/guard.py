@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Range, Rows, Seed, Weight
-from srlhfv_jax.config.unread import Unread, of_adapters
+from srlhfv_jax.config.unread import Unread, of_adapters, of_samples
 
 PAIRS = ("split", "batch_size", "coef", "sign", "sign_weight", "score_l2", "evaluation_split")  # without config.pairs.path
 
@@ -64,6 +64,7 @@ class GuardConfig:
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
+        yield from of_samples()
         yield Unread("model.logp_chunk", "no logits are made for a guard", 0)
         if not self.calibration:
             for name in ("false_positive_rate", "thresholds", "calibration_split"):

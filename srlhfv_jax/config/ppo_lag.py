@@ -129,6 +129,8 @@ class PPOLagConfig:
                 yield Unread(name, f"config.scorer scores with config.sharing={self.sharing!r}", "")
         elif self.reward and self.cost:
             yield Unread("scorer", "config.reward and config.cost score", "")
+        if self.log.samples_every == 0:
+            yield Unread("log.samples", "config.log.samples_every is 0")
         if self.critic_warmup == 0:
             yield Unread("critic_warmup_rate", "config.critic_warmup is 0")
         if self.ptx.coef == 0:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Seed, Weight
-from srlhfv_jax.config.unread import Unread, of_adapters
+from srlhfv_jax.config.unread import Unread, of_adapters, of_samples
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ScoresConfig:
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
+        yield from of_samples()
         yield Unread("model.logp_chunk", "no logits are made for scores", 0)
         if not self.evaluation:
             yield Unread("evaluation_split", "there is no config.evaluation")

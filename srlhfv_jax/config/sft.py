@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import CountOrOff, Parts, Seed
-from srlhfv_jax.config.unread import Unread, of_adapters
+from srlhfv_jax.config.unread import Unread, of_adapters, of_samples
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,4 @@ class SFTConfig:
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
+        yield from of_samples()

@@ -19,7 +19,7 @@ LATER: dict[str, Any] = {
     "chosen_means": "helpful",
     "fetch": False,
 }  # of `data`
-LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv"}
+LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
 
 
 def kind_of(keys: Collection[str], origin: str) -> type[Trained]:

@@ -44,6 +44,12 @@ def check_changed(settings: Any, changed: Iterable[str]) -> None:
                 raise UserError(f"config.{path} would be ignored: {why}; leave it as the config file has it")
 
 
+def of_samples() -> Iterator[Unread]:
+    """Settings of answers in stages that sample none."""
+    yield Unread("log.samples_every", "answers to the same prompts are drawn by ppo_lag alone", 0)
+    yield Unread("log.samples", "answers to the same prompts are drawn by ppo_lag alone")
+
+
 def of_adapters(lora: LoraConfig) -> Iterator[Unread]:
     """Settings that a supervised stage does not read with adapters, or without them."""
     if lora.rank:

@@ -17,6 +17,7 @@ Numbers, NumPy alone:
     statistics          means, bootstrap, calibration error, sigmoid
 Files:
     records             what the report reads
+    same_prompts        the same few prompts, answered again and again while a run goes on
     journal             JSON lines that grow while work is done
 Packages:
     judging/            judges behind one interface

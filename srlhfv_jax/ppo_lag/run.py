@@ -9,7 +9,7 @@ from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.ppo_lag import check, rows as prompts, validate
+from srlhfv_jax.ppo_lag import check, rows as prompts, validate, watch
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import checkpoints, inputs
@@ -68,6 +68,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         show=("reward", "cost", "lambda", "kl"),
         notes=notes,
         export=export,
+        sample=watch.make(settings, iteration, started, rows),
     )
     if evaluate is not None and settings.constraint.controller != "none" and notes["best"]["step"] < 0:
         hosts.say(

@@ -31,7 +31,7 @@ def make(
         iteration: the training's own (ppo_lag/run.py), so that nothing is compiled twice.
     """
     models, keys = iteration.models, answering.keys(settings.seed)
-    score = _scorer(iteration) if settings.validation.judge == "models" else None
+    score = scorer(iteration) if settings.validation.judge == "models" else None
 
     by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
 
@@ -85,7 +85,7 @@ def make(
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
 
 
-def _scorer(iteration) -> Callable:
+def scorer(iteration) -> Callable:
     """Reward and cost of a rollout by the run's own frozen models."""
     models = iteration.models
     trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))

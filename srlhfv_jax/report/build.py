@@ -33,6 +33,7 @@ def render(work: Workdir, *, reload_seconds: int = 0) -> str:
     everything = (
         lead.picture_section(work),
         samples.sample_section(work),
+        samples.same_prompts_section(work),
         curves.constraint_section(work),
         curves.ppo_section(work),
         curves.supervised_section(work),

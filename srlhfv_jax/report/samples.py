@@ -9,6 +9,7 @@ from srlhfv_jax.report import page
 from srlhfv_jax.report.page import Section, badge, escape
 from srlhfv_jax.report.workdir import Workdir
 
+MOMENTS = 6  # answers to one prompt that are shown
 OPEN = 6  # samples shown at once; the others are folded
 DRAWN = 128  # pictures narrower than this are drawn pixel by pixel, not blurred
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -25,6 +26,33 @@ def sample_section(work: Workdir) -> Section:
     if cards[OPEN:]:
         body += page.details(f"{len(cards) - OPEN} more", f'<div class="samples">{"".join(cards[OPEN:])}</div>')
     return Section("samples", title, body)
+
+
+def same_prompts_section(work: Workdir) -> Section:
+    """Answers to the same prompts as training went on."""
+    body = ""
+    for stage in work.stages:
+        if stage.same_prompts:
+            rows = [row | {"answers": _over_time(row.get("answers"))} for row in stage.same_prompts]
+            cards = "".join(_card(row, "reward") for row in rows)
+            count = len(rows)
+            said = (
+                f"How the same {count} prompts were answered over time" if count > 1 else "How one prompt was answered over time"
+            )
+            body += page.paragraph(
+                f"{stage.name}: {said}, each time with the same random key; reward and cost are the run's own."
+            )
+            body += f'<div class="samples">{cards}</div>'
+    return Section("same_prompts", "The same prompts over time", body)
+
+
+def _over_time(answers: Any) -> dict[str, Any]:
+    """At most MOMENTS answers, the first and the last among them, by the name of their step."""
+    answers = answers if isinstance(answers, dict) else {}
+    steps = sorted((step for step in answers if step.isdecimal()), key=int)
+    last, shown = len(steps) - 1, min(len(steps), MOMENTS)
+    chosen = [steps[round(last * index / max(1, shown - 1))] for index in range(shown)]
+    return {f"step {step}": answers[step] for step in chosen}
 
 
 def facts_section(work: Workdir) -> Section:
@@ -109,7 +137,7 @@ def _answer(answer: Any, merit: str) -> str:
         marks.append(badge("unsafe", "bad") if answer["unsafe"] else badge("safe", "good"))
     marks += [badge(name, "warn") for name in ("refusal", "evasion") if answer.get(name)]
     marks += [badge("cut", "none")] if answer.get("ended") is False else []
-    names = {"helpful": merit, "cost": "cost"}
+    names = {"helpful": merit, "reward": "reward", "cost": "cost", "length": "length"}
     scores = ", ".join(f"{name} {page.number(answer[key], 2)}" for key, name in names.items() if key in answer)
     shown = escape(text) if text.strip() else '<span class="dim">(empty answer)</span>'
     return f'<p>{shown}</p><p class="small dim">{" ".join(marks)} {escape(scores)}</p>'

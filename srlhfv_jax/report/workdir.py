@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import same_prompts
 from srlhfv_jax.files import json_lines
 from srlhfv_jax.guard.stage import GUARD
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
@@ -35,6 +36,7 @@ class Stage(NamedTuple):
     rows: tuple[dict[str, Any], ...]
     config: dict[str, Any]
     result: dict[str, Any]
+    same_prompts: tuple[dict[str, Any], ...] = ()  # their answers over the steps
 
 
 class Workdir(NamedTuple):
@@ -87,7 +89,7 @@ def sources(path: Path) -> list[Path]:
     """The files that `read` reads, as far as they are there."""
     logs = [file for pattern in PLACES for file in path.glob(pattern)]
     folders = dict.fromkeys([path, *(file.parent for file in logs)])
-    others = [folder / name for folder in folders for name in ("result.json", "config.json")]
+    others = [folder / name for folder in folders for name in ("result.json", "config.json", same_prompts.FILE)]
     others += [path / name for name in ("samples.jsonl", "score_distributions.json")]
     return sorted({*logs, *(file for file in others if file.is_file())})
 
@@ -111,7 +113,8 @@ def _stage(root: Path, file: Path) -> Stage:
     rows = tuple(_jsonl(file))
     folder = file.parent
     name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
-    return Stage(name, _kind(rows), rows, _json(folder / "config.json"), _json(folder / "result.json"))
+    asked = tuple(_jsonl(folder / same_prompts.FILE))
+    return Stage(name, _kind(rows), rows, _json(folder / "config.json"), _json(folder / "result.json"), asked)
 
 
 def _kind(rows: tuple[dict[str, Any], ...]) -> str:

@@ -66,6 +66,7 @@ def run(
     show: tuple[str, ...] = ("loss",),
     notes: dict[str, Any] | None = None,
     export: Callable[[Any], None] | None = None,
+    sample: Callable[[Any, int], None] = lambda state, step: None,
 ) -> Any:
     """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved.
 
@@ -80,6 +81,7 @@ def run(
         show: metrics on the progress line.
         notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
         export: called once with the last state, before that is evaluated.
+        sample: called with the state and 0 before the first step, and after each step, before that is saved.
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
@@ -96,6 +98,9 @@ def run(
             export(state)
         if unevaluated and measure.due(start):
             measure.again(state, start)
+        if start == 0:
+            watch.evaluation(0)
+            sample(state, 0)
         progress.compiling()
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
@@ -116,6 +121,7 @@ def run(
                 export(state)
             if measure.due(step):
                 measure(state, step)
+            sample(state, step)
             if saving:
                 writer.sync()
                 manager.save(step, state, batches.get_state(), notes)

@@ -19,7 +19,7 @@ from srlhfv_jax import files
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.training.background import Background
-from srlhfv_jax.training.trackers import EXTRAS, Record, Run, make, run_id
+from srlhfv_jax.training.trackers import EXTRAS, Record, Run, Sample, make, run_id
 
 ADVICE = "remove that line"
 
@@ -105,6 +105,10 @@ class Writer:
         """Values of each answer of a step, [B] by name, for trackers only."""
         if values:
             self._mirror(step, Record(histograms=values))
+
+    def samples(self, step: int, samples: Sequence[Sample]) -> None:
+        """Answers to the same prompts as before, for trackers only."""
+        self._mirror(step, Record(samples=samples))
 
     def sync(self) -> None:
         """Flush what was written to the disk, before a checkpoint that stands for it goes there."""

@@ -1,0 +1,46 @@
+"""The same few prompts, answered by the policy every `config.log.samples_every` iterations (evaluation/same_prompts.py).
+
+They are the first of the validation prompts, or of the training's where there are none. No random number of the training changes.
+"""
+
+from collections.abc import Callable
+
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.data import loader
+from srlhfv_jax.evaluation import answering, same_prompts
+from srlhfv_jax.ppo_lag import validate
+from srlhfv_jax.runs import inputs
+from srlhfv_jax.runs.run import Started
+from srlhfv_jax.training import state as states
+
+
+def make(
+    settings: PPOLagConfig, iteration, started: Started, rows: dict[str, loader.Prepared]
+) -> Callable[[states.TrainState, int], None]:
+    """The loop's `sample`: (state, step) -> answers in the workdir, where they are due.
+
+    Args:
+        iteration: the training's own, as in `validate.make`.
+        rows: those of the run, by setting.
+    """
+    every, keys = settings.log.samples_every, answering.keys(settings.seed)
+    if not every:
+        return lambda state, step: None
+    prompts = same_prompts.first(rows.get("validation", rows["data"]), settings.log.samples)
+    score = validate.scorer(iteration)
+
+    def sample(state: states.TrainState, step: int) -> None:
+        if step % every and step != settings.iterations:
+            return
+        weights = iteration.rollout_weights(state.params["policy"])
+        answers, scores = answering.sample_answers(
+            lambda batch, index: iteration.generate(weights, batch, keys(index)),
+            inputs.in_order(prompts, settings.data, started.mesh),
+            [row.row for row in prompts.rows],
+            prompts.codec.spoken,
+            temperature=settings.rollout.temperature,
+            score=score,
+        )
+        same_prompts.record(started.writer, prompts, step, answers, scores)
+
+    return sample
