@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 FLAGS = flags.FLAGS
@@ -345,6 +345,7 @@ def table(folder: Path, content: list[Talk]) -> None:
 def main(_) -> int:
     """Every layout, one line each."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.set_verbosity(logging.WARNING)  # of the library that writes checkpoints
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         content = talks(folder)
