@@ -2,6 +2,7 @@
 
 load, weights              a folder -> sharded parameters, from ranges of its safetensors
 export, card               parameters -> a folder that `transformers` loads, with its model card
+classifier, push           the same as a sequence classifier of `transformers`; to the hub
 config, fields             config.json, its types and ranges
 names, leaves              tensors and the parameters that they fill, both ways
 llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family

@@ -1,12 +1,20 @@
 """The model card of an export: where the weights come from, what they were trained on and with, what came out, what they are for."""
 
 import json
+import math
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from srlhfv_jax.hf import hub
 
 SIGNS = "cost > 0 means unsafe; a higher reward is more helpful."
 USE = "research on alignment; evaluate it yourself before anybody depends on it"
+NONCOMMERCIAL = ("saferlhf-v/BeaverTails-V", "PKU-Alignment/PKU-SafeRLHF", "PKU-Alignment/BeaverTails")  # CC-BY-NC-4.0
+NOT_MEASURED = re.compile(r"step|rows|seconds|seed|dropped.*")
+KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}  # of data in files, as the hub calls them
 LICENCES = (
     "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
 )
@@ -17,10 +25,18 @@ class Product(NamedTuple):
 
     stage: str
     meaning: str  # of the weights: what they are, what they were not made for
+    answers: bool = False  # they are a policy's
 
 
 def card(
-    *, base: str, product: Product, settings: dict[str, Any], result: dict[str, float], trace: list[tuple[int, float]]
+    *,
+    base: str,
+    product: Product,
+    settings: dict[str, Any],
+    result: dict[str, float],
+    trace: list[tuple[int, float]],
+    sees: bool = False,
+    adapter: bool = False,
 ) -> str:
     """Markdown with the front matter that the hub reads.
 
@@ -29,11 +45,12 @@ def card(
         settings: of the stage, as in WORKDIR/config.json.
         result: its final numbers.
         trace: (iteration, multiplier) pairs; [] where there is none.
+        sees: the model takes pictures.
+        adapter: the weights are those of an adapter alone.
     """
-    known = f"base_model: {hub.name(base)}\n" if hub.is_model_id(base) else ""  # the hub knows nothing of folders here
     numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
     parts = [
-        f"---\nlibrary_name: transformers\n{known}tags: [srlhfv-jax, safe-rlhf, {product.stage}]\n---",
+        f"---\n{_front(base, product, settings['data']['path'], result, sees, adapter)}\n---",
         f"# {product.stage} of {base}",
         product.meaning,
         f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"
@@ -46,3 +63,41 @@ def card(
         parts.append(f"## The multiplier\n\n| iteration | lambda |\n|---|---|\n{steps}")
     parts.append(f"## Settings\n\n```json\n{json.dumps(settings, indent=1, sort_keys=True)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _front(base: str, product: Product, data: str, result: dict[str, float], sees: bool, adapter: bool) -> str:
+    """The facts that the hub reads: it knows nothing of folders here, and of licences only those of known data."""
+    datasets = [hub.name(source) for source in _sources(data) if hub.is_model_id(source)]
+    tag = ("image-text-to-text" if sees else "text-generation") if product.answers else "text-classification"
+    noncommercial = bool(datasets) and all(name in NONCOMMERCIAL for name in datasets)
+    other = {} if noncommercial else {"license_name": "of-base-model-and-data", "license_link": "README.md"}
+    facts = ModelCardData(
+        base_model=hub.name(base) if hub.is_model_id(base) else None,
+        datasets=datasets or None,
+        eval_results=_measured(data, datasets, result, tag),
+        library_name="peft" if adapter else "transformers",
+        license="cc-by-nc-4.0" if noncommercial else "other",
+        model_name=product.stage,
+        pipeline_tag=tag,
+        tags=["srlhfv-jax", "safe-rlhf", product.stage],
+        **other,
+    )
+    return facts.to_yaml()
+
+
+def _sources(data: Any) -> list[str]:
+    """The data sets of `config.data.path`, without the weights that may follow them."""
+    sources = data.split(",") if isinstance(data, str) else [str(source) for source in data]
+    return [re.sub(r":[0-9.]+$", "", source.strip()) for source in sources if source.strip()]
+
+
+def _measured(data: Any, datasets: list[str], result: dict[str, float], task: str) -> list[EvalResult] | None:
+    """The final numbers as the hub lists them; what only counts rows or steps is left to the table."""
+    name = ", ".join(_sources(data)) or "none"
+    kind = datasets[0] if datasets else KINDS.get(Path(name).suffix, "folder")
+    numbers = {key: value for key, value in sorted(result.items()) if not NOT_MEASURED.fullmatch(key)}
+    return [
+        EvalResult(task_type=task, dataset_type=kind, dataset_name=name, metric_type=key, metric_value=value)
+        for key, value in numbers.items()
+        if type(value) in (int, float) and math.isfinite(value)
+    ] or None

@@ -22,7 +22,7 @@ from srlhfv_jax import files
 from srlhfv_jax.config import choose
 from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import leaves, names, peft, weights
+from srlhfv_jax.hf import classifier, leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.heads import PLACE, SCORES
 from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, described_in
@@ -57,7 +57,7 @@ def export_pretrained(
         base: the checkpoint folder (or workdir) whose tokenizer, processor and generation files go along.
         adapter: written as PEFT does, without a config.json: `peft` and `transformers` load it. What it lies over stays where it is
             and is named: the base, or what the base lies over.
-        heads: score heads, written to score_heads.safetensors.
+        heads: score heads, written to score_heads.safetensors; one alone also as a classifier of `transformers` (hf/classifier.py).
         meta: more facts for score_heads.json.
         guard: the guard's heads (models/guard_heads.py), written to guard_heads.safetensors.
         guard_meta: what guard.json says of them: taxonomy, thresholds, ...
@@ -81,7 +81,8 @@ def export_pretrained(
         else:
             stored = jnp.dtype(choose(dtype or str(jax.tree.leaves(params)[0].dtype), "dtype", "float32", "bfloat16"))
             _write_stored(draft, stored, config)
-            _write_weights(draft, config, params, stored, max_shard_bytes)
+            extra = _classifier(draft, config, heads or {})
+            _write_weights(draft, config, params, stored, max_shard_bytes, extra)
         if heads:
             _write_heads(draft, heads, meta or {})
         if guard:
@@ -166,7 +167,25 @@ def _goes_along(name: str) -> bool:
     )
 
 
-def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype: np.dtype, max_shard_bytes: float) -> None:
+def _classifier(draft: Path, config: VLMConfig, heads: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The tensor that makes an export with one head a classifier; {} where there is no class for it."""
+    if classifier.possible(config, heads):
+        ((name, head),) = heads.items()
+        kernel = hosts.to_host(head["kernel"]).astype(np.float32)  # by all processes
+        if classifier.describe(draft, config, name):
+            return {classifier.TENSOR: kernel[None]}
+    classifier.undo(draft, config)
+    return {}
+
+
+def _write_weights(
+    draft: Path,
+    config: VLMConfig,
+    params: dict[str, Any],
+    dtype: np.dtype,
+    max_shard_bytes: float,
+    extra: dict[str, np.ndarray],
+) -> None:
     shards = _plan(config, params, dtype.itemsize, max_shard_bytes)
     files = ["model.safetensors"]
     if len(shards) > 1:
@@ -178,6 +197,8 @@ def _write_weights(draft: Path, config: VLMConfig, params: dict[str, Any], dtype
             whole = hosts.to_host(leaves.leaf(params, leaf.path))  # by all processes
             if hosts.process_index() == 0:
                 tensors |= _tensors(config, whole, dtype, leaf, layers)
+        if tensors and shard is shards[-1]:
+            tensors |= extra
         if tensors:
             save_file(tensors, draft / file, metadata=METADATA)
         total += sum(tensor.nbytes for tensor in tensors.values())

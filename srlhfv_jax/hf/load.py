@@ -16,7 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.hf import hub, leaves, names, own_files, peft, weights
+from srlhfv_jax.hf import classifier, hub, leaves, names, own_files, peft, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.heads import load_heads
 from srlhfv_jax.hf.processor import load_processor
@@ -245,7 +245,8 @@ def _check(config: VLMConfig, folder: Path, table: list[leaves.Leaf], shapes, te
         shape = leaves.leaf(shapes, leaf.path).shape
         stored = leaves.stored_shape(config, leaf, shape)
         expected |= {name: stored for name in leaf.names}
-    unmapped = [name for name in tensors if name not in expected and not names.ignored(config, name)]
+    beside = {classifier.TENSOR} if (folder / weights.HEADS_FILE).is_file() else set()  # the head that is read from its own file
+    unmapped = [name for name in tensors if name not in {*expected, *beside} and not names.ignored(config, name)]
     missing = [name for name in expected if name not in tensors]
     wrong = [
         f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"

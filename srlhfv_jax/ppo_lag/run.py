@@ -20,6 +20,7 @@ PRODUCT = Product(
     "ppo_lag",
     "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was trained and "
     f"validated on, nothing is known of its safety. In the numbers below, {SIGNS}",
+    answers=True,
 )
 
 

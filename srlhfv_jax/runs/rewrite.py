@@ -2,34 +2,44 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from srlhfv_jax import files
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import export, weights
 from srlhfv_jax.hf.heads import load_guard
-from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.hf.load import checkpoint_folder, load_pretrained
 from srlhfv_jax.runs import unfinished
 from srlhfv_jax.runs.unfinished import Unfinished
 
 
+def check(source: Path) -> None:
+    """Raise UserError where there is no checkpoint to rewrite."""
+    if not unfinished.is_unfinished(source):
+        checkpoint_folder(source)
+
+
 def rewrite(
-    source: Path, out: Path, *, dtype: str, max_shard_bytes: int, complete: Callable[[Unfinished], Unfinished]
+    source: Path, out: Path, *, dtype: str, max_shard_bytes: int, head: str, complete: Callable[[Unfinished], Unfinished]
 ) -> int | None:
     """Write the checkpoint at `source` to the folder `out`; returns the step of a run that is not finished, else None.
 
     Args:
         source: workdir of a stage, export or Hugging Face folder; an adapter is merged into its backbone. Of a run that is not
             finished, the newest checkpoint, as it is.
+        head: the only score head that is written; "": all there are.
         complete: adds what such a run has not made yet (`guard.train.complete`).
 
     Raises:
-        UserError: `out` exists, there is no checkpoint, or an adapter that cannot be merged.
+        UserError: `out` exists, there is no checkpoint, no such head, or an adapter that cannot be merged.
     """
     if out.exists():
         raise UserError(f"--out={out} exists: give a folder that does not")
     export.clear(out.absolute().parent)
     if unfinished.is_unfinished(source):
-        return _unfinished(complete(unfinished.read(source)), out, dtype, max_shard_bytes)
+        run = unfinished.read(source)
+        run = run._replace(tree=run.tree | {"heads": _chosen(run.tree.get("heads") or {}, head, source)}) if head else run
+        return _unfinished(complete(run), out, dtype, max_shard_bytes)
     model = load_pretrained(source, dtype=dtype)
     if model.config.activation:
         raise UserError(
@@ -43,14 +53,22 @@ def rewrite(
         model.config,
         model.params,
         base=model.path,
-        heads=model.heads or None,
+        heads=_chosen(model.heads, head, source) or None,
         meta=files.read_json(meta) if meta.is_file() else {},
         guard=guard,
         guard_meta=guard_meta,
-        card=card.read_text() if card.is_file() else None,
+        card=card.read_text().replace("library_name: peft\n", "library_name: transformers\n", 1) if card.is_file() else None,
         max_shard_bytes=max_shard_bytes,
     )
     return None
+
+
+def _chosen(heads: dict[str, Any], head: str, source: Path) -> dict[str, Any]:
+    if head and head not in heads:
+        raise UserError(
+            f"{source} has no {head} head (it has {', '.join(sorted(heads)) or 'none'}): give one that it has to --head"
+        )
+    return {head: heads[head]} if head else heads
 
 
 def _unfinished(run: Unfinished, out: Path, dtype: str, max_shard_bytes: int) -> int:

@@ -19,9 +19,11 @@ from srlhfv_jax.checkpoint import lock, provenance
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import to_dict
 from srlhfv_jax.config.stored import Trained
-from srlhfv_jax.hf import card, export, hub
+from srlhfv_jax.hf import card, export, hub, weights
 from srlhfv_jax.hf.card import Product
+from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.export import export_pretrained
+from srlhfv_jax.hf.load import described_in
 from srlhfv_jax.models import kernels
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import host_cpu, hosts, rules
@@ -170,7 +172,10 @@ def _card(workdir: Path, product: Product, result: dict[str, float]) -> str:
     trace = [(line["step"], line["lambda"]) for line in metrics.read(workdir / "metrics.jsonl") if "lambda" in line]
     shown = trace[:: max(1, len(trace) // 20)]
     base = _origin(workdir)["started_from"]
-    return card.card(base=base, product=product, settings=settings, result=result, trace=shown)
+    folder = workdir / EXPORT
+    sees = read_config(described_in(folder)).vision is not None
+    adapter = not weights.is_checkpoint(folder)
+    return card.card(base=base, product=product, settings=settings, result=result, trace=shown, sees=sees, adapter=adapter)
 
 
 def _origin(workdir: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from srlhfv_jax.runs.run import describe_parameters, export_run, last_numbers, s
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.training import state as states
 
-PRODUCT = Product("sft", "A supervised policy: it imitates the answers it was shown. It was not made safe.")
+PRODUCT = Product("sft", "A supervised policy: it imitates the answers it was shown. It was not made safe.", answers=True)
 
 
 def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
