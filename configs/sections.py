@@ -91,6 +91,9 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         response_length=response,
         batch_size=batch,  # rows, over all processes
         workers=4,  # threads that decode and tokenise ahead
+        system_prompt="",  # of rows without a system turn; "" = none
+        chat_template="",  # file; "" = the checkpoint's own
+        train_on="last",  # of supervised conversations: the last answer
     )
 
 

@@ -35,6 +35,8 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     define.reading(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
     command.choice("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for")
+    command.text("chat_template", "", "file of a chat template in the place of the model's own; empty: its own")
+    define.system_prompt(command)
     command.whole("prompt_length", 0, "P: prompts with more tokens are dropped; 0: none is")
     command.whole("response_length", 0, "R: responses with more tokens are dropped; 0: none is")
     command.whole("workers", 4, "threads that decode pictures", 1)
@@ -43,15 +45,16 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     values = command.values
     switches.read(values, "data inspect", argv, __doc__)
     switches.required(values, "path")
-    from srlhfv_jax.data import inspection, loader
+    from srlhfv_jax.data import inspection, loader, templates
     from srlhfv_jax.hf.load import load_config_and_processor
 
     place = dict(split=values.split, image_dir=values.image_dir, allow_dir=values.allow_dir, max_pixels=values.max_pixels)
     place |= dict(revision=values.revision, columns=tuple(values.columns), fetch=values.fetch)
     place |= dict(label_means=values.label_means, chosen_means=values.chosen_means)
     P, R = (length or loader.UNLIMITED for length in (values.prompt_length, values.response_length))
-    data = loader.single_pass(values.path, **place, prompt_length=P, response_length=R, workers=values.workers)
-    processor = load_config_and_processor(values.model)[1] if values.model else None
+    place |= {"system_prompt": values.system_prompt, "workers": values.workers}
+    data = loader.single_pass(values.path, **place, prompt_length=P, response_length=R)
+    processor = templates.override(load_config_and_processor(values.model)[1], values.chat_template) if values.model else None
     numbers = inspection.inspect(data, samples=values.samples, processor=processor, model=values.model, kind=values.kind)
     return values.workdir, numbers
 

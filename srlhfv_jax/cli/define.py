@@ -58,6 +58,10 @@ def reading(command: Define) -> None:
     command.switch("fetch", False, "download pictures behind http addresses, into the cache")
 
 
+def system_prompt(command: Define) -> None:
+    command.text("system_prompt", "", "system turn of conversations that have none of their own; empty: none")
+
+
 def sampling(command: Define) -> None:
     """Flags that say how answers are drawn."""
     command.real("temperature", 1.0, "of the answers; 0 = greedy", 0.0)

@@ -59,5 +59,6 @@ def _flags() -> absl_flags.FlagValues:
     command.whole("judged_length", usual.response_tokens, "longest answer that is judged, in tokens", 1)
     command.whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit")
     command.switch("warm_up", True, "compile before listening")
+    define.system_prompt(command)
     define.sampling(command)
     return command.values

@@ -89,6 +89,10 @@ class DataConfig:
     workers: Annotated[int, Range(0, 1024)]  # threads that decode and tokenise ahead
     max_pixels: CountOrOff  # of a picture after it was resized, where its family lets sizes differ; 0 = the checkpoint's limit
     picture_buckets: Annotated[int, Range(1, 16)]  # sizes that a batch's pictures are padded to: the largest, its half, ...
+    system_prompt: str  # text of the system turn of rows that have none of their own; "" = none
+    chat_template: str  # file of a chat template that replaces the checkpoint's own, and is exported with it; "" = its own
+    # supervised rows: "last" answer of a conversation, or "all": a row for each answer, the turns before it as its prompt
+    train_on: Annotated[str, OneOf("last", "all")]
 
     def __post_init__(self) -> None:
         if self.batch_size * (self.prompt_length + self.response_length) > TOKENS:

@@ -51,6 +51,8 @@ class EvaluateConfig:
         for name in ("path", "image_dir"):
             yield Unread(f"data.{name}", "cases are read from config.root", "")
         yield Unread("data.split", "cases are read from config.root")
+        yield Unread("data.chat_template", "each policy has its own", "")
+        yield Unread("data.train_on", "nothing is trained", "last")
         for name, judge in (("scorer", "models"), ("recorded", "recorded")):
             if self.judge != judge:
                 yield Unread(name, f"config.judge is {self.judge!r}", "")

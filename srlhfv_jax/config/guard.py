@@ -65,6 +65,7 @@ class GuardConfig:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
         yield from of_samples()
+        yield Unread("data.train_on", "it is about rows to imitate, and here answers are judged", "last")
         yield Unread("model.logp_chunk", "no logits are made for a guard", 0)
         if not self.calibration:
             for name in ("false_positive_rate", "thresholds", "calibration_split"):

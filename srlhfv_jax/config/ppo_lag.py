@@ -136,6 +136,7 @@ class PPOLagConfig:
         if self.ptx.coef == 0:
             yield Unread("ptx.path", "config.ptx.coef is 0", "")
             yield Unread("ptx.split", "config.ptx.coef is 0")
+            yield Unread("data.train_on", "it is about the rows of config.ptx, and config.ptx.coef is 0", "last")
         if not self.validation.path:
             why = "there is no config.validation.path"
             yield from (Unread(f"validation.{name}", why) for name in ("split", "every_steps", "judge", "budget"))

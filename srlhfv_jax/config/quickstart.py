@@ -69,6 +69,8 @@ class QuickstartConfig:
             for name in filled:
                 if name.split(".")[0] in vars(own) and (stage, name) != ("scores", "evaluation"):
                     yield Unread(f"{stage}.{name}", "the pipeline sets it for each of its stages (the seed: --seed)")
+            for name in ("system_prompt", "chat_template", "train_on"):
+                yield Unread(f"{stage}.data.{name}", "the embedded task has questions of one turn, and a template of its own")
             given = ("calibration", "evaluation", "validation", "reward", "cost")  # are there once the pipeline has set its paths
             yield from (
                 one._replace(path=f"{stage}.{one.path}", off=None)

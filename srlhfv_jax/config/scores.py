@@ -41,6 +41,7 @@ class ScoresConfig:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
         yield from of_samples()
+        yield Unread("data.train_on", "it is about rows to imitate, and here answers are scored", "last")
         yield Unread("model.logp_chunk", "no logits are made for scores", 0)
         if not self.evaluation:
             yield Unread("evaluation_split", "there is no config.evaluation")

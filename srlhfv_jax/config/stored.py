@@ -18,6 +18,9 @@ LATER: dict[str, Any] = {
     "label_means": "desirable",
     "chosen_means": "helpful",
     "fetch": False,
+    "system_prompt": "",
+    "chat_template": "",
+    "train_on": "last",
 }  # of `data`
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
 

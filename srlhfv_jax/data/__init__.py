@@ -18,6 +18,7 @@ pictures       bytes -> patches, as a checkpoint's processor cuts them
 chat           conversation -> prompt text, by the checkpoint's own `templates` (`template_trial`: whether one ends)
 frames         all that a template writes around the texts of a conversation
 tokens         Example -> token ids; every placeholder and length is checked here, before step 0
+answers        every answer of a conversation as a row of its own
 guard_rows     rows with severities and categories (`taxonomies`)
 collate        token ids -> the padded arrays of batches.py
 loader         shuffled, sharded, prefetched, resumable batches

@@ -32,6 +32,7 @@ REMEMBERED = 1 << 14  # texts: data sets repeat their questions, a policy repeat
 SETTINGS = ("generation_config.json", "config.json")  # beside the tokenizer: the first that is there says when an answer ends
 VISION = re.compile(r"image|img|vision|video|audio|multimodal|row_\d+_col_\d+|^[be]o[ia]_token", re.IGNORECASE)
 
+MERGED = "the checkpoint's chat template has no place for a system turn: its text stands at the front of the first user turn"
 SYSTEM = ("system", ("text",))  # a turn's shape
 Parts = list[tuple[str, str]]  # of a turn, as (kind, text): ("image", "") or ("text", ...)
 
@@ -48,6 +49,7 @@ class Codec(NamedTuple):
     words: frozenset[int]  # stop ids and placeholder that are ordinary words of the vocabulary: texts with them cannot be used
     never_ids: tuple[int, ...]  # no answer has them: vision markers, what opens a turn, begin of sequence, pad, unknown
     literal: Literal
+    system: str  # text of the system turn of a conversation that has none; "" = none
     merges_system: bool  # the template has no place for a system turn: its text goes to the front of the first user turn
     frame: Callable[[Shape], Frame]  # of a conversation that a user's turn ends, and the opening of the assistant's turn
     ids: Callable[[tuple[Piece, ...], bool], Int[np.ndarray, "T"]]  # of a text, with the tokenizer's own additions or without
@@ -62,7 +64,8 @@ class Codec(NamedTuple):
         Raises:
             Unusable: the turns have another number of "<image>" than there are images.
         """
-        turns = (*history, Turn("user", question))
+        added = (Turn("system", self.system),) if self.system and not (history and history[0].role == "system") else ()
+        turns = (*added, *history, Turn("user", question))
         parts = _parts(turns, images) if self.reader is not None else [[("text", turn.text)] for turn in turns]
         said = [(turn.role, part) for turn, part in zip(turns, parts, strict=True)]
         if self.merges_system and said[0][0] == "system":
@@ -83,8 +86,8 @@ class Codec(NamedTuple):
         return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids, skip_special_tokens=True)
 
 
-def codec(processor: Any, max_pixels: int = 0) -> Codec:
-    """Describe a Hugging Face processor, its parts, or a tokenizer alone; `max_pixels` as in DataConfig.
+def codec(processor: Any, max_pixels: int = 0, system_prompt: str = "") -> Codec:
+    """Describe a Hugging Face processor, its parts, or a tokenizer alone; the rest as in DataConfig.
 
     Raises:
         UserError: something that batches need is missing in it.
@@ -122,6 +125,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
         frozenset({*stop_ids, image_token_id} - {None, *respelled.ids.values()}),
         tuple(sorted(never - {None, *stop_ids})),
         respelled,
+        system_prompt,
         _merges_system(frame, reader is not None),
         frame,
         ids,
@@ -132,7 +136,7 @@ def codec(processor: Any, max_pixels: int = 0) -> Codec:
 
 def _compare(made: Codec) -> None:
     """A text without special tokens must have the ids that the tokenizer itself gives it."""
-    prompt = made.prompt("Which a?", 0)
+    prompt = made._replace(system="").prompt("Which a?", 0)
     text = "".join(piece.text for piece in prompt)
     expected = made.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
     if made.ids(prompt, False).tolist() != expected:

@@ -62,12 +62,14 @@ def _with_model(
     examples: sources.Examples, data: DataConfig, processor: Any, model: str, kind: str, samples: int
 ) -> dict[str, float]:
     """Lengths in tokens, and what this use of the rows would drop."""
-    codec = chat.codec(processor, data.max_pixels)
+    codec = chat.codec(processor, data.max_pixels, data.system_prompt)
     lengths = summary.token_lengths(examples, codec)
     print(f"\nwith {model}, as {kind}:")
     print_numbers(lengths)
     prepared = loader.fit(kind, examples, processor, data)
     print_numbers({"fit": len(prepared.rows)})
+    if loader.merges_system(prepared):
+        print(chat.MERGED)
     _print_drops(f"rows that cannot be used as {kind}", prepared.drops, prepared.dropped, samples)
     print(f"first prompt:\n{codec.prompt_text(examples[0].question, len(examples[0].images), examples[0].history)!r}")
     return lengths | {"fit": len(prepared.rows)} | {f"fit_drops.{reason}": count for reason, count in prepared.drops.items()}

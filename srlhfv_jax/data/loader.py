@@ -52,6 +52,7 @@ def single_pass(
     label_means: str = "desirable",
     chosen_means: str = "helpful",
     fetch: bool = False,
+    system_prompt: str = "",
 ) -> DataConfig:
     """Settings of rows that are read once and in order, with room for pictures of one size."""
     return DataConfig(
@@ -70,6 +71,9 @@ def single_pass(
         label_means=label_means,
         chosen_means=chosen_means,
         fetch=fetch,
+        system_prompt=system_prompt,
+        chat_template="",
+        train_on="last",
     )
 
 
@@ -113,7 +117,7 @@ def fit(
     """
     choose(kind, "kind", *KINDS)
     choose(sign, "sign", "label", "graded")
-    described = codec(processor, data.max_pixels)
+    described = codec(processor, data.max_pixels, data.system_prompt)
     rows, dropped = [], []
     for index, example in enumerate(examples):
         try:
@@ -190,6 +194,15 @@ def digest(prepared: Prepared) -> str:
     if prepared.shares:
         found.update(repr(prepared.shares).encode())
     return found.hexdigest()
+
+
+def merges_system(prepared: Prepared) -> bool:
+    """Whether the system text of some row had to go into its first user turn."""
+    if not prepared.codec.merges_system:
+        return False
+    return bool(prepared.codec.system) or any(
+        row.example.history[:1] and row.example.history[0].role == "system" for row in prepared.rows
+    )
 
 
 def content(row: Encoded) -> bytes:

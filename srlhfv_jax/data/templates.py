@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.data import template_trial
+from srlhfv_jax.data.pictures import Bundle
 from srlhfv_jax.errors import UserError, reason, shown
 
 DATE = datetime.datetime(2024, 7, 26)
@@ -60,6 +61,35 @@ def _one_line() -> Iterator[None]:
         yield
     except Exception as error:  # whatever a template does
         raise UserError(f"the checkpoint's chat template fails ({reason(error)}): correct it, or take another copy's") from None
+
+
+def override(processor: Any, path: str) -> Any:
+    """A processor with the template of a file in the place of its own; with "" as it is.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if path:
+        owner = processor.tokenizer if isinstance(processor, Bundle) else processor
+        owner.chat_template = read(path)
+    return processor
+
+
+def read(path: str | Path) -> str:
+    """The template in a file.
+
+    Raises:
+        UserError: it cannot be read, or holds nothing.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.chat_template={path} cannot be read ({reason(error)}): give a file with a Jinja template"
+        ) from None
+    if not text.strip():
+        raise UserError(f"data.chat_template={path} is empty: give a file with a Jinja template")
+    return text
 
 
 def _text(template: Any) -> str:

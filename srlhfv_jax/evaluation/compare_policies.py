@@ -43,6 +43,7 @@ class Settings:
     image_dir: str
     allow_dir: str
     max_pixels: int
+    system_prompt: str
     scorer: str  # a path, or two: "REWARD,COST"; "" = none
     judge: str  # "oracle", "models" or ""
     temperature: float
@@ -205,6 +206,7 @@ def _data(settings: Settings, path: str) -> DataConfig:
         response_length=settings.response_length,
         batch_size=settings.batch_size,
         max_pixels=settings.max_pixels,
+        system_prompt=settings.system_prompt,
     )
 
 

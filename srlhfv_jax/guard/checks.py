@@ -48,7 +48,7 @@ def load(
 
     def unreadable(texts: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
         examples = [_example(prompt, response) for prompt, response in texts]
-        lengths = dict(prompt_length=prompt_length, response_length=response_length)
+        lengths = dict(system_prompt=guard.system_prompt, prompt_length=prompt_length, response_length=response_length)
         return inputs.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
 
     parts = guard.thresholds

@@ -46,6 +46,7 @@ class Settings:
     image_dir: str
     allow_dir: str
     max_pixels: int
+    system_prompt: str
     temperature: float
     prompt_length: int  # tokens (P); 0 = any
     response_length: int  # tokens (R)
@@ -160,4 +161,5 @@ def _data(settings: Settings, batch_size: int) -> DataConfig:
         response_length=settings.response_length,
         batch_size=batch_size,
         max_pixels=settings.max_pixels,
+        system_prompt=settings.system_prompt,
     )

@@ -41,6 +41,7 @@ class Guard:
     thresholds: dict[str, float]  # "input", "output": P(unsafe) above it is unsafe
     batch_size: int
     max_pixels: int
+    system_prompt: str  # of questions without a system turn, as in training
     logits: Callable[..., Any]
     mesh: Mesh | None  # None: one device
 
@@ -53,7 +54,8 @@ class Guard:
         """
         loaded = load_pretrained(path, dtype=dtype, mesh=mesh)
         heads, about = load_guard(loaded.config, loaded.path, mesh)
-        template = scoring.template_hash(chat.codec(loaded.processor))
+        system = about.get("system_prompt", "")  # guards of before have none
+        template = scoring.template_hash(chat.codec(loaded.processor, system_prompt=system))
         if template != about["template"]:
             raise UserError(
                 f"{loaded.path}: its chat template is not the one the guard was trained with: restore it, or train again"
@@ -65,6 +67,7 @@ class Guard:
             about["thresholds"],
             batch_size,
             about["max_pixels"],
+            system,
             jax.jit(functools.partial(scoring.logits, loaded.config)),
             mesh,
         )
@@ -119,7 +122,9 @@ class Guard:
         if not examples:
             return []
         lengths = dict(prompt_length=loader.UNLIMITED, response_length=loader.UNLIMITED)
-        data = loader.single_pass("the rows to judge", **lengths, workers=0, max_pixels=self.max_pixels)
+        data = loader.single_pass(
+            "the rows to judge", **lengths, workers=0, max_pixels=self.max_pixels, system_prompt=self.system_prompt
+        )
         rows = loader.fit("guard", examples, self.pretrained.processor, data, categories=self.categories)
         if rows.dropped:
             drop = rows.dropped[0]

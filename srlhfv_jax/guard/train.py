@@ -72,7 +72,7 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if joint:
         hosts.check_batch(settings.pairs.batch_size, started.mesh, "config.pairs.batch_size:")
     checkpoints.check_checkpoint(settings.init, "config.init")
-    rows = _rows(settings, checkpoints.load_shape(settings.init, settings.model))
+    rows = _rows(settings, checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template))
     rows_of_head = labelled.of_guard(rows["data"], settings.parts, category_weight=settings.category_weight)
     counts = labelled.check(settings.data.path, rows_of_head)
     if joint:
@@ -133,7 +133,7 @@ def complete(run: Unfinished) -> Unfinished:
     settings = run.settings
     if not isinstance(settings, GuardConfig):
         return run
-    rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model))
+    rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template))
     unset = {"thresholds": dict.fromkeys(settings.parts, DEFAULT_THRESHOLD), "false_positive_rate": None}
     heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
     return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset | hub.origin(settings.init))
@@ -175,6 +175,7 @@ def prepare(settings: GuardConfig, data: DataConfig, model: Pretrained) -> loade
         return loader.fit("guard", items, model.processor, data, labels=labels, categories=categories)
 
     rows = fit(items_of_rows)
+    inputs.say_merged(rows)
     lost = [drop for drop in rows.dropped if items_of_rows.items[drop.row].side is not None]
     if lost:
         drops = drops + Counter(drop.reason for drop in lost)
@@ -354,4 +355,5 @@ def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
         "severities": list(taxonomies.SEVERITIES),
         "template": scoring.template_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
+        "system_prompt": settings.data.system_prompt,
     }

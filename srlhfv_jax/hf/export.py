@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from srlhfv_jax import files
 from srlhfv_jax.config import choose
-from srlhfv_jax.data import chat
+from srlhfv_jax.data import chat, templates
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import classifier, leaves, names, peft, weights
 from srlhfv_jax.hf.config import read_config
@@ -47,6 +47,7 @@ def export_pretrained(
     guard: dict[str, dict[str, Any]] | None = None,
     guard_meta: dict[str, Any] | None = None,
     card: str | None = None,
+    chat_template: str | None = None,
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> Path:
@@ -62,6 +63,7 @@ def export_pretrained(
         guard: the guard's heads (models/guard_heads.py), written to guard_heads.safetensors.
         guard_meta: what guard.json says of them: taxonomy, thresholds, ...
         card: the text of README.md; None: there is none.
+        chat_template: takes the place of the base's; None: it stays.
         dtype: of the weights in the files, "float32" or "bfloat16"; None: as they are in memory.
     Raises:
         UserError: `base` describes another model than `config`.
@@ -74,7 +76,9 @@ def export_pretrained(
     try:
         described = described_in(base)
         _copy_base(draft, described, config)
-        _write_stops(draft, described, config)
+        if chat_template is not None:
+            _write_template(draft, chat_template)
+        _write_stops(draft, described, config, chat_template)
         if params is None:
             (draft / "config.json").unlink()  # with one `transformers` looks for whole weights beside the adapter
             peft.write(draft, config, adapter, backbone_name(base))
@@ -131,11 +135,24 @@ def _copy_base(draft: Path, base: Path, config: VLMConfig) -> None:
             shutil.copyfile(file, draft / file.name)
 
 
-def _write_stops(draft: Path, base: Path, config: VLMConfig) -> None:
+def _write_template(draft: Path, template: str) -> None:
+    """The one chat template of the folder: newer and older versions of `transformers` look for it in several places."""
+    (draft / "chat_template.jinja").write_text(template)
+    (draft / "chat_template.json").unlink(missing_ok=True)
+    for path in (draft / "tokenizer_config.json", draft / "processor_config.json"):
+        settings = files.read_json(path) if path.is_file() else {}
+        if settings.pop("chat_template", None) is not None:
+            _write_json(path, settings)
+
+
+def _write_stops(draft: Path, base: Path, config: VLMConfig, chat_template: str | None) -> None:
     """All that ends an answer, into the generation settings: `transformers` stops where we do."""
     if not (base / "tokenizer_config.json").is_file():
         return
-    codec, path = chat.codec(load_processor(config, base)), draft / "generation_config.json"
+    processor, path = load_processor(config, base), draft / "generation_config.json"
+    if chat_template is not None:
+        templates.override(processor, str(draft / "chat_template.jinja"))
+    codec = chat.codec(processor)
     fresh = {"bos_token_id": codec.tokenizer.bos_token_id, "pad_token_id": codec.pad_id}
     settings, stops = files.read_json(path) if path.is_file() else fresh, list(codec.stop_ids)
     said = settings.get("eos_token_id")

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.data import templates
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft
 from srlhfv_jax.hf.heads import load_heads
@@ -46,6 +47,7 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
     if own_towers:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_towers))} run a vision tower of their own: it differs from the policy's")
     frozen = {name: checkpoints.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
+    templates.override(policy.processor, settings.data.chat_template)
     models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_towers)
     names = idle_trees(settings, models)
     return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
@@ -92,7 +94,15 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
     """The same with one backbone for all: the one that the policy's adapter lies over, or the policy itself."""
     lora = settings.lora
-    policy = checkpoints.load(settings.policy, settings.model, mesh, keep_adapter=True, int8=lora.int8, activated=lora.activated)
+    policy = checkpoints.load(
+        settings.policy,
+        settings.model,
+        mesh,
+        keep_adapter=True,
+        int8=lora.int8,
+        activated=lora.activated,
+        chat_template=settings.data.chat_template,
+    )
 
     def adapter(path: str) -> dict:
         """The adapter of a checkpoint over the same backbone; {} if the checkpoint is that backbone itself."""

@@ -34,7 +34,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     started = start(settings, workdir)
     check.check_rows(settings, started.mesh)
     check.check_checkpoints(settings)
-    rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model))
+    rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model, settings.data.chat_template))
     models = load_models(settings, started.mesh)
     inputs.check_prompt_suffix(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():

@@ -16,7 +16,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import inputs
-from srlhfv_jax.runs.run import Started
+from srlhfv_jax.runs.run import Started, recorded_template
 from srlhfv_jax.training import state as states
 
 BEST = "best_feasible"
@@ -75,6 +75,7 @@ def make(
                 policy.get("backbone"),
                 base=models.policy.path,
                 adapter=policy.get("adapter"),
+                chat_template=recorded_template(started.workdir),
                 meta={"stage": "ppo_lag", "step": step} | numbers,
             )
         return {f"validation.{name}": value for name, value in numbers.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, unread
-from srlhfv_jax.data import chat, tokens
+from srlhfv_jax.data import chat, templates, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft, weights
 from srlhfv_jax.hf.load import (
@@ -71,11 +71,13 @@ def load(
     keep_adapter: bool = False,
     int8: bool = False,
     activated: bool = False,
+    chat_template: str = "",
 ) -> Pretrained:
     """A checkpoint in its shards. With `random_key`: only its shapes and processor, the weights drawn anew in place.
 
     With `keep_adapter` an adapter stays apart, and the backbone, which nobody trains then, is in the dtype of activations, its
     decoder in eight bits with `int8`. A checkpoint that has no adapter is told how those over it will act: `activated` or not.
+    `chat_template` as in DataConfig.
 
     Raises:
         UserError: as `load_pretrained`.
@@ -89,12 +91,13 @@ def load(
             scan_unroll=unroll(model),
             keep_adapter=keep_adapter,
         )
+        templates.override(loaded.processor, chat_template)
         params = rules.place(quantize.int8(loaded.params, release=True), mesh) if int8 else loaded.params
         config = computed_in(loaded.config, model)
         if keep_adapter and loaded.adapter is None and activated:
             config = dataclasses.replace(config, activation=tokens.prompt_suffix(chat.codec(loaded.processor)))
         return loaded._replace(config=config, params=params)
-    shape = load_shape(path, model)
+    shape = load_shape(path, model, chat_template)
     check_tensor_axis(shape.config.text.heads, mesh)
     create = functools.partial(vlm.init, shape.config)
     places = rules.shardings(jax.eval_shape(create, random_key), mesh)
@@ -114,6 +117,7 @@ def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, rand
         keep_adapter=lora.rank > 0,
         int8=lora.int8,
         activated=lora.activated,
+        chat_template=settings.data.chat_template,
     )
 
 
@@ -152,10 +156,10 @@ def fresh_adapter(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.
     return rules.place(fresh, mesh)
 
 
-def load_shape(path: str, model: ModelConfig) -> Pretrained:
-    """Config and processor of a checkpoint, without its weights."""
+def load_shape(path: str, model: ModelConfig, chat_template: str = "") -> Pretrained:
+    """Config and processor of a checkpoint, without its weights; `chat_template` as in DataConfig."""
     config, processor = load_config_and_processor(path, dtype=model.param_dtype, remat=model.remat, scan_unroll=unroll(model))
-    return Pretrained(computed_in(config, model), {}, {}, processor, Path(path))
+    return Pretrained(computed_in(config, model), {}, {}, templates.override(processor, chat_template), Path(path))
 
 
 def unroll(model: ModelConfig) -> int:

@@ -1,6 +1,8 @@
 """Rows that a run reads: prepared and checked before step 0, then shuffled batches of them, or all of them once."""
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import chat, loader, pictures, sources, tokens
+from srlhfv_jax.data import answers, chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
@@ -23,14 +25,20 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
         UserError: no row is left, or the processor makes another number of placeholders than the model has features.
     """
     examples = sources.load_examples(data)
-    prepared = loader.fit(kind, examples, model.processor, data, sign=sign)
+    rows = (
+        answers.AnsweredTurns(examples, model.config.vision is not None)
+        if kind == "supervised" and data.train_on == "all"
+        else examples
+    )
+    prepared = loader.fit(kind, rows, model.processor, data, sign=sign)
+    say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
     check_prompt_suffix(model, prepared)
     drops = examples.drops + prepared.drops
-    hosts.say(
-        f"{data.path}: {len(prepared.rows)} of {examples.source_rows} rows used as {kind}; {sources.describe_drops(drops)}{sources.describe_sources(examples)}"
-    )
+    of = f"{len(rows)} answers in {examples.source_rows}" if rows is not examples else f"{examples.source_rows}"
+    reasons = sources.describe_drops(drops) + sources.describe_sources(examples)
+    hosts.say(f"{data.path}: {len(prepared.rows)} of {of} rows used as {kind}; {reasons}")
     return prepared
 
 
@@ -53,6 +61,7 @@ def fit_loosely(
     lengths = dict(prompt_length=data.prompt_length or loader.UNLIMITED, response_length=data.response_length or loader.UNLIMITED)
     limits = lengths | {"batch_size": 1}  # these lengths are no batch's
     prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
+    say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
     check_prompt_suffix(model, prepared)
@@ -75,14 +84,21 @@ def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterato
 
 
 def unreadable(
-    examples: Sequence[Example], model: Pretrained, max_pixels: int, *, prompt_length: int = 0, response_length: int = 0
+    examples: Sequence[Example],
+    model: Pretrained,
+    max_pixels: int,
+    *,
+    system_prompt: str = "",
+    prompt_length: int = 0,
+    response_length: int = 0,
 ) -> list[Unusable | None]:
     """For each example, whose pictures decode, the reason why the model cannot read it; None if it can.
 
     Args:
+        system_prompt: as in DataConfig, like `max_pixels`.
         prompt_length, response_length: longest prompt and answer in tokens; 0: any.
     """
-    codec, reasons = chat.codec(model.processor, max_pixels), []
+    codec, reasons = chat.codec(model.processor, max_pixels, system_prompt), []
     limits = dict(prompt_length=prompt_length or loader.UNLIMITED, response_length=response_length or loader.UNLIMITED)
     for row, example in enumerate(examples):
         try:
@@ -91,6 +107,18 @@ def unreadable(
         except Unusable as unusable:
             reasons.append(unusable)
     return reasons
+
+
+def say_merged(prepared: loader.Prepared) -> None:
+    """Say once, on stderr, that a template has no place for the system turns of these rows."""
+    if loader.merges_system(prepared):
+        _warn(chat.MERGED)
+
+
+@functools.cache  # once
+def _warn(line: str) -> None:
+    if hosts.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:

@@ -80,6 +80,7 @@ def _unfinished(run: Unfinished, out: Path, dtype: str, max_shard_bytes: int) ->
         adapter=run.tree.get("adapter"),
         heads=run.tree.get("heads"),
         meta=run.about,
+        chat_template=run.chat_template,
         guard=run.tree.get("guard"),
         guard_meta=run.guard,
         dtype=dtype,

@@ -19,6 +19,8 @@ from srlhfv_jax.checkpoint import lock, provenance
 from srlhfv_jax.checkpoint.manager import Manager
 from srlhfv_jax.config import to_dict
 from srlhfv_jax.config.stored import Trained
+from srlhfv_jax.data import templates
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import card, export, hub, weights
 from srlhfv_jax.hf.card import Product
 from srlhfv_jax.hf.config import read_config
@@ -33,6 +35,7 @@ from srlhfv_jax.training import metrics, trackers
 from srlhfv_jax.training.metrics import Writer
 
 EXPORT = "export"
+TEMPLATE = "chat_template.jinja"
 ADVICE = "remove it, since the checkpoints hold the settings too"
 
 
@@ -104,11 +107,38 @@ def start(settings: Trained, workdir: Path) -> Started:
     workdir = Path(workdir)
     write_settings(workdir, settings)
     export.clear(workdir)
+    record_template(settings.data.chat_template, workdir)
     manager = Manager(workdir, settings.checkpoint.every_steps, settings.checkpoint.keep, to_dict(settings))
     log = settings.log
     names = (*(("tensorboard",) if log.tensorboard else ()), *dict.fromkeys(log.trackers))
     writer = Writer(workdir, names, project=log.project, settings=to_dict(settings))
     return Started(workdir, mesh, writer, manager, began)
+
+
+def record_template(path: str, workdir: Path) -> None:
+    """Keep the chat template of `data.chat_template` in the workdir: exports have it from there.
+
+    Raises:
+        UserError: it cannot be read, or the run to be resumed had another one.
+    """
+    kept, text = workdir / TEMPLATE, templates.read(path) if path else None
+    before = recorded_template(workdir)
+    if (workdir / "checkpoints").is_dir() and before not in (None, text):
+        raise UserError(
+            f"cannot resume: config.data.chat_template={path} is not {kept}, which this workdir was started with; use that"
+        )
+    if hosts.process_index() > 0:
+        return
+    if text is None:
+        kept.unlink(missing_ok=True)
+    else:
+        files.write_text(kept, text)
+
+
+def recorded_template(workdir: Path) -> str | None:
+    """The chat template that a run was given in the place of its checkpoint's; None: it has that of its checkpoint."""
+    kept = workdir / TEMPLATE
+    return kept.read_text("utf-8") if kept.is_file() else None
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:
@@ -150,6 +180,7 @@ def export_run(
         adapter=tree.get("adapter"),
         heads=tree.get("heads"),
         meta={"stage": product.stage} | about | origin,
+        chat_template=recorded_template(started.workdir),
         guard=tree.get("guard"),
         guard_meta=None if guard is None else guard | origin,
     )

@@ -10,7 +10,7 @@ from srlhfv_jax.hf import hub, leaves
 from srlhfv_jax.hf.load import is_checkpoint
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.runs import checkpoints
-from srlhfv_jax.runs.run import EXPORT
+from srlhfv_jax.runs.run import EXPORT, recorded_template
 
 
 class Unfinished(NamedTuple):
@@ -22,6 +22,7 @@ class Unfinished(NamedTuple):
     base: Path
     about: dict[str, Any]
     settings: Trained
+    chat_template: str | None = None
     guard: dict[str, Any] | None = None  # for guard.json
 
 
@@ -43,6 +44,6 @@ def read(workdir: Path) -> Unfinished:
     for path, leaf in parameters.items():
         leaves.put(tree, tuple(path.split("/")), leaf)
     tree = tree["policy"] if settings.stage == "ppo_lag" else tree
-    shape = checkpoints.load_shape(settings.start, settings.model)
+    shape = checkpoints.load_shape(settings.start, settings.model, settings.data.chat_template)
     about = {"stage": settings.stage, "step": step} | hub.origin(settings.start)
-    return Unfinished(step, shape.config, tree, shape.path, about, settings)
+    return Unfinished(step, shape.config, tree, shape.path, about, settings, recorded_template(workdir))

@@ -42,7 +42,7 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     checkpoints.check_checkpoint(settings.init, "config.init")
-    shape = checkpoints.load_shape(settings.init, settings.model)
+    shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
     rows, held = inputs.prepare("pairs", settings.data, shape, sign=settings.sign), None
     held_data = inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
     if settings.evaluation:

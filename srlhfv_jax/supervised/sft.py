@@ -28,7 +28,9 @@ def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
         raise UserError("config.init_random with config.lora.rank: the export would be an adapter over weights that nobody has")
     if key is None:
         checkpoints.check_checkpoint(settings.init, "config.init")
-    rows = inputs.prepare("supervised", settings.data, checkpoints.load_shape(settings.init, settings.model))
+    rows = inputs.prepare(
+        "supervised", settings.data, checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
+    )
     model = checkpoints.load_init(settings, started.mesh, random_key=key)
     inputs.check_prompt_suffix(model, rows)
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))

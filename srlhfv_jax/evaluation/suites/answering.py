@@ -117,7 +117,17 @@ def _identity(path: str, settings: EvaluateConfig) -> list[Any]:
     files = sorted(checkpoint_folder(path).glob("*.safetensors"))
     written = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     data = settings.data
-    return [path, written, settings.seed, settings.temperature, settings.model.dtype, data.response_length, data.max_pixels]
+    asked = [data.system_prompt] if data.system_prompt else []
+    return [
+        path,
+        written,
+        settings.seed,
+        settings.temperature,
+        settings.model.dtype,
+        data.response_length,
+        data.max_pixels,
+        *asked,
+    ]
 
 
 def _sample(

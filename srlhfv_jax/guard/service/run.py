@@ -50,6 +50,7 @@ class Settings:
     judged_length: int  # tokens
     response_length: int  # tokens
     max_pixels: int
+    system_prompt: str
     seed: int
     dtype: str
     warm_up: bool
@@ -94,6 +95,7 @@ def _generate(settings: Settings, limits: Limits, mesh: Mesh, checks: guard_chec
         response_length=settings.response_length,
         batch_size=limits.batch,
         max_pixels=settings.max_pixels,
+        system_prompt=settings.system_prompt,
     )
     model = inference(settings.dtype)
     policy = answering.load_policy(settings.policy, data, model, mesh, temperature=settings.temperature, seed=settings.seed)
