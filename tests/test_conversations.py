@@ -129,9 +129,9 @@ LATE = (  # as Mistral's: the system's text stands in the last user turn
     + "{% if m.role == 'user' %}[INST] {% if loop.last %}{{ system }}{% endif %}"
     "{{ m.content }}[/INST]{% else %}{{ ' ' + m.content | trim + '<|eot_id|>' }}{% endif %}{% endfor %}"
 )
-THINKING = LOOP + (
-    "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
-    "<|eot_id|>{% endfor %}"
+THINKING = LOOP + (  # as Qwen3's
+    "{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% else %}{{ m.content }}{% endif %}<|eot_id|>{% endfor %}"
 )
 SILENT = LOOP + "{% if m.role != 'system' %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
 LAST_ONLY = "{{ messages[-1].content }}"
@@ -151,7 +151,7 @@ def test_a_template_that_leaves_the_system_turn_out_has_it_in_the_first_user_tur
     assert codec.merges_system and said == "user: be kind\n\na\nassistant: c\nuser: b\n"
 
 
-@pytest.mark.parametrize("thought", ["<think>\nyes\n</think>\n\na cat", "a </think>\n\n </think>b", "no thought"])
+@pytest.mark.parametrize("thought", ["<think>\nyes\n</think>\n\na cat", "a </think>\n\n </think>b", "\n\nno thought"])
 def test_thoughts_that_a_template_leaves_out_of_earlier_answers_are_left_out(thought):
     codec = chat.codec(with_template("llama3", THINKING))
     history = (Turn("user", "a </think> b"), Turn("assistant", thought))

@@ -25,6 +25,10 @@ FAILING = {
     + "{% for p in m.content %}{{ p.text if m.content | length == 1 else 'a picture' }}{% endfor %}{% endfor %}",
     "loops with a picture": LOOP + "{% for p in m.content %}{{ p.text }}{% endfor %}{% if m.content | length > 1 %}"
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}",
+    "loops with an earlier turn": LOOP + "{{ m.content }}{% if messages | length > 2 %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}",
+    "loops with a system turn": "{% if messages[0].role == 'system' %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+    "{% endfor %}{% endif %}" + LOOP + "{{ m.content }}{% endfor %}",
     "is a number": 3,
     "has no default": {"tool_use": PLAIN},
     "loops for ever": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

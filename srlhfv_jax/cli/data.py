@@ -28,9 +28,7 @@ def main(argv: list[str]) -> None:
 
 def _inspect(argv: list[str]) -> tuple[str, dict]:
     command = define.define()
-    command.text(
-        "path", None, "file of rows, a folder of them, a TFDS folder, or owner/name of the hub; several: a.jsonl:0.7,b.csv:0.3"
-    )
+    command.text("path", None, "file or folder of rows, TFDS folder, or owner/name of the hub; several: a.jsonl:0.7,b.csv:0.3")
     define.rows(command)
     define.reading(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
@@ -48,11 +46,9 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     from srlhfv_jax.data import inspection, loader, templates
     from srlhfv_jax.hf.load import load_config_and_processor
 
-    place = dict(split=values.split, image_dir=values.image_dir, allow_dir=values.allow_dir, max_pixels=values.max_pixels)
-    place |= dict(revision=values.revision, columns=tuple(values.columns), fetch=values.fetch)
-    place |= dict(label_means=values.label_means, chosen_means=values.chosen_means)
+    names = "split image_dir allow_dir max_pixels revision fetch label_means chosen_means system_prompt workers".split()
+    place = {name: values[name].value for name in names} | {"columns": tuple(values.columns)}
     P, R = (length or loader.UNLIMITED for length in (values.prompt_length, values.response_length))
-    place |= {"system_prompt": values.system_prompt, "workers": values.workers}
     data = loader.single_pass(values.path, **place, prompt_length=P, response_length=R)
     processor = templates.override(load_config_and_processor(values.model)[1], values.chat_template) if values.model else None
     numbers = inspection.inspect(data, samples=values.samples, processor=processor, model=values.model, kind=values.kind)

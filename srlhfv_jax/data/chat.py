@@ -1,12 +1,12 @@
 """Chat format of a checkpoint: its tokenizer, placeholder, pictures, chat template and end of an answer, as one `Codec`.
 
-A prompt is what the checkpoint's own chat template writes around the question, up to and including the opening of the assistant's
-turn. The template sees a word in the question's place, never the question: what it writes cannot depend on what users write. The
-response follows directly and ends with what the template writes after an assistant's turn, or with the tokenizer's
-end-of-sequence token where it writes nothing. No system prompt is added.
+A prompt is what the checkpoint's own chat template writes around the texts of a conversation, up to and including the opening of
+the assistant's turn. The template sees a word in the place of each text, never the text: what it writes cannot depend on what users
+write (`frames`). The response follows directly and ends with what the template writes after an assistant's turn, or with the
+tokenizer's end-of-sequence token where it writes nothing.
 
-Images come before the question, or where the question says "<image>", as far as the template keeps them there (LLaVA's moves
-them to the front).
+Images come before the first user's text, or where texts say "<image>", as far as the template keeps them there (LLaVA's moves them
+to the front of their turn).
 """
 
 import functools

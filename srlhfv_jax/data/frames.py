@@ -33,10 +33,9 @@ class Slot(NamedTuple):
 
     def read(self, text: str) -> str:
         """The text as the template writes it."""
-        if self.thought != "kept":
+        if self.thought != "kept" and THOUGHT_END in text:
             text = text.rpartition(THOUGHT_END)[2]
-        if self.thought == "left out with line breaks":
-            text = text.lstrip("\n")
+            text = text.lstrip("\n") if self.thought == "left out with line breaks" else text
         text = text.lstrip() if self.left else text
         return text.rstrip() if self.right else text
 
@@ -81,7 +80,7 @@ def _thoughts(
     earlier = {number for number, role in enumerate(roles) if role == "assistant" and number < len(roles) - 1}
     if not earlier:
         return ["kept"] * len(order)
-    thinking, found = _around(_rendered(render, reader, shape, thinking=earlier), order), []
+    thinking, fates = _around(_rendered(render, reader, shape, thinking=earlier), order), []
     for number, own, got in zip(order, around, thinking):
         ways = {"kept": own + THOUGHT, "left out": own + AFTER_THOUGHT, "left out with line breaks": own}
         way = next((way for way, text in ways.items() if text == got), None) if number in earlier else "kept"
@@ -89,8 +88,8 @@ def _thoughts(
             raise UserError(
                 f"the chat template alters earlier answers: it writes {got[:80]!r} before one that begins with {THOUGHT!r}"
             )
-        found.append(way)
-    return found
+        fates.append(way)
+    return fates
 
 
 def _order(rendered: str, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from srlhfv_jax.data import template_trial
-from srlhfv_jax.data.pictures import Bundle
+from srlhfv_jax.data.families import Bundle
 from srlhfv_jax.errors import UserError, reason, shown
 
 DATE = datetime.datetime(2024, 7, 26)

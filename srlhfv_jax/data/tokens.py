@@ -30,7 +30,9 @@ class Encoded(NamedTuple):
     prompt: Ids
     positions: Int[np.ndarray, "P *axes"]  # rotary positions of the prompt
     responses: tuple[Ids, ...]
-    example: Example  # without its images and texts: what is known of it, in the memory of every row
+    example: (
+        Example  # without its images and texts but for its first earlier turn: what is known of it, in the memory of every row
+    )
     digests: tuple[bytes, ...]
     layouts: tuple[Layout, ...]  # of its images
 
@@ -61,7 +63,7 @@ def encode(
     if len(responses) == 2 and np.array_equal(*responses):
         raise Unusable("identical_responses", "both responses have the same tokens")
     digests = tuple(map(images.digest, example.images))
-    told = example._replace(images=(), question="", responses=("",) * len(responses), history=())
+    told = example._replace(images=(), question="", responses=("",) * len(responses), history=example.history[:1])
     return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, told, digests, layouts)
 
 

@@ -17,9 +17,9 @@ The paper (arXiv 2503.17682) describes what its guard does, not how it is made: 
     service/     `srlhfv serve`: the guard over HTTP
 """
 
-from srlhfv_jax.data.rows import Prompt
+from srlhfv_jax.data.rows import Prompt, Turn
 from srlhfv_jax.guard.judge import Guard
 from srlhfv_jax.guard.regenerate import guarded_generate
 from srlhfv_jax.guard.verdict import Guarded, GuardVerdict, Round
 
-__all__ = ["Guard", "GuardVerdict", "Guarded", "Prompt", "Round", "guarded_generate"]
+__all__ = ["Guard", "GuardVerdict", "Guarded", "Prompt", "Round", "Turn", "guarded_generate"]

@@ -55,8 +55,9 @@ class Guard:
         loaded = load_pretrained(path, dtype=dtype, mesh=mesh)
         heads, about = load_guard(loaded.config, loaded.path, mesh)
         system = about.get("system_prompt", "")  # guards of before have none
-        template = scoring.template_hash(chat.codec(loaded.processor, system_prompt=system))
-        if template != about["template"]:
+        codec = chat.codec(loaded.processor, system_prompt=system)
+        conversation = scoring.conversation_hash(codec)
+        if scoring.template_hash(codec) != about["template"] or about.get("conversation", conversation) != conversation:
             raise UserError(
                 f"{loaded.path}: its chat template is not the one the guard was trained with: restore it, or train again"
             )

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import GuardBatch
 from srlhfv_jax.data import chat
+from srlhfv_jax.data.rows import Turn
 from srlhfv_jax.data.taxonomies import SEVERITIES
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.statistics import sigmoid
 from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.models import guard_heads, sequences
@@ -72,3 +74,13 @@ def template_hash(codec: chat.Codec) -> str:
     """A digest of how questions are put to the model: a guard that reads another template than it was trained with judges blindly."""
     texts = [codec.prompt_text("a question", images) for images in ((0, 1) if codec.reader is not None else (0,))]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def conversation_hash(codec: chat.Codec) -> str:
+    """A digest of how a question is put to the model behind other turns; "" where the template takes none."""
+    turns = (Turn("system", "a system turn"), Turn("user", "a first question"), Turn("assistant", "an answer"))
+    try:
+        text = codec.prompt_text("a question", 0, turns)
+    except UserError:
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -354,6 +354,7 @@ def _about(settings: GuardConfig, rows: loader.Prepared) -> dict[str, Any]:
         "categories": list(rows.categories),
         "severities": list(taxonomies.SEVERITIES),
         "template": scoring.template_hash(rows.codec),
+        "conversation": scoring.conversation_hash(rows.codec),
         "max_pixels": settings.data.max_pixels,
         "system_prompt": settings.data.system_prompt,
     }

@@ -78,7 +78,8 @@ def _check_guard(described: dict[str, Any], meta: Path) -> None:
     thresholds, categories = described["thresholds"], described["categories"]
     if not thresholds or not thresholds.keys() <= set(GUARD_PARTS) or not all(0 <= value <= 1 for value in thresholds.values()):
         raise UserError(f"{meta}: thresholds must be probabilities of {' and '.join(GUARD_PARTS)}, got {shown(thresholds)}")
-    take({"system_prompt": ""} | described, "system_prompt", str, str(meta))  # guards of before have none
+    for name in ("system_prompt", "conversation"):  # guards of before have none
+        take({name: ""} | described, name, str, str(meta))
     if described["max_pixels"] < 0:
         raise UserError(f"{meta}: max_pixels must be 0 or more, got {shown(described['max_pixels'])}")
     if len({*categories, *SUMS}) != len(categories) + len(SUMS):

@@ -27,15 +27,15 @@ def placeholders(config: VLMConfig, rollout: Rollout, images: Images) -> None:
     Raises:
         UserError: naming the first row that does not.
     """
+    R = rollout.response_mask_BR.shape[1]
+    is_image_BT = (rollout.tokens_BT == config.image_token) & rollout.mask_BT
+    count_B = is_image_BT.sum(axis=1)
     if images.order_BM is not None:
         features_B = np.sum(images.order_BM != NO_FEATURE, axis=1)
     elif images.picture_BN is not None:
         features_B = np.sum(images.picture_BN > 0, axis=1) // config.vision.merge**2
-    else:
-        features_B = np.full(len(rollout.tokens_BT), config.vision.features)
-    R = rollout.response_mask_BR.shape[1]
-    is_image_BT = (rollout.tokens_BT == config.image_token) & rollout.mask_BT
-    count_B = is_image_BT.sum(axis=1)
+    else:  # all pictures have one size, and nothing says how many a row has: the next whole number of them
+        features_B = np.maximum(-(-count_B // config.vision.features), 1) * config.vision.features
     wrong = np.flatnonzero((count_B != 0) & (count_B != features_B) | is_image_BT[:, -R:].any(axis=1))
     if wrong.size:
         raise UserError(

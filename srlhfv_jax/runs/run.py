@@ -121,24 +121,24 @@ def record_template(path: str, workdir: Path) -> None:
     Raises:
         UserError: it cannot be read, or the run to be resumed had another one.
     """
-    kept, text = workdir / TEMPLATE, templates.read(path) if path else None
+    copy, text = workdir / TEMPLATE, templates.read(path) if path else None
     before = recorded_template(workdir)
     if (workdir / "checkpoints").is_dir() and before not in (None, text):
         raise UserError(
-            f"cannot resume: config.data.chat_template={path} is not {kept}, which this workdir was started with; use that"
+            f"cannot resume: config.data.chat_template={path} is not {copy}, which this workdir was started with; use that"
         )
     if hosts.process_index() > 0:
         return
     if text is None:
-        kept.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
     else:
-        files.write_text(kept, text)
+        files.write_text(copy, text)
 
 
 def recorded_template(workdir: Path) -> str | None:
     """The chat template that a run was given in the place of its checkpoint's; None: it has that of its checkpoint."""
-    kept = workdir / TEMPLATE
-    return kept.read_text("utf-8") if kept.is_file() else None
+    copy = workdir / TEMPLATE
+    return copy.read_text("utf-8") if copy.is_file() else None
 
 
 def describe_parameters(name: str, tree: Any, mesh: Mesh) -> None:

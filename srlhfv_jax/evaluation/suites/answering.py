@@ -117,7 +117,7 @@ def _identity(path: str, settings: EvaluateConfig) -> list[Any]:
     files = sorted(checkpoint_folder(path).glob("*.safetensors"))
     written = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     data = settings.data
-    asked = [data.system_prompt] if data.system_prompt else []
+    system_prompt = [data.system_prompt] if data.system_prompt else []  # without one, the identity of before
     return [
         path,
         written,
@@ -126,7 +126,7 @@ def _identity(path: str, settings: EvaluateConfig) -> list[Any]:
         settings.model.dtype,
         data.response_length,
         data.max_pixels,
-        *asked,
+        *system_prompt,
     ]
 
 
