@@ -36,11 +36,11 @@ def same_prompts_section(work: Workdir) -> Section:
             rows = [row | {"answers": _over_time(row.get("answers"))} for row in stage.same_prompts]
             cards = "".join(_card(row, "reward") for row in rows)
             count = len(rows)
-            said = (
+            summary = (
                 f"How the same {count} prompts were answered over time" if count > 1 else "How one prompt was answered over time"
             )
             body += page.paragraph(
-                f"{stage.name}: {said}, each time with the same random key; reward and cost are the run's own."
+                f"{stage.name}: {summary}, each time with the same random key; reward and cost are the run's own."
             )
             body += f'<div class="samples">{cards}</div>'
     return Section("same_prompts", "The same prompts over time", body)
