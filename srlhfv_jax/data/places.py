@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 import urllib.request
 from pathlib import Path
@@ -115,8 +114,11 @@ def _copy(there, inner: str, files: list[str], target: Path) -> None:
             own = made / target.name / file.removeprefix(inner).lstrip("/") if file != inner else made / target.name
             own.parent.mkdir(parents=True, exist_ok=True)
             there.get_file(file, str(own))
-        if not target.parent.exists():
-            shutil.move(made, target.parent)
+        try:
+            os.rename(made, target.parent)
+        except OSError:
+            if not target.exists():  # another process was first
+                raise
 
 
 def picture(address: str, most: int) -> bytes:
