@@ -1,5 +1,7 @@
 """The model computes what `transformers` computes, from the same files, and its exports go back unchanged."""
 
+import json
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -151,6 +153,19 @@ def test_an_export_reloads_in_transformers_with_identical_tensors(variant, tmp_p
     assert reloaded.config == pretrained.config
     jax.tree.map(np.testing.assert_array_equal, reloaded.params, pretrained.params)
     jax.tree.map(np.testing.assert_array_equal, reloaded.heads, score_heads)
+
+
+@pytest.mark.parametrize(("said", "written"), [(None, ["LlamaForCausalLM"]), (["OwnForCausalLM"], ["OwnForCausalLM"])])
+def test_an_export_names_the_class_of_its_decoder(said, written, tmp_path):
+    """vLLM looks it up there; a base that names one keeps it."""
+    tiny_hf.save(tmp_path / "base", tiny_hf.llava_config())
+    path = tmp_path / "base" / "config.json"
+    described = json.loads(path.read_text())
+    described["text_config"] = {key: value for key, value in described["text_config"].items() if key != "architectures"}
+    path.write_text(json.dumps(described | {"text_config": described["text_config"] | ({"architectures": said} if said else {})}))
+    pretrained = load_pretrained(tmp_path / "base")
+    out = export_pretrained(tmp_path / "out", pretrained.config, pretrained.params, base=tmp_path / "base")
+    assert json.loads((out / "config.json").read_text())["text_config"]["architectures"] == written
 
 
 def test_every_historical_name_layout_loads_to_the_same_parameters(tmp_path):

@@ -31,6 +31,12 @@ from srlhfv_jax.models.config import VLMConfig, architecture
 from srlhfv_jax.parallel import hosts
 
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>draft|previous)-([0-9]+-)?(?P<process>[1-9][0-9]*)")
+DECODER_CLASSES = {  # model_type of a text_config -> its class; vLLM's llava.py asks `text_config.architectures` for it
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
 METADATA = {"format": "pt"}  # what `transformers` demands of a safetensors file
 Shard = list[tuple[leaves.Leaf, list[int]]]  # leaves with those of their layers that go into one file
 
@@ -166,8 +172,12 @@ def _tied_as(described: VLMConfig, config: VLMConfig) -> VLMConfig:
 
 
 def _write_stored(draft: Path, dtype: np.dtype, config: VLMConfig) -> None:
-    """Note in the config what the written weights are: their dtype, and a head that is not the embedding though the base said so."""
+    """Note in the config what the written weights are: their dtype, a head that is not the embedding though the base said so, and the
+    class of the decoder, by which vLLM finds it."""
     described = files.read_json(draft / "config.json")
+    decoder = described.get("text_config") or {}
+    if decoder.get("model_type") in DECODER_CLASSES and not decoder.get("architectures"):
+        described["text_config"] = decoder | {"architectures": [DECODER_CLASSES[decoder["model_type"]]]}
     described.pop("torch_dtype", None)  # the older spelling of the same key
     if read_config(draft).text.tied_head != config.text.tied_head:
         tied = {"tie_word_embeddings": config.text.tied_head}
