@@ -17,8 +17,8 @@ from srlhfv_jax.models import lora, quantize, sequences, vlm
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.ppo_lag import selftest
 from srlhfv_jax.rollout import sampling
-from srlhfv_jax.rollout.generate import generate
-from srlhfv_jax.rollout.sampling import Sampling, choose
+from srlhfv_jax.rollout.generate import generate, generate_by_row
+from srlhfv_jax.rollout.sampling import RowSampling, Sampling, choose, choose_by_row
 
 R = 9
 
@@ -234,3 +234,40 @@ def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
     broken = rollout._replace(tokens_BT=rollout.tokens_BT.at[1, first].set(7))
     with pytest.raises(UserError, match="row 1 .* has 3 image placeholders"):
         selftest.placeholders(CONFIG, *jax.tree.map(np.asarray, (broken, prompts().images)))
+
+
+def by_row(settings: list[tuple[float, float, int]], uniform_BR, batch) -> Rollout:
+    temperature, top_p, length = zip(*settings)
+    rows = RowSampling(np.array(temperature, np.float32), np.array(top_p, np.float32), np.array(length, np.int32))
+    run = jax.jit(functools.partial(generate_by_row, CONFIG, vocabulary=VOCABULARY))
+    return run(backbone(), batch, uniform_BR, rows)
+
+
+def test_rows_with_equal_settings_and_numbers_are_the_rollout_of_those_settings():
+    batch = prompts()
+    B = batch.tokens_BP.shape[0]
+    uniform_RB = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(jax.random.key(4), t), (B,)))(jnp.arange(R))
+    for temperature in (0.0, 0.75, 1.0):
+        wanted = sample(batch, seed=4, temperature=temperature)
+        rows = by_row([(temperature, 1.0, R)] * B, uniform_RB.T, batch)
+        chex.assert_trees_all_equal(rows._replace(logp_BR=0, features=None), wanted._replace(logp_BR=0, features=None))
+        np.testing.assert_allclose(rows.logp_BR, wanted.logp_BR, atol=1e-6)
+
+
+def test_a_row_does_not_see_its_neighbours_settings():
+    batch = prompts()
+    B = batch.tokens_BP.shape[0]
+    uniform_BR = np.random.default_rng(1).random((B, R), np.float32)
+    mixed = [(0.25 * (row + 1), 1.0 - 0.125 * row, 2 + row) for row in range(B)]
+    together = by_row(mixed, uniform_BR, batch)
+    for row in range(B):
+        same = by_row([mixed[row]] * B, uniform_BR, batch)
+        np.testing.assert_array_equal(together.tokens_BT[row], same.tokens_BT[row])
+        assert together.response_mask_BR[row].sum() <= mixed[row][2]
+
+
+def test_a_nucleus_of_each_row_keeps_its_likeliest_tokens():
+    logp_BV = np.log(np.array([[0.5, 0.25, 0.125, 0.125]] * 4, np.float32))
+    rows = RowSampling(np.ones(4, np.float32), np.array([1.0, 0.75, 0.5, 0.0], np.float32), np.full(4, 9, np.int32))
+    drawn = [choose_by_row(np.full(4, u, np.float32), logp_BV, rows).tolist() for u in (0.01, 0.6, 0.99)]
+    assert drawn == [[0, 0, 0, 0], [1, 0, 0, 0], [3, 1, 0, 0]]

@@ -6,7 +6,9 @@ Commands:
     run_suites          `srlhfv benchmark`: policies on the published test sets of suites/
 Models:
     answering           the one sampler of answers
+    by_row              answers of a server: each drawn as its own request says
     scoring             the one scorer of texts
+    text_scores         reward and cost of texts as they come
 Numbers, NumPy alone:
     answers             the record of a policy's answers, which every judge reads
     oracle              the embedded task's closed-form verdicts

@@ -13,7 +13,7 @@ from srlhfv_jax.losses import products
 
 
 def log_softmax(
-    logits: Float[Array, "... V"], *, temperature: float | Float[Array, ""], never_V: Bool[Array, "V"]
+    logits: Float[Array, "... V"], *, temperature: float | Float[Array, "*#rows"], never_V: Bool[Array, "V"]
 ) -> Float[Array, "... V"]:
     """log pi(v) = z_v - log Σ_u exp z_u, z = logits / temperature, z_v = -inf where `never_V`; float32."""
     return jax.nn.log_softmax(_allowed(logits, temperature, never_V), axis=-1)
@@ -70,7 +70,7 @@ def _split(x: Shaped[Array, "B R ..."], chunk: int) -> Shaped[Array, "chunks B c
 
 
 def _allowed(
-    logits: Float[Array, "... V"], temperature: float | Float[Array, ""], never_V: Bool[Array, "V"]
+    logits: Float[Array, "... V"], temperature: float | Float[Array, "*#rows"], never_V: Bool[Array, "V"]
 ) -> Float[Array, "... V"]:
     never = jnp.broadcast_to(never_V, logits.shape)
     return jnp.where(never, -jnp.inf, logits.astype(jnp.float32) / temperature)

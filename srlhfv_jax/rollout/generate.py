@@ -4,6 +4,8 @@ Pure and jit-able; the caller jits it once with the static arguments bound. Log-
 drawn, so PPO needs no second pass for them.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.microbatches import over_rows
-from srlhfv_jax.rollout.sampling import Sampling, choose
+from srlhfv_jax.rollout.sampling import RowSampling, Sampling, choose, choose_by_row
 
 
 class Vocabulary(NamedTuple):
@@ -29,12 +31,20 @@ class Vocabulary(NamedTuple):
         return jnp.zeros(size, bool).at[jnp.asarray(self.never, jnp.int32)].set(True)
 
 
+class _Rule(NamedTuple):
+    """A sampler of tokens."""
+
+    temperature: float | Float[Array, "B 1"]  # of recorded log-probabilities
+    choose: Callable[[Float[Array, "B"], Float[Array, "B V"]], Int[Array, "B"]]  # (random numbers, log-probabilities) -> tokens
+    length_B: Int[Array, "B"] | None  # most tokens of each answer; None: as many as there is room for
+
+
 class _Decoding(NamedTuple):
     step: Int[Array, ""]  # response tokens drawn so far
     tokens_BR: Int[Array, "B R"]
     mask_BR: Bool[Array, "B R"]
     logp_BR: Float[Array, "B R"]
-    alive_B: Bool[Array, "B"]  # no end-of-sequence token yet
+    alive_B: Bool[Array, "B"]  # no end-of-sequence token yet, and room for another token
     cache: vlm.Cache
 
 
@@ -61,13 +71,37 @@ def generate(
     B, R = prompts.tokens_BP.shape[0], response_length
     uniform_RB = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (B,)))(jnp.arange(R))
     decoding = vlm.for_decoding(config, params)
+    rule = _Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
 
     def answer(part: tuple[PromptBatch, Float[Array, "B R"]]) -> Rollout:
         asked, uniform_BR = part
         features = None if asked.images is None else vlm.encode_images(config, params, asked.images)
-        return _answer(config, decoding, asked, features, uniform_BR, vocabulary, sampling, early_exit)
+        return _answer(config, decoding, asked, features, uniform_BR, vocabulary, rule, early_exit)
 
     return over_rows(answer, (prompts, uniform_RB.T), microbatches)
+
+
+def generate_by_row(
+    config: VLMConfig,
+    params,
+    prompts: PromptBatch,
+    uniform_BR: Float[Array, "B R"],
+    sampling: RowSampling,
+    *,
+    vocabulary: Vocabulary,
+) -> Rollout:
+    """Draw one response of at most R tokens for each prompt, each as its own settings say.
+
+    Token t of a row is drawn by `uniform_BR[:, t]`, a random number in [0, 1): a row's answer is a function of its own prompt,
+    numbers and settings, and of the shapes. `ended_B` is false of a row that its own `length_B` cut.
+    """
+    temperature_B1 = jnp.where(sampling.temperature_B > 0, sampling.temperature_B, 1.0)[:, None]
+    rule = _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
+    features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
+    rollout = _answer(config, vlm.for_decoding(config, params), prompts, features, uniform_BR, vocabulary, rule, True)
+    drawn_BR = rollout.tokens_BT[:, -uniform_BR.shape[1] :]
+    ended_BR = rollout.response_mask_BR & jnp.isin(drawn_BR, jnp.asarray(vocabulary.eos, jnp.int32))
+    return rollout._replace(ended_B=jnp.any(ended_BR, axis=1))
 
 
 def _answer(
@@ -77,7 +111,7 @@ def _answer(
     features: Features | None,
     uniform_BR: Float[Array, "B R"],
     vocabulary: Vocabulary,
-    sampling: Sampling,
+    rule: _Rule,
     early_exit: bool,
 ) -> Rollout:
     """One part of `generate`. `uniform_BR`: the random number in [0, 1) that draws each token."""
@@ -89,18 +123,17 @@ def _answer(
     def draw(state: _Decoding, hidden_BD) -> _Decoding:
         """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
         t = state.step
-        logp_BV = logprob.log_softmax(
-            vlm.logits(config, params, hidden_BD), temperature=sampling.logp_temperature, never_V=never_V
-        )
-        drawn_B = choose(uniform_BR[:, t], logp_BV, sampling)
+        logp_BV = logprob.log_softmax(vlm.logits(config, params, hidden_BD), temperature=rule.temperature, never_V=never_V)
+        drawn_B = rule.choose(uniform_BR[:, t], logp_BV)
         logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
         alive_B = state.alive_B
+        goes_on_B = alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)
         return state._replace(
             step=t + 1,
             tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, vocabulary.pad)),
             mask_BR=state.mask_BR.at[:, t].set(alive_B),
             logp_BR=state.logp_BR.at[:, t].set(jnp.where(alive_B, logp_B, 0.0)),
-            alive_B=alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1),
+            alive_B=goes_on_B if rule.length_B is None else goes_on_B & (t + 1 < rule.length_B),
         )
 
     def unfinished(state: _Decoding):

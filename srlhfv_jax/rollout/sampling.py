@@ -21,6 +21,14 @@ class Sampling(NamedTuple):
         return self.temperature or 1.0
 
 
+class RowSampling(NamedTuple):
+    """Choices of a sampler that differ between the rows of a batch. Arrays: other values compile nothing anew."""
+
+    temperature_B: Float[Array, "B"]  # 0 = greedy
+    top_p_B: Float[Array, "B"]  # 1 = off, 0 = greedy
+    length_B: Int[Array, "B"]  # most tokens of each answer, the end-of-sequence token included; at least 1
+
+
 def choose(uniform_B: Float[Array, "B"], logp_BV: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
     """Draw one token per row, by one random number of [0, 1) each; greedy when the temperature is 0.
 
@@ -40,6 +48,24 @@ def choose(uniform_B: Float[Array, "B"], logp_BV: Float[Array, "B V"], sampling:
         border_B1 = jnp.min(jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         logp_BV = jnp.where(logp_BV >= border_B1, logp_BV, -jnp.inf)
     return draw(uniform_B, jnp.exp(logp_BV))
+
+
+def choose_by_row(uniform_B: Float[Array, "B"], logp_BV: Float[Array, "B V"], sampling: RowSampling) -> Int[Array, "B"]:
+    """`choose`, each row as its own settings say. A row's token does not depend on those of its neighbours."""
+    chex.assert_rank([logp_BV, sampling.temperature_B, sampling.top_p_B], [2, 1, 1])
+    cut_B = sampling.top_p_B < 1
+
+    def nucleus(logp_BV: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        sorted_BV = jnp.sort(logp_BV, axis=-1, descending=True)
+        probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+        inside_BV = (before_BV < sampling.top_p_B[:, None]).at[:, 0].set(True)
+        border_B1 = jnp.min(jnp.where(inside_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(cut_B[:, None] & (logp_BV < border_B1), -jnp.inf, logp_BV)
+
+    kept_BV = jax.lax.cond(jnp.any(cut_B), nucleus, lambda logp_BV: logp_BV, logp_BV)  # sorting is dear
+    greedy_B = jnp.argmax(logp_BV, axis=-1).astype(jnp.int32)
+    return jnp.where(sampling.temperature_B > 0, draw(uniform_B, jnp.exp(kept_BV)), greedy_B)
 
 
 BLOCK = 128  # neighbouring tokens whose probabilities are added first

@@ -83,6 +83,31 @@ def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterato
         yield hosts.global_batch(batch, mesh), real_B
 
 
+def sizes(
+    examples: Sequence[Example],
+    model: Pretrained,
+    max_pixels: int,
+    *,
+    system_prompt: str = "",
+    prompt_length: int = 0,
+    response_length: int = 0,
+) -> list[int | Unusable]:
+    """For each example, whose pictures decode, the tokens of its prompt, or the reason why the model cannot read it.
+
+    Args:
+        system_prompt: as in DataConfig, like `max_pixels`.
+        prompt_length, response_length: longest prompt and answer in tokens; 0: any.
+    """
+    codec, lengths = chat.codec(model.processor, max_pixels, system_prompt), []
+    limits = dict(prompt_length=prompt_length or loader.UNLIMITED, response_length=response_length or loader.UNLIMITED)
+    for row, example in enumerate(examples):
+        try:
+            lengths.append(len(tokens.encode(codec, example, row, literal=True, **limits).prompt))
+        except Unusable as unusable:
+            lengths.append(unusable)
+    return lengths
+
+
 def unreadable(
     examples: Sequence[Example],
     model: Pretrained,
@@ -92,33 +117,12 @@ def unreadable(
     prompt_length: int = 0,
     response_length: int = 0,
 ) -> list[Unusable | None]:
-    """For each example, whose pictures decode, the reason why the model cannot read it; None if it can.
-
-    Args:
-        system_prompt: as in DataConfig, like `max_pixels`.
-        prompt_length, response_length: longest prompt and answer in tokens; 0: any.
-    """
-    codec, reasons = chat.codec(model.processor, max_pixels, system_prompt), []
-    limits = dict(prompt_length=prompt_length or loader.UNLIMITED, response_length=response_length or loader.UNLIMITED)
-    for row, example in enumerate(examples):
-        try:
-            tokens.encode(codec, example, row, literal=True, **limits)
-            reasons.append(None)
-        except Unusable as unusable:
-            reasons.append(unusable)
-    return reasons
-
-
-def say_merged(prepared: loader.Prepared) -> None:
-    """Say once, on stderr, that a template has no place for the system turns of these rows."""
-    if loader.merges_system(prepared):
-        _warn(chat.MERGED)
-
-
-@functools.cache  # once
-def _warn(line: str) -> None:
-    if hosts.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
+    """The reasons that `sizes` gives; None of an example that the model can read."""
+    limits = dict(prompt_length=prompt_length, response_length=response_length)
+    return [
+        size if isinstance(size, Unusable) else None
+        for size in sizes(examples, model, max_pixels, system_prompt=system_prompt, **limits)
+    ]
 
 
 def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:
