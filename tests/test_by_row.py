@@ -6,7 +6,8 @@ import pytest
 import tiny_hf
 from tiny_data import png
 
-from srlhfv_jax.config import DataConfig, MeshConfig, inference
+from srlhfv_jax.config import MeshConfig, inference
+from srlhfv_jax.data import loader
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt, Turn
 from srlhfv_jax.evaluation import answering, by_row
@@ -15,7 +16,7 @@ from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.runs import few_shapes
 from srlhfv_jax.runs.few_shapes import Lengths
 
-DATA = DataConfig("", "", "", "", prompt_length=200, response_length=7, batch_size=4, workers=1, max_pixels=0, picture_buckets=1)
+DATA = loader.single_pass(prompt_length=200, response_length=7, batch_size=4)
 MODEL = inference("float32")
 CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
 LENGTHS = Lengths((32, 128))

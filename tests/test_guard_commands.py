@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +83,8 @@ def test_moderate_prints_the_verdict_on_the_question_or_on_the_answer(made, caps
         (["moderate", "--guard={policy}", "--prompt=a"], "has no guard"),
         (["serve"], "--guard is needed"),
         (["serve", "--guard={guard}", "--queue=0"], "flag --queue=0"),
+        (["serve", "--guard={guard}", "--port=0", "--lengths=64,x"], "--lengths must be whole numbers above 0"),
+        (["serve", "--guard={guard}", "--port=0", "--scorer={policy}"], "has no score heads"),
         (["serve", "--guard={guard}", "--host=203.0.113.1", "--port=0"], "cannot listen at 203.0.113.1:0"),
     ],
 )
@@ -152,11 +155,20 @@ def test_serve_moderates_and_generates_until_sigterm(made):
             for field, text in (("prompt", "why ? " * 5000), ("response", "no . " * 5000)):
                 refused = http.post("/moderate", json={"prompt": "what ?"} | {field: text})
                 assert (refused.status_code, f"{field}_too_long" in refused.json()["error"]) == (422, True)
+            chat = {"model": made.policy.name, "messages": [{"role": "user", "content": made.row["question"]}], "seed": 5, "n": 2}
+            first, again = (http.post("/v1/chat/completions", json=chat | {"temperature": 2.0}).json() for _ in range(2))
+            texts, texts_again = ([choice["message"]["content"] for choice in one["choices"]] for one in (first, again))
+            assert texts == texts_again and texts[0] != texts[1]
+            assert http.post("/v1/chat/completions", json=chat | {"max_tokens": 13}).status_code == 400
+            judged = http.post("/v1/moderations", json={"input": made.row["question"]}).json()["results"][0]
+            assert set(judged["category_scores"]) == set(made.question["scores"]) - {"unsafe", "severity"}
+            assert http.post("/v1/score", json=chat).status_code == 404
+            assert [one["id"] for one in http.get("/v1/models").json()["data"]] == ["policy", "guard"]
             assert http.post("/moderate", json=asked, headers={"Origin": "https://x.example"}).status_code == 403
             assert http.post("/moderate", json=asked, headers={"Authorization": ""}).status_code == 401
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
-        assert "serve: warmed up in" in process.stderr.read()
+        assert re.search(r"serve: compiled \d+ programs in \d+ s", process.stderr.read())
     finally:
         process.kill()
         process.wait()

@@ -8,9 +8,10 @@ from tiny_server import Model, at_once, base64_of, bomb, picture, serving, until
 
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt
+from srlhfv_jax.evaluation.by_row import Draw, Drawn
 from srlhfv_jax.guard.service import models
 from srlhfv_jax.guard.service.access import Access, names
-from srlhfv_jax.guard.service.requests import Generation, Moderation, Refused
+from srlhfv_jax.guard.service.requests import Generation, Moderation, Options, Refused
 from srlhfv_jax.guard.verdict import GuardVerdict
 
 
@@ -41,8 +42,8 @@ def test_the_model_is_asked_what_the_client_sent():
         assert served.moderate(prompt="Why?", response=None).status_code == 200
         for body in ({"prompt": "How?", "image": base64_of(encoded), "rounds": 2}, {"prompt": "Where?"}):
             assert served.http.post("/generate", json=body).status_code == 200
-    assert judged.seen == [Moderation("Wie groß?", "1,5 m", encoded), Moderation("Why?", None, None)]
-    assert drawn.seen == [Generation("How?", encoded, 2), Generation("Where?", None, 5)]
+    assert judged.seen == [Moderation("Wie groß?", "1,5 m", (encoded,)), Moderation("Why?", None)]
+    assert drawn.seen == [Generation("How?", (encoded,), 2), Generation("Where?", (), 5)]
 
 
 def test_what_the_model_cannot_read_is_refused_by_name_and_spares_the_rest_of_its_batch():
@@ -93,10 +94,10 @@ def test_questions_and_answers_of_one_batch_are_each_judged_by_their_own_check()
 
     moderate = models.moderate_with(check_input, check_output, readable)
     asked = [
-        Moderation("bad one", None, None),
-        Moderation("a", "b", b"png"),
-        Moderation("a", "bcd", None),
-        Moderation("fine", None, None),
+        Moderation("bad one", None),
+        Moderation("a", "b", (b"png",)),
+        Moderation("a", "bcd"),
+        Moderation("fine", None),
     ]
     bad, unreadable, answer, fine = moderate(asked)
     assert bad == {"safe": False, "severity": "severe", "categories": ["drugs"], "scores": {"unsafe": 0.875}}
@@ -109,23 +110,37 @@ def test_a_guard_of_one_part_refuses_the_other():
     def check_input(images, questions):
         return [verdict(0.25)] * len(questions)
 
-    judged, refused = models.moderate_with(check_input, None, readable)([Moderation("a", None, None), Moderation("a", "b", None)])
+    judged, refused = models.moderate_with(check_input, None, readable)([Moderation("a", None), Moderation("a", "b")])
     assert judged["safe"] and "judges questions only" in refused.message
-    (refused,) = models.moderate_with(None, check_input, readable)([Moderation("a", None, None)])
+    (refused,) = models.moderate_with(None, check_input, readable)([Moderation("a", None)])
     assert "judges answers only" in refused.message
 
 
-def test_each_request_gets_the_rounds_it_asked_for_and_every_batch_draws_anew():
+def drawn_texts(drawn: list):
+    """A policy that says the question with an exclamation mark for each round; the draws that it was asked for go to `drawn`."""
+
+    def draw(prompts, draws):
+        drawn.extend(draws)
+        return [
+            Drawn(f"{prompt.question}{'!' * one.seed[-1]}", 3, one.length is None)
+            for prompt, one in zip(prompts, draws, strict=True)
+        ]
+
+    return draw
+
+
+def sizes(prompts):
+    return [Unusable("no_vision", "a picture") if prompt.images else 7 for prompt in prompts]
+
+
+def check_marks(images, questions, answers):
+    return [verdict(1 / (1 + answer.count("!"))) for answer in answers]
+
+
+def test_each_request_gets_the_rounds_it_asked_for_and_draws_numbers_of_its_own():
     drawn = []
-
-    def generate(prompts, number):
-        drawn.append(number)
-        return [f"{prompt.question}{'!' * (number % models.DRAWS)}" for prompt in prompts]
-
-    def check(images, questions, answers):
-        return [verdict(1 / (1 + answer.count("!"))) for answer in answers]
-
-    with serving(Model(), models.generate_with(generate, None, check, readable, policy="regenerate"), rounds=5) as served:
+    how = dict(policy="regenerate", temperature=0.75, seed=4)
+    with serving(Model(), models.generate_with(drawn_texts(drawn), None, check_marks, sizes, **how), rounds=5) as served:
         replies = [served.http.post("/generate", json={"prompt": "Hm", "rounds": rounds}).json() for rounds in (0, 3)]
         refused = served.http.post("/generate", json={"prompt": "a", "image": base64_of(picture())})
     assert [(reply["answer"], reply["blocked"], reply["verdict"]["scores"]["unsafe"]) for reply in replies] == [
@@ -134,7 +149,39 @@ def test_each_request_gets_the_rounds_it_asked_for_and_every_batch_draws_anew():
     ]
     assert [one["number"] for one in replies[1]["rounds"]] == [0, 1]
     assert (refused.status_code, refused.json()) == (422, {"error": "no_vision: a picture"})
-    assert drawn == [0, models.DRAWS, models.DRAWS + 1]
+    assert [one.seed for one in drawn] == [(4, 0, 0, 0), (4, 1, 0, 0), (4, 1, 0, 1)]
+    assert {one.temperature for one in drawn} == {0.75}
+
+
+def test_rows_of_one_batch_are_drawn_as_each_says_and_a_clients_seed_alone_decides():
+    drawn = []
+    generate = models.generate_with(drawn_texts(drawn), None, check_marks, sizes, policy="regenerate", temperature=0.75, seed=4)
+    asked = [
+        Generation("a", (), 0, Options(temperature=0.0, length=9, choice=1)),
+        Generation("b", (b"png",), 0),
+        Generation("c", (), 2, Options(top_p=0.25, stop=("x",), seed=-1, choice=3)),
+    ]
+    first, refused, last = generate(asked)
+    assert drawn == [
+        Draw((4, 0, 1, 0), 0.0, 1.0, 9),
+        Draw((2**64 - 1, 3, 0), 0.75, 0.25, None, ("x",)),
+        Draw((2**64 - 1, 3, 1), 0.75, 0.25, None, ("x",)),
+    ]
+    assert (first["finish_reason"], first["usage"]) == ("length", {"prompt_tokens": 7, "completion_tokens": 3})
+    assert refused.message == "no_vision: a picture"
+    assert (last["answer"], last["shown"], last["finish_reason"]) == ("c!", 1, "stop")
+
+
+def test_what_is_blocked_says_so_and_counts_the_tokens_that_were_drawn():
+    def check_input(images, questions):
+        return [verdict(0.75 if question == "bad" else 0.25) for question in questions]
+
+    how = dict(policy="block", temperature=1.0, seed=0)
+    generate = models.generate_with(drawn_texts([]), check_input, check_marks, sizes, **how)
+    question, answer = generate([Generation("bad", (), 3), Generation("good", (), 3)])
+    for reply, tokens, rounds in ((question, 0, 0), (answer, 3, 1)):
+        assert (reply["blocked"], reply["shown"], reply["finish_reason"]) == (True, None, "content_filter")
+        assert (reply["usage"]["completion_tokens"], len(reply["rounds"])) == (tokens, rounds)
 
 
 # bad requests
@@ -147,7 +194,7 @@ def test_each_request_gets_the_rounds_it_asked_for_and_every_batch_draws_anew():
         (b'{"prompt": "a"', 400, "the body is not JSON"),
         (b"[" * 100_000, 400, "the body is not JSON"),
         (b'{"prompt": "\xff"}', 400, "not UTF-8"),
-        (b'["prompt"]', 422, "must be a JSON object with a prompt, got an array"),
+        (b'["prompt"]', 422, "must be a JSON object, got an array"),
         (b"null", 422, "got null"),
         (b"{}", 422, "the field prompt is missing"),
         (b'{"prompt": null}', 422, "the field prompt is missing"),

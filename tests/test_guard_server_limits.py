@@ -133,18 +133,18 @@ def test_a_cancelled_item_makes_room_in_the_queue():
     model = Model()
     model.gate.clear()
     with Batcher(model, size=1, wait_s=0.0, room=2) as batcher:
-        first = batcher.submit(Generation("0", None, 0))
+        first = batcher.submit(Generation("0", (), 0))
         until(lambda: len(model.batches) == 1)
-        second, third = (batcher.submit(Generation(name, None, 0)) for name in "12")
+        second, third = (batcher.submit(Generation(name, (), 0)) for name in "12")
         with pytest.raises(Refused) as refused:
-            batcher.submit(Generation("3", None, 0))
+            batcher.submit(Generation("3", (), 0))
         assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
         assert second.cancel()
-        fourth = batcher.submit(Generation("4", None, 0))
+        fourth = batcher.submit(Generation("4", (), 0))
         model.gate.set()
         assert [future.result()["prompt"] for future in (first, third, fourth)] == ["0", "2", "4"]
     with pytest.raises(Refused, match="shutting down"):
-        batcher.submit(Generation("5", None, 0))
+        batcher.submit(Generation("5", (), 0))
 
 
 # the end

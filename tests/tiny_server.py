@@ -19,7 +19,9 @@ from PIL import Image
 from srlhfv_jax.guard.service import app as application, server as servers
 from srlhfv_jax.guard.service.access import Access
 from srlhfv_jax.guard.service.limits import Limits
+from srlhfv_jax.guard.service.v1.parse import Names
 
+NAMES = Names(guard="tiny-guard", policy="tiny-policy", scorer="tiny-scorer")
 PATIENCE_S = 20.0  # of a test, for something that must happen
 
 
@@ -55,12 +57,17 @@ class Model:
 
 @contextlib.contextmanager
 def serving(
-    moderate: application.Moderate, generate: application.Generate | None = None, access: Access = Access(), **limits: Any
+    moderate: application.Moderate,
+    generate: application.Generate | None = None,
+    access: Access = Access(),
+    score: application.Score | None = None,
+    **limits: Any,
 ) -> Iterator[Served]:
     bounds = Limits(**{"wait_s": 0.0} | limits)
     listening = servers.listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    server = servers.make_server(application.make_app(moderate, generate, bounds, access), bounds)
+    app = application.make_app(moderate, generate, bounds, access, score=score, names=NAMES)
+    server = servers.make_server(app, bounds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
 

@@ -2,17 +2,18 @@
 
     srlhfv serve --guard=W/guard --policy=W/ppo_lag --port=8000
 
-    curl localhost:8000/moderate -d '{"prompt": "What is this for?", "response": "For bread.", "image": "<base64>"}'
-    curl localhost:8000/generate -d '{"prompt": "What is this for?", "rounds": 5}'
-    curl localhost:8000/health
+Clients of OpenAI's API find /v1/chat/completions, /v1/moderations and /v1/models there, and /v1/score: reward and cost of an answer.
+A browser finds a page at / . /moderate and /generate are simpler, /health and /metrics are for watchers. docs/serve.md has them all.
 
-/moderate judges the response, or without one the question: {"safe", "severity", "categories", "scores"}. /generate filters and
-regenerates: {"answer", "blocked", "verdict", "input", "rounds"}; questions themselves are answered, as in the published numbers,
-and with --check_input unsafe ones are refused. A refusal is {"error": one line}; its statuses are in
-guard/service/app.py. Who may ask: any program that reaches the port, or with --token_variable=NAME those that send the token in
-that environment variable (Authorization: Bearer TOKEN); pages in a browser only from --origins. SIGTERM stops new requests,
-answers those under way, and ends with exit code 143. Before it listens it compiles what short questions need, with a picture and
-without (--nowarm_up: it does not); another length of prompts or size of pictures compiles once, while its requests wait.
+    curl localhost:8000/v1/chat/completions -d '{"model": "ppo_lag", "messages": [{"role": "user", "content": "What is this for?"}]}'
+    curl localhost:8000/moderate -d '{"prompt": "What is this for?", "response": "For bread.", "image": "<base64>"}'
+
+An unsafe answer is drawn again (--on_unsafe, --rounds); questions themselves are answered, as in the published numbers, and with
+--check_input unsafe ones are refused. Who may ask: any program that reaches the port, or with --token_variable=NAME those that send
+the token in that environment variable (Authorization: Bearer TOKEN); pages in a browser: the server's own, and those of --origins.
+SIGTERM stops new requests, answers those under way, and ends with exit code 143. Before it listens it compiles what prompts and
+answers of --lengths need, without a picture and with one (--nowarm_up: it does not); what is longer, or has pictures of another size,
+compiles once, while its requests wait.
 """
 
 from absl import flags as absl_flags
@@ -20,6 +21,8 @@ from absl import flags as absl_flags
 from srlhfv_jax.cli import define, switches
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import host_cpu
+
+LENGTHS = ["64", "256", "1024"]  # tokens
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +42,8 @@ def _flags() -> absl_flags.FlagValues:
 
     command, usual = define.define(), Limits()
     command.text("guard", None, "workdir of `srlhfv guard`, or its export")
-    command.text("policy", "", "workdir of a stage, export or Hugging Face folder; empty: /moderate only")
+    command.text("policy", "", "workdir of a stage, export or Hugging Face folder; empty: no answers, only verdicts")
+    command.text("scorer", "", "checkpoint with score heads, for /v1/score; empty: the guard, where it has some beside its own")
     command.text("host", "127.0.0.1", "address to listen at; 0.0.0.0 is every address of this machine")
     command.whole("port", 8000, "port to listen at; 0: a free one", most=65535)
     command.whole("batch_size", usual.batch, "requests that a model sees at once", 1)
@@ -57,6 +61,9 @@ def _flags() -> absl_flags.FlagValues:
     command.choice("on_unsafe", "regenerate", ["block", "regenerate", "warn"], "what becomes of an unsafe answer")
     command.whole("prompt_length", usual.prompt_tokens, "longest question in tokens, with its picture (P)", 1)
     command.whole("judged_length", usual.response_tokens, "longest answer that is judged, in tokens", 1)
+    command.texts(
+        "lengths", LENGTHS, "prompts and judged answers are padded to the least of these (and the limits) that holds them"
+    )
     command.whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit")
     command.switch("warm_up", True, "compile before listening")
     define.system_prompt(command)

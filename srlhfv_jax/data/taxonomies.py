@@ -6,6 +6,7 @@ from srlhfv_jax.config import choose
 
 SEVERITIES = ("safe", "minor", "moderate", "severe")  # least first: the levels of PKU-SafeRLHF and of Safe RLHF-V
 LEVELS = len(SEVERITIES) - 1  # thresholds between them: more than safe, than minor, than moderate
+SUMS = ("unsafe", "severity")  # what a verdict's scores are called beside those of categories
 
 BEAVERTAILS_V = (
     "animal_abuse",

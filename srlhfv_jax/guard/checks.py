@@ -29,12 +29,21 @@ def load(
     """Load a guard.
 
     Args:
-        prompt_length, response_length: longer ones (in tokens) are called unreadable; 0: none is too long.
+        prompt_length, response_length: as those of `around`.
 
     Raises:
         UserError: there is none at `path`.
     """
     guard = Guard.load(path, dtype=dtype, batch_size=batch_size, mesh=mesh)
+    return around(guard, mesh, prompt_length=prompt_length, response_length=response_length)
+
+
+def around(guard: Guard, mesh: jax.sharding.Mesh, *, prompt_length: int = 0, response_length: int = 0) -> Checks:
+    """The functions of a guard.
+
+    Args:
+        prompt_length, response_length: longer ones (in tokens) are called unreadable; 0: none is too long.
+    """
 
     def check_input(images: Pictures, questions: Sequence[str], histories: Histories | None = None) -> Sequence[GuardVerdict]:
         with jax.set_mesh(mesh):  # the mesh in force is a thread's own

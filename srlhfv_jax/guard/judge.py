@@ -27,6 +27,7 @@ from srlhfv_jax.guard.verdict import GuardVerdict
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.hf.load import Pretrained, load_pretrained
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs import few_shapes
 
 MIN_PROMPT_LENGTH = 16
 
@@ -44,9 +45,18 @@ class Guard:
     system_prompt: str  # of questions without a system turn, as in training
     logits: Callable[..., Any]
     mesh: Mesh | None  # None: one device
+    lengths: few_shapes.Lengths | None = None  # that rows are padded to; None: to those of `rounded`
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "float32", batch_size: int = 32, mesh: Mesh | None = None) -> "Guard":
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        batch_size: int = 32,
+        mesh: Mesh | None = None,
+        lengths: few_shapes.Lengths | None = None,
+    ) -> "Guard":
         """From the workdir of `srlhfv guard`, or its export.
 
         Raises:
@@ -71,6 +81,7 @@ class Guard:
             system,
             jax.jit(functools.partial(scoring.logits, loaded.config)),
             mesh,
+            lengths,
         )
 
     def check_input(
@@ -130,14 +141,23 @@ class Guard:
         if rows.dropped:
             drop = rows.dropped[0]
             raise UserError(f"the guard cannot read row {drop.row}: {drop.reason} ({drop.detail})")
+        which, verdicts = guard_rows.PARTS.index(part), [None] * len(examples)
+        for group in self._groups(rows):
+            severity_BQJ, category_BQA = scoring.probabilities(self.logits, self.tree, self._batches(group, data))
+            both = severity_BQJ[:, which], category_BQA[:, which]
+            judged = scoring.verdicts(*both, self.thresholds[part], self.categories)
+            for row, verdict in zip(group.rows, judged, strict=True):
+                verdicts[row.row] = verdict
+        return verdicts
+
+    def _groups(self, rows: loader.Prepared) -> list[loader.Prepared]:
+        """The rows in frames that many others need as well."""
+        if self.lengths is not None:
+            return few_shapes.groups(rows, self.lengths)
         prompt = max(len(row.prompt) for row in rows.rows)
         answer = max((len(ids) for row in rows.rows for ids in row.responses), default=0)
         frame = rows.frame._replace(prompt_length=rounded(prompt), response_length=rounded(answer))
-        severity_BQJ, category_BQA = scoring.probabilities(
-            self.logits, self.tree, self._batches(rows._replace(frame=frame), data)
-        )
-        which = guard_rows.PARTS.index(part)
-        return scoring.verdicts(severity_BQJ[:, which], category_BQA[:, which], self.thresholds[part], self.categories)
+        return [rows._replace(frame=frame)]
 
     def _batches(self, rows: loader.Prepared, data: DataConfig) -> Iterator[tuple[Any, Any]]:
         """Every row once, in order: a batch on the devices, and which of its rows are real."""

@@ -15,6 +15,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.verdict import Guarded, GuardVerdict, Round
 
 Generate = Callable[[Sequence[Prompt], int], Sequence[str]]  # (prompts, round) -> one answer each; a round has draws of its own
+DrawRows = Callable[[Sequence[int], Sequence[Prompt], int], Sequence[str]]  # (rows, their prompts, round) -> one answer each
 Pictures = Sequence[tuple[bytes, ...]]
 Histories = Sequence[tuple[Turn, ...]]
 # (images, questions), and where a question is not its conversation's first also the turns before each.
@@ -51,26 +52,59 @@ def guarded_generate(
     Raises:
         UserError: an unknown policy, negative rounds, or nothing to check with.
     """
+    _check_rounds(rounds)
+
+    def draw(rows: Sequence[int], asked: Sequence[Prompt], number: int) -> Sequence[str]:
+        return generate(asked, number)
+
+    return guarded_rows(
+        draw,
+        check,
+        prompts,
+        rounds=[rounds] * len(prompts),
+        feedback=feedback,
+        policy=policy,
+        check_input=check_input,
+        refusal=refusal,
+    )
+
+
+def guarded_rows(
+    draw: DrawRows,
+    check: CheckOutput | None,
+    prompts: Sequence[Prompt],
+    *,
+    rounds: Sequence[int],
+    feedback: bool = False,
+    policy: str = "regenerate",
+    check_input: CheckInput | None = None,
+    refusal: str = REFUSAL,
+) -> list[Guarded]:
+    """`guarded_generate` with rounds of each prompt's own; `draw` is told which of the prompts it answers.
+
+    Raises:
+        UserError: as `guarded_generate`.
+    """
     choose(policy, "the guard's policy", *POLICIES)
-    if rounds < 0:
-        raise UserError(f"the guard's rounds must be 0 or more, got {rounds}")
+    _check_rounds(min(rounds, default=0))
     if check is None and check_input is None:
         raise UserError("guarded generation needs a check of the input, of the output, or of both")
     inputs = _inputs(check_input, prompts)
     open_rows = [row for row, verdict in enumerate(inputs) if verdict is None or verdict.safe or policy == "warn"]
     if check is None:
-        answers = dict(zip(open_rows, _answers(generate, [prompts[row] for row in open_rows], 0), strict=True))
+        answers = dict(zip(open_rows, _answers(draw, open_rows, [prompts[row] for row in open_rows], 0), strict=True))
         return [_unchecked(answers.get(row), verdict, refusal) for row, verdict in enumerate(inputs)]
 
     record: dict[int, tuple[Round, ...]] = {row: () for row in open_rows}
-    pending = open_rows
-    for number in range(1 + (rounds if policy == "regenerate" else 0)):
+    pending, number = open_rows, 0
+    while pending:
         questions = [_question(prompts[row], record[row], feedback) for row in pending]
-        answers = _answers(generate, questions, number)
+        answers = _answers(draw, pending, questions, number)
         verdicts = _verdicts(check, [prompts[row] for row in pending], answers)
         for row, answer, verdict in zip(pending, answers, verdicts, strict=True):
             record[row] += (Round(number, answer, verdict),)
-        pending = [row for row in pending if not record[row][-1].verdict.safe]
+        again = [row for row in pending if number < rounds[row] and not record[row][-1].verdict.safe]
+        pending, number = again if policy == "regenerate" else [], number + 1
     return [_result(record.get(row, ()), verdict, policy, refusal) for row, verdict in enumerate(inputs)]
 
 
@@ -102,6 +136,11 @@ def with_feedback(question: str, verdict: GuardVerdict) -> str:
     )
 
 
+def _check_rounds(least: int) -> None:
+    if least < 0:
+        raise UserError(f"the guard's rounds must be 0 or more, got {least}")
+
+
 def _question(prompt: Prompt, before: Sequence[Round], feedback: bool) -> Prompt:
     if not (feedback and before):
         return prompt
@@ -114,8 +153,8 @@ def _inputs(check_input: CheckInput | None, prompts: Sequence[Prompt]) -> list[G
     return list(check_input(*asked(prompts), *histories(prompts)))
 
 
-def _answers(generate: Generate, prompts: Sequence[Prompt], number: int) -> list[str]:
-    return list(generate(prompts, number)) if prompts else []
+def _answers(draw: DrawRows, rows: Sequence[int], prompts: Sequence[Prompt], number: int) -> list[str]:
+    return list(draw(rows, prompts, number)) if prompts else []
 
 
 def _verdicts(check: CheckOutput, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[GuardVerdict]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from srlhfv_jax.data.taxonomies import LEVELS, SEVERITIES
+from srlhfv_jax.data.taxonomies import LEVELS, SEVERITIES, SUMS
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
 from srlhfv_jax.hf import weights
@@ -22,7 +22,6 @@ SCORES = PLACE | {"sign": "cost > 0 means unsafe; reward: higher is more helpful
 EARLIER_SIGNS = ("label", "graded")  # earlier exports name here the labels that they learned from
 GUARD_PARTS = ("input", "output")
 GUARD_FACTS = {"categories": list[str], "thresholds": dict[str, float], "template": str, "max_pixels": int}
-SUMS = ("unsafe", "severity")  # what a verdict's scores are called beside those of categories
 
 
 def load_heads(config: VLMConfig, folder: Path, mesh: Mesh | None) -> dict[str, dict[str, jax.Array]]:

@@ -125,6 +125,18 @@ def unreadable(
     ]
 
 
+def say_merged(prepared: loader.Prepared) -> None:
+    """Say once, on stderr, that a template has no place for the system turns of these rows."""
+    if loader.merges_system(prepared):
+        _warn(chat.MERGED)
+
+
+@functools.cache  # once
+def _warn(line: str) -> None:
+    if hosts.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
 def check_prompt_suffix(model: Pretrained, *prepared: loader.Prepared) -> None:
     """Prompts must end where activated adapters begin."""
     suffix = model.config.activation

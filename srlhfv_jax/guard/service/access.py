@@ -5,6 +5,7 @@ where a domain was pointed at this machine (DNS rebinding), a foreign Host. Prog
 """
 
 import hmac
+import ipaddress
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -39,11 +40,27 @@ def check(headers: Mapping[str, str], access: Access) -> None:
     if access.hosts and host not in access.hosts:
         raise Refused(403, f"this server is not called {host!r}: start it with --hosts to allow that")
     origin = headers.get("origin")
-    if origin is not None and origin not in access.origins and "*" not in access.origins:
+    foreign = origin is not None and not _own_page(origin, headers.get("host", ""), access)
+    if foreign and origin not in access.origins and "*" not in access.origins:
         raise Refused(403, f"pages of {origin[:100]!r} may not ask this server: start it with --origins to allow that")
     given = headers.get("authorization", "").encode()
     if access.token and not hmac.compare_digest(given, f"Bearer {access.token}".encode()):
         raise Refused(401, "the header Authorization: Bearer TOKEN is missing or has another token")
+
+
+def _own_page(origin: str, host: str, access: Access) -> bool:
+    """Whether the page is this server's own: the same name and port, and a name that no other domain can be pointed from."""
+    if origin.partition("://")[2].lower() != host.lower():
+        return False
+    return bool(access.hosts) or _is_address(_name(f"//{host}"))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(address: str) -> str:

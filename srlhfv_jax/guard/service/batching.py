@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, Self, TypeVar
 
-from srlhfv_jax.guard.service.requests import Refused
+from srlhfv_jax.guard.service.requests import BUSY, Refused
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -72,7 +72,7 @@ class Batcher(Generic[Item, Answer]):
             if len(self._queue) >= self.room:
                 batches = math.ceil(len(self._queue) / self._size)
                 seconds = max(1, math.ceil(batches * self._batch_s))
-                raise Refused(503, f"{self.room} requests are waiting already", retry_after_s=seconds)
+                raise Refused(503, f"{self.room} requests are waiting already", retry_after_s=seconds, code=BUSY)
             self._queue.append(waiting)
             self._changed.notify()
         waiting.answer.add_done_callback(lambda future: future.cancelled() and self._forget(waiting))

@@ -20,6 +20,11 @@ class Limits:
     response_tokens: int = 2048  # of an answer to be judged
     image_bytes: int = 8 * MIB  # of a picture as it is encoded
     image_pixels: int = 16 * MIB  # of a picture when it is decoded
+    pictures: int = 16  # of one request
+    messages: int = 256  # turns of a conversation
+    inputs: int = 64  # texts of one request to judge
+    choices: int = 8  # answers that one request may ask for
+    answer_tokens: int = 256  # of an answer that is drawn
     rounds: int = 5  # most rounds that a request may ask for
     batch: int = 8  # requests that the model sees at once
     wait_s: float = 0.01  # how long the first request of a batch waits for others
