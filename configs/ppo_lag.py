@@ -33,6 +33,9 @@ def default() -> ConfigDict:
             scorer="",  # workdir of scores; or give reward and cost
             reward="",
             cost="",
+            reward_fn="",  # "" = the learned reward; or terms such as "rewards.py:length*0.5,model"
+            cost_fn="",  # the same of the cost
+            functions=sections.functions(),
             sharing="shared",  # trees of policy, reference, scorer and critic
             iterations=400,
             microbatches=1,  # parts of a minibatch, one after the other

@@ -216,6 +216,9 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         scorer="",
         reward="",
         cost="",
+        reward_fn="",  # "" = the learned reward
+        cost_fn="",
+        functions=sections.functions(),
         sharing="shared",  # trees of policy, reference, scorer and critic
         iterations=iterations,
         microbatches=1,

@@ -73,6 +73,18 @@ def rollout() -> dict:
     )
 
 
+def functions() -> dict:
+    """Calls of functions as rewards and costs."""
+    return dict(
+        rows=16,  # samples of a call
+        workers=8,  # calls under way at once
+        timeout_s=60.0,  # of a call
+        attempts=3,
+        backoff_s=1.0,  # before the second attempt; doubled before each later one
+        reward_cache=True,  # scores are kept in WORKDIR/reward_cache.jsonl
+    )
+
+
 def data(*, batch: int, prompt: int, response: int) -> dict:
     """One source of rows; lengths in tokens, longer rows are dropped and counted."""
     return dict(

@@ -9,10 +9,59 @@ Rooms from the ground up; a file imports from lower lines, from its own room, an
     models hf                              backbones and heads; Hugging Face checkpoints in and out
     checkpoint rollout training            saves, sampling, the one loop
     runs                                   start, rows, checkpoints, export and finish of a run
-    evaluation                             answers of policies, judges, published test sets
+    evaluation functions                   answers of policies, judges, published test sets; rewards and costs of one's own
     supervised ppo_lag guard               the trained things
     report plan quickstart                 the page, the memory, the whole pipeline
     cli                                    commands
+    api                                    the stages from Python: sv.sft, sv.scores, sv.guard, sv.ppo_lag, sv.load, sv.config
 """
 
+import importlib
+import sys
+from types import ModuleType
+
+from srlhfv_jax import api as _api
+from srlhfv_jax.api import Policy, Result, load, scores, sft
+
+__all__ = ["Policy", "Result", "load", "scores", "sft"]
+
 __version__ = "0.1.0"
+
+
+class _Config(ModuleType):
+    """The package config/, which is called as well: `sv.config(...)`."""
+
+    __call__ = staticmethod(_api.config)
+
+
+class _Guard(ModuleType):
+    """The room guard/, which is called as its stage: `sv.guard(...)`."""
+
+    __call__ = staticmethod(_api.guard)
+
+
+class _PPOLag(ModuleType):
+    """The room ppo_lag/, which is called as its stage: `sv.ppo_lag(...)`."""
+
+    __call__ = staticmethod(_api.ppo_lag)
+
+
+_ROOMS = {"config": _Config, "guard": _Guard, "ppo_lag": _PPOLag}
+
+
+class _Package(ModuleType):
+    """This package. Three functions are called as a package in it is, and importing that would put it in the function's place: so
+    these packages can be called themselves."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _ROOMS and isinstance(value, ModuleType):
+            value.__class__ = _ROOMS[name]
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> ModuleType:
+        if name in _ROOMS:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+sys.modules[__name__].__class__ = _Package

@@ -28,5 +28,6 @@ LETTERS = {
     "L": "layers",
     "A": "yes-or-no questions of a guard: harm categories, or severity thresholds",
     "J": "severity thresholds: more than safe, than minor, than moderate",
+    "U": "functions that a reward and a cost are summed from",
     "W": "slots of the cost window of the multiplier",
 }

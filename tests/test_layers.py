@@ -24,10 +24,11 @@ LINES = (
     ("models", "hf"),
     ("checkpoint", "rollout", "training"),
     ("runs",),
-    ("evaluation",),
+    ("evaluation", "functions"),
     ("supervised", "ppo_lag", "guard"),
     ("report", "plan", "quickstart"),
     ("cli",),
+    ("api",),
     ("__main__",),
 )
 PLACE = {name: (height, column) for height, line in enumerate(LINES) for column, name in enumerate(line)}

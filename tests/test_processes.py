@@ -101,6 +101,30 @@ def test_every_stage_and_its_held_out_rows_give_the_same_numbers_where_rows_lie_
             same_numbers(log, expected, 2e-4)
 
 
+@pytest.mark.parametrize(("mesh", "devices"), [((1, 1, 2), 1), ((2, 2, 1), 2)])
+def test_each_process_scores_its_own_rows_by_functions_and_the_numbers_are_those_of_one(folder, mesh, devices, tmp_path):
+    """(1, 1, 2): both hold all rows, and the first scores them. Where the function fails on one process, both stop and save."""
+    (tmp_path / "one").mkdir()
+    alone = tiny.own(folder, tmp_path / "one", 1, 1, 1)
+    both(folder, tmp_path, mesh, devices, "own")
+    assert len(alone) == 4 and alone[2]["policy_loss"] != 0 and alone[0]["cost.first"] != 0
+    same_numbers(numbers(tmp_path / "own"), alone, 2e-4)
+    keys = [json.loads(line)["key"] for line in (tmp_path / "own" / "reward_cache.jsonl").read_text().splitlines()]
+    assert len(set(keys)) == len(keys) > 8
+
+    for name, message in (
+        ("fails", "step 1: config.cost_fn: first raised ConnectionError: no route for row"),
+        ("differs", "config.cost_fn: first is another function on process 1 than on process 0"),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).touch()
+        command = [sys.executable, tiny.__file__, str(folder), str(out), *map(str, mesh), "own"]
+        said = finished(pair(command, devices))
+        if (name, mesh) != ("fails", (1, 1, 2)):  # there the second process scores nothing
+            assert all(code and message in text for text, code in said), said[0][0][-2000:]
+
+
 def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):
     work = tmp_path / "sft"
     rows = tiny.where(folder) | {"init": str(folder / "llama"), "steps": 24, "checkpoint.every_steps": 4}

@@ -1,7 +1,7 @@
 """PPO-Lagrangian on a tiny text model in every way of sharing, and the other stages with their held-out rows: as a library for
 tests, and as one of several processes.
 
-python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR NAME...     FOLDER as `prepare` left it; a NAME of WAYS or STAGES
+python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR NAME...     FOLDER as `prepare` left it; a NAME of WAYS or STAGES, or own
 """
 
 import json
@@ -19,6 +19,7 @@ from srlhfv_jax.supervised import scores, sft
 ROWS = 8
 HELD_OUT = 11  # two batches, the second with rows that only fill it up
 LORA = {"lora.rank": 4, "lora.alpha": 8.0}
+OWN = {"reward_fn": "length", "cost_fn": "first*0.5,model", "functions.backoff_s": 0.0}  # functions: `given`
 WAYS = {
     "shared": {"sharing": "shared"},
     "idle": {"sharing": "shared", "rollout.offload": "idle"},  # what is not read waits in the host's memory
@@ -74,6 +75,30 @@ def stage(folder: Path, out: Path, name: str, data: int, fsdp: int, tensor: int)
     return [*numbers(out / name), result]
 
 
+def given(folder: Path) -> dict:
+    """Functions as reward and cost. `first` fails, or is another one on each process, where a file in `folder` says so."""
+
+    def first(samples):
+        if (folder / "fails").exists() and hosts.process_index() == 1:
+            raise ConnectionError("no route")
+        return [sum(map(ord, one.answer)) / 700 - 0.75 for one in samples]
+
+    def another(samples, process=hosts.process_index()):
+        return first(samples)
+
+    odd = another if (folder / "differs").exists() else first
+    return {"reward": {"length": lambda samples: [-abs(len(one.answer) - 9.5) for one in samples]}, "cost": {"first": odd}}
+
+
+def own(folder: Path, out: Path, data: int, fsdp: int, tensor: int) -> list[dict]:
+    """Train with functions as reward and cost, of which the second is mixed with the learned head; gives the numbers of its log."""
+    mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    rows = where(folder) | mesh | OWN | {"policy": str(folder / "llama"), "scorer": str(folder / "scores")}
+    held_out = {"validation.path": str(folder / "heldout.jsonl"), "validation.every_steps": 1}
+    ppo_lag.run(settings(PPOLagConfig, "ppo_lag", iterations=2, **rows, **held_out), out / "own", given(out))
+    return numbers(out / "own")
+
+
 STAGES = ("sft", "scores", "guard", "ppo_lag")
 
 
@@ -91,5 +116,9 @@ def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, un
 if __name__ == "__main__":
     hosts.initialize()
     for asked in sys.argv[6:]:
-        made = (run if asked in WAYS else stage)(Path(sys.argv[1]), Path(sys.argv[2]), asked, *map(int, sys.argv[3:6]))
-        (Path(sys.argv[2]) / f"{asked}.{hosts.process_index()}.json").write_text(json.dumps(made))
+        where_from, out, mesh = Path(sys.argv[1]), Path(sys.argv[2]), tuple(map(int, sys.argv[3:6]))
+        if asked == "own":
+            made = own(where_from, out, *mesh)
+        else:
+            made = (run if asked in WAYS else stage)(where_from, out, asked, *mesh)
+        (out / f"{asked}.{hosts.process_index()}.json").write_text(json.dumps(made))

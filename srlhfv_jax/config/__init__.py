@@ -5,6 +5,7 @@
                  the settings of one stage each, with what of them nothing reads (`unread`)
     ranges       values that a setting may have
     unread       refusal of settings that would be ignored
+    terms        the terms that a reward or a cost is the sum of
     comments     the comments beside the fields, for --help
     listing      settings as lines of text, by section, for --help
     stored       settings of an earlier start, as WORKDIR/config.json has them
@@ -30,7 +31,15 @@ from srlhfv_jax.config.base import (
 )
 from srlhfv_jax.config.evaluate import EndpointConfig, EvaluateConfig
 from srlhfv_jax.config.guard import GuardConfig, PairsConfig
-from srlhfv_jax.config.ppo_lag import ConstraintConfig, PPOConfig, PPOLagConfig, PTXConfig, RolloutConfig, ValidationConfig
+from srlhfv_jax.config.ppo_lag import (
+    ConstraintConfig,
+    FunctionsConfig,
+    PPOConfig,
+    PPOLagConfig,
+    PTXConfig,
+    RolloutConfig,
+    ValidationConfig,
+)
 from srlhfv_jax.config.quickstart import QuickstartConfig, TaskConfig
 from srlhfv_jax.config.scores import ScoresConfig
 from srlhfv_jax.config.sft import SFTConfig
@@ -45,6 +54,7 @@ __all__ = [
     "DataConfig",
     "EndpointConfig",
     "EvaluateConfig",
+    "FunctionsConfig",
     "GuardConfig",
     "LogConfig",
     "LoraConfig",

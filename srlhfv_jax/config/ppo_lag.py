@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from srlhfv_jax.config import terms
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Weight
 from srlhfv_jax.config.unread import Unread
+
+SCORES = ("reward", "cost")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,18 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class FunctionsConfig:
+    """Calls of the functions of reward_fn and cost_fn, on the host, between rollout and update."""
+
+    rows: Annotated[int, Range(1, 2**16)]  # samples of a call, at most
+    workers: Annotated[int, Range(1, 1024)]  # calls under way at once, in threads of each process
+    timeout_s: Positive  # seconds for one call
+    attempts: Annotated[int, Range(1, 1000)]  # calls for a row, the first included, before the run stops
+    backoff_s: Weight  # before the second attempt; doubled before each later one
+    reward_cache: bool  # scores are kept by content in WORKDIR/reward_cache.jsonl: no sample is scored twice
+
+
+@dataclass(frozen=True)
 class PPOLagConfig:
     """`srlhfv ppo_lag`."""
 
@@ -91,6 +106,9 @@ class PPOLagConfig:
     scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
     reward: str  # separate reward model ("" when scorer is given)
     cost: str  # separate cost model ("" when scorer is given)
+    reward_fn: str  # terms of the reward, "FILE.py:NAME*0.5,model"; "" = the learned head alone (config/terms.py)
+    cost_fn: str  # terms of the cost; above 0 means unsafe
+    functions: FunctionsConfig
     # "shared": trees of policy, reference, scorer and critic; "adapters" over one frozen backbone; "separate": six trees
     sharing: Annotated[str, OneOf("shared", "adapters", "separate")]
     iterations: CountOrOff  # of rollout, scores, multiplier and update
@@ -116,19 +134,44 @@ class PPOLagConfig:
         """The checkpoint that training starts from."""
         return self.policy
 
+    @property
+    def terms(self) -> dict[str, tuple[terms.Term, ...]]:
+        """Terms of the reward and of the cost.
+
+        Raises:
+            UserError: as `terms.parse`.
+        """
+        return {name: terms.parse(text, f"config.{name}_fn") for name, text in zip(SCORES, (self.reward_fn, self.cost_fn))}
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """Score -> the weight of its learned head; without those that functions alone make."""
+        return {name: term.weight for name, some in self.terms.items() for term in some if term.name == terms.MODEL}
+
+    @property
+    def by_functions(self) -> tuple[str, ...]:
+        """Scores that functions have a part in."""
+        return tuple(name for name, some in self.terms.items() if any(term.name != terms.MODEL for term in some))
+
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
-        constraint = self.constraint
+        constraint, learned = self.constraint, self.learned
         if self.sharing == "adapters":
             yield Unread("model.param_dtype", "under adapters the backbone has config.model.dtype")
         if self.sharing != "adapters" or not self.lora.rank:
             why = "an adapter is made with config.sharing='adapters' and config.lora.rank above 0 alone"
             yield from (Unread(f"lora.{name}", why) for name in ("alpha", "targets"))
-        if self.sharing != "separate":
-            for name in ("reward", "cost"):
+        for name in SCORES:
+            if name not in learned:
+                yield Unread(name, f"config.{name}_fn has no term 'model'", "")
+            elif self.sharing != "separate":
                 yield Unread(name, f"config.scorer scores with config.sharing={self.sharing!r}", "")
-        elif self.reward and self.cost:
-            yield Unread("scorer", "config.reward and config.cost score", "")
+        if not learned:
+            yield Unread("scorer", "neither config.reward_fn nor config.cost_fn has the term 'model'", "")
+        elif self.sharing == "separate" and all((self.reward if name == "reward" else self.cost) for name in learned):
+            yield Unread("scorer", f"{' and '.join(f'config.{name}' for name in learned)} score", "")
+        if not self.reward_fn and not self.cost_fn:
+            yield Unread("functions", "there is no config.reward_fn and no config.cost_fn")
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
         if self.critic_warmup == 0:

@@ -22,6 +22,11 @@ LATER: dict[str, Any] = {
     "chat_template": "",
     "train_on": "last",
 }  # of `data`
+FUNCTIONS: dict[str, Any] = {
+    "reward_fn": "",
+    "cost_fn": "",
+    "functions": dict(rows=16, workers=8, timeout_s=60.0, attempts=3, backoff_s=1.0, reward_cache=True),
+}  # of PPO-Lagrangian
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
 
 
@@ -57,4 +62,6 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = LATER | values
     if "tensorboard" in values:
         values = LATER_OF_LOG | values
+    if {"constraint", "ppo"} <= values.keys():
+        values = FUNCTIONS | values
     return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}

@@ -119,6 +119,20 @@ def text_from_first(text: str) -> str:
     return np.asarray(received).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
+def from_each(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, of one shape, stacked: [process, ...]. On every process."""
+    if jax.process_count() == 1:
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
+def texts_from_each(text: str) -> list[str]:
+    """The text of each process, cut to what is sent at once."""
+    sent = text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0")
+    received = from_each(np.frombuffer(sent, np.uint8))
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in received]
+
+
 def check_batch(rows: int, mesh: Mesh, name: str = "batch of") -> None:
     """Raise UserError unless a batch of `rows` rows (over all processes) divides evenly over the mesh."""
     shards = row_shards(mesh)
@@ -150,6 +164,24 @@ def own_rows(rows: int, mesh: Mesh, process: int | None = None) -> np.ndarray:
     places = row_sharding(mesh).devices_indices_map((rows,))
     held = [np.arange(rows)[place] for device, place in places.items() if device.process_index == asked]
     return np.unique(np.concatenate(held))
+
+
+def owners(rows: int, mesh: Mesh) -> np.ndarray:
+    """The process that each row of a batch belongs to: the first of those that hold it. [rows]"""
+    owner_B = np.full(rows, -1)
+    for process in reversed(range(jax.process_count())):
+        owner_B[own_rows(rows, mesh, process)] = process
+    return owner_B
+
+
+def local_rows(tree: Any) -> Any:
+    """This process's rows of arrays that are split along axis 0, as NumPy: its `own_rows`, in their order."""
+
+    def get(array: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].indices(len(array))[0]: shard.data for shard in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])
+
+    return jax.tree.map(get, tree)
 
 
 def global_batch(batch: Tree, mesh: Mesh) -> Tree:

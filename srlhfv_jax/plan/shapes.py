@@ -30,7 +30,7 @@ NATIVE_PIXELS = 1_003_520  # of a picture where its size is free, unless data.ma
 
 def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
     """Every tree of the run as shapes in their shards; towers are taken to be equal, as they are when all stages froze theirs."""
-    places = roles.assign(settings.sharing)
+    places = roles.assign(settings.sharing, settings.learned)
     full = backbone(config, settings.model.param_dtype, mesh)
     frozen_backbone = cast(full, config.dtype)
     trees: dict[str, dict] = {}
@@ -97,6 +97,11 @@ def prompts(config: VLMConfig, settings: Any, mesh: Mesh) -> PromptBatch:
             )
         images = Images(array((N, vision.patch_values), jnp.float32), None, array((N, 2), jnp.int32), array((N,), jnp.int32))
     return PromptBatch(array((P,), jnp.int32), array((P, *axes), jnp.int32), array((P,), bool), images, array((), jnp.int32))
+
+
+def scores(settings: PPOLagConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A number for each row of a rollout."""
+    return jax.ShapeDtypeStruct((settings.data.batch_size,), jnp.float32, sharding=hosts.row_sharding(mesh))
 
 
 def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:

@@ -27,9 +27,10 @@ def check(settings: PPOLagConfig) -> None:
             raise UserError(
                 f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
             )
-    if settings.sharing != "separate" and not settings.scorer:
+    if settings.sharing != "separate" and settings.learned and not settings.scorer:
         raise UserError(
-            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost)"
+            "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost, or "
+            "functions in config.reward_fn and config.cost_fn)"
         )
     if not settings.policy:
         raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
@@ -41,9 +42,11 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
     if settings.reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
     if settings.sharing != "separate":
-        checkpoints.check_checkpoint(settings.scorer, "config.scorer", "reward", "cost")
+        if settings.learned:
+            checkpoints.check_checkpoint(settings.scorer, "config.scorer", *settings.learned)
         return
-    for head, path in (("reward", settings.reward), ("cost", settings.cost)):
+    for head in settings.learned:
+        path = settings.reward if head == "reward" else settings.cost
         checkpoints.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
 
 

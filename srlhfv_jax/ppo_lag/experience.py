@@ -4,17 +4,19 @@ One forward pass per parameter tree, whatever the number of heads on it; the vis
 tower equals the policy's. Everything is computed under no gradient and returned in float32.
 """
 
+from types import MappingProxyType
 from typing import Mapping, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import Experience, Images, Rollout
+from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.losses import lagrangian, masked, shaping
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.microbatches import over_rows
 from srlhfv_jax.ppo_lag import advantages
-from srlhfv_jax.ppo_lag.roles import CRITICS
+from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES, learned
 from srlhfv_jax.ppo_lag.static import Static
 
 Trees = Mapping[str, dict]  # tree name -> {"backbone": ..., "heads": ...}
@@ -25,11 +27,16 @@ class _Scores(NamedTuple):
 
     logp_BR: Float[Array, "B R"]
     ref_logp_BR: Float[Array, "B R"]
-    end_B: dict[str, Float[Array, "B"]]  # role -> its score of the whole response
+    end_B: dict[str, Float[Array, "B"]]  # "reward", "cost" -> the learned score of the whole response, where there is one
     value_BR: dict[str, Float[Array, "B R"]]  # critic role -> its values; empty without streams
 
 
-def score(static: Static, trees: Trees, rollout: Rollout, images: Images | None, *, streams: bool) -> Experience:
+Given = Mapping[str, Float[Array, "B"]]  # "reward", "cost" -> the weighted sum of functions, where there are any
+
+
+def score(
+    static: Static, trees: Trees, rollout: Rollout, images: Images | None, given: Given = MappingProxyType({}), *, streams: bool
+) -> Experience:
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] f(C) (Safe RLHF, arXiv 2310.12773, section 3.3), where f is the statistic
@@ -37,13 +44,14 @@ def score(static: Static, trees: Trees, rollout: Rollout, images: Images | None,
 
     Args:
         trees: those of the places, without the critics' where there are no streams.
+        given: the part of the scores that functions have made of this rollout.
         streams: False where the update makes one gradient step: it computes the values once more anyway.
     """
     ppo, parts = static.settings.ppo, static.settings.rollout.score_microbatches
     scores = over_rows(lambda rows: _forward(static, trees, *rows, streams=streams), (rollout, images), parts)
     rollout, mask_BR = rollout._replace(logp_BR=scores.logp_BR), rollout.response_mask_BR
-    reward_B = scores.end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B)
-    cost_B = scores.end_B["cost"]
+    end_B = {role: _end_score(static, role, scores.end_B, given) for role in SCORES}
+    reward_B, cost_B = end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B), end_B["cost"]
     end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
@@ -55,11 +63,14 @@ def score(static: Static, trees: Trees, rollout: Rollout, images: Images | None,
     return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, both if streams else None)
 
 
-def metrics(static: Static, experience: Experience, sampled: Rollout) -> dict[str, Float[Array, ""]]:
+def metrics(
+    static: Static, experience: Experience, sampled: Rollout, given: Given = MappingProxyType({})
+) -> dict[str, Float[Array, ""]]:
     """The numbers of a scored rollout.
 
     Args:
         sampled: the rollout as the sampler left it.
+        given: as in `score`.
     """
     mask_BR = sampled.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
@@ -72,6 +83,11 @@ def metrics(static: Static, experience: Experience, sampled: Rollout) -> dict[st
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(sampled.ended_B),
     }
+    for role, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
+        if role in given:
+            penalty_B = static.settings.ppo.missing_eos_penalty * (~sampled.ended_B)
+            end_B = experience.reward_B + penalty_B if role == "reward" else experience.cost_B
+            numbers[f"{role}.{MODEL}"] = jnp.mean(end_B - given[role]) / weight
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
         numbers["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - sampled.logp_BR), mask_BR)
     return numbers
@@ -115,7 +131,7 @@ def _forward(static: Static, trees: Trees, rollout: Rollout, images: Images | No
     return _Scores(
         logp("policy") if static.recomputes_logp else rollout.logp_BR,
         logp("reference"),
-        head_outputs(sequences.end_scores, "reward", "cost"),
+        head_outputs(sequences.end_scores, *learned(places)),
         {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
     )
 
@@ -128,6 +144,15 @@ def _contexts(static: Static, trees: Trees, rollout: Rollout, images: Images | N
         name: sequences.encode(static.model, tree, images) if name in static.own_towers else rollout.features
         for name, tree in trees.items()
     }
+
+
+def _end_score(static: Static, role: str, learned_B: Mapping[str, Array], given: Given) -> Float[Array, "B"]:
+    """The sum of a score's terms."""
+    if role not in learned_B:
+        return given[role]
+    weight = static.settings.learned[role]
+    score_B = learned_B[role] if weight == 1 else weight * learned_B[role]
+    return score_B + given[role] if role in given else score_B
 
 
 def _scaled(score_B: Float[Array, "B"], scale_scores: str) -> Float[Array, "B"]:

@@ -1,5 +1,5 @@
-"""One iteration: generate -> score -> multiplier -> update. `Iteration.calls` is the one place with this order: the stage runs its
-calls, the benchmark times them, and `srlhfv plan` compiles them from shapes.
+"""One iteration: generate -> (functions) -> score -> multiplier -> update. `Iteration.calls` is the one place with this order: the
+stage runs its calls, the benchmark times them, and `srlhfv plan` compiles them from shapes. Functions run on the host.
 
 The multiplier moves once, before the policy does. In the first iteration the critics are fitted to its rollout; while they learn
 alone, the policy and the multiplier stand still.
@@ -54,6 +54,8 @@ class Call(NamedTuple):
     arguments: tuple
 
 
+# (rollout, rows) -> (the functions' part of the scores, their numbers): on the host, by every process (functions/score.py)
+Functions = Callable[[Rollout, jax.Array], tuple[experience.Given, dict[str, float]]]
 Calls = Generator[Call, Any, tuple[states.TrainState, dict]]  # each is sent the result of the one before; gives state and metrics
 
 
@@ -73,8 +75,16 @@ class Iteration:
     """One PPO-Lagrangian iteration as a loop step: (state, batch) -> (state, metrics). Holds frozen trees and jitted calls."""
 
     def __init__(
-        self, settings: PPOLagConfig, models: Models, mesh: Mesh, vocabulary: Vocabulary, *, early_exit: bool = True
+        self,
+        settings: PPOLagConfig,
+        models: Models,
+        mesh: Mesh,
+        vocabulary: Vocabulary,
+        *,
+        functions: Functions | None = None,
+        early_exit: bool = True,
     ) -> None:
+        self.functions, self.by_functions = functions, settings.by_functions
         self.settings, self.models, self.mesh = settings, models, mesh
         model, places = models.policy.config, models.places
         self.static = Static(settings, model, places, models.own_towers, vocabulary)
@@ -134,7 +144,8 @@ class Iteration:
         weights = yield Call("reshard", self.rollout_weights, (params["policy"],))
         rollout = yield Call("generate", self.generate, (weights, prompts, keys.rollout))
         del weights
-        scored = rollout, images, state.extra.controller, np.bool_(warming)
+        given, numbers = (yield Call("functions", self.functions, (rollout, prompts.row_B))) if self.by_functions else ({}, {})
+        scored = rollout, images, given, state.extra.controller, np.bool_(warming)
         experience, controller, metrics = yield Call("score", self.score, (self.scoring_trees(params, rollout), *scored))
         if fit_critics:
             heads = yield Call("fit_critics", self.fit_critics, (self.critics(params, experience), experience, images))
@@ -149,7 +160,7 @@ class Iteration:
         del trees
         params, opt_state, learned = yield Call("update", learn, arguments)
         state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
-        return state, metrics | learned
+        return state, metrics | numbers | learned
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
         prompts, ptx = hosts.global_batch(batch, self.mesh)
@@ -250,15 +261,22 @@ class Iteration:
 
 
 def score_and_constrain(
-    static: Static, trees: dict[str, dict], rollout: Rollout, images: Images | None, controller: lagrangian.ControllerState, hold
+    static: Static,
+    trees: dict[str, dict],
+    rollout: Rollout,
+    images: Images | None,
+    given: experience.Given,
+    controller: lagrangian.ControllerState,
+    hold,
 ) -> tuple[Experience, lagrangian.ControllerState, dict]:
     """The scored rollout, the multiplier's one step on its costs (only its window, where `hold`), and the numbers of both."""
     constraint = static.settings.constraint
-    scored = experience.score(static, complete(trees), rollout, images, streams=not is_single_step(static.settings.ppo))
+    streams = not is_single_step(static.settings.ppo)
+    scored = experience.score(static, complete(trees), rollout, images, given, streams=streams)
     controller = lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
     metrics = {
         "window_cost": lagrangian.window_mean(controller),
         "budget": jnp.float32(constraint.budget),
         "lambda": lagrangian.multiplier(constraint, controller),
     }
-    return scored, controller, experience.metrics(static, scored, rollout) | metrics
+    return scored, controller, experience.metrics(static, scored, rollout, given) | metrics

@@ -1,4 +1,8 @@
-"""The six roles, loaded: parameter trees by name, of which some are trained. A critic starts as a copy of the scorer."""
+"""The roles, loaded: parameter trees by name, of which some are trained.
+
+A critic starts as a copy of the scorer. Of a score that functions alone make there is none: its critic starts with a fresh head, on
+the backbone of the scorer of the other score, or on the policy's.
+"""
 
 from typing import NamedTuple
 
@@ -17,7 +21,7 @@ from srlhfv_jax.training import state as states
 
 
 class Models(NamedTuple):
-    """The six roles, loaded: trees by name, of which some are trained."""
+    """The roles, loaded: trees by name, of which some are trained."""
 
     policy: Pretrained  # as loaded: its config, processor and path are those of every role
     places: dict[str, roles.Place]
@@ -36,9 +40,8 @@ class Models(NamedTuple):
 
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
-    """Load every role. Trained trees get buffers of their own; a critic starts as a copy of the scorer. Frozen
-    backbones are kept in the dtype that is computed in."""
-    places = roles.assign(settings.sharing)
+    """Load every role. Trained trees get buffers of their own. Frozen backbones are kept in the dtype that is computed in."""
+    places = roles.assign(settings.sharing, settings.learned)
     policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
     trained = checkpoints.copy(rules.place(trained, mesh))
     base = {BASE: frozen[BASE]} if BASE in frozen else {}
@@ -76,13 +79,15 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
     loaded: dict[str, Pretrained] = {}
     policy = load(settings.policy)
     frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
+    start = {"backbone": policy.params, "heads": {}}  # of a critic without a scorer
     if settings.sharing == "shared":
-        frozen["scorer"] = scorer(settings.scorer, "reward", "cost")
-        trained = {"critic": score_heads.critic(frozen["scorer"])}
+        if settings.learned:
+            frozen["scorer"] = scorer(settings.scorer, *settings.learned)
+        trained = {"critic": _critic(settings, policy, frozen.get("scorer", start), *roles.SCORES)}
     else:
-        frozen["reward"] = scorer(settings.reward or settings.scorer, "reward")
-        frozen["cost"] = scorer(settings.cost or settings.scorer, "cost")
-        trained = {"reward_critic": score_heads.critic(frozen["reward"]), "cost_critic": score_heads.critic(frozen["cost"])}
+        for name in settings.learned:
+            frozen[name] = scorer((settings.reward if name == "reward" else settings.cost) or settings.scorer, name)
+        trained = {f"{name}_critic": _critic(settings, policy, frozen.get(name, start), name) for name in roles.SCORES}
     for path, model in loaded.items():
         if model.config != policy.config:
             raise UserError(
@@ -122,11 +127,14 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
             )
         return peft.read(folder, policy.config, mesh)
 
-    scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
-    scorer = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, "reward", "cost")}
-    if not scorer["adapter"]:
-        raise UserError(f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0")
-    frozen = {BASE: {"backbone": policy.params}, "scorer": scorer}
+    frozen = {BASE: {"backbone": policy.params}}
+    if settings.learned:
+        scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
+        frozen["scorer"] = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, *settings.learned)}
+        if not frozen["scorer"]["adapter"]:
+            raise UserError(
+                f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0"
+            )
     frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
     start = policy.adapter
     if start is None:
@@ -134,7 +142,14 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
         start = checkpoints.fresh_adapter(settings.lora, policy, mesh, key)
     elif lora.rank:
         checkpoints.check_adapter(lora, policy)
-    return policy, {"policy": {"adapter": start}, "critic": score_heads.critic(scorer)}, frozen
+    critic = _critic(settings, policy, frozen.get("scorer", {"adapter": start, "heads": {}}), *roles.SCORES)
+    return policy, {"policy": {"adapter": start}, "critic": critic}, frozen
+
+
+def _critic(settings: PPOLagConfig, policy: Pretrained, start: dict, *names: str) -> dict:
+    """A critic's tree: that of a scorer, with fresh heads for scores that it has no head of. The first rollout fits them all."""
+    fresh = score_heads.init(policy.config, roles.SCORES, states.key(settings.seed, 0, "heads"))
+    return score_heads.critic(start | {"heads": {name: start["heads"].get(name, fresh[name]) for name in names}})
 
 
 def _heads(path: str, found: dict, *names: str) -> dict:

@@ -3,6 +3,7 @@
 Loading, rollout and scoring ask only for places, so a new way of sharing is a new table here.
 """
 
+from collections.abc import Collection
 from typing import Mapping, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from srlhfv_jax.config import choose
 
 ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+SCORES = ("reward", "cost")
 CRITICS = ("reward_critic", "cost_critic")
 
 
@@ -40,11 +42,21 @@ SEPARATE = {
 }
 
 
-def assign(sharing: str) -> dict[str, Place]:
+def assign(sharing: str, learned: Collection[str] = SCORES) -> dict[str, Place]:
     """Role -> place. "shared": one backbone scores, one criticises, each with two heads; "adapters": the same, but all of them
-    are adapters over one backbone; "separate": one backbone per role (the paper)."""
+    are adapters over one backbone; "separate": one backbone per role (the paper).
+
+    Args:
+        learned: scores that have a learned head; the others have no place: functions make them (functions/).
+    """
     choose(sharing, "sharing", "shared", "adapters", "separate")
-    return dict(SEPARATE if sharing == "separate" else SHARED)
+    every = SEPARATE if sharing == "separate" else SHARED
+    return {role: place for role, place in every.items() if role not in SCORES or role in learned}
+
+
+def learned(places: Mapping[str, Place]) -> list[str]:
+    """Scores that have a learned head."""
+    return [role for role in SCORES if role in places]
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:

@@ -2,10 +2,13 @@
 shaping. One iteration stands in iteration.py.
 """
 
+import functools
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.functions import load, score
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
@@ -24,14 +27,19 @@ PRODUCT = Product(
 )
 
 
-def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
+def run(settings: PPOLagConfig, workdir: Path, given: load.Given = MappingProxyType({})) -> dict[str, float]:
     """Train and export the last policy to WORKDIR/export and the best feasible one to WORKDIR/best_feasible.
+
+    Args:
+        given: functions of Python, which settings name without a file.
 
     Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
     `lambda.final`.
     """
     check.check(settings)
+    functions = load.load(settings, given)
     started = start(settings, workdir)
+    load.check_same(functions)
     check.check_rows(settings, started.mesh)
     check.check_checkpoints(settings)
     rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model, settings.data.chat_template))
@@ -40,11 +48,14 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
     for name, tree in (models.trained | models.frozen).items():
         describe_parameters(name, tree, started.mesh)
 
-    iteration = Iteration(settings, models, started.mesh, checkpoints.vocabulary(models.policy))
+    scorer = score.scorer(settings, functions, started) if functions else None
+    called = None if scorer is None else score.in_iteration(scorer, rows["data"], started.mesh)
+    iteration = Iteration(settings, models, started.mesh, checkpoints.vocabulary(models.policy), functions=called)
     notes: dict[str, Any] = {"best": {"step": -1}}
     evaluate = None
     if settings.validation.path:
-        evaluate = validate.make(settings, iteration, started, rows["validation"], notes)
+        asked = None if scorer is None else functools.partial(scorer, rows["validation"])
+        evaluate = validate.make(settings, iteration, started, rows["validation"], notes, asked)
 
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
@@ -69,7 +80,7 @@ def run(settings: PPOLagConfig, workdir: Path) -> dict[str, float]:
         show=("reward", "cost", "lambda", "kl"),
         notes=notes,
         export=export,
-        sample=watch.make(settings, iteration, started, rows),
+        sample=watch.make(settings, iteration, started, rows, scorer),
     )
     if evaluate is not None and settings.constraint.controller != "none" and notes["best"]["step"] < 0:
         hosts.say(

@@ -13,8 +13,12 @@ def _ppo_lag() -> Run:
 
 
 def _check(settings: PPOLagConfig) -> None:
-    if not settings.scorer and not (settings.reward and settings.cost):
-        raise UserError("give config.scorer (the workdir of `srlhfv scores`), or both config.reward and config.cost")
+    for name in settings.learned:
+        if not (settings.scorer or (settings.reward if name == "reward" else settings.cost)):
+            raise UserError(
+                f"nothing says what the {name} is: give config.scorer (the workdir of `srlhfv scores`), config.{name} with "
+                f"config.sharing=separate, or a function of your own: config.{name}_fn=FILE.py:NAME"
+            )
 
 
 PPO_LAG = Stage(
@@ -22,7 +26,8 @@ PPO_LAG = Stage(
     text="""Raise the reward while the expected cost stays under the budget, config.constraint.budget.
 
 config.constraint.controller: none (plain PPO), fixed (reward shaping), log, projected or pid.
-The scores come from config.scorer (the workdir of `srlhfv scores`), or from config.reward and config.cost.""",
+The scores come from config.scorer (the workdir of `srlhfv scores`), from config.reward and config.cost, or from
+functions of your own, f(samples) -> list of numbers: config.reward_fn=FILE.py:NAME and config.cost_fn.""",
     settings=PPOLagConfig,
     needed={
         "policy": "the supervised policy: a workdir, an export or a Hugging Face folder",

@@ -1,20 +1,26 @@
 """Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
 
-Feasible: the run's own constraint holds, mean f(C) <= d. Best: the highest mean reward among those. The judge is the learned pair
-of models or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
+Feasible: the run's own constraint holds, mean f(C) <= d. Best: the highest mean reward among those. The judge is the run's own
+reward and cost (learned, or by functions) or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
 `config.validation.budget`. Test prompts are never read here.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+
+from srlhfv_jax.batches import PromptBatch, Rollout
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answering, answers, compare, scoring
+from srlhfv_jax.functions.score import Scores
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.ppo_lag.roles import SCORES
 from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started, recorded_template
 from srlhfv_jax.training import state as states
@@ -23,15 +29,21 @@ BEST = "best_feasible"
 
 
 def make(
-    settings: PPOLagConfig, iteration, started: Started, prompts: loader.Prepared, notes: dict[str, Any]
+    settings: PPOLagConfig,
+    iteration,
+    started: Started,
+    prompts: loader.Prepared,
+    notes: dict[str, Any],
+    functions: Callable[[Rollout, jax.Array], Scores] | None = None,
 ) -> Callable[[Any, int], dict]:
     """The loop's evaluate: (state, step) -> `validation.*` numbers. Keeps `notes["best"]`, which is checkpointed, up to date.
 
     Args:
         iteration: the training's own (ppo_lag/run.py), so that nothing is compiled twice.
+        functions: (rollout, rows) -> the part of the scores that functions make of answers to `prompts`.
     """
     models, keys = iteration.models, answering.keys(settings.seed)
-    score = scorer(iteration) if settings.validation.judge == "models" else None
+    score = scorer(iteration, functions) if settings.validation.judge == "models" else None
 
     by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
 
@@ -61,6 +73,7 @@ def make(
             feasible = numbers["cost"] <= settings.validation.budget
         else:
             numbers["constraint"] = float(lagrangian.statistic(settings.constraint.kind, judged.cost_B).mean())
+            numbers |= {name: float(score_B.mean()) for name, score_B in scores.items() if name not in SCORES}
             feasible = numbers["constraint"] <= settings.constraint.budget
         if notes.get("judged_by", by) != by:
             hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
@@ -86,10 +99,19 @@ def make(
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
 
 
-def scorer(iteration) -> Callable:
-    """Reward and cost of a rollout by the run's own frozen models."""
-    models = iteration.models
-    trees = tuple(dict.fromkeys(models.places[role].tree for role in ("reward", "cost")))
-    score = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers)
+def scorer(iteration, functions: Callable[[Rollout, jax.Array], Scores] | None) -> Callable:
+    """Reward and cost of a rollout, and each function's own numbers, by the run's own frozen models and functions."""
+    models, weights = iteration.models, iteration.settings.learned
+    trees = tuple(dict.fromkeys(models.places[role].tree for role in weights))
+    learned = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers)
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
-    return lambda batch, rollout: hosts.to_host(score(iteration.on_devices(read, rollout), rollout, batch.images))
+
+    def score(batch: PromptBatch, rollout: Rollout) -> dict[str, np.ndarray]:
+        scores = hosts.to_host(learned(iteration.on_devices(read, rollout), rollout, batch.images)) if trees else {}
+        scores = {name: score_B if weights[name] == 1 else weights[name] * score_B for name, score_B in scores.items()}
+        if functions is None:
+            return scores
+        given = functions(rollout, batch.row_B)
+        return scores | {name: sum_B + scores.get(name, 0.0) for name, sum_B in given.sums.items()} | given.each
+
+    return score

@@ -3,11 +3,13 @@
 They are the first of the validation prompts, or of the training's where there are none. No random number of the training changes.
 """
 
+import functools
 from collections.abc import Callable
 
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answering, same_prompts
+from srlhfv_jax.functions import score as functions_score
 from srlhfv_jax.ppo_lag import validate
 from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started
@@ -15,19 +17,24 @@ from srlhfv_jax.training import state as states
 
 
 def make(
-    settings: PPOLagConfig, iteration, started: Started, rows: dict[str, loader.Prepared]
+    settings: PPOLagConfig,
+    iteration,
+    started: Started,
+    rows: dict[str, loader.Prepared],
+    functions: functions_score.Scorer | None = None,
 ) -> Callable[[states.TrainState, int], None]:
     """The loop's `sample`: (state, step) -> answers in the workdir, where they are due.
 
     Args:
         iteration: the training's own, as in `validate.make`.
         rows: those of the run, by setting.
+        functions: the part of the scores that functions make.
     """
     every, keys = settings.log.samples_every, answering.keys(settings.seed)
     if not every:
         return lambda state, step: None
     prompts = same_prompts.first(rows.get("validation", rows["data"]), settings.log.samples)
-    score = validate.scorer(iteration)
+    score = validate.scorer(iteration, None if functions is None else functools.partial(functions, prompts))
 
     def sample(state: states.TrainState, step: int) -> None:
         if step % every and step != settings.iterations:

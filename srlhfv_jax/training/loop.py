@@ -40,6 +40,10 @@ class Preempted(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
+class Undone(UserError):
+    """A step could not be done, for a reason outside of the run; the state is what it was before it."""
+
+
 class Batches(Protocol):
     """An endless iterator of host or device batches that knows its position."""
 
@@ -85,7 +89,8 @@ def run(
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
-        UserError: a metric is not finite, and the checkpoints are those from before; or another run is in the workdir.
+        UserError: a metric is not finite, and the checkpoints are those from before; another run is in the workdir; a step was
+            `Undone`, and the state before it is saved.
     """
     notes = {} if notes is None else notes
     with lock.held(manager.workdir), contextlib.closing(writer), contextlib.closing(manager), contextlib.ExitStack() as stack:
@@ -104,19 +109,22 @@ def run(
         progress.compiling()
         running = None  # the step whose numbers are not fetched yet
         for step in range(start + 1, total_steps + 1):
-            began = time.monotonic()
+            began, before = time.monotonic(), batches.get_state()
             batch = next(batches)
             watch.step(step, batch)
-            state, metrics = step_fn(state, batch)
-            if running is not None:
-                report(*running)
+            try:
+                state, metrics = step_fn(state, batch)
+            except Undone as undone:
+                report(running)
+                raise _saved_before(undone, step, start, state, before, notes, manager, writer) from undone
+            report(running)
             running = (step, metrics, began)
 
             last = step == total_steps
             number = came(step) or (signal.SIGTERM if stop is not None and stop(step) else 0)
             saving = last or number or manager.due(step)
             if measure.due(step) or saving:  # never keep, or judge, a state whose own numbers were not checked
-                running = report(*running)
+                running = report(running)
             if last and export is not None:
                 export(state)
             if measure.due(step):
@@ -141,7 +149,11 @@ class _Report(NamedTuple):
     writer: Writer
     progress: Progress
 
-    def __call__(self, step: int, metrics: dict[str, Any], began: float) -> None:
+    def __call__(self, running: tuple[int, dict[str, Any], float] | None) -> None:
+        """Report (step, metrics, time.monotonic() at its start); of None there is nothing to say."""
+        if running is None:
+            return
+        step, metrics, began = running
         values = _numbers(metrics)
         _check_finite(self.name, step, values, self.manager)
         if step % self.log_every == 0 or step in (1, self.total_steps):
@@ -207,6 +219,19 @@ def _resume(
     writer.cut_back(step)
     hosts.say(f"{name}: resumed from the checkpoint of step {step}")
     return state, step, unevaluated
+
+
+def _saved_before(
+    undone: Undone, step: int, start: int, state: Any, before: dict, notes: dict[str, Any], manager: Manager, writer: Writer
+) -> UserError:
+    """The message of a step that could not be done, with the state before it saved, unless it was."""
+    done = step - 1
+    if done > start and not manager.due(done):
+        writer.sync()
+        manager.save(done, state, before, notes)
+    manager.wait()
+    on = f"step {done} is saved" if done else "nothing is lost"
+    return UserError(f"step {step}: {undone}; {on}: mend it, and the same command goes on from there")
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
