@@ -76,8 +76,7 @@ def run(
 
     Args:
         name: of the stage, for progress and messages.
-        step_fn: (state, batch) -> (state, metrics); a metric is a device scalar or (sum, count), left out where its count is 0;
-            under `ROWS` there may be arrays [B] by name, of which trackers show histograms.
+        step_fn: (state, batch) -> (state, metrics): device scalars, (sum, count) (none where the count is 0), under `ROWS` arrays [B].
         state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
         evaluate: (state, step) -> numbers logged under their own names, every `evaluate_every` steps and after the last.
         log_every: steps between lines of metrics.jsonl, which has the first and last as well; all are checked for non-finite numbers.
@@ -89,8 +88,7 @@ def run(
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
-        UserError: a metric is not finite, and the checkpoints are those from before; another run is in the workdir; a step was
-            `Undone`, and the state before it is saved.
+        UserError: a metric is not finite; another run is in the workdir; a step was `Undone`, and the state before it is saved.
     """
     notes = {} if notes is None else notes
     with lock.held(manager.workdir), contextlib.closing(writer), contextlib.closing(manager), contextlib.ExitStack() as stack:
@@ -115,8 +113,7 @@ def run(
             try:
                 state, metrics = step_fn(state, batch)
             except Undone as undone:
-                report(running)
-                raise _saved_before(undone, step, start, state, before, notes, manager, writer) from undone
+                raise _saved_before(undone, step, start, state, before, notes, report, running) from undone
             report(running)
             running = (step, metrics, began)
 
@@ -222,12 +219,13 @@ def _resume(
 
 
 def _saved_before(
-    undone: Undone, step: int, start: int, state: Any, before: dict, notes: dict[str, Any], manager: Manager, writer: Writer
+    undone: Undone, step: int, start: int, state: Any, before: dict, notes: dict[str, Any], report: _Report, running: Any
 ) -> UserError:
-    """The message of a step that could not be done, with the state before it saved, unless it was."""
-    done = step - 1
+    """The message of a step that could not be done, with the step before it reported and its state saved, unless it was."""
+    report(running)
+    done, manager = step - 1, report.manager
     if done > start and not manager.due(done):
-        writer.sync()
+        report.writer.sync()
         manager.save(done, state, before, notes)
     manager.wait()
     on = f"step {done} is saved" if done else "nothing is lost"
