@@ -4,6 +4,7 @@ tests, and as one of several processes.
 python tests/tiny_sharing.py FOLDER OUT DATA FSDP TENSOR NAME...     FOLDER as `prepare` left it; a NAME of WAYS or STAGES, or own
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -78,15 +79,12 @@ def stage(folder: Path, out: Path, name: str, data: int, fsdp: int, tensor: int)
 def given(folder: Path) -> dict:
     """Functions as reward and cost. `first` fails, or is another one on each process, where a file in `folder` says so."""
 
-    def first(samples):
+    def first(samples, process=0):
         if (folder / "fails").exists() and hosts.process_index() == 1:
             raise ConnectionError("no route")
         return [sum(map(ord, one.answer)) / 700 - 0.75 for one in samples]
 
-    def another(samples, process=hosts.process_index()):
-        return first(samples)
-
-    odd = another if (folder / "differs").exists() else first
+    odd = functools.partial(first, process=hosts.process_index()) if (folder / "differs").exists() else first
     return {"reward": {"length": lambda samples: [-abs(len(one.answer) - 9.5) for one in samples]}, "cost": {"first": odd}}
 
 

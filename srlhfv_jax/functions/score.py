@@ -118,9 +118,7 @@ def scorer(settings: PPOLagConfig, functions: Sequence[Function], started: Start
     write_json(path, identities)
     if settings.functions.reward_cache:
         for place in (function.place for function in functions if function.identity is None):
-            hosts.say(
-                f"{place} does not tell its content: its scores are not identities, and it is called anew for the same sample"
-            )
+            hosts.say(f"{place} does not tell its content: its scores are not kept, and it is called anew for the same sample")
     cache = Cache(started.workdir / FILE if settings.functions.reward_cache else None)
     return Scorer(functions, settings.functions, cache, started.mesh)
 
