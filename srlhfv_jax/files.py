@@ -101,7 +101,8 @@ def json_object(line: bytes | str, path: Path, number: int, *, advice: str = OBJ
     try:
         row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8") if isinstance(line, bytes) else line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number} is not JSON, which is utf-8 text ({reason(error)}): write it anew as UTF-8") from error
+        known = advice if advice != OBJECTS else "write it anew as UTF-8"
+        raise UserError(f"{path}:{number} is not JSON (which is utf-8 text; {reason(error)}): {known}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}:{number} is not JSON ({reason(error)}): {advice}") from error
     if not isinstance(row, dict):

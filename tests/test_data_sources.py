@@ -250,7 +250,7 @@ def test_every_unicode_encoding_and_line_end_is_read(tmp_path, encoding, end):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"question": "wäs"}\n'.encode("latin-1"), ":1 is not JSON, which is utf-8 text .*: write it anew as UTF-8$"),
+        ('{"question": "wäs"}\n'.encode("latin-1"), r":1 is not JSON \(which is utf-8 text; .*\): write it anew as UTF-8$"),
         (b'{"question": ' + b"1" * 5000 + b"}", ":1 is not JSON"),
         (b'{"question": ' + b"[" * 100000 + b"}", ":1 is not JSON"),
         (b'{"question": "q"}\n\x00\x01', ":2 is not JSON"),
