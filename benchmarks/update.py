@@ -34,7 +34,7 @@ KINDS = {"attention": "sdpa|fmha|flash|cudnn", "products": "gemm|nvjet|cutlass|c
 def made_up(iteration: Iteration, state: states.TrainState, prompts: PromptBatch, key) -> Experience:
     """Full responses of random tokens, with small random numbers in the place of everything computed."""
     rollout = jax.eval_shape(iteration.generate, iteration.rollout_weights(state.params["policy"]), prompts, key)
-    arguments = (iteration.scoring_trees(state.params), rollout, prompts.images, state.extra.controller, np.bool_(False))
+    arguments = (iteration.scoring_trees(state.params), rollout, prompts.images, {}, state.extra.controller, np.bool_(False))
     shapes = jax.eval_shape(iteration.score, *arguments)[0]
     rng = np.random.default_rng(0)
 
