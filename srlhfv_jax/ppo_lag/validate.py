@@ -42,22 +42,14 @@ def make(
         iteration: the training's own (ppo_lag/run.py), so that nothing is compiled twice.
         functions: (rollout, rows) -> the part of the scores that functions make of answers to `prompts`.
     """
-    models, keys = iteration.models, answering.keys(settings.seed)
+    models, sample = iteration.models, sampler(settings, iteration, started, prompts)
     score = scorer(iteration, functions) if settings.validation.judge == "models" else None
 
     by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
         policy = state.params["policy"]
-        sampler = iteration.rollout_weights(policy)
-        responses, scores = answering.sample_answers(
-            lambda batch, index: iteration.generate(sampler, batch, keys(index)),
-            inputs.in_order(prompts, settings.data, started.mesh),
-            [row.row for row in prompts.rows],
-            prompts.codec.spoken,
-            temperature=settings.rollout.temperature,
-            score=score,
-        )
+        responses, scores = sample(policy, score)
         judged = (
             compare.by_oracle(prompts.examples, responses)
             if settings.validation.judge == "oracle"
@@ -97,6 +89,26 @@ def make(
 
 
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
+
+
+def sampler(
+    settings: PPOLagConfig, iteration, started: Started, prompts: loader.Prepared
+) -> Callable[[Any, Callable | None], tuple[answers.Answers, dict[str, np.ndarray]]]:
+    """(policy, score) -> an answer to each prompt, and its scores: with the run's own sampler, and the same random numbers each time."""
+    keys = answering.keys(settings.seed)
+
+    def sample(policy, score):
+        weights = iteration.rollout_weights(policy)
+        return answering.sample_answers(
+            lambda batch, index: iteration.generate(weights, batch, keys(index)),
+            inputs.in_order(prompts, settings.data, started.mesh),
+            [row.row for row in prompts.rows],
+            prompts.codec.spoken,
+            temperature=settings.rollout.temperature,
+            score=score,
+        )
+
+    return sample
 
 
 def scorer(iteration, functions: Callable[[Rollout, jax.Array], Scores] | None) -> Callable:

@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
-from srlhfv_jax.evaluation import answering, same_prompts
+from srlhfv_jax.evaluation import same_prompts
 from srlhfv_jax.functions import score as functions_score
 from srlhfv_jax.ppo_lag import validate
-from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started
 from srlhfv_jax.training import state as states
 
@@ -30,24 +29,17 @@ def make(
         rows: those of the run, by setting.
         functions: the part of the scores that functions make.
     """
-    every, keys = settings.log.samples_every, answering.keys(settings.seed)
+    every = settings.log.samples_every
     if not every:
         return lambda state, step: None
     prompts = same_prompts.first(rows.get("validation", rows["data"]), settings.log.samples)
+    answer = validate.sampler(settings, iteration, started, prompts)
     score = validate.scorer(iteration, None if functions is None else functools.partial(functions, prompts))
 
     def sample(state: states.TrainState, step: int) -> None:
         if step % every and step != settings.iterations:
             return
-        weights = iteration.rollout_weights(state.params["policy"])
-        answers, scores = answering.sample_answers(
-            lambda batch, index: iteration.generate(weights, batch, keys(index)),
-            inputs.in_order(prompts, settings.data, started.mesh),
-            [row.row for row in prompts.rows],
-            prompts.codec.spoken,
-            temperature=settings.rollout.temperature,
-            score=score,
-        )
+        answers, scores = answer(state.params["policy"], score)
         same_prompts.record(started.writer, prompts, step, answers, scores)
 
     return sample

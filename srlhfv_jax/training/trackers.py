@@ -12,6 +12,7 @@ import importlib.util
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -130,13 +131,7 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, record: Record) -> None:
-        values = dict(record.numbers) | {
-            f"histogram/{name}": self._wandb.Histogram(value_B) for name, value_B in record.histograms.items()
-        }
-        if record.samples:
-            columns, rows = _table(record.samples, self._wandb.Image)
-            values["samples"] = self._wandb.Table(columns=columns, data=rows)
-        self._run.log(values, step=step)
+        self._run.log(_values(record, self._wandb), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -152,16 +147,20 @@ class Trackio:
         self._run = trackio.init(project=run.project, name=run.name, config=dict(run.settings), resume="allow", embed=False)
 
     def log(self, step: int, record: Record) -> None:
-        values = dict(record.numbers) | {
-            f"histogram/{name}": self._trackio.Histogram(value_B) for name, value_B in record.histograms.items()
-        }
-        if record.samples:
-            columns, rows = _table(record.samples, self._trackio.Image)
-            values["samples"] = self._trackio.Table(columns=columns, data=rows)
-        self._run.log(values, step=step)
+        self._run.log(_values(record, self._trackio), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _values(record: Record, library: ModuleType) -> dict[str, Any]:
+    """A record in the types of a library: wandb's, and trackio's, which are called the same."""
+    histograms = {f"histogram/{name}": library.Histogram(value_B) for name, value_B in record.histograms.items()}
+    values = dict(record.numbers) | histograms
+    if record.samples:
+        columns, rows = _table(record.samples, library.Image)
+        values["samples"] = library.Table(columns=columns, data=rows)
+    return values
 
 
 def _table(samples: Sequence[Sample], picture: type) -> tuple[list[str], list[list[Any]]]:
