@@ -13,7 +13,7 @@ from srlhfv_jax.cli import main as cli_main
 from srlhfv_jax.config import GuardConfig, MeshConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import answers, rows as task_rows
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import Guard, Prompt, guarded_generate, train as guard
+from srlhfv_jax.guard import Guard, Prompt, guarded_generate, measure, train as guard
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.models import guard_heads
 from srlhfv_jax.parallel import rules
@@ -64,22 +64,20 @@ def test_an_untrained_guard_says_how_often_each_label_is_true(trained, balance):
         np.testing.assert_allclose(jax.nn.sigmoid(heads[name]["bias"]), share, rtol=1e-5)
 
 
-def test_one_threshold_for_all_parts_keeps_the_rate_over_all_rows_and_leaves_no_better_one(trained):
+def test_one_threshold_for_all_parts_is_that_of_all_their_rows(trained):
     folder, wanted, _ = trained
     loaded = load_pretrained(folder / "guard")
     judged = guard.judge(wanted, loaded, Guard.load(folder / "guard").tree, make_mesh(wanted.mesh), wanted.evaluation)
-    wanted = dataclasses.replace(wanted, thresholds="one", false_positive_rate=0.3)
-    score_B, unsafe_B = judged.severity_BJ[:, 0], judged.labels[0][:, 0]
-
-    def rates(threshold: float) -> tuple[float, float]:
-        said_B = score_B > threshold
-        return said_B[~unsafe_B].mean(), 2 * (said_B & unsafe_B).sum() / (said_B.sum() + unsafe_B.sum())
-
-    found = guard.calibrate(judged, wanted)
-    assert found["input"] == found["output"] and judged.is_part["input"].any() and judged.is_part["output"].any()
-    alarms, f1 = rates(found["input"])
-    assert 0 < alarms <= 0.3 and f1 > 0
-    assert all(other <= f1 + 1e-12 for share, other in map(rates, score_B) if share <= 0.3)
+    score_B, unsafe_B, rate = judged.severity_BJ[:, 0], judged.labels[0][:, 0], 0.3
+    one = guard.calibrate(judged, dataclasses.replace(wanted, thresholds="one", false_positive_rate=rate))
+    each = guard.calibrate(judged, dataclasses.replace(wanted, thresholds="each", false_positive_rate=rate))
+    assert one == dict.fromkeys(("input", "output"), measure.threshold(score_B, unsafe_B, rate))
+    assert 0 < (score_B > one["input"])[~unsafe_B].mean() <= rate
+    for part, threshold in each.items():
+        rows = judged.is_part[part]
+        assert rows.any() and not rows.all()
+        assert threshold == measure.threshold(score_B[rows], unsafe_B[rows], rate)
+        assert (score_B[rows] > threshold)[~unsafe_B[rows]].mean() <= rate
 
 
 def test_the_loaded_guard_says_what_the_stage_measured(trained):
