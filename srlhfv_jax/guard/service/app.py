@@ -74,15 +74,15 @@ def make_app(
                 threads.enter_context(owner)
             yield
 
-    own = _own_routes(exchange, batchers, metrics)
+    routes = _own_routes(exchange, batchers, metrics)
     api = v1.routes(exchange, batchers, names, metrics)
-    paths = frozenset(route.path for route in (*own, *api) if "{" not in route.path)
+    paths = frozenset(route.path for route in (*routes, *api) if "{" not in route.path)
     layers = [Middleware(Counting, metrics=metrics, paths=paths)]
     if access.origins:
         allowed = dict(allow_methods=["GET", "POST"], allow_headers=["authorization", "content-type"], expose_headers=["x-guard"])
         layers.append(Middleware(CORSMiddleware, allow_origins=access.origins, **allowed))
     return Starlette(
-        routes=[*own, *api],
+        routes=[*routes, *api],
         lifespan=lifespan,
         middleware=layers,
         exception_handlers={Refused: _on_refused, HTTPException: _on_http_error, Exception: _on_failure},

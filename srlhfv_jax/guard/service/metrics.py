@@ -24,15 +24,17 @@ class Metrics:
         self._batchers, self._held = batchers, held
         self.registry = prometheus_client.CollectorRegistry()
         self.registry.register(self)
-        own = dict(registry=self.registry)
-        self._requests = prometheus_client.Counter("srlhfv_requests", "requests by path and status", ("path", "status"), **own)
+        registry = dict(registry=self.registry)
+        self._requests = prometheus_client.Counter(
+            "srlhfv_requests", "requests by path and status", ("path", "status"), **registry
+        )
         self._seconds = prometheus_client.Histogram(
-            "srlhfv_request_seconds", "from the head of a request to its response", ("path",), buckets=SECONDS, **own
+            "srlhfv_request_seconds", "from the head of a request to its response", ("path",), buckets=SECONDS, **registry
         )
         self._tokens = prometheus_client.Counter(
-            "srlhfv_tokens", "tokens of prompts, and of answers that are shown", ("kind",), **own
+            "srlhfv_tokens", "tokens of prompts, and of answers that are shown", ("kind",), **registry
         )
-        self._guard = prometheus_client.Counter("srlhfv_guard", "answers by what the guard did", ("action",), **own)
+        self._guard = prometheus_client.Counter("srlhfv_guard", "answers by what the guard did", ("action",), **registry)
 
     def collect(self) -> Iterator[Metric]:
         """Numbers that are kept elsewhere."""

@@ -45,14 +45,14 @@ def grey_square() -> bytes:
 
 def _compile_guard(guard: Guard, prompt: Prompt, lengths: few_shapes.Lengths) -> int:
     seen = dict(max_pixels=guard.max_pixels, system_prompt=guard.system_prompt)
-    asked = _pairs(guard.pretrained, seen, prompt, lengths, 0) if "input" in guard.thresholds else []
-    judged = _pairs(guard.pretrained, seen, prompt, lengths, ANSWER) if "output" in guard.thresholds else []
+    questions = _pairs(guard.pretrained, seen, prompt, lengths, 0) if "input" in guard.thresholds else []
+    answers = _pairs(guard.pretrained, seen, prompt, lengths, ANSWER) if "output" in guard.thresholds else []
     with jax.set_mesh(guard.mesh):
-        for one in asked:
+        for one in questions:
             dataclasses.replace(guard, lengths=one).check_input([prompt.images], [prompt.question])
-        for one in judged:
+        for one in answers:
             dataclasses.replace(guard, lengths=one).check_output([prompt.images], [prompt.question], [WORD])
-    return len(asked) + len(judged)
+    return len(questions) + len(answers)
 
 
 def _compile_policy(policy: by_row.RowPolicy, prompt: Prompt, lengths: few_shapes.Lengths) -> int:

@@ -29,14 +29,14 @@ def routes(exchange: Exchange, batchers: Mapping[str, Batcher], names: Names, me
     served = tuple(dict.fromkeys(name for kind, name in models.items() if kind in batchers))
 
     async def on_chat(request: Request) -> Response:
-        def respond(chat: parse.Chat, said: Replies) -> Response:
-            actions = [replies.guard_field(reply)["action"] for reply in said]
-            metrics.count_answers(replies.usage(said), actions)
-            headers = {"x-guard": replies.guard_header(said)}
+        def respond(chat: parse.Chat, answers: Replies) -> Response:
+            actions = [replies.guard_field(reply)["action"] for reply in answers]
+            metrics.count_answers(replies.usage(answers), actions)
+            headers = {"x-guard": replies.guard_header(answers)}
             if chat.stream:
-                events = replies.chunks(said, names.policy, chat.include_usage)
+                events = replies.chunks(answers, names.policy, chat.include_usage)
                 return StreamingResponse(_sent(events), media_type="text/event-stream", headers=headers)
-            return JSONResponse(replies.completion(said, names.policy), headers=headers)
+            return JSONResponse(replies.completion(answers, names.policy), headers=headers)
 
         batcher = _batcher("generate", "policy: start it with --policy=DIR")
         return await exchange.answer(request, functools.partial(parse.chat, model=names.policy), batcher, respond)
