@@ -13,17 +13,18 @@ Rooms from the ground up; a file imports from lower lines, from its own room, an
     supervised ppo_lag guard               the trained things
     report plan quickstart                 the page, the memory, the whole pipeline
     cli                                    commands
-    api                                    the stages from Python: sv.sft, sv.scores, sv.guard, sv.ppo_lag, sv.load, sv.config
+    api                                    from Python: sv.sft, sv.scores, sv.guard, sv.ppo_lag, sv.load, sv.config
 """
 
 import importlib
 import sys
 from types import ModuleType
 
-from srlhfv_jax import api as _api
-from srlhfv_jax.api import Policy, Result, load, scores, sft
+from srlhfv_jax.api import settings as _settings, stages as _stages
+from srlhfv_jax.api.model import Model, Verdicts, load
+from srlhfv_jax.api.stages import Result, scores, sft
 
-__all__ = ["Policy", "Result", "load", "scores", "sft"]
+__all__ = ["Model", "Result", "Verdicts", "load", "scores", "sft"]
 
 __version__ = "0.1.0"
 
@@ -31,19 +32,19 @@ __version__ = "0.1.0"
 class _Config(ModuleType):
     """The package config/, which is called as well: `sv.config(...)`."""
 
-    __call__ = staticmethod(_api.config)
+    __call__ = staticmethod(_settings.config)
 
 
 class _Guard(ModuleType):
     """The room guard/, which is called as its stage: `sv.guard(...)`."""
 
-    __call__ = staticmethod(_api.guard)
+    __call__ = staticmethod(_stages.guard)
 
 
 class _PPOLag(ModuleType):
     """The room ppo_lag/, which is called as its stage: `sv.ppo_lag(...)`."""
 
-    __call__ = staticmethod(_api.ppo_lag)
+    __call__ = staticmethod(_stages.ppo_lag)
 
 
 _ROOMS = {"config": _Config, "guard": _Guard, "ppo_lag": _PPOLag}

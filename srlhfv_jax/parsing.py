@@ -29,7 +29,7 @@ def parse(kind: type[Settings], config: ConfigDict, path: str = "config") -> Set
     missing = [key for key in hints if key not in config]
     if missing:
         raise UserError(f"config key {path}.{missing[0]} is missing ({hints[missing[0]]}): add it to the config file")
-    return kind(**{key: _value(hint, config[key], f"{path}.{key}") for key, hint in hints.items()})
+    return kind(**{key: checked(hint, config[key], f"{path}.{key}") for key, hint in hints.items()})
 
 
 def flattened(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -75,7 +75,12 @@ def key_hint(config: ConfigDict, section: ConfigDict, name: str) -> str:
     return f"did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, section.keys())
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
+def checked(hint: Any, value: Any, path: str) -> Any:
+    """A value that is of a type such as `Annotated[float, Range(0, 1)]`.
+
+    Raises:
+        UserError: it is not; `path` names it.
+    """
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, ConfigDict):
             raise UserError(f"{path} must be a section of settings, got {shown(value)}")
@@ -83,7 +88,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         hint, *checks = typing.get_args(hint)
-        value = _value(hint, value, path)
+        value = checked(hint, value, path)
         for problem in filter(None, (check.problem(value) for check in checks)):
             raise UserError(f"{path} must be {problem}, got {shown(value)}")
         return value
@@ -91,7 +96,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         element = typing.get_args(hint)[0]
         if not isinstance(value, (tuple, list)):
             raise UserError(f"{path} must be a tuple of {_name(element)}, got {shown(value)}")
-        return tuple(_value(element, item, f"{path}[{i}]") for i, item in enumerate(value))
+        return tuple(checked(element, item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in (typing.Union, types.UnionType):
         raise TypeError(f"{path}: a setting has one type, {hint} has several")
     if hint is float and type(value) is int:

@@ -9,7 +9,7 @@ import tiny_hf
 from PIL import Image
 
 import srlhfv_jax as sv
-from srlhfv_jax import api
+from srlhfv_jax.api import rows as given_rows, stages
 from srlhfv_jax.data import sources
 from srlhfv_jax.data.loader import single_pass
 from srlhfv_jax.errors import UserError
@@ -58,13 +58,13 @@ def test_functions_and_weights_become_terms():
 
     def words(samples): ...
 
-    assert api._terms([words, ("model", 0.5), ("a.py:f", 2)], "cost", given) == "words,model*0.5,a.py:f*2"
-    assert api._terms("", "reward", given) == "" and given == {"reward": {}, "cost": {"words": words}}
+    assert stages._terms([words, ("model", 0.5), ("a.py:f", 2)], "cost", given) == "words,model*0.5,a.py:f*2"
+    assert stages._terms("", "reward", given) == "" and given == {"reward": {}, "cost": {"words": words}}
 
 
 def test_pictures_in_memory_come_back_from_the_workdir(tmp_path):
     picture = Image.new("RGB", (3, 2), (10, 200, 30))
-    path = api._path([{"question": "q", "image": picture, "level": 1}], tmp_path / "rows" / "data.jsonl")
+    path = given_rows.path_of([{"question": "q", "image": picture, "level": 1}], tmp_path / "rows" / "data.jsonl")
     (example,) = sources.load_examples(single_pass(path))
     (back,) = sources.in_memory([{"question": "q", "image": picture, "level": 1}], single_pass())
     assert example == back and example.meta == {"level": "1"}

@@ -96,6 +96,8 @@ def in_memory(raw: Sequence[Mapping[str, Any]], data: DataConfig, *, name: str =
         UserError: these are no rows, or as `load_examples`.
     """
     items = memory.Plain(raw, name)
+    if not items:
+        raise UserError(f"{name} is empty: expected at least one row")
     where = images.place(Path(data.image_dir or "."), *([Path(data.allow_dir)] if data.allow_dir else []), fetch=data.fetch)
     return _checked(Rows(*columns.rename(items.columns, items, data.columns), where), data, name)
 

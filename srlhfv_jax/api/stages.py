@@ -1,25 +1,16 @@
-"""The stages from Python: `import srlhfv_jax as sv`, rows in memory, functions as rewards and costs.
+"""The stages as functions: each call is the command of its name, with the same settings, checks and workdir."""
 
-    result = sv.ppo_lag(policy="W/sft", reward=f, cost=g, prompts=rows, workdir="W/own", iterations=50)
-    result.numbers, result.path, result.metrics(), result.report(), result.sample(rows[:3])
-
-Nothing is imported before a function is called: importing the package starts no JAX. Each call is the command of its name, with the
-same settings, checks and workdir; a mistake is a UserError of one line. Rows go through a file in the workdir, from which a run that
-goes on reads them again.
-"""
-
-import base64
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-Rows = str | Path | Sequence[Mapping[str, Any]]  # a path as of config.data.path, or dicts in any layout of docs/data.md
+from srlhfv_jax.api import model, rows as given_rows
+from srlhfv_jax.api.rows import Rows
+from srlhfv_jax.api.settings import NOTHING, config
+
 Function = Callable[[list], Any]  # samples (functions/sample.py) -> a number for each
 Score = str | Path | Function | Sequence[str | Path | Function | tuple[str | Path | Function, float]]
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Result(NamedTuple):
@@ -48,78 +39,7 @@ class Result(NamedTuple):
 
     def sample(self, rows: Rows, *, temperature: float = 1.0, seed: int = 0) -> list[str]:
         """An answer of the policy in `path` to each row."""
-        return load(self.path, temperature=temperature, seed=seed).generate(rows)
-
-
-class Policy:
-    """A checkpoint that answers."""
-
-    def __init__(self, policy: Any) -> None:
-        self._policy = policy  # evaluation.answering.Policy
-        self._drawn = 0
-
-    def generate(self, rows: Rows) -> list[str]:
-        """An answer to each row's question. Called again it samples others, unless the temperature is 0.
-
-        Raises:
-            UserError: a row that cannot be used.
-        """
-        from srlhfv_jax.data import rows as layouts, sources
-        from srlhfv_jax.data.loader import single_pass
-        from srlhfv_jax.errors import UserError
-        from srlhfv_jax.evaluation import answering
-
-        if isinstance(rows, (str, Path)):
-            examples = sources.load_examples(single_pass(str(rows)))
-        else:
-            examples = sources.in_memory(rows, single_pass())
-        if examples.dropped:
-            drop = examples.dropped[0]
-            raise UserError(f"row {drop.row} cannot be answered: {drop.reason} ({drop.detail})")
-        self._drawn += 1
-        return answering.answer_prompts(self._policy, [layouts.prompt_of(example) for example in examples], self._drawn - 1)
-
-
-def load(path: str | Path, *, temperature: float = 1.0, max_tokens: int = 256, seed: int = 0) -> Policy:
-    """Open a policy: a workdir, an export, a Hugging Face folder or id.
-
-    Args:
-        temperature: 0 is greedy.
-        max_tokens: of an answer.
-
-    Raises:
-        UserError: there is no checkpoint.
-    """
-    from srlhfv_jax.config import MeshConfig, inference
-    from srlhfv_jax.data.loader import single_pass
-    from srlhfv_jax.evaluation import answering
-    from srlhfv_jax.parallel.mesh import make_mesh
-
-    data = single_pass(response_length=max_tokens)
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
-    return Policy(answering.load_policy(str(path), data, inference("float32"), mesh, temperature=temperature, seed=seed))
-
-
-def config(name: str, overrides: Mapping[str, Any] = NOTHING) -> Any:
-    """The ConfigDict of "STAGE:PRESET" (or "STAGE", or a file), with changed values by dotted keys: {"constraint.budget": 0.1}.
-
-    Raises:
-        UserError: no such preset or key, or a value of another type.
-    """
-    from srlhfv_jax.cli.config_files import load as load_config
-    from srlhfv_jax.errors import UserError, reason
-    from srlhfv_jax.parsing import check_key
-
-    stage, colon, preset = name.partition(":")
-    settings = load_config(f"{stage if stage.endswith('.py') else f'{stage}.py'}{colon}{preset}")
-    for key in overrides:
-        check_key(settings, key)
-    try:
-        with settings.unlocked():
-            settings.update_from_flattened_dict(dict(overrides))
-    except (TypeError, ValueError) as error:
-        raise UserError(reason(error)) from error
-    return settings
+        return model.load(self.path).generate(rows, temperature=temperature, seed=seed)
 
 
 def sft(
@@ -216,7 +136,7 @@ def _run(
     from srlhfv_jax.runs.run import command
 
     name = f"{stage.name}:{preset}"
-    paths = {key: _path(some, workdir / "rows" / f"{key.partition('.')[0]}.jsonl") for key, some in rows.items()}
+    paths = {key: given_rows.path_of(some, workdir / "rows" / f"{key.partition('.')[0]}.jsonl") for key, some in rows.items()}
     in_memory = any(not isinstance(some, (str, Path)) for some in rows.values())
     folder = {"data.image_dir": "."} if in_memory else {}  # of pictures that rows name
     before, after = config(name), config(name, {**settings, **paths, **folder, **overrides})
@@ -226,23 +146,3 @@ def _run(
     run = stage.load()
     command(run if not any(given.values()) else lambda settings, where: run(settings, where, given), parsed, workdir)
     return Result(workdir, files.read_json(workdir / "result.json"))
-
-
-def _path(rows: Rows, path: Path) -> str:
-    """The path of rows; those in memory are written to `path` first, their pictures as base64."""
-    if isinstance(rows, (str, Path)):
-        return str(rows)
-    from srlhfv_jax import files
-    from srlhfv_jax.data.memory import Plain
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, "".join(json.dumps(_textual(row)) + "\n" for row in Plain(rows, path.stem)))
-    return str(path)
-
-
-def _textual(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return "data:;base64," + base64.b64encode(value).decode()
-    if isinstance(value, dict):
-        return {name: _textual(item) for name, item in value.items()}
-    return [_textual(item) for item in value] if isinstance(value, list) else value
