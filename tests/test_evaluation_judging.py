@@ -223,7 +223,7 @@ def test_waits_double_and_the_server_s_own_wait_comes_first():
     script = [Answered({}, status=500), Answered({}, status=500), Answered({}, status=429, headers={"Retry-After": "7"})]
     with serving(lambda number, body: script[number] if number < 3 else Answered(reply(ONE))) as stub:
         asked = client.Client(settings(stub.url, attempts=4, backoff_s=1.0), "", sleep=waits.append)
-        asked.ask(rubric.messages(ALONE), lambda text: rubric.read_reply(text, 1))
+        asked.ask(rubric.messages(ALONE), lambda reply: rubric.read_reply(reply.text, 1))
     assert 0.5 <= waits[0] <= 1.5 and 1.0 <= waits[1] <= 3.0 and waits[2] == 7.0
     hour = [Answered({}, status=429, headers={"Retry-After": "3600"}), Answered(reply(ONE))]
     with serving(lambda number, body: hour[number]) as stub:

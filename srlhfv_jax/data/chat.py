@@ -66,7 +66,7 @@ class Codec(NamedTuple):
         """
         added = (Turn("system", self.system),) if self.system and not (history and history[0].role == "system") else ()
         turns = (*added, *history, Turn("user", question))
-        parts = _parts(turns, images) if self.reader is not None else [[("text", turn.text)] for turn in turns]
+        parts = parts_of(turns, images) if self.reader is not None else [[("text", turn.text)] for turn in turns]
         said = [(turn.role, part) for turn, part in zip(turns, parts, strict=True)]
         if self.merges_system and said[0][0] == "system":
             said = _merged(said[0][1][0][1], said[1:])
@@ -228,7 +228,7 @@ def _ids(respelled: Literal, pieces: tuple[Piece, ...], add_special_tokens: bool
     return ids
 
 
-def _parts(turns: Sequence[Turn], images: int) -> list[Parts]:
+def parts_of(turns: Sequence[Turn], images: int) -> list[Parts]:
     """Images and texts of each turn, in the order of the turn. Without marks, all images come before the first user's text."""
     marks = sum(turn.text.count(MARK) for turn in turns if turn.role != "system")
     if marks not in (0, images):

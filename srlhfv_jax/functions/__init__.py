@@ -6,6 +6,8 @@ identity     a function's identity by content, for the cache and for several pro
 call         calls in threads, with a time-out and attempts
 cache        scores by content
 score        the rows of a rollout, scored: each process its own
+moderation   moderation models behind an endpoint, for costs
+replies      what they reply: Llama Guard, ShieldGemma, Qwen3Guard
 """
 
 from srlhfv_jax.functions.sample import Sample

@@ -14,10 +14,10 @@ class Pictures(Sequence[Image.Image]):
     """Pictures of a conversation, RGB and upright; each is decoded when it is asked for."""
 
     def __init__(self, encoded: tuple[bytes, ...]) -> None:
-        self._encoded = encoded
+        self.encoded = encoded  # as the row has them: PNG, JPEG, ...
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self.encoded)
 
     @overload
     def __getitem__(self, index: int) -> Image.Image: ...
@@ -27,8 +27,8 @@ class Pictures(Sequence[Image.Image]):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [images.decode(one) for one in self._encoded[index]]
-        return images.decode(self._encoded[index])
+            return [images.decode(one) for one in self.encoded[index]]
+        return images.decode(self.encoded[index])
 
 
 class Sample(NamedTuple):

@@ -1,7 +1,7 @@
 """Calls of an OpenAI-compatible server (POST URL/chat/completions): bounded attempts, exponential back-off, a rate limit.
 
 Tried again: 429 and 5xx (after Retry-After, if the server names a time), time-outs, broken connections, replies that cannot be
-decoded or do not follow the rubric. Not tried again: other refusals of the request, such as a content filter. A wrong address or key ends the run:
+decoded or read. Not tried again: other refusals of the request, such as a content filter. A wrong address or key ends the run:
 it would be wrong for every call.
 """
 
@@ -11,67 +11,97 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 from srlhfv_jax.config import EndpointConfig
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.evaluation.judging.rubric import Malformed
 
 Reading = TypeVar("Reading")
 
 LONGEST_WAIT_S = 120.0
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 WRONG_FOR_ALL = (301, 302, 307, 308, 401, 403, 404, 405)  # address, key or model: every other call would be answered so too
 REASONS = {
     "rate_limited": "the server said 429 at the last attempt",
     "server_error": "the server said 5xx at the last attempt",
     "timeout": "no reply in time at the last attempt",
     "connection": "the connection broke at the last attempt",
-    "malformed": "the last reply did not follow the rubric",
+    "malformed": "the last reply does not have the form that was asked for",
     "refused": "the server refused the request (a content filter, a picture it cannot read)",
 }
+
+
+class Reply(NamedTuple):
+    """The first choice of a chat completion."""
+
+    text: str
+    first_token: Mapping[str, float] = (
+        NOTHING  # token -> log-probability of the likeliest first tokens, where they were asked for
+    )
+
+
+NO_REPLY = Reply("")
 
 
 class Unanswered(Exception):
     """No reading of a reply could be had, for one of REASONS."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str, detail: str = ""):
         assert reason in REASONS, reason
-        super().__init__(f"{reason}: {REASONS[reason]}")
+        super().__init__(f"{reason}: {REASONS[reason]}" + (f" ({detail})" if detail else ""))
         self.reason = reason
 
 
 class Client:
     """One server. Shared by threads; holds its connections, its place in the rate limit, and the count of its calls."""
 
-    def __init__(self, settings: EndpointConfig, key: str, *, sleep: Callable[[float], None] = time.sleep):
-        """Raises UserError where the HTTP library is not installed, or a setting makes no sense."""
+    def __init__(
+        self,
+        settings: EndpointConfig,
+        key: str,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        place: str = "config.endpoint.",
+    ):
+        """
+        Args:
+            place: what stands before the names of settings in messages.
+
+        Raises:
+            UserError: the HTTP library is not installed, or a setting makes no sense.
+        """
         try:
             import httpx2
         except ImportError as error:
-            raise UserError("a judge at an endpoint needs an HTTP client: pip install 'srlhfv-jax[judge]'") from error
-        self._address = _address(httpx2, settings.url)
+            raise UserError("an endpoint needs an HTTP client: pip install 'srlhfv-jax[judge]'") from error
+        self._address = _address(httpx2, settings.url, place)
         if not key.isascii() or not key.isprintable():
             raise UserError(f"the key in {settings.key_variable} has characters that no HTTP header can carry: set it again")
         if settings.attempts < 1 or settings.workers < 1:
             raise UserError(
-                f"config.endpoint needs at least one attempt and one worker, got {settings.attempts}, {settings.workers}"
+                f"{place.rstrip('.') or 'an endpoint'} needs at least one attempt and one worker, got {settings.attempts}, {settings.workers}"
             )
         self.calls: Counter[str] = Counter()  # outcome -> calls: "ok", or a name of REASONS
         self._http = httpx2
         self._settings = settings
+        self._place = place
         self._sleep = sleep
         self._lock = threading.Lock()
         self._next_start = 0.0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(headers=headers, timeout=settings.timeout_s)
 
-    def ask(self, messages: list[dict[str, Any]], read: Callable[[str], Reading]) -> tuple[Reading, str]:
-        """The reading of a reply, and the reply.
+    def ask(
+        self, messages: list[dict[str, Any]], read: Callable[[Reply], Reading], fields: Mapping[str, Any] = NOTHING
+    ) -> tuple[Reading, str]:
+        """The reading of a reply, and the reply's text.
 
         Args:
             read: raises Malformed for a reply that has to be asked for again.
+            fields: more of the request.
 
         Raises:
             Unanswered: no attempt gave one.
@@ -79,48 +109,49 @@ class Client:
         """
         for attempt in range(self._settings.attempts):
             self._wait_for_turn()
-            reason, wait_s = "", None
+            reason, wait_s, detail = "", None, ""
             try:
-                reason, wait_s, reply = self._post(messages)
+                reason, wait_s, reply = self._post(messages, fields)
                 if not reason:
                     reading = read(reply)
                     self._count("ok")
-                    return reading, reply
-            except Malformed:
-                reason = "malformed"
+                    return reading, reply.text
+            except Malformed as malformed:
+                reason, detail = "malformed", str(malformed)
             self._count(reason)
             if reason == "refused" or attempt + 1 == self._settings.attempts:
                 break
             self._sleep(self._backoff(attempt) if wait_s is None else min(wait_s, LONGEST_WAIT_S))
-        raise Unanswered(reason)
+        raise Unanswered(reason, detail)
 
-    def _post(self, messages: list[dict[str, Any]]) -> tuple[str, float | None, str]:
+    def _post(self, messages: list[dict[str, Any]], fields: Mapping[str, Any]) -> tuple[str, float | None, Reply]:
         """(why there is no reply, or ""; seconds that the server asks to wait; the reply)."""
         body = {
             "model": self._settings.model,
             "messages": messages,
             "temperature": self._settings.temperature,
             "max_tokens": self._settings.max_tokens,
+            **fields,
         }
         try:
             response = self._client.post(self._address, json=body)
         except self._http.TimeoutException:
-            return "timeout", None, ""
+            return "timeout", None, NO_REPLY
         except self._http.DecodingError as error:
             raise Malformed(f"the body cannot be decoded: {error}") from error
         except self._http.RequestError:
-            return "connection", None, ""
+            return "connection", None, NO_REPLY
         if response.status_code in WRONG_FOR_ALL:
             raise UserError(
-                f"{bare(self._address)} answered {response.status_code}: check config.endpoint.url, config.endpoint.model "
+                f"{bare(self._address)} answered {response.status_code}: check {self._place}url, {self._place}model "
                 f"{self._settings.model!r} and the key in {self._settings.key_variable or '(no variable is named)'}"
             )
         if response.status_code == 429 or response.status_code >= 500:
             reason = "rate_limited" if response.status_code == 429 else "server_error"
-            return reason, _retry_after_s(response.headers.get("retry-after", "")), ""
+            return reason, _retry_after_s(response.headers.get("retry-after", "")), NO_REPLY
         if response.status_code != 200:
-            return "refused", None, ""
-        return "", None, _content(response)
+            return "refused", None, NO_REPLY
+        return "", None, _reply(response)
 
     def _wait_for_turn(self) -> None:
         """Starts are spread evenly over the minute."""
@@ -141,7 +172,7 @@ class Client:
             self.calls[outcome] += 1
 
 
-def _address(http: ModuleType, url: str) -> Any:
+def _address(http: ModuleType, url: str, place: str) -> Any:
     """The address that calls go to, as the HTTP library reads it.
 
     Raises:
@@ -152,9 +183,9 @@ def _address(http: ModuleType, url: str) -> Any:
         address = given.copy_with(path=given.path.rstrip("/") + "/chat/completions")
         address.host.encode("idna")
     except (http.InvalidURL, UnicodeError) as error:
-        raise UserError(f"config.endpoint.url is no address of a server ({str(error)[:100]})") from error
+        raise UserError(f"{place}url is no address of a server ({str(error)[:100]})") from error
     if address.scheme not in ("http", "https") or not address.host or not 0 <= (address.port or 0) < 65536:
-        raise UserError("config.endpoint.url must begin with http:// or https:// and name a server: http://HOST[:PORT]/v1")
+        raise UserError(f"{place}url must begin with http:// or https:// and name a server: http://HOST[:PORT]/v1")
     return address
 
 
@@ -174,16 +205,25 @@ def _retry_after_s(header: str) -> float | None:
         return None
 
 
-def _content(response) -> str:
-    """The text of the first choice.
+def _reply(response: Any) -> Reply:
+    """The first choice.
 
     Raises:
         Malformed: the body is not that of a chat completion, or has no text.
     """
     try:
-        content = response.json()["choices"][0]["message"]["content"]
+        choice = response.json()["choices"][0]
+        content = choice["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:  # the last: arrays nested thousands deep
         raise Malformed(f"no chat completion: {error}") from error
     if not isinstance(content, str):
-        raise Malformed(f"the message has no text: {content!r}")
-    return content
+        raise Malformed(f"the message has no text: {shown(content)}")
+    return Reply(content, _first_token(choice))
+
+
+def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
+    """`Reply.first_token`; {} where the choice has no log-probabilities, or none of the form of the API."""
+    try:
+        return {str(one["token"]): float(one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]}
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}

@@ -35,7 +35,8 @@ class EndpointJudge:
             return stored
         try:
             verdict, reply = self.client.ask(
-                rubric.messages(request), lambda text: rubric.read_reply(text, len(request.answers), len(request.classes))
+                rubric.messages(request),
+                lambda reply: rubric.read_reply(reply.text, len(request.answers), len(request.classes)),
             )
         except Unanswered as unanswered:
             with self._lock:
