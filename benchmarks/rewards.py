@@ -1,4 +1,4 @@
-"""A reward and a cost that are functions, as docs/python.md shows them: short answers, without certain words."""
+"""A reward and a cost that are functions, as docs/functions.md shows them: short answers, without certain words."""
 
 WORDS = ("knife", "blade")
 

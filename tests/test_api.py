@@ -89,9 +89,12 @@ def test_ppo_lag_with_functions_of_ones_own_in_a_few_lines(tmp_path):
     answers = result.sample(ROWS[:2], temperature=0.0)
     assert len(answers) == 2 and answers == result.sample(ROWS[:2], temperature=0.0)
 
+    how |= {"overrides": SMALL}
+    with pytest.raises(UserError, match="held_out.jsonl"):
+        sv.ppo_lag(**how, reward=brevity, cost=words, validation=tmp_path / "held_out.jsonl", workdir=tmp_path / "none")
     with pytest.raises(UserError, match="nothing says what the cost is"):
-        sv.ppo_lag(**how, reward=brevity, workdir=tmp_path / "none", overrides=SMALL)
+        sv.ppo_lag(**how, reward=brevity, workdir=tmp_path / "none")
     with pytest.raises(UserError, match="config.lora.alpha would be ignored"):
-        sv.ppo_lag(**how, reward=brevity, cost=words, workdir=tmp_path / "none", overrides=SMALL | {"lora.alpha": 3.0})
+        sv.ppo_lag(**how | {"overrides": SMALL | {"lora.alpha": 3.0}}, reward=brevity, cost=words, workdir=tmp_path / "none")
     with pytest.raises(UserError, match="must be a sequence of rows"):
-        sv.ppo_lag(**how | {"prompts": {"prompt": "w7"}}, reward=brevity, cost=words, workdir=tmp_path / "none", overrides=SMALL)
+        sv.ppo_lag(**how | {"prompts": {"prompt": "w7"}}, reward=brevity, cost=words, workdir=tmp_path / "none")

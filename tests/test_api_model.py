@@ -168,6 +168,14 @@ def test_a_wrong_number_is_refused(models, how, message):
         models["policy"].generate(ROWS, **how)
 
 
+def test_a_system_prompt_is_read_before_the_question(folder, models):
+    told = sv.load(folder / "scorer", system_prompt="w21 w22")
+    rows = [ROWS[1] | {"history": [{"role": "system", "content": "w21 w22"}]}]
+    cost = told.score(ROWS[1:2])["cost"]
+    assert cost == pytest.approx(models["scorer"].score(rows)["cost"], abs=1e-5)
+    assert abs(cost - models["scorer"].score(ROWS[1:2])["cost"]) > 1e-3
+
+
 def test_a_wrong_start_is_refused(folder):
     with pytest.raises(UserError, match="dtype must be one of 'float32', 'bfloat16', got 'float8'"):
         sv.load(folder / "policy", dtype="float8")

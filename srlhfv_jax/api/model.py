@@ -118,16 +118,14 @@ class Model:
         if guard.input is None and bare is not None:
             raise UserError(f"{self.path} judges answers only, and row {bare} has no response")
         prompts = [prompt_of(example) for example in examples]
-        said = [(prompts[row], example.responses[0]) for row, example in answers]
-        texts = [(prompt, None) for prompt in prompts] + said
+        of_answers, responses = [prompts[row] for row, _ in answers], [one.responses[0] for _, one in answers]
+        texts = [*((prompt, None) for prompt in prompts), *zip(of_answers, responses, strict=True)]
         _check_readable("checked", [*range(len(prompts)), *(row for row, _ in answers)], guard.unreadable(texts))
         questions = [None] * len(prompts) if guard.input is None else guard.input(*asked(prompts), *histories(prompts))
+        verdicts = guard.output(*asked(of_answers), responses, *histories(of_answers)) if answers else []
         by_row: list[tuple[Any, ...]] = [()] * len(prompts)
-        if said:
-            of_answers = [prompt for prompt, _ in said]
-            verdicts = guard.output(*asked(of_answers), [response for _, response in said], *histories(of_answers))
-            for (row, _), verdict in zip(answers, verdicts, strict=True):
-                by_row[row] += (verdict,)
+        for (row, _), verdict in zip(answers, verdicts, strict=True):
+            by_row[row] += (verdict,)
         return [Verdicts(*both) for both in zip(questions, by_row, strict=True)]
 
     def _part(self, kind: str, part: Any) -> Any:
@@ -139,13 +137,14 @@ class Model:
         return part
 
 
-def load(path: str | Path, *, dtype: str = "float32", batch_size: int = 8) -> Model:
+def load(path: str | Path, *, dtype: str = "float32", batch_size: int = 8, system_prompt: str = "", max_pixels: int = 0) -> Model:
     """Open what a checkpoint is: a guard or score heads where it has them, else a policy.
 
     Args:
         path: a workdir, an export, a Hugging Face folder or id.
         dtype: of parameters and activations, "float32" or "bfloat16".
         batch_size: rows that are computed together.
+        system_prompt, max_pixels: as config.data has them in training, for policies and scorers. A guard brings its own.
 
     Raises:
         UserError: there is no checkpoint.
@@ -164,7 +163,10 @@ def load(path: str | Path, *, dtype: str = "float32", batch_size: int = 8) -> Mo
     checked(ranges.Rows, batch_size, "batch_size")
     checked(ranges.Dtype, dtype, "dtype")
     path, folder = str(path), checkpoint_folder(path)
-    mesh, lengths, data = one_device(), Lengths(SHORTEST, SHORTEST), single_pass(batch_size=batch_size)
+    mesh, lengths = one_device(), Lengths(SHORTEST, SHORTEST)
+    data = single_pass(
+        batch_size=batch_size, system_prompt=system_prompt, max_pixels=checked(ranges.CountOrOff, max_pixels, "max_pixels")
+    )
     if (folder / weights.GUARD_FILE).is_file():
         guard = Guard.load(path, dtype=dtype, batch_size=batch_size, mesh=mesh, lengths=lengths)
         scorer = text_scores.around(guard.pretrained, data, mesh, lengths) if guard.pretrained.heads else None

@@ -38,8 +38,12 @@ class Result(NamedTuple):
         return write_report(self.workdir)
 
     def sample(self, rows: Rows, *, temperature: float = 1.0, seed: int = 0) -> list[str]:
-        """An answer of the policy in `path` to each row."""
-        return model.load(self.path).generate(rows, temperature=temperature, seed=seed)
+        """An answer of the policy in `path` to each row, as `config.data` puts questions to it."""
+        from srlhfv_jax import files
+
+        data = files.read_json(self.workdir / "config.json")["data"]
+        policy = model.load(self.path, system_prompt=data["system_prompt"], max_pixels=data["max_pixels"])
+        return policy.generate(rows, temperature=temperature, seed=seed)
 
 
 def sft(
@@ -78,7 +82,7 @@ def ppo_lag(
     cost: Score = "",
     scorer: str | Path = "",
     iterations: int | None = None,
-    validation: Rows = "",
+    validation: Rows | None = None,
     preset: str = "default",
     overrides: Mapping[str, Any] = NOTHING,
 ) -> Result:
@@ -89,7 +93,7 @@ def ppo_lag(
         reward, cost: a function, or several, each alone or as (function, weight); "FILE.py:NAME" is a function of a file, and "model"
             the head of `scorer`. "": that head alone.
         scorer: a workdir of `scores`, where a learned head has a part.
-        validation: prompts that choose the best feasible policy.
+        validation: prompts that choose the best feasible policy; None: nothing does.
 
     Raises:
         UserError: as the command.
@@ -100,7 +104,7 @@ def ppo_lag(
     named = {"reward_fn": _terms(reward, "reward", given), "cost_fn": _terms(cost, "cost", given)}
     settings = {"policy": str(policy), "scorer": str(scorer)} | named
     settings |= {} if iterations is None else {"iterations": iterations}
-    rows = {"data.path": prompts} | ({"validation.path": validation} if len(validation) else {})
+    rows = {"data.path": prompts} | ({} if validation is None else {"validation.path": validation})
     return _run(PPO_LAG, preset, Path(workdir), settings, rows, overrides, given)
 
 

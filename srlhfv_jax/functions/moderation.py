@@ -84,16 +84,16 @@ def messages(sample: Sample) -> list[dict[str, Any]]:
     A system turn is left out: moderation models judge what users and assistants say, and most of their templates refuse it.
     """
     turns = [turn for turn in (*sample.history, Turn("user", sample.question)) if turn.role != "system"]
-    said = {"role": "assistant", "content": sample.answer}
+    answer = {"role": "assistant", "content": sample.answer}
     if not sample.images:  # "<image>" is then a text like any other
-        return [*({"role": turn.role, "content": turn.text} for turn in turns), said]
+        return [*({"role": turn.role, "content": turn.text} for turn in turns), answer]
     pictures = iter(sample.images.encoded)
     parts = chat.parts_of(turns, len(sample.images))
     written = [
         {"role": turn.role, "content": [_part(kind, text, pictures) for kind, text in of_turn]}
         for turn, of_turn in zip(turns, parts, strict=True)
     ]
-    return [*written, said]
+    return [*written, answer]
 
 
 def _part(kind: str, text: str, pictures: Iterator[bytes]) -> dict[str, Any]:
