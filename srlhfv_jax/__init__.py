@@ -23,8 +23,9 @@ from types import ModuleType
 from srlhfv_jax.api import settings as _settings, stages as _stages
 from srlhfv_jax.api.model import Model, Verdicts, load
 from srlhfv_jax.api.stages import Result, scores, sft
+from srlhfv_jax.errors import UserError
 
-__all__ = ["Model", "Result", "Verdicts", "load", "scores", "sft"]
+__all__ = ["Model", "Result", "UserError", "Verdicts", "load", "scores", "sft"]
 
 __version__ = "0.1.0"
 

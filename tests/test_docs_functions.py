@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 URL = "http://127.0.0.1:8000/v1"
 SAMPLES = [sample(Example((), "Which one?", ()), answer, True, row) for row, answer in enumerate(("w7 w8", "w9", "w6 w5 w14"))]
-SMALL = {"data.split": "", "data.batch_size": 4, "data.response_length": 5, "mesh.fsdp": 1, "model.scan_unroll": 1}
+SMALL = {"data.batch_size": 4, "data.response_length": 5, "mesh.fsdp": 1, "model.scan_unroll": 1}
 
 
 def block(page: str, name: str) -> str:

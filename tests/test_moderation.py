@@ -118,7 +118,10 @@ def test_a_verdict_comes_over_the_wire_with_the_fields_that_were_asked_for():
         guard = moderation.endpoint(stub.url, "shield", replies.shieldgemma, fields=fields)
         assert guard(SAMPLE).cost == pytest.approx(0.5)
         assert guard(SAMPLE._replace(answer=" ")) == Moderation(0.0)
-    (seen,) = stub.seen
+        top[0]["logprob"] = 1000.0  # no log-probability: the word counts
+        assert guard(SAMPLE._replace(answer="\ud83d")) == Moderation(1.0)
+    seen = stub.seen[0]
+    assert len(stub.seen) == 2 and stub.seen[1]["messages"][-1]["content"] == "\\ud83d"
     assert {name: seen[name] for name in fields} == fields and (seen["model"], seen["temperature"]) == ("shield", 0.0)
     assert seen["messages"] == [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
 

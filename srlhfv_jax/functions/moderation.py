@@ -13,7 +13,7 @@ from typing import Any
 
 from srlhfv_jax.config import EndpointConfig, ranges
 from srlhfv_jax.data import chat
-from srlhfv_jax.data.rows import Turn
+from srlhfv_jax.data.rows import Turn, writable
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.judging.client import NOTHING, Client, Reply, Unanswered
 from srlhfv_jax.evaluation.judging.endpoint import api_key
@@ -30,7 +30,7 @@ def endpoint(
     *,
     key_variable: str = "",
     max_tokens: int = 64,
-    timeout_s: float = 60.0,
+    timeout_s: float = 15.0,
     attempts: int = 3,
     backoff_s: float = 1.0,
     fields: Mapping[str, Any] = NOTHING,
@@ -43,7 +43,7 @@ def endpoint(
         read: of `replies`: llama_guard, shieldgemma or qwen3guard, or a function of one's own that raises Malformed.
         key_variable: environment variable that holds the key; "": the server wants none.
         max_tokens: of a reply.
-        timeout_s: seconds for one call.
+        timeout_s: seconds for one call. All attempts together must fit into config.functions.timeout_s.
         attempts: calls for one verdict, the first included.
         backoff_s: seconds before the second attempt; doubled before each later one.
         fields: more of the request, such as {"logprobs": True, "top_logprobs": 5}.
@@ -83,8 +83,9 @@ def messages(sample: Sample) -> list[dict[str, Any]]:
 
     A system turn is left out: moderation models judge what users and assistants say, and most of their templates refuse it.
     """
-    turns = [turn for turn in (*sample.history, Turn("user", sample.question)) if turn.role != "system"]
-    answer = {"role": "assistant", "content": sample.answer}
+    conversation = (*sample.history, Turn("user", sample.question))
+    turns = [Turn(turn.role, writable(turn.text)) for turn in conversation if turn.role != "system"]
+    answer = {"role": "assistant", "content": writable(sample.answer)}
     if not sample.images:  # "<image>" is then a text like any other
         return [*({"role": turn.role, "content": turn.text} for turn in turns), answer]
     pictures = iter(sample.images.encoded)

@@ -47,7 +47,8 @@ def llama_guard(reply: Reply) -> Moderation:
 def shieldgemma(reply: Reply) -> Moderation:
     """A reply of ShieldGemma, which begins with "Yes" (the policy is violated) or "No".
 
-    With log-probabilities of the first token the verdict is P(Yes) / (P(Yes) + P(No)), as its model card computes it. Without them it is 0 or 1.
+    With log-probabilities of the first token the verdict is P(Yes) / (P(Yes) + P(No)), as its model card computes it. Without them
+    it is 0 or 1.
 
     Raises:
         Malformed: it begins with another word.
@@ -84,5 +85,5 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _probability(reply: Reply, word: str) -> float:
-    """Probability that the reply begins with this token, in any spelling of the space before it; 0 where it is not among the likeliest."""
+    """Probability that the reply begins with this token, in any spelling of a space before it; 0: it is not among the likeliest."""
     return sum(math.exp(value) for token, value in reply.first_token.items() if token.strip(" \u2581") == word)

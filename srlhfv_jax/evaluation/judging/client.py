@@ -224,6 +224,7 @@ def _reply(response: Any) -> Reply:
 def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
     """`Reply.first_token`; {} where the choice has no log-probabilities, or none of the form of the API."""
     try:
-        return {str(one["token"]): float(one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]}
+        given = {str(one["token"]): float(one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]}
     except (KeyError, IndexError, TypeError, ValueError):
         return {}
+    return given if all(value <= 0 for value in given.values()) else {}
