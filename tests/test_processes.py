@@ -112,17 +112,19 @@ def test_each_process_scores_its_own_rows_by_functions_and_the_numbers_are_those
     keys = [json.loads(line)["key"] for line in (tmp_path / "own" / "reward_cache.jsonl").read_text().splitlines()]
     assert len(set(keys)) == len(keys) > 8
 
-    for name, message in (
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
         ("fails", "step 1: config.cost_fn: first raised ConnectionError: no route for row"),
         ("differs", "config.cost_fn: first is another function on process 1 than on process 0"),
-    ):
-        out = tmp_path / name
-        out.mkdir()
-        (out / name).touch()
-        command = [sys.executable, tiny.__file__, str(folder), str(out), *map(str, mesh), "own"]
-        said = finished(pair(command, devices))
-        if (name, mesh) != ("fails", (1, 1, 2)):  # there the second process scores nothing
-            assert all(code and message in text for text, code in said), said[0][0][-2000:]
+    ],
+)
+def test_a_function_that_fails_or_differs_on_one_process_stops_both(folder, name, message, tmp_path):
+    (tmp_path / name).touch()
+    command = [sys.executable, tiny.__file__, str(folder), str(tmp_path), "2", "2", "1", "own"]
+    said = finished(pair(command, 2))
+    assert all(code and message in text for text, code in said), said[0][0][-2000:]
 
 
 def test_a_process_whose_partner_is_killed_names_it_and_both_go_on_from_the_last_checkpoint(folder, tmp_path):
