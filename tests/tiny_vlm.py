@@ -1,5 +1,7 @@
 """A tiny random LLaVA and batches for it, made without torch: left-padded prompts, rows with and without an image."""
 
+import functools
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -33,10 +35,10 @@ CONFIG = VLMConfig(
 N = CONFIG.vision.features
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def backbone(seed: int = 0, config: VLMConfig = CONFIG):
     """Random parameters, larger than an initialisation, so that distributions are far from uniform."""
-    params = vlm.init(config, jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(vlm.init(config, jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return structure.unflatten([leaf + 0.25 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)])
 
