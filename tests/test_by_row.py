@@ -7,11 +7,12 @@ import tiny_hf
 from tiny_data import png
 
 from srlhfv_jax.config import MeshConfig, inference
-from srlhfv_jax.data import loader
+from srlhfv_jax.data import loader, pictures
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.rows import Prompt, Turn
 from srlhfv_jax.evaluation import answering, by_row
 from srlhfv_jax.evaluation.by_row import Draw
+from srlhfv_jax.guard.service import warm_up
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.runs import few_shapes
 from srlhfv_jax.runs.few_shapes import Lengths
@@ -19,6 +20,7 @@ from srlhfv_jax.runs.few_shapes import Lengths
 DATA = loader.single_pass(prompt_length=200, response_length=7, batch_size=4)
 MODEL = inference("float32")
 CONFIGS = {"llava": tiny_hf.llava_config(), "qwen2_5_vl": tiny_hf.qwen2_5_vl_config()}
+TILED = {"llava_next": tiny_hf.llava_next_config(), "smolvlm": tiny_hf.smolvlm_config()}
 LENGTHS = Lengths((32, 128))
 PROMPTS = [
     Prompt((png(0, (40, 17)),), "w6 w7 w8"),
@@ -32,10 +34,12 @@ PROMPTS = [
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def policy(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny_hf.save(folder, CONFIGS[request.param])
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
-    return by_row.load_policy(str(folder), DATA, MODEL, mesh, LENGTHS)
+    return load(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def load(family, folder):
+    tiny_hf.save(folder, (CONFIGS | TILED)[family])
+    return by_row.load_policy(str(folder), DATA, MODEL, make_mesh(MeshConfig(data=1, fsdp=1, tensor=1)), LENGTHS)
 
 
 def test_a_seeded_answer_is_the_same_whoever_else_is_in_the_batch(policy):
@@ -71,12 +75,50 @@ def test_an_answer_is_cut_at_its_own_length_and_says_so(policy):
         assert one.ended == (full.ended and draw.length >= full.tokens)
 
 
+def programs(policy) -> tuple[int, int]:
+    return policy.begin._cache_size(), policy.go_on._cache_size()
+
+
 def test_other_settings_compile_nothing_anew_and_lengths_few_programs(policy):
     by_row.answer(policy, PROMPTS, [Draw((0,))] * len(PROMPTS))
-    compiled = policy.generate._cache_size()
+    compiled = programs(policy)
     more = [Prompt((), " ".join(["w7"] * count)) for count in range(1, 40, 3)]
     by_row.answer(policy, more, [Draw((k,), k / 8, 1 - k / 16, 1 + k % 7, ("w7",)) for k in range(len(more))])
-    assert policy.generate._cache_size() == compiled
+    assert programs(policy) == compiled
+
+
+@pytest.mark.parametrize("family", CONFIGS | TILED)
+def test_pictures_of_every_size_and_number_compile_what_was_warmed_up(family, tmp_path, monkeypatch):
+    policy = load(family, tmp_path)
+    monkeypatch.setattr(warm_up, "WORD", "w9")
+    warmed = warm_up.compile_policy(policy, LENGTHS)
+    assert programs(policy) == (warmed - 2, 2)  # a program that draws on for each of two lengths
+    sizes = [(side, 12 + side * 5 % 23) for side in range(8, 44, 5)]
+    asked = [Prompt((png(0, size),), " ".join(["w9"] * (1 + 9 * k))) for k, size in enumerate(sizes)]
+    asked += [Prompt((png(1, (12, 12)),) * count, "w9") for count in (2, 3)]
+    drawn = by_row.answer(policy, asked, [Draw((1,), 0.0)] * len(asked))
+    assert programs(policy) == (warmed - 2, 2)
+    exact = answering.load_policy(str(tmp_path), DATA, MODEL, policy.mesh, temperature=0.0, seed=0)
+    assert [one.text for one in drawn] == answering.answer_prompts(exact, asked, 0)
+
+
+def test_a_text_that_ends_an_answer_ends_its_decoding(policy, monkeypatch):
+    monkeypatch.setattr(by_row, "STOP_BLOCK", 2)
+    whole = by_row.answer(policy, PROMPTS[4:5], [Draw((5,), 0.0)])[0]
+    assert whole.tokens == 7
+    words, steps = whole.text.split(), []
+
+    def go_on(*given, **static):
+        steps.append(int((state := policy.go_on(*given, **static)).step))
+        return state
+
+    watched = policy._replace(go_on=go_on)
+    (cut,) = by_row.answer(watched, PROMPTS[4:5], [Draw((5,), 0.0, stop=(words[2],))])
+    first = words.index(words[2])
+    assert cut == by_row.Drawn(" ".join(words[:first] + [""]) if first else "", first + 1, True)
+    assert steps[-1] <= first + 2 and len(steps) == -(-(first + 1) // 2)
+    both = by_row.answer(policy, PROMPTS[4:5] * 2, [Draw((5,), 0.0, stop=(words[2],)), Draw((5,), 0.0)])
+    assert both == [cut, whole]
 
 
 def test_the_size_of_a_prompt_is_known_before_and_what_cannot_be_read_named(policy):
@@ -114,6 +156,29 @@ def test_pairs_of_lengths_that_hold_a_row():
     assert few_shapes.each(lengths, 17, 9) == [Lengths((64,), (32,))]
     assert few_shapes.each(lengths, 3) == [Lengths((16,), ()), Lengths((64,), ())]
     assert few_shapes.each(lengths, 65) == []
+
+
+def reader(family: str):
+    return pictures.reader(tiny_hf.processor(family))
+
+
+def test_pictures_are_padded_to_what_prompts_of_few_lengths_can_hold():
+    lengths = Lengths((16, 64))
+    assert few_shapes.unit(reader("llava")) == (9, 9) and few_shapes.units(reader("llava"), lengths) == (1, 7)
+    assert few_shapes.unit(reader("smolvlm")) == (9, 1) and few_shapes.units(reader("smolvlm"), lengths) == (16, 17, 64)
+    assert few_shapes.unit(reader("qwen2_vl")) == (4, 1) and few_shapes.units(reader("qwen2_vl"), lengths) == (16, 64)
+    grid = reader("qwen2_vl"), 60
+    assert few_shapes.each(lengths, 15, 0, grid) == [
+        Lengths((16,), (), (16,)),
+        Lengths((64,), (), (16,)),
+        Lengths((64,), (), (64,)),
+    ]
+    assert few_shapes.each(lengths, 17, 0, grid) == [Lengths((64,), (), (16,)), Lengths((64,), (), (64,))]
+    assert few_shapes.each(lengths, 10, 0, (reader("llava"), 9)) == [
+        Lengths((16,), (), (1,)),
+        Lengths((64,), (), (1,)),
+        Lengths((64,), (), (7,)),
+    ]
 
 
 def test_the_mesh_in_force_does_not_matter(policy, eight_devices):

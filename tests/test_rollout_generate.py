@@ -17,7 +17,7 @@ from srlhfv_jax.models import lora, quantize, sequences, vlm
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.ppo_lag import selftest
 from srlhfv_jax.rollout import sampling
-from srlhfv_jax.rollout.generate import generate, generate_by_row
+from srlhfv_jax.rollout.generate import begin, generate, go_on
 from srlhfv_jax.rollout.sampling import RowSampling, Sampling, choose, choose_by_row
 
 R = 9
@@ -236,11 +236,14 @@ def test_the_self_test_catches_a_wrong_temperature_and_a_missing_placeholder():
         selftest.placeholders(CONFIG, *jax.tree.map(np.asarray, (broken, prompts().images)))
 
 
-def by_row(settings: list[tuple[float, float, int]], uniform_BR, batch) -> Rollout:
+def by_row(settings: list[tuple[float, float, int]], uniform_BR, batch, blocks=(R,)):
     temperature, top_p, length = zip(*settings)
     rows = RowSampling(np.array(temperature, np.float32), np.array(top_p, np.float32), np.array(length, np.int32))
-    run = jax.jit(functools.partial(generate_by_row, CONFIG, vocabulary=VOCABULARY))
-    return run(backbone(), batch, uniform_BR, rows)
+    first, more = (jax.jit(functools.partial(run, CONFIG, vocabulary=VOCABULARY)) for run in (begin, go_on))
+    state, none = first(backbone(), batch, uniform_BR, rows), np.zeros(len(settings), bool)
+    for until in blocks:
+        state = more(backbone(), batch._replace(images=None), uniform_BR, rows, state, np.int32(until), none)
+    return state
 
 
 def test_rows_with_equal_settings_and_numbers_are_the_rollout_of_those_settings():
@@ -250,20 +253,35 @@ def test_rows_with_equal_settings_and_numbers_are_the_rollout_of_those_settings(
     for temperature in (0.0, 0.75, 1.0):
         wanted = sample(batch, seed=4, temperature=temperature)
         rows = by_row([(temperature, 1.0, R)] * B, uniform_RB.T, batch)
-        chex.assert_trees_all_equal(rows._replace(logp_BR=0, features=None), wanted._replace(logp_BR=0, features=None))
+        np.testing.assert_array_equal(rows.tokens_BR, wanted.tokens_BT[:, -R:])
+        np.testing.assert_array_equal(rows.mask_BR, wanted.response_mask_BR)
         np.testing.assert_allclose(rows.logp_BR, wanted.logp_BR, atol=1e-6)
 
 
-def test_a_row_does_not_see_its_neighbours_settings():
+def test_a_row_does_not_see_its_neighbours_settings_nor_where_decoding_paused():
     batch = prompts()
     B = batch.tokens_BP.shape[0]
     uniform_BR = np.random.default_rng(1).random((B, R), np.float32)
     mixed = [(0.25 * (row + 1), 1.0 - 0.125 * row, 2 + row) for row in range(B)]
     together = by_row(mixed, uniform_BR, batch)
     for row in range(B):
-        same = by_row([mixed[row]] * B, uniform_BR, batch)
-        np.testing.assert_array_equal(together.tokens_BT[row], same.tokens_BT[row])
-        assert together.response_mask_BR[row].sum() <= mixed[row][2]
+        same = by_row([mixed[row]] * B, uniform_BR, batch, blocks=range(row + 1, R + row + 1, row + 1))
+        np.testing.assert_array_equal(together.tokens_BR[row], same.tokens_BR[row])
+        assert together.mask_BR[row].sum() <= mixed[row][2]
+
+
+def test_a_row_that_is_said_to_have_stopped_draws_no_more():
+    batch = prompts()
+    B = batch.tokens_BP.shape[0]
+    uniform_BR = np.random.default_rng(2).random((B, R), np.float32)
+    rows = RowSampling(*(np.full(B, value, kind) for value, kind in ((0.75, np.float32), (1.0, np.float32), (R, np.int32))))
+    given = (CONFIG, backbone(), batch._replace(images=None), uniform_BR, rows)
+    state = begin(CONFIG, backbone(), batch, uniform_BR, rows, vocabulary=VOCABULARY)
+    on = jax.jit(functools.partial(go_on, vocabulary=VOCABULARY), static_argnums=0)
+    free, half = on(*given, state, np.int32(R), np.zeros(B, bool)), on(*given, state, np.int32(R), np.arange(B) == 0)
+    np.testing.assert_array_equal(half.tokens_BR[1:], free.tokens_BR[1:])
+    assert half.mask_BR[0].sum() == 1 and not half.alive_B[0]
+    assert on(*given, state, np.int32(R), np.ones(B, bool)).step == 1
 
 
 def test_a_nucleus_of_each_row_keeps_its_likeliest_tokens():

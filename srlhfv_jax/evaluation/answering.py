@@ -227,7 +227,14 @@ def _rounded(prepared: loader.Prepared) -> loader.Prepared:
     frame = prepared.frame._replace(prompt_length=_doubled(MIN_PROMPT_LENGTH, prepared.frame.prompt_length))
     room = prepared.room
     if room is not None and room.counted:
-        sizes = {collate.Size(*(_doubled(MIN_PROMPT_LENGTH, number) for number in size)) for size in room.sizes}
+        tile = prepared.codec.reader.side**2  # patches of it; 0: there are no tiles
+        sizes = {
+            collate.Size(
+                tile * _doubled(1, size.patches // tile) if tile else _doubled(MIN_PROMPT_LENGTH, size.patches),
+                _doubled(MIN_PROMPT_LENGTH, size.placeholders),
+            )
+            for size in room.sizes
+        }
         room = room._replace(sizes=tuple(sorted(sizes)))
     return prepared._replace(frame=frame, room=room)
 

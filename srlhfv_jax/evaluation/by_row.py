@@ -4,16 +4,18 @@
 row, so that requests share batches and compiled programs.
 """
 
+import bisect
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from srlhfv_jax.batches import PromptBatch, Rollout
+from srlhfv_jax.batches import PromptBatch
 from srlhfv_jax.config import DataConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.data.drops import Unusable
@@ -21,9 +23,13 @@ from srlhfv_jax.data.rows import Example, Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.rollout.generate import generate_by_row
+from srlhfv_jax.rollout import generate
 from srlhfv_jax.rollout.sampling import RowSampling
 from srlhfv_jax.runs import checkpoints, few_shapes, inputs
+
+STOP_BLOCK = 32  # tokens: at most so many less one are drawn in vain behind a text that ends an answer
+
+Decode = Callable[[Sequence[int]], str]
 
 
 class Draw(NamedTuple):
@@ -51,7 +57,8 @@ class RowPolicy(NamedTuple):
     data: DataConfig  # the longest prompt (0: any), R and the batch size
     lengths: few_shapes.Lengths
     mesh: Mesh
-    generate: Callable[..., Rollout]  # `generate_by_row`, jitted
+    begin: Callable[..., generate.Decoding]  # `generate.begin`, jitted
+    go_on: Callable[..., generate.Decoding]  # `generate.go_on`, jitted
 
 
 def load_policy(path: str, data: DataConfig, model: ModelConfig, mesh: Mesh, lengths: few_shapes.Lengths) -> RowPolicy:
@@ -60,9 +67,14 @@ def load_policy(path: str, data: DataConfig, model: ModelConfig, mesh: Mesh, len
     Raises:
         UserError: there is none at `path`.
     """
-    static, places = ("config", "vocabulary"), hosts.row_sharding(mesh)
-    jitted = jax.jit(generate_by_row, static_argnames=static, out_shardings=places)
-    return RowPolicy(checkpoints.load(path, model, mesh), data, lengths, mesh, jitted)
+    return RowPolicy(checkpoints.load(path, model, mesh), data, lengths, mesh, *jitted(mesh))
+
+
+def jitted(mesh: Mesh) -> tuple[Callable[..., generate.Decoding], Callable[..., generate.Decoding]]:
+    """`generate.begin` and `generate.go_on`, each compiled once for a shape: what they hand over lies in one way."""
+    how = dict(static_argnames=("config", "vocabulary"), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    begin, go_on = functools.partial(generate.begin), functools.partial(generate.go_on)  # with caches of their own
+    return jax.jit(begin, **how), jax.jit(go_on, donate_argnames="state", **how)
 
 
 def read(policy: RowPolicy, prompts: Sequence[Prompt]) -> list[int | Unusable]:
@@ -92,30 +104,39 @@ def answer(policy: RowPolicy, prompts: Sequence[Prompt], draws: Sequence[Draw]) 
 
 def _answer_group(policy: RowPolicy, group: loader.Prepared, draws: Sequence[Draw]) -> Iterator[tuple[int, Drawn]]:
     """(index of the prompt, answer) of every row."""
-    codec, R = group.codec, policy.data.response_length
-    vocabulary = checkpoints.vocabulary(policy.checkpoint)
+    decode, eos = group.codec.spoken, checkpoints.vocabulary(policy.checkpoint).eos
     encoded = iter(group.rows)
     for batch, real_B in inputs.in_order(group, policy.data, policy.mesh):
         rows = list(itertools.islice(encoded, int(real_B.sum())))
         wanted = [draws[row.row] for row in rows]
-        rollout = _draw(policy, batch, wanted + wanted[-1:] * (len(real_B) - len(wanted)), vocabulary)
-        tokens_BT, mask_BR, ended_B = hosts.to_host((rollout.tokens_BT, rollout.response_mask_BR, rollout.ended_B))
-        for place, (row, draw) in enumerate(zip(rows, wanted, strict=True)):
-            ids = tokens_BT[place, -R:][mask_BR[place]].tolist()
-            text, used, stopped = cut(ids, draw.stop, codec.spoken)
-            yield row.row, Drawn(text, used, stopped or bool(ended_B[place]))
+        drawn = _draw(policy, batch, real_B, wanted + wanted[-1:] * (len(real_B) - len(wanted)), decode)
+        for row, draw, ids in zip(rows, wanted, drawn, strict=False):
+            text, used, stopped = cut(ids, draw.stop, decode)
+            yield row.row, Drawn(text, used, stopped or ids[-1] in eos)
 
 
-def _draw(policy: RowPolicy, batch: PromptBatch, draws: Sequence[Draw], vocabulary) -> Rollout:
-    R = policy.data.response_length
+def _draw(policy: RowPolicy, batch: PromptBatch, real_B, draws: Sequence[Draw], decode: Decode) -> list[list[int]]:
+    """Tokens of each row. Where there are texts to stop at, the host looks for them every `STOP_BLOCK` tokens."""
+    R, model = policy.data.response_length, policy.checkpoint
     sampling = RowSampling(
         np.array([draw.temperature for draw in draws], np.float32),
         np.array([draw.top_p for draw in draws], np.float32),
         np.array([min(draw.length or R, R) for draw in draws], np.int32),
     )
-    uniform_BR = np.stack([uniform(draw.seed, R) for draw in draws])
-    placed = hosts.global_batch((uniform_BR, sampling), policy.mesh)
-    return policy.generate(policy.checkpoint.config, policy.checkpoint.params, batch, *placed, vocabulary=vocabulary)
+    placed = hosts.global_batch((np.stack([uniform(draw.seed, R) for draw in draws]), sampling), policy.mesh)
+    static = dict(vocabulary=checkpoints.vocabulary(model))
+    state = policy.begin(model.config, model.params, batch, *placed, **static)
+    asked, ended_B, ids = batch._replace(images=None), ~real_B, []
+    block = STOP_BLOCK if any(draw.stop for draw in draws) else R
+    for until in range(block, R + block, block):
+        state = policy.go_on(model.config, model.params, asked, *placed, state, np.int32(until), ended_B, **static)
+        tokens_BR, mask_BR, alive_B = hosts.to_host((state.tokens_BR, state.mask_BR, state.alive_B))
+        ids = [tokens_R[mask_R].tolist() for tokens_R, mask_R in zip(tokens_BR, mask_BR, strict=True)]
+        stopped_B = [_holds(decode(own), draw.stop) for own, draw in zip(ids, draws, strict=True)]
+        ended_B = ~alive_B | np.array(stopped_B)
+        if ended_B.all():
+            break
+    return ids
 
 
 def uniform(seed: Sequence[int], count: int) -> Float[np.ndarray, "R"]:
@@ -123,14 +144,19 @@ def uniform(seed: Sequence[int], count: int) -> Float[np.ndarray, "R"]:
     return np.random.default_rng(seed).random(count, np.float32)
 
 
-def cut(ids: Sequence[int], stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> tuple[str, int, bool]:
+def cut(ids: Sequence[int], stops: Sequence[str], decode: Decode) -> tuple[str, int, bool]:
     """(text before the first of `stops`, tokens that it and the stop took, whether there was one)."""
     text = decode(ids)
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     if not places:
         return text, len(ids), False
-    used = next(count for count in range(1, len(ids) + 1) if any(stop in decode(ids[:count]) for stop in stops))
+    counts = range(len(ids) + 1)
+    used = bisect.bisect_left(counts, True, key=lambda count: _holds(decode(ids[:count]), stops))
     return text[: min(places)], used, True
+
+
+def _holds(text: str, stops: Sequence[str]) -> bool:
+    return any(stop in text for stop in stops)
 
 
 def _example(prompt: Prompt) -> Example:

@@ -39,7 +39,9 @@ class _Rule(NamedTuple):
     length_B: Int[Array, "B"] | None  # most tokens of each answer; None: as many as there is room for
 
 
-class _Decoding(NamedTuple):
+class Decoding(NamedTuple):
+    """Responses that are being drawn."""
+
     step: Int[Array, ""]  # response tokens drawn so far
     tokens_BR: Int[Array, "B R"]
     mask_BR: Bool[Array, "B R"]
@@ -81,7 +83,7 @@ def generate(
     return over_rows(answer, (prompts, uniform_RB.T), microbatches)
 
 
-def generate_by_row(
+def begin(
     config: VLMConfig,
     params,
     prompts: PromptBatch,
@@ -89,19 +91,45 @@ def generate_by_row(
     sampling: RowSampling,
     *,
     vocabulary: Vocabulary,
-) -> Rollout:
-    """Draw one response of at most R tokens for each prompt, each as its own settings say.
+) -> Decoding:
+    """The first token of a response to each prompt, drawn as the row's own settings say; `go_on` draws those after it.
 
     Token t of a row is drawn by `uniform_BR[:, t]`, a random number in [0, 1): a row's answer is a function of its own prompt,
-    numbers and settings, and of the shapes. `ended_B` is false of a row that its own `length_B` cut.
+    numbers and settings, and of the shapes.
     """
-    temperature_B1 = jnp.where(sampling.temperature_B > 0, sampling.temperature_B, 1.0)[:, None]
-    rule = _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
     features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
-    rollout = _answer(config, vlm.for_decoding(config, params), prompts, features, uniform_BR, vocabulary, rule, True)
-    drawn_BR = rollout.tokens_BT[:, -uniform_BR.shape[1] :]
-    ended_BR = rollout.response_mask_BR & jnp.isin(drawn_BR, jnp.asarray(vocabulary.eos, jnp.int32))
-    return rollout._replace(ended_B=jnp.any(ended_BR, axis=1))
+    decoding = vlm.for_decoding(config, params)
+    return _begin(config, decoding, prompts, features, uniform_BR, vocabulary, _by_row(sampling))
+
+
+def go_on(
+    config: VLMConfig,
+    params,
+    prompts: PromptBatch,
+    uniform_BR: Float[Array, "B R"],
+    sampling: RowSampling,
+    state: Decoding,
+    until: Int[Array, ""],
+    stopped_B: Bool[Array, "B"],
+    *,
+    vocabulary: Vocabulary,
+) -> Decoding:
+    """Draw on, until every row has ended or has `until` tokens, at most R. Its programs are the same with pictures and without.
+
+    Args:
+        prompts: those of `begin`, without their images.
+        stopped_B: rows that end here, for a reason that is not in their tokens.
+    """
+    decoding = vlm.for_decoding(config, params)
+    step = _step(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling))
+    last = jnp.minimum(until, uniform_BR.shape[1])
+    state = state._replace(alive_B=state.alive_B & ~stopped_B)
+    return jax.lax.while_loop(lambda state: (state.step < last) & jnp.any(state.alive_B), step, state)
+
+
+def _by_row(sampling: RowSampling) -> _Rule:
+    temperature_B1 = jnp.where(sampling.temperature_B > 0, sampling.temperature_B, 1.0)[:, None]
+    return _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
 
 
 def _answer(
@@ -115,32 +143,58 @@ def _answer(
     early_exit: bool,
 ) -> Rollout:
     """One part of `generate`. `uniform_BR`: the random number in [0, 1) that draws each token."""
-    (B, P), R = prompts.tokens_BP.shape, uniform_BR.shape[1]
-    never_V = vocabulary.never_V(config.text.vocab)
-    eos_E = jnp.asarray(vocabulary.eos, jnp.int32)
-    next_B = _after(prompts)
+    R = uniform_BR.shape[1]
 
-    def draw(state: _Decoding, hidden_BD) -> _Decoding:
-        """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
-        t = state.step
-        logp_BV = logprob.log_softmax(vlm.logits(config, params, hidden_BD), temperature=rule.temperature, never_V=never_V)
-        drawn_B = rule.choose(uniform_BR[:, t], logp_BV)
-        logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
-        alive_B = state.alive_B
-        goes_on_B = alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)
-        return state._replace(
-            step=t + 1,
-            tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, vocabulary.pad)),
-            mask_BR=state.mask_BR.at[:, t].set(alive_B),
-            logp_BR=state.logp_BR.at[:, t].set(jnp.where(alive_B, logp_B, 0.0)),
-            alive_B=goes_on_B if rule.length_B is None else goes_on_B & (t + 1 < rule.length_B),
-        )
-
-    def unfinished(state: _Decoding):
+    def unfinished(state: Decoding):
         return (state.step < R) & (jnp.any(state.alive_B) | (not early_exit))
 
-    def step(state: _Decoding) -> _Decoding:
-        """Feed the token drawn last, draw the next."""
+    step = _step(config, params, prompts, uniform_BR, vocabulary, rule)
+    state = _begin(config, params, prompts, features, uniform_BR, vocabulary, rule)
+    state = jax.lax.while_loop(unfinished, step, state)
+
+    positions_BR = _after(prompts)[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
+    return Rollout(
+        tokens_BT=jnp.concatenate([prompts.tokens_BP, state.tokens_BR], axis=1),
+        positions_BT=jnp.concatenate([prompts.positions_BP, _everywhere(positions_BR, prompts.positions_BP)], axis=1),
+        mask_BT=jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1),
+        response_mask_BR=state.mask_BR,
+        logp_BR=state.logp_BR,
+        ended_B=~state.alive_B,
+        features=features,
+    )
+
+
+def _begin(
+    config: VLMConfig,
+    params,
+    prompts: PromptBatch,
+    features: Features | None,
+    uniform_BR: Float[Array, "B R"],
+    vocabulary: Vocabulary,
+    rule: _Rule,
+) -> Decoding:
+    """The prompts read and the first token drawn."""
+    (B, P), R = prompts.tokens_BP.shape, uniform_BR.shape[1]
+    cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
+    hidden_B1D, cache = _read(config, params, prompts, features, cache)
+    state = Decoding(
+        step=jnp.int32(0),
+        tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
+        mask_BR=jnp.zeros((B, R), bool),
+        logp_BR=jnp.zeros((B, R), jnp.float32),
+        alive_B=jnp.ones(B, bool),
+        cache=cache,
+    )
+    return _draw(config, params, uniform_BR, vocabulary, rule, state, hidden_B1D[:, 0])
+
+
+def _step(
+    config: VLMConfig, params, prompts: PromptBatch, uniform_BR: Float[Array, "B R"], vocabulary: Vocabulary, rule: _Rule
+) -> Callable[[Decoding], Decoding]:
+    """The body of a loop over tokens: feed the token drawn last, draw the next."""
+    next_B = _after(prompts)
+
+    def step(state: Decoding) -> Decoding:
         t = state.step - 1
         hidden_B1D, cache = vlm.apply(
             config,
@@ -150,29 +204,28 @@ def _answer(
             jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
             cache=state.cache,
         )
-        return draw(state._replace(cache=cache), hidden_B1D[:, 0])
+        return _draw(config, params, uniform_BR, vocabulary, rule, state._replace(cache=cache), hidden_B1D[:, 0])
 
-    cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
-    hidden_B1D, cache = _read(config, params, prompts, features, cache)
-    state = _Decoding(
-        step=jnp.int32(0),
-        tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
-        mask_BR=jnp.zeros((B, R), bool),
-        logp_BR=jnp.zeros((B, R), jnp.float32),
-        alive_B=jnp.ones(B, bool),
-        cache=cache,
-    )
-    state = jax.lax.while_loop(unfinished, step, draw(state, hidden_B1D[:, 0]))
+    return step
 
-    positions_BR = next_B[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
-    return Rollout(
-        tokens_BT=jnp.concatenate([prompts.tokens_BP, state.tokens_BR], axis=1),
-        positions_BT=jnp.concatenate([prompts.positions_BP, _everywhere(positions_BR, prompts.positions_BP)], axis=1),
-        mask_BT=jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1),
-        response_mask_BR=state.mask_BR,
-        logp_BR=state.logp_BR,
-        ended_B=~state.alive_B,
-        features=features,
+
+def _draw(
+    config: VLMConfig, params, uniform_BR: Float[Array, "B R"], vocabulary: Vocabulary, rule: _Rule, state: Decoding, hidden_BD
+) -> Decoding:
+    """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
+    t = state.step
+    never_V = vocabulary.never_V(config.text.vocab)
+    logp_BV = logprob.log_softmax(vlm.logits(config, params, hidden_BD), temperature=rule.temperature, never_V=never_V)
+    drawn_B = rule.choose(uniform_BR[:, t], logp_BV)
+    logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
+    alive_B, eos_E = state.alive_B, jnp.asarray(vocabulary.eos, jnp.int32)
+    goes_on_B = alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)
+    return state._replace(
+        step=t + 1,
+        tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, vocabulary.pad)),
+        mask_BR=state.mask_BR.at[:, t].set(alive_B),
+        logp_BR=state.logp_BR.at[:, t].set(jnp.where(alive_B, logp_B, 0.0)),
+        alive_B=goes_on_B if rule.length_B is None else goes_on_B & (t + 1 < rule.length_B),
     )
 
 
