@@ -24,7 +24,7 @@ TILED = {"llava_next": tiny_hf.llava_next_config(), "smolvlm": tiny_hf.smolvlm_c
 LENGTHS = Lengths((32, 128))
 PROMPTS = [
     Prompt((png(0, (40, 17)),), "w6 w7 w8"),
-    Prompt((), "w10 w11", (Turn("user", "w5"), Turn("assistant", "w6"))),
+    Prompt((), "w10 w11", (Turn("user", "w5"), Turn("assistant", ""), Turn("user", "w8"), Turn("assistant", "w6"))),
     Prompt((png(1, (13, 33)),), "w9"),
     Prompt((), " ".join(["w12"] * 40)),
     Prompt((), "w13"),

@@ -83,12 +83,35 @@ def check(served, path: str, body: dict, field: str, message: str, status: int =
         ({"top_p": 1.25}, "top_p", "less than or equal to 1"),
         ({"top_p": []}, "top_p", "must be a valid number, got an array"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"max_tokens": 257}, "max_tokens", "at most 256 on this server"),
+        ({"max_tokens": 257}, "max_tokens", "must be at most 256 on this server (--response_length), got 257"),
         ({"max_completion_tokens": "9"}, "max_completion_tokens", "must be a valid integer"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ"),
         ({"stop": 5}, "stop", "must be a string with text"),
         ({"stop": ""}, "stop", "must be a string with text"),
         ({"stop": ["a", 5]}, "stop", "a list of at most 4"),
+        ({"stop": ["a", "b\ud800"]}, "stop", "stop is not Unicode text"),
+        ({"stream": True, "stream_options": [1]}, "stream_options", "must be an object, got an array"),
+        (
+            {"messages": part(type="text", text="b", cache_control={})},
+            "messages.0.content.1.cache_control",
+            "expected type, text",
+        ),
+        ({"messages": part(type="image_url", image_url={"url": PNG}, size=3)}, "messages.0.content.1.size", "unknown field"),
+        (
+            {"messages": part(type="image_url", image_url={"url": PNG, "max_pixels": 9})},
+            "messages.0.content.1.image_url.max_pixels",
+            "expected url, detail",
+        ),
+        (
+            {"messages": part(type="image_url", image_url={"url": PNG, "detail": "x"})},
+            "messages.0.content.1.image_url.detail",
+            "must be auto, low or high, got 'x'",
+        ),
+        (
+            {"messages": part(type="image_url", image_url={"url": PNG, "detail": []})},
+            "messages.0.content.1.image_url.detail",
+            "got an array",
+        ),
         ({"stop": list("abcde")}, "stop", "a list of at most 4"),
         ({"seed": 0.5}, "seed", "must be a valid integer"),
         ({"seed": 2**63}, "seed", "must be less than"),
@@ -212,10 +235,27 @@ def test_a_wrong_field_of_a_moderation_is_named(served, fields, field, message):
         ({"messages": HELLO}, "messages", "must be the assistant's answer, got one of user"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "an <image>"}]}, "messages", "the answer contains <image>"),
         ({"messages": HELLO, "n": 2}, "n", "unknown field n: expected model, messages"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": " "}]}, "messages", "the answer has no text"),
     ],
 )
 def test_a_wrong_field_of_a_score_is_named(served, fields, field, message):
     check(served, "/v1/score", fields, field, message)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/moderations", "/v1/score", "/moderate"])
+def test_a_field_that_is_there_twice_is_refused_at_every_depth(served, path):
+    for body, name in ((b'{"model": "a", "model": "b"}', "model"), (b'{"x": [{"y": {"role": 1, "z": 2, "role": 1}}]}', "role")):
+        response = served.http.post(path, content=body)
+        assert response.status_code == (422 if path == "/moderate" else 400)
+        assert f"the field {name} is there twice" in response.text
+
+
+def test_an_answer_without_text_may_come_back_in_a_conversation():
+    model = Model()
+    said = [*HELLO, {"role": "assistant", "content": "", "refusal": None}, {"role": "user", "content": "hm"}]
+    with serving(model, model) as one:
+        one.http.post("/v1/chat/completions", json={"model": NAMES.policy, "messages": said})
+    assert [turn.text for turn in model.seen[0].history] == ["hello", ""]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"model": "\xff"}', b"[" * 100_000, b"[]", b"null", b"5"])

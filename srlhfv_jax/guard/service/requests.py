@@ -106,16 +106,29 @@ def generation(body: bytes | bytearray, limits: Limits) -> Generation:
 def json_object(body: bytes | bytearray) -> dict[str, Any]:
     """
     Raises:
-        Refused: 400 not JSON, 422 another value than an object.
+        Refused: 400 not JSON, 422 another value than an object, or a field twice in one.
     """
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         raise Refused(400, "the body is not UTF-8 text") from error
     except (ValueError, RecursionError) as error:  # the second: arrays nested thousands deep
         raise Refused(400, f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise Refused(422, f"the body must be a JSON object, got {shown(fields)}")
+    return fields
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. With a field twice, readers of JSON differ in which of the two they take.
+
+    Raises:
+        Refused: 422 a field is there twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = cut(next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))).strip("'")
+        raise Refused(422, f"the field {name} is there twice: leave one out", field=name)
     return fields
 
 

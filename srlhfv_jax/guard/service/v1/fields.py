@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from srlhfv_jax.guard.service.requests import Refused, cut, shown
+from srlhfv_jax.guard.service.limits import Limits
+from srlhfv_jax.guard.service.requests import Refused, cut, shown, written
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -33,6 +34,7 @@ UNDONE: Mapping[str, tuple[Any, ...]] = {  # field -> values that change nothing
     "verbosity": (),
     "web_search_options": (),
 }
+OBJECTS = ("dict_type", "model_type")  # errors that pydantic words in Python
 
 
 class _Strict(BaseModel):
@@ -105,17 +107,17 @@ def read(kind: type[Body], fields: dict[str, Any]) -> Body:
         raise _refused(kind, error) from error
 
 
-def stops(value: Any) -> tuple[str, ...]:
+def stops(value: Any, limits: Limits) -> tuple[str, ...]:
     """
     Raises:
-        Refused: 422 neither a text nor a few texts.
+        Refused: 422 neither a text nor a few texts; 413 a long one.
     """
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts) or len(texts) > MOST_STOPS:
         raise Refused(
             422, f"stop must be a string with text, or a list of at most {MOST_STOPS}, got {_shown(value)}", field="stop"
         )
-    return tuple(texts)
+    return tuple(written(text, "stop", limits) for text in texts)
 
 
 def _refused(kind: type[Body], error: ValidationError) -> Refused:
@@ -127,7 +129,7 @@ def _refused(kind: type[Body], error: ValidationError) -> Refused:
     if first["type"] == "extra_forbidden":
         expected = ", ".join(kind.model_fields if len(place) == 1 else StreamOptions.model_fields)
         return Refused(422, f"unknown field {name}: expected {expected}", field=name, code="unknown_parameter")
-    said = first["msg"].removeprefix("Input should be ")
+    said = "an object" if first["type"] in OBJECTS else first["msg"].removeprefix("Input should be ")
     return Refused(422, f"{name} must be {said}, got {_shown(first['input'])}", field=name, code="invalid_value")
 
 

@@ -1,12 +1,12 @@
 """Messages of a chat -> the turns of a conversation and its pictures. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from srlhfv_jax.data.chat import MARK
 from srlhfv_jax.data.rows import Turn
 from srlhfv_jax.guard.service.limits import Limits
-from srlhfv_jax.guard.service.requests import Refused, picture, shown, written
+from srlhfv_jax.guard.service.requests import Refused, cut, picture, shown, written
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # of the API -> of a turn
 EMPTY = (
@@ -19,6 +19,7 @@ EMPTY = (
     "name",
 )  # fields that must hold nothing
 TAKEN = ("role", "content", "type")  # the last: some clients say that of messages too
+DETAILS = ("auto", "low", "high", None)  # of a picture; each is read at the size that the model has for it
 
 
 class Conversation(NamedTuple):
@@ -51,8 +52,11 @@ def read(messages: Sequence[Any], limits: Limits) -> Conversation:
     return Conversation(tuple(turns), tuple(images))
 
 
-def content(given: Any, name: str, limits: Limits) -> tuple[str, list[bytes]]:
+def content(given: Any, name: str, limits: Limits, *, empty: bool = False) -> tuple[str, list[bytes]]:
     """A text with a mark for each picture, and the pictures.
+
+    Args:
+        empty: it may have no text: a model that ends at once says nothing, and clients send that back.
 
     Raises:
         Refused: as `read`.
@@ -66,7 +70,7 @@ def content(given: Any, name: str, limits: Limits) -> tuple[str, list[bytes]]:
         images += [] if image is None else [image]
         if len(images) > limits.pictures:
             raise Refused(413, f"{name} has more than {limits.pictures} pictures", field=name)
-    if not "".join(texts).replace(MARK, "").strip():
+    if not empty and not "".join(texts).replace(MARK, "").strip():
         raise Refused(422, f"{name} has no text", field=name, code="empty_content")
     return "".join(texts), images
 
@@ -87,7 +91,7 @@ def _turn(message: Any, name: str, limits: Limits) -> tuple[Turn, list[bytes]]:
         raise Refused(422, f"{name}.role must be one of {', '.join(ROLES)}, got {said}", field=f"{name}.role")
     if "content" not in message:
         raise Refused(422, f"the field {name}.content is missing", field=f"{name}.content", code="missing_required_parameter")
-    text, images = content(message["content"], f"{name}.content", limits)
+    text, images = content(message["content"], f"{name}.content", limits, empty=role == "assistant")
     if images and ROLES[role] != "user":
         raise Refused(422, f"{name}: pictures belong to messages of the user", field=name)
     return Turn(ROLES[role], text), images
@@ -97,6 +101,7 @@ def _part(part: Any, name: str, limits: Limits) -> tuple[str, bytes | None]:
     """(text, None) of a part with text; (mark, picture) of one with a picture."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
+        _known(part, ("type", "text"), name)
         return written(part.get("text"), f"{name}.text", limits), None
     if kind != "image_url":
         said = shown(part) if not isinstance(part, dict) else repr(str(kind)[:20])
@@ -107,7 +112,24 @@ def _part(part: Any, name: str, limits: Limits) -> tuple[str, bytes | None]:
         raise Refused(
             422, f'{name}.image_url must be an object {{"url": a data URL}}, got {shown(given)}', field=f"{name}.image_url"
         )
+    _known(part, ("type", "image_url"), name)
+    _known(given, ("url", "detail"), f"{name}.image_url")
+    detail = given.get("detail")
+    if detail not in DETAILS:
+        got = cut(detail) if isinstance(detail, str) else shown(detail)
+        raise Refused(422, f"{name}.image_url.detail must be auto, low or high, got {got}", field=f"{name}.image_url.detail")
     return MARK, data_url(url, f"{name}.image_url.url", limits)
+
+
+def _known(part: Mapping[str, Any], expected: Sequence[str], name: str) -> None:
+    """
+    Raises:
+        Refused: 422 a field of another name, which would change the answer where it is known.
+    """
+    for key in part:
+        if key not in expected:
+            more = f"{name}.{cut(key).strip(chr(39))}"
+            raise Refused(422, f"unknown field {more}: expected {', '.join(expected)}", field=more, code="unknown_parameter")
 
 
 def data_url(url: str, name: str, limits: Limits) -> bytes:

@@ -1,6 +1,6 @@
 """From the bytes of a request of the API to what the model is asked, or to a refusal. Pure; knows no web library."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from srlhfv_jax.data.chat import MARK
 from srlhfv_jax.guard.service.limits import Limits
@@ -53,12 +53,12 @@ def chat(body: bytes | bytearray, limits: Limits, model: str) -> Chat:
         raise Refused(422, "stream_options is for stream=true only", field="stream_options")
     count, rounds = read.n or 1, limits.rounds if read.rounds is None else read.rounds
     _at_most("n", count, limits.choices)
-    _at_most("rounds", rounds, limits.rounds)
+    _at_most("rounds", rounds, limits.rounds, flag="--rounds")
     options = Options(
         temperature=read.temperature,
         top_p=1.0 if read.top_p is None else read.top_p,
         length=_length(read, limits),
-        stop=fields.stops(read.stop),
+        stop=fields.stops(read.stop, limits),
         seed=read.seed,
     )
     items = tuple(
@@ -101,6 +101,8 @@ def scoring(body: bytes | bytearray, limits: Limits, model: str) -> Scoring:
     *before, answer = conversation.turns
     if answer.role != "assistant":
         raise Refused(422, f"the last message must be the assistant's answer, got one of {answer.role}", field="messages")
+    if not answer.text.strip():
+        raise Refused(422, "the answer has no text", field="messages", code="empty_content")
     if MARK in answer.text:
         raise Refused(422, f"the answer contains {MARK}", field="messages")
     *history, question = before
@@ -126,12 +128,20 @@ def _length(read: fields.ChatBody, limits: Limits) -> int | None:
     if len(set(given.values())) > 1:
         raise Refused(422, "max_tokens and max_completion_tokens differ: give one of them", field="max_tokens")
     for name, value in given.items():
-        _at_most(name, value, limits.answer_tokens)
+        _at_most(name, value, limits.answer_tokens, flag="--response_length")
     return next(iter(given.values()), None)
 
 
-def _at_most(name: str, value: int, most: Any, field: str | None = None) -> None:
+def _at_most(name: str, value: int, most: int, field: str | None = None, flag: str = "") -> None:
+    """
+    Args:
+        flag: of the server, that says how much is most.
+
+    Raises:
+        Refused: 422 a larger value.
+    """
     if value > most:
+        place = f"on this server ({flag})" if flag else "on this server"
         raise Refused(
-            422, f"{name} must be at most {most} on this server, got {shown(value)}", field=field or name, code="invalid_value"
+            422, f"{name} must be at most {most} {place}, got {shown(value)}", field=field or name, code="invalid_value"
         )
