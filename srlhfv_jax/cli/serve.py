@@ -12,8 +12,8 @@ An unsafe answer is drawn again (--on_unsafe, --rounds); questions themselves ar
 --check_input unsafe ones are refused. Who may ask: any program that reaches the port, or with --token_variable=NAME those that send
 the token in that environment variable (Authorization: Bearer TOKEN); pages in a browser: the server's own, and those of --origins.
 SIGTERM stops new requests, answers those under way, and ends with exit code 143. Before it listens it compiles what prompts and
-answers of --lengths need, without a picture and with one (--nowarm_up: it does not); what is longer, or has pictures of another size,
-compiles once, while its requests wait.
+answers of --lengths need, without pictures and with pictures of any size (--nowarm_up: it does not); what is longer compiles once,
+while its requests wait.
 """
 
 from absl import flags as absl_flags
@@ -62,7 +62,9 @@ def _flags() -> absl_flags.FlagValues:
     command.whole("prompt_length", usual.prompt_tokens, "longest question in tokens, with its picture (P)", 1)
     command.whole("judged_length", usual.response_tokens, "longest answer that is judged, in tokens", 1)
     command.texts(
-        "lengths", LENGTHS, "prompts and judged answers are padded to the least of these (and the limits) that holds them"
+        "lengths",
+        LENGTHS,
+        "prompts, with room for pictures as long, and judged answers are padded to the least of these (and the limits) that holds them",
     )
     command.whole("max_pixels", 0, "pixels that the policy shrinks pictures to; 0: the checkpoint's own limit")
     command.switch("warm_up", True, "compile before listening")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from srlhfv_jax.batches import PromptBatch
 from srlhfv_jax.config import DataConfig, ModelConfig
@@ -115,8 +115,14 @@ def _answer_group(policy: RowPolicy, group: loader.Prepared, draws: Sequence[Dra
             yield row.row, Drawn(text, used, stopped or ids[-1] in eos)
 
 
-def _draw(policy: RowPolicy, batch: PromptBatch, real_B, draws: Sequence[Draw], decode: Decode) -> list[list[int]]:
-    """Tokens of each row. Where there are texts to stop at, the host looks for them every `STOP_BLOCK` tokens."""
+def _draw(
+    policy: RowPolicy, batch: PromptBatch, real_B: Bool[np.ndarray, "B"], draws: Sequence[Draw], decode: Decode
+) -> list[list[int]]:
+    """Tokens of each row. Where there are texts to stop at, the host looks for them every `STOP_BLOCK` tokens.
+
+    Args:
+        real_B: false of rows that fill the batch: they draw no more than a token.
+    """
     R, model = policy.data.response_length, policy.checkpoint
     sampling = RowSampling(
         np.array([draw.temperature for draw in draws], np.float32),
