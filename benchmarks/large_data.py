@@ -79,13 +79,13 @@ def measure(path: Path) -> dict[str, float]:
 
     processor, before = tokenizer(path), peak()
     data = loader.single_pass(str(path), prompt_length=512, response_length=512, batch_size=32, workers=2)
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     examples = sources.load_examples(data)
     opened = time.monotonic()
     prepared = loader.fit("pairs", examples, processor, data)
     fitted = time.monotonic()
     next(loader.batches(prepared, "pairs", None, data, seed=0))
-    ended = time.monotonic()
+    ended, cpu = time.monotonic(), time.process_time() - cpu
     lengths = [len(ids) for row in prepared.rows[:1000] for ids in row.responses]
     return {
         "rows": len(prepared.rows),
@@ -95,6 +95,7 @@ def measure(path: Path) -> dict[str, float]:
         "fit_s": fitted - opened,
         "first_batch_s": ended - fitted,
         "total_s": ended - began,
+        "cpu_s": cpu,
         "start_gb": before,
         "peak_gb": peak(),
     }

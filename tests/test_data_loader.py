@@ -8,7 +8,7 @@ import pytest
 import tiny_hf
 from tiny_data import png, processor, settings, tokenizer
 
-from srlhfv_jax.data import collate, loader, picture_cache, pictures
+from srlhfv_jax.data import collate, loader, picture_cache, pictures, tokens, uses
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import rules
@@ -111,6 +111,33 @@ def test_rows_index_the_examples_and_not_what_was_left_of_them(made):
     for ids, mask, row in zip(batch.tokens_BP, batch.mask_BP, batch.row_B, strict=True):
         asked = made.tokenizer.decode(ids[mask])
         assert rows[row].question in asked
+
+
+@pytest.mark.parametrize("kind", loader.KINDS)
+def test_rows_that_are_encoded_together_are_what_each_is_alone(made, kind, monkeypatch):
+    """Ids, drops, their reasons and their order; texts that cannot be encoded are among them."""
+    faults = [
+        {},
+        {"responses": ("no", "a \ud800 ."), "chosen": 0},
+        {"question": "\U0010fffd ?"},
+        {"question": "what <image> is <image> ?"},
+        {"responses": ("yes",), "chosen": None, "safer": None, "desirable": False},
+        {"chosen": None, "safer": None, "unsafe": (None, None), "severity": (None, None)},
+        {"question": "what is this ? " * 9},
+        {"responses": ("no </s> .", "yes")},
+    ]
+    rows = [row._replace(**faults[number % len(faults)]) for number, row in enumerate(examples(23))]
+    together = loader.fit(kind, rows, made, settings())
+    monkeypatch.setattr(uses, "ROWS_AT_ONCE", 1)
+    alone = loader.fit(kind, rows, made, settings())
+    codec, lengths = together.codec, {"prompt_length": settings().prompt_length, "response_length": settings().response_length}
+    assert together.dropped == alone.dropped and len(together.drops) >= 2
+    assert len(together.rows) + len(together.dropped) == len(rows) and loader.digest(together) == loader.digest(alone)
+    for row in together.rows:
+        example = rows[row.row] if kind != "prompts" else rows[row.row]._replace(responses=())
+        expected = tokens.encode(codec, example, row.row, literal=kind == "guard", **lengths)
+        for ids, other in zip((row.prompt, *row.responses), (expected.prompt, *expected.responses), strict=True):
+            assert ids.dtype == other.dtype and ids.tolist() == other.tolist()
 
 
 def test_a_process_gets_its_own_rows_of_the_batches_of_one(made):

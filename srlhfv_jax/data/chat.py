@@ -12,7 +12,7 @@ to the front of their turn).
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from jaxtyping import Int
 from srlhfv_jax.data import frames, pictures, templates
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.frames import QUESTION, Frame, Shape
-from srlhfv_jax.data.literal import Literal, Piece, literal
+from srlhfv_jax.data.literal import Asked, Literal, Piece, literal
 from srlhfv_jax.data.rows import Turn
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
@@ -79,6 +79,16 @@ class Codec(NamedTuple):
     def prompt_text(self, question: str, images: int, history: Sequence[Turn] = ()) -> str:
         """`prompt` as one text."""
         return "".join(piece.text for piece in self.prompt(question, images, history))
+
+    def ahead(self, asked: Iterable[Asked]) -> "Codec":
+        """The same with the ids of these texts at hand. They are encoded together, on all cores; all others one by one, as before."""
+        known = self.literal.encode_all(asked)
+
+        def ids(pieces: tuple[Piece, ...], add_special_tokens: bool) -> Int[np.ndarray, "T"]:
+            at_hand = known.get((pieces, add_special_tokens))
+            return self.ids(pieces, add_special_tokens) if at_hand is None else at_hand
+
+        return self._replace(ids=ids)
 
     def spoken(self, ids: Sequence[int]) -> str:
         """The text of an answer, without its end and without special tokens."""

@@ -5,10 +5,11 @@ another spelling, with a character that no text may contain. What the chat templ
 Everything else stays as it was, and with it the ids of every text without such a string.
 """
 
+import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ class Piece(NamedTuple):
     written: bool  # by the user; otherwise by the chat template
 
 
+Asked = tuple[tuple[Piece, ...], bool]  # pieces, and whether the tokenizer's own additions come with them
+
+
 class Literal(NamedTuple):
     """The respelled tokenizer."""
 
@@ -43,12 +47,27 @@ class Literal(NamedTuple):
         Raises:
             Unusable: what the user wrote is no text.
         """
-        text = "".join(_checked(piece.text) if piece.written else self._respelled(piece.text) for piece in pieces)
-        return np.asarray(self.core.encode(text, add_special_tokens=add_special_tokens).ids, np.int32)
+        return np.asarray(self.core.encode(self._joined(pieces), add_special_tokens=add_special_tokens).ids, np.int32)
+
+    def encode_all(self, asked: Iterable[Asked]) -> dict[Asked, Int[np.ndarray, "T"]]:
+        """`encode` of many, on all cores at once; pieces that are no text are left out."""
+        texts: dict[Asked, str] = {}
+        for pieces, add_special_tokens in asked:
+            with contextlib.suppress(Unusable):
+                texts[pieces, add_special_tokens] = self._joined(pieces)
+        ids = {}
+        for add_special_tokens in (False, True):
+            some = [one for one in texts if one[1] == add_special_tokens]
+            encodings = self.core.encode_batch_fast([texts[one] for one in some], add_special_tokens=add_special_tokens)
+            ids |= {one: np.asarray(encoding.ids, np.int32) for one, encoding in zip(some, encodings, strict=True)}
+        return ids
 
     def found(self, text: str) -> list[int]:
         """The special and added tokens that are spelled in a text."""
         return [self.ids[one[0]] for one in self.pattern.finditer(text)]
+
+    def _joined(self, pieces: Sequence[Piece]) -> str:
+        return "".join(_checked(piece.text) if piece.written else self._respelled(piece.text) for piece in pieces)
 
     def _respelled(self, text: str) -> str:
         return self.pattern.sub(lambda found: _spelling(self.ids[found[0]]), text)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from srlhfv_jax.batches import GuardBatch, PairBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
-from srlhfv_jax.data import collate, images, mixtures, pictures, tokens
+from srlhfv_jax.data import collate, images, mixtures, pictures, uses
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
@@ -119,11 +119,8 @@ def fit(
     choose(sign, "sign", "label", "graded")
     described = codec(processor, data.max_pixels, data.system_prompt)
     rows, dropped = [], []
-    for index, example in enumerate(examples):
-        try:
-            rows.append(_encode(kind, sign, described, example, index, data, literal or kind == "guard"))
-        except Unusable as unusable:
-            dropped.append(Dropped(index, unusable.reason, unusable.detail))
+    for row in uses.encode(kind, sign, described, examples, data, literal or kind == "guard"):
+        (dropped if isinstance(row, Dropped) else rows).append(row)
     drops = Counter(drop.reason for drop in dropped)
     if not rows:
         said = describe_failure(drops, dropped)
@@ -341,30 +338,6 @@ class _Assemble:
             return images.decode(example.images[place])
         except Unusable as unusable:
             raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
-
-
-def _encode(kind: str, sign: str, described: Codec, example: Example, index: int, data: DataConfig, literal: bool) -> Encoded:
-    """One row, checked for its use; labels first: they need no tokenizer."""
-    if kind == "prompts":
-        example = example._replace(responses=(), unsafe=(), severity=())
-    elif kind == "guard":
-        pass  # any question, with an answer or without
-    elif kind == "supervised":
-        collate.supervised_side(example)
-    elif len(example.responses) != 2:
-        raise Unusable("missing_response", f"a pair needs two responses, the row has {len(example.responses)}")
-    elif example.chosen is None and example.safer is None and not any(collate.signs(example, sign)):
-        raise Unusable(
-            "missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else "")
-        )
-    return tokens.encode(
-        described,
-        example,
-        index,
-        prompt_length=data.prompt_length,
-        response_length=data.response_length,
-        literal=literal,
-    )
 
 
 def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any, data: DataConfig, sign: str) -> Prepared:

@@ -5,8 +5,9 @@ is longer than its place, no response contains a special token. A row that fails
 cut (a cut prompt can lose image placeholders, a cut response its end).
 """
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.families import Layout, Reader
-from srlhfv_jax.data.literal import Piece
+from srlhfv_jax.data.literal import Asked, Piece
 from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 
@@ -67,6 +68,18 @@ def encode(
     return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, told, digests, layouts)
 
 
+def ahead(codec: Codec, examples: Iterable[Example]) -> Codec:
+    """The same codec with the ids of these rows' texts at hand, for `encode`. Prompts with pictures stay out: one would have to be
+    opened to know its placeholders."""
+    asked = []
+    for example in examples:
+        asked += [((Piece(text, True),), False) for text in example.responses]
+        if not example.images:
+            with contextlib.suppress(Unusable):  # `encode` says it
+                asked.append(_asked(codec, example.question, (), example.history))
+    return codec.ahead(asked)
+
+
 def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn] = ()) -> Ids:
     """Ids of the whole prompt, with one placeholder for each feature of its images.
 
@@ -76,13 +89,9 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: 
     Raises:
         Unusable: a turn is no text, or cannot be told from what the template writes.
     """
-    pieces = codec.prompt(question, len(layouts), history)
-    if codec.reader is not None:
-        pieces = _expanded(codec.reader, pieces, layouts)
-    first, last, names = pieces[0], pieces[-1], codec.tokenizer
-    # Some templates write the beginning-of-sequence token themselves; two of them would be a prompt no checkpoint has seen.
-    has_bos = names.bos_token and not first.written and first.text.startswith(names.bos_token)
-    ids = codec.ids(pieces, not has_bos)
+    pieces, adds_special_tokens = _asked(codec, question, layouts, history)
+    ids = codec.ids(pieces, adds_special_tokens)
+    last, names = pieces[-1], codec.tokenizer
     has_eos = names.eos_token and not last.written and last.text.rstrip().endswith(names.eos_token)
     if len(ids) and ids[-1] == names.eos_token_id and not has_eos:
         ids = ids[:-1]  # a tokenizer that ends every text with eos would have the model answer after the end
@@ -103,6 +112,16 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: 
             "special_token_in_text", f"the prompt has {found} image placeholders, expected {wanted}: {question[:80]!r}"
         )
     return ids
+
+
+def _asked(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn]) -> Asked:
+    """The pieces of a prompt, and whether the tokenizer adds its own tokens to them."""
+    pieces = codec.prompt(question, len(layouts), history)
+    if codec.reader is not None:
+        pieces = _expanded(codec.reader, pieces, layouts)
+    # Some templates write the beginning-of-sequence token themselves; two of them would be a prompt no checkpoint has seen.
+    bos = codec.tokenizer.bos_token
+    return pieces, not (bos and not pieces[0].written and pieces[0].text.startswith(bos))
 
 
 def _expanded(reader: Reader, pieces: Sequence[Piece], layouts: Sequence[Layout]) -> tuple[Piece, ...]:

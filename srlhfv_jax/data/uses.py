@@ -1,0 +1,57 @@
+"""Rows for one use: what each use needs of a row, and the token ids of all rows that have it."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from srlhfv_jax.config import DataConfig
+from srlhfv_jax.data import collate, tokens
+from srlhfv_jax.data.chat import Codec
+from srlhfv_jax.data.drops import Dropped, Unusable
+from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.tokens import Encoded
+
+ROWS_AT_ONCE = 64  # whose texts are encoded together, and whose pictures are in memory together
+
+
+def encode(
+    kind: str, sign: str, codec: Codec, examples: Iterable[Example], data: DataConfig, literal: bool
+) -> Iterator[Encoded | Dropped]:
+    """Each example in its order: its token ids, or why it cannot be used. The arguments are those of `loader.fit`."""
+    lengths = {"prompt_length": data.prompt_length, "response_length": data.response_length}
+    numbered = enumerate(examples)
+    while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
+        checked = [_checked(kind, sign, index, example) for index, example in some]
+        prepared = tokens.ahead(codec, [one for one in checked if isinstance(one, Example)])
+        for (index, _), one in zip(some, checked, strict=True):
+            try:
+                yield one if isinstance(one, Dropped) else tokens.encode(prepared, one, index, literal=literal, **lengths)
+            except Unusable as unusable:
+                yield Dropped(index, unusable.reason, unusable.detail)
+
+
+def _checked(kind: str, sign: str, index: int, example: Example) -> Example | Dropped:
+    """The part of an example that is used; labels come first: they need no tokenizer."""
+    try:
+        return _used(kind, sign, example)
+    except Unusable as unusable:
+        return Dropped(index, unusable.reason, unusable.detail)
+
+
+def _used(kind: str, sign: str, example: Example) -> Example:
+    """The part of an example that this use reads.
+
+    Raises:
+        Unusable: it lacks an answer or a label.
+    """
+    if kind == "prompts":
+        return example._replace(responses=(), unsafe=(), severity=())
+    if kind == "supervised":
+        collate.supervised_side(example)
+    elif kind == "pairs":
+        if len(example.responses) != 2:
+            raise Unusable("missing_response", f"a pair needs two responses, the row has {len(example.responses)}")
+        if example.chosen is None and example.safer is None and not any(collate.signs(example, sign)):
+            raise Unusable(
+                "missing_label", "neither a preference nor a safety label" + (", only ties" if example.helpful_tie else "")
+            )
+    return example
