@@ -96,6 +96,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         label_means="desirable",  # a `label` that is true
         chosen_means="helpful",  # a `chosen` answer beside a rejected one
         fetch=False,  # pictures behind http addresses
+        decode_first=False,  # all pictures, before step 0
         allow_dir="",  # a second folder that links may lead to; "" = none
         max_pixels=0,  # of a picture; 0 = the checkpoint's own limit
         picture_buckets=1,  # sizes that pictures are padded to

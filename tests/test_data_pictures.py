@@ -1,9 +1,11 @@
 """What a picture's size promises, its pixels keep: patches, placeholders and limits of every family, for pictures of any shape."""
 
+import io
+
 import numpy as np
 import pytest
 import tiny_hf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from srlhfv_jax.batches import NEWLINE
 from srlhfv_jax.data import images, pictures
@@ -85,6 +87,84 @@ def test_the_size_of_a_picture_is_that_of_the_picture_turned_upright(tmp_path):
     picture((20, 50)).save(tmp_path / "lying.jpg", exif=exif)
     encoded = (tmp_path / "lying.jpg").read_bytes()
     assert images.upright_size(encoded) == (50, 20) == images.decode(encoded).size[::-1]
+
+
+def encoded(kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture((20, 50)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[images.EXIF_ORIENTATION] = orientation
+    return made
+
+
+def with_text(name: str, text: str) -> PngImagePlugin.PngInfo:
+    made = PngImagePlugin.PngInfo()
+    made.add_itxt(name, text)
+    return made
+
+
+def late_orientation(whole: bytes) -> bytes:
+    """The same PNG with its eXIf chunk between the pixels and the end."""
+    start = whole.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(whole[start : start + 4], "big")
+    return whole[:start] + whole[stop:-12] + whole[start:stop] + whole[-12:]
+
+
+WAYS_UP = {
+    "jpeg": encoded("JPEG", exif=exif(8)),
+    "webp": encoded("WEBP", exif=exif(6)),
+    "png": encoded("PNG", exif=exif(6)),
+    "png, late": late_orientation(encoded("PNG", exif=exif(6))),
+    "png, xmp": encoded("PNG", pnginfo=with_text("XML:com.adobe.xmp", '<x tiff:Orientation="5"/>')),
+    "png, upside down": encoded("PNG", exif=exif(3)),
+    "png, words": encoded("PNG", pnginfo=with_text("Software", "a camera")),
+    "gif": encoded("GIF"),
+    "bmp": encoded("BMP"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_UP)
+def test_the_size_that_a_header_says_is_that_of_the_decoded_picture(way):
+    lies = way in ("jpeg", "webp", "png", "png, late", "png, xmp")
+    assert images.upright_size(WAYS_UP[way]) == images.decode(WAYS_UP[way]).size[::-1] == ((50, 20) if lies else (20, 50))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_whole_picture_is_checked_and_measured_without_decoding_it(kind, monkeypatch):
+    monkeypatch.setattr(images, "decode", None)
+    images.check(encoded(kind))
+    assert images.upright_size(encoded(kind)) == (20, 50)
+
+
+def fault(check, content: bytes) -> tuple[str, str] | None:
+    try:
+        check(content)
+    except Unusable as unusable:
+        return unusable.reason, unusable.detail
+    return None
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_a_picture_that_was_cut_off_is_found_without_decoding_whole_ones(kind):
+    """For the reason, and with the words, that decoding gives."""
+    whole = encoded(kind)
+    faults = [fault(images.check, whole[:length]) for length in range(len(whole))]
+    assert faults == [fault(images.decode, whole[:length]) for length in range(len(whole))]
+    assert faults.count(None) <= 30 and fault(images.check, whole) is None  # an end that says nothing may be missing
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_no_picture_that_decodes_fails_the_check(kind):
+    whole, rng = encoded(kind), np.random.default_rng(0)
+    for _ in range(150):
+        content = bytearray(whole)
+        content[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        found = fault(images.check, bytes(content))
+        assert found is None or found == fault(images.decode, bytes(content))
 
 
 @pytest.mark.parametrize("size", [(8, 100), (100, 8), (10, 200), (1, 50), (24, 24), (20, 30)])

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_data import bomb, dual_row, jpeg, pku_row, png, settings
+from tiny_data import bomb, dual_row, jpeg, pku_row, png, processor, settings
 
-from srlhfv_jax.data import images, pictures
+from srlhfv_jax.data import images, loader, pictures
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.sources import load_examples, open_rows
 from srlhfv_jax.errors import UserError
@@ -77,8 +77,9 @@ def test_a_folder_is_read_by_split_over_all_its_files(tmp_path):
         ("link.png", "path_outside_folder"),
     ],
 )
+@pytest.mark.parametrize("decode_first", [False, True])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bad_picture_is_a_counted_drop(tmp_path, cell, reason):
+def test_a_bad_picture_is_a_counted_drop(tmp_path, cell, reason, decode_first):
     folder = tmp_path / "data"
     folder.mkdir()
     (tmp_path / "outside.png").write_bytes(png(1))
@@ -90,9 +91,23 @@ def test_a_bad_picture_is_a_counted_drop(tmp_path, cell, reason):
         path = write_jsonl(folder / "rows.jsonl", [dual_row(image=value) for value in ("good.png", cell, "good.png")])
     else:
         path = write_parquet(folder / "rows.parquet", rows)
-    examples = load_examples(settings(path))
+    examples = load_examples(settings(path, decode_first=decode_first))
     assert examples.drops == {reason: 1} and examples.kept == (0, 2) and len(examples) == 2
     assert examples.dropped[0].row == 1 and examples.source_rows == 3
+
+
+def test_no_picture_is_decoded_before_the_first_batch_unless_all_are_to_be(tmp_path, monkeypatch):
+    """A PNG whose checksums are right, and whose pixels end too early: asked for, it is a counted drop; otherwise the batch says it."""
+    damaged = bomb(30, 26) + b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    rows = [{"question": f"what {i} ?", "image": {"bytes": png(i) if i else damaged, "path": None}} for i in range(4)]
+    path, decoded = write_parquet(tmp_path / "rows.parquet", rows), []
+    monkeypatch.setattr(images, "decode", lambda encoded, decode=images.decode: decoded.append(encoded) or decode(encoded))
+    fitted = loader.fit("prompts", load_examples(settings(path)), processor(), settings(path))
+    assert len(fitted.rows) == 4 and not decoded
+    with pytest.raises(UserError, match=r"row 0 \('what 0 \?'\) cannot be used: truncated_image.*set data.decode_first=true"):
+        next(loader.batches(fitted, "prompts", None, settings(workers=0), seed=0))
+    examples = load_examples(settings(path, decode_first=True))
+    assert examples.drops == {"truncated_image": 1} and examples.kept == (1, 2, 3)
 
 
 def test_a_palette_or_gray_picture_becomes_rgb():

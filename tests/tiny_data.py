@@ -149,6 +149,7 @@ def settings(path: str = "", **changes: Any) -> DataConfig:
         "label_means": "desirable",
         "chosen_means": "helpful",
         "fetch": False,
+        "decode_first": False,
         "max_pixels": 0,
         "picture_buckets": 1,
         "system_prompt": "",

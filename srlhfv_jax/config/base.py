@@ -82,6 +82,8 @@ class DataConfig:
     label_means: Annotated[str, OneOf("desirable", "unsafe", "safe")]  # a `label` of an answer that is true
     chosen_means: Annotated[str, OneOf("helpful", "safer", "both")]  # a `chosen` answer beside a rejected one
     fetch: bool  # pictures behind http addresses are downloaded, into the cache
+    # every picture is decoded before step 0, and rows where that fails are dropped; otherwise its header and its file are checked
+    decode_first: bool
     allow_dir: str  # a second folder that links of images may lead to, and absolute paths name; "" = none
     prompt_length: Tokens  # P: tokens of the longest prompt, with its picture; rows with a longer one are dropped
     response_length: Annotated[int, Range(1, 2**20)]  # R: tokens of the longest answer, with its end

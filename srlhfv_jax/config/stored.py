@@ -18,6 +18,7 @@ LATER: dict[str, Any] = {
     "label_means": "desirable",
     "chosen_means": "helpful",
     "fetch": False,
+    "decode_first": True,
     "system_prompt": "",
     "chat_template": "",
     "train_on": "last",

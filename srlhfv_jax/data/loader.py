@@ -71,6 +71,7 @@ def single_pass(
         label_means=label_means,
         chosen_means=chosen_means,
         fetch=fetch,
+        decode_first=True,
         system_prompt=system_prompt,
         chat_template="",
         train_on="last",
@@ -337,7 +338,10 @@ class _Assemble:
         try:
             return images.decode(example.images[place])
         except Unusable as unusable:
-            raise UserError(f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}") from unusable
+            raise UserError(
+                f"an image of row {row.row} ({example.question[:60]!r}) cannot be used: {unusable}. Unless its file changed, set "
+                "data.decode_first=true, which drops such rows before step 0, and start again in another --workdir"
+            ) from unusable
 
 
 def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any, data: DataConfig, sign: str) -> Prepared:

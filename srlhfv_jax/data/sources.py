@@ -7,7 +7,7 @@ row counted under its reason.
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,8 @@ class Examples(Sequence[Example]):
 
 
 def load_examples(data: DataConfig) -> Examples | Mixture:
-    """Open `data.path`, which may name several sources, and check every row, images included (each distinct picture is decoded once).
+    """Open `data.path`, which may name several sources, and check every row, images included: their files, or with `data.decode_first`
+    their pixels (each distinct picture is decoded once).
 
     Columns that look as if they should be read and are not, are named on stderr.
 
@@ -121,9 +122,9 @@ def _checked(source: Rows, data: DataConfig, path: str) -> Examples:
     unread = layouts.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
     if unread:
         print(f"warning: {path}: read as {layout.name}, without {_unread(unread)}", file=sys.stderr, flush=True)
-    seen: set[bytes] = set()
+    check_image = _decoding() if data.decode_first else images.check
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
-        parts = pool.map(partial(_check, source, layout, reading, seen), _parts(len(source.items)))
+        parts = pool.map(partial(_check, source, layout, reading, check_image), _parts(len(source.items)))
         checked = [drop for part in parts for drop in part]
     kept = [number for number, drop in enumerate(checked) if drop is None]
     dropped = [Dropped(number, *drop) for number, drop in enumerate(checked) if drop is not None]
@@ -229,23 +230,35 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
-def _check(source: Rows, layout: Layout, reading: Reading, seen: set[bytes], part: slice) -> list[Drop | None]:
-    """None for a usable row. `seen` holds digests of pictures that were decoded without complaint."""
-    return [_check_row(layout, reading, seen, row) for row in source.items[part]]
+def _decoding() -> Callable[[bytes], None]:
+    """A check that decodes each distinct picture once."""
+    seen: set[bytes] = set()
+
+    def check(image: bytes) -> None:
+        digest = images.digest(image)
+        if digest not in seen:
+            images.decode(image)
+            seen.add(digest)
+
+    return check
 
 
-def _check_row(layout: Layout, reading: Reading, seen: set[bytes], row: dict[str, Any]) -> Drop | None:
+def _check(
+    source: Rows, layout: Layout, reading: Reading, check_image: Callable[[bytes], None], part: slice
+) -> list[Drop | None]:
+    """None for a usable row."""
+    return [_check_row(layout, reading, check_image, row) for row in source.items[part]]
+
+
+def _check_row(layout: Layout, reading: Reading, check_image: Callable[[bytes], None], row: dict[str, Any]) -> Drop | None:
     example = layouts.read(layout, row, reading)
     if isinstance(example, Drop):
         return example
-    for image in example.images:
-        digest = images.digest(image)
-        if digest not in seen:
-            try:
-                images.decode(image)
-            except Unusable as unusable:
-                return Drop(unusable.reason, unusable.detail)
-            seen.add(digest)
+    try:
+        for image in example.images:
+            check_image(image)
+    except Unusable as unusable:
+        return Drop(unusable.reason, unusable.detail)
     return None
 
 
