@@ -285,14 +285,16 @@ def test_what_is_no_sequence_of_rows_is_one_line(rows):
 def test_old_settings_mean_what_they_meant():
     from srlhfv_jax.config import stored, to_dict
 
-    given, _ = flags.stage("sft", SFTConfig, ["--workdir=w"], "")
+    given, _ = flags.stage("sft", SFTConfig, ["--workdir=w", "--config.data.decode_first=true"], "")
     old = to_dict(given)
     for name in stored.LATER:
         del old["data"][name]
     assert stored.read(json.loads(json.dumps(old)), "config.json") == given
     from srlhfv_jax.checkpoint import provenance
 
-    provenance.check_same({"settings": old}, to_dict(given))
+    for decode_first in (True, False):  # the rows say whether it changed them
+        resumed = dataclasses.replace(given, data=dataclasses.replace(given.data, decode_first=decode_first))
+        provenance.check_same({"settings": old}, to_dict(resumed))
     changed = dataclasses.replace(given, data=dataclasses.replace(given.data, columns=("question=text",)))
     with pytest.raises(UserError, match="config.data.columns was"):
         provenance.check_same({"settings": old}, to_dict(changed))
