@@ -105,7 +105,7 @@ def test_no_picture_is_decoded_before_the_first_batch_unless_all_are_to_be(tmp_p
     fitted = loader.fit("prompts", load_examples(settings(path)), processor(), settings(path))
     assert len(fitted.rows) == 4 and not decoded
     with pytest.raises(UserError, match=r"row 0 \('what 0 \?'\) cannot be used: truncated_image.*set data.decode_first=true"):
-        next(loader.batches(fitted, "prompts", None, settings(workers=0), seed=0))
+        next(loader.batches(fitted, "prompts", None, settings(), seed=0))
     examples = load_examples(settings(path, decode_first=True))
     assert examples.drops == {"truncated_image": 1} and examples.kept == (1, 2, 3)
 

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from srlhfv_jax.data import frames, pictures, templates
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.frames import QUESTION, Frame, Shape
-from srlhfv_jax.data.literal import Asked, Literal, Piece, literal
+from srlhfv_jax.data.literal import Literal, Piece, Request, literal
 from srlhfv_jax.data.rows import Turn
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.files import read_json, take
@@ -80,13 +80,15 @@ class Codec(NamedTuple):
         """`prompt` as one text."""
         return "".join(piece.text for piece in self.prompt(question, images, history))
 
-    def ahead(self, asked: Iterable[Asked]) -> "Codec":
+    def with_ids_of(self, requests: Iterable[Request]) -> "Codec":
         """The same with the ids of these texts at hand. They are encoded together, on all cores; all others one by one, as before."""
-        known = self.literal.encode_all(asked)
+        at_hand = self.literal.encode_all(requests)
+        for one in at_hand.values():
+            one.setflags(write=False)  # rows that repeat a text share its array
 
         def ids(pieces: tuple[Piece, ...], add_special_tokens: bool) -> Int[np.ndarray, "T"]:
-            at_hand = known.get((pieces, add_special_tokens))
-            return self.ids(pieces, add_special_tokens) if at_hand is None else at_hand
+            request = pieces, add_special_tokens
+            return at_hand[request] if request in at_hand else self.ids(*request)
 
         return self._replace(ids=ids)
 

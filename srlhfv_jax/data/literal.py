@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     written: bool  # by the user; otherwise by the chat template
 
 
-Asked = tuple[tuple[Piece, ...], bool]  # pieces, and whether the tokenizer's own additions come with them
+Request = tuple[tuple[Piece, ...], bool]  # pieces, and whether the tokenizer's own additions come with them
 
 
 class Literal(NamedTuple):
@@ -49,17 +49,17 @@ class Literal(NamedTuple):
         """
         return np.asarray(self.core.encode(self._joined(pieces), add_special_tokens=add_special_tokens).ids, np.int32)
 
-    def encode_all(self, asked: Iterable[Asked]) -> dict[Asked, Int[np.ndarray, "T"]]:
+    def encode_all(self, requests: Iterable[Request]) -> dict[Request, Int[np.ndarray, "T"]]:
         """`encode` of many, on all cores at once; pieces that are no text are left out."""
-        texts: dict[Asked, str] = {}
-        for pieces, add_special_tokens in asked:
+        texts: dict[Request, str] = {}
+        for pieces, add_special_tokens in requests:
             with contextlib.suppress(Unusable):
                 texts[pieces, add_special_tokens] = self._joined(pieces)
         ids = {}
         for add_special_tokens in (False, True):
-            some = [one for one in texts if one[1] == add_special_tokens]
-            encodings = self.core.encode_batch_fast([texts[one] for one in some], add_special_tokens=add_special_tokens)
-            ids |= {one: np.asarray(encoding.ids, np.int32) for one, encoding in zip(some, encodings, strict=True)}
+            some = {request: text for request, text in texts.items() if request[1] == add_special_tokens}
+            encodings = self.core.encode_batch_fast(list(some.values()), add_special_tokens=add_special_tokens)
+            ids |= {request: np.asarray(encoding.ids, np.int32) for request, encoding in zip(some, encodings, strict=True)}
         return ids
 
     def found(self, text: str) -> list[int]:

@@ -122,7 +122,7 @@ def _checked(source: Rows, data: DataConfig, path: str) -> Examples:
     unread = layouts.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
     if unread:
         print(f"warning: {path}: read as {layout.name}, without {_unread(unread)}", file=sys.stderr, flush=True)
-    check_image = _decoding() if data.decode_first else images.check
+    check_image = _decode_once() if data.decode_first else images.check
     with ThreadPoolExecutor(max(1, data.workers)) as pool:
         parts = pool.map(partial(_check, source, layout, reading, check_image), _parts(len(source.items)))
         checked = [drop for part in parts for drop in part]
@@ -230,7 +230,7 @@ def _parts(count: int) -> list[slice]:
     return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
-def _decoding() -> Callable[[bytes], None]:
+def _decode_once() -> Callable[[bytes], None]:
     """A check that decodes each distinct picture once."""
     seen: set[bytes] = set()
 

@@ -17,7 +17,7 @@ from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.families import Layout, Reader
-from srlhfv_jax.data.literal import Asked, Piece
+from srlhfv_jax.data.literal import Piece, Request
 from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 
@@ -68,16 +68,16 @@ def encode(
     return Encoded(row, prompt, _positions(codec, prompt, layouts), responses, told, digests, layouts)
 
 
-def ahead(codec: Codec, examples: Iterable[Example]) -> Codec:
-    """The same codec with the ids of these rows' texts at hand, for `encode`. Prompts with pictures stay out: one would have to be
-    opened to know its placeholders."""
-    asked = []
+def with_ids_of(codec: Codec, examples: Iterable[Example]) -> Codec:
+    """The same codec with the ids of these rows' texts at hand, for `encode`: answers, and prompts without a picture. Placeholders of
+    a picture are known when it was opened."""
+    requests: list[Request] = []
     for example in examples:
-        asked += [((Piece(text, True),), False) for text in example.responses]
+        requests += [_answer(text) for text in example.responses]
         if not example.images:
-            with contextlib.suppress(Unusable):  # `encode` says it
-                asked.append(_asked(codec, example.question, (), example.history))
-    return codec.ahead(asked)
+            with contextlib.suppress(Unusable):  # `encode` says why
+                requests.append(_prompt(codec, example.question, (), example.history))
+    return codec.with_ids_of(requests)
 
 
 def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn] = ()) -> Ids:
@@ -89,7 +89,7 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: 
     Raises:
         Unusable: a turn is no text, or cannot be told from what the template writes.
     """
-    pieces, adds_special_tokens = _asked(codec, question, layouts, history)
+    pieces, adds_special_tokens = _prompt(codec, question, layouts, history)
     ids = codec.ids(pieces, adds_special_tokens)
     last, names = pieces[-1], codec.tokenizer
     has_eos = names.eos_token and not last.written and last.text.rstrip().endswith(names.eos_token)
@@ -114,7 +114,7 @@ def prompt_ids(codec: Codec, question: str, layouts: Sequence[Layout], history: 
     return ids
 
 
-def _asked(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn]) -> Asked:
+def _prompt(codec: Codec, question: str, layouts: Sequence[Layout], history: Sequence[Turn]) -> Request:
     """The pieces of a prompt, and whether the tokenizer adds its own tokens to them."""
     pieces = codec.prompt(question, len(layouts), history)
     if codec.reader is not None:
@@ -179,7 +179,11 @@ def text_ids(codec: Codec, text: str) -> Ids:
     Raises:
         Unusable: it is no text.
     """
-    return codec.ids((Piece(text, True),), False)
+    return codec.ids(*_answer(text))
+
+
+def _answer(text: str) -> Request:
+    return (Piece(text, True),), False
 
 
 def _layout(codec: Codec, image: bytes) -> Layout:

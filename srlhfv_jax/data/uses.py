@@ -20,11 +20,11 @@ def encode(
     lengths = {"prompt_length": data.prompt_length, "response_length": data.response_length}
     numbered = enumerate(examples)
     while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
-        checked = [_checked(kind, sign, index, example) for index, example in some]
-        prepared = tokens.ahead(codec, [one for one in checked if isinstance(one, Example)])
-        for (index, _), one in zip(some, checked, strict=True):
+        rows = [_checked(kind, sign, index, example) for index, example in some]
+        quick = tokens.with_ids_of(codec, [row for row in rows if isinstance(row, Example)])
+        for (index, _), row in zip(some, rows, strict=True):
             try:
-                yield one if isinstance(one, Dropped) else tokens.encode(prepared, one, index, literal=literal, **lengths)
+                yield row if isinstance(row, Dropped) else tokens.encode(quick, row, index, literal=literal, **lengths)
             except Unusable as unusable:
                 yield Dropped(index, unusable.reason, unusable.detail)
 
