@@ -1,7 +1,6 @@
 """Settings of every test: 8 fake CPU devices, strict shapes and dtypes, no network, no accelerator.
 
-Compiling is most of the work, so LLVM optimizes nothing here, and what one test compiled is there for all others of this run and
-for the commands that they start.
+What one test compiled is there for all others of this run and for the commands that they start.
 """
 
 import importlib.util
@@ -11,8 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from commands import COMPILER
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+FLAGS = ("--xla_force_host_platform_device_count=8", *COMPILER)
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled")  # of the process that starts the others: it goes when that ends

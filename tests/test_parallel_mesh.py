@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training as tiny
+from commands import COMPILER
 from jax.sharding import AxisType, PartitionSpec as P
 
 from srlhfv_jax import quiet
@@ -196,7 +197,7 @@ def test_two_processes_equal_one(tmp_path, one_device):
         environment = os.environ | {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": "2",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": " ".join(("--xla_force_host_platform_device_count=2", *COMPILER)),
         }
         command = [sys.executable, str(Path(tiny.__file__)), str(tmp_path / "two"), *arguments]
         started = [

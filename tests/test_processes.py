@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_sharing as tiny
-from commands import ENVIRONMENT, SRLHFV
+from commands import COMPILER, ENVIRONMENT, SRLHFV
 from tiny_stages import numbers, same_numbers
 
 from srlhfv_jax.checkpoint import lock
@@ -45,7 +45,7 @@ def pair(command: list[str], devices: int) -> list[subprocess.Popen]:
     environment = ENVIRONMENT | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": " ".join((f"--xla_force_host_platform_device_count={devices}", *COMPILER)),
     }
     return [
         subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)

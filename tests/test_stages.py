@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_hf
+from commands import COMPILER
 from tiny_stages import picture_task, settings
 
 from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
@@ -165,7 +166,7 @@ def test_two_processes_train_and_export_what_one_does(text, tmp_path):
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": " ".join(("--xla_force_host_platform_device_count=2", *COMPILER)),
     }
     started = [
         subprocess.Popen(command, env=os.environ | shared | {"JAX_PROCESS_ID": str(rank)}, stderr=subprocess.PIPE, text=True)
