@@ -24,8 +24,7 @@ def default() -> ConfigDict:
             microbatches=1,  # parts of a batch, one after the other
             calibration="",  # held-out rows that set the thresholds
             calibration_split="",
-            evaluation="",  # other held-out rows
-            evaluation_split="",
+            **sections.held_out(),  # other rows than those of the calibration
             pairs=dict(
                 path="",  # dual preferences: reward and cost heads beside the guard's, on one backbone
                 split="",

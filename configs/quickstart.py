@@ -29,8 +29,7 @@ def default() -> ConfigDict:
                 score_l2=1e-3,
                 steps=560,
                 microbatches=1,
-                evaluation="",
-                evaluation_split="",
+                **sections.held_out(),
                 data=_data(batch=64, response=RESPONSE + 1),  # an answer that was cut is given its end here
                 optimizer=_optimizer(8e-4, weight_decay=0.2, freeze=("vision/",)),
                 **_shared(),
@@ -168,6 +167,7 @@ def _sft(*, steps: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
         init_random=False,
         steps=steps,
         microbatches=1,
+        **sections.held_out(),
         data=_data(batch=64, prompt=prompt, response=response),
         optimizer=_optimizer(1.5e-3),
         **_shared(),
@@ -189,8 +189,7 @@ def _guard() -> dict:
         microbatches=1,
         calibration="",
         calibration_split="",
-        evaluation="",
-        evaluation_split="",
+        **sections.held_out(),
         pairs=dict(
             path="",  # no score heads beside it
             split="",

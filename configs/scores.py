@@ -21,8 +21,7 @@ def default() -> ConfigDict:
             score_l2=1e-3,  # on squared scores
             steps=932,  # 29,824 pairs / 32
             microbatches=1,  # parts of a batch, one after the other
-            evaluation="",  # held-out pairs
-            evaluation_split="",
+            **sections.held_out(),
             **sections.supervised(batch=32, weight_decay=0.1),
         )
     )

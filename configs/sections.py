@@ -127,6 +127,17 @@ def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[
     )
 
 
+def held_out() -> dict:
+    """Rows that nothing is learned from: none; the last step is exported."""
+    return dict(
+        evaluation="",  # their path
+        evaluation_split="",
+        evaluation_every=0,  # steps; 0 = at the end alone
+        keep_best="",  # metric of the step that is exported; "" = the last step
+        patience=0,  # evaluations without a better one; 0 = to the last step
+    )
+
+
 def checkpoint(every: int) -> dict:
     """Checkpoints that a run resumes from."""
     return dict(
@@ -142,7 +153,7 @@ def log(every: int) -> dict:
         tensorboard=True,  # event files beside them
         trackers=(),  # "wandb", "trackio"
         project="srlhfv",  # of these
-        samples_every=0,  # iterations of ppo_lag between two answers to the same prompts; 0 = none
+        samples_every=0,  # steps of sft or iterations of ppo_lag between two answers to the same prompts; 0 = none
         samples=8,  # such prompts
     )
 

@@ -17,6 +17,7 @@ def default() -> ConfigDict:
             init_random=False,  # True: only its shapes and tokenizer
             steps=466,  # 29,824 rows / 64
             microbatches=1,  # parts of a batch, one after the other
+            **sections.held_out(),
             **sections.supervised(batch=64, weight_decay=0.0),
         )
     )

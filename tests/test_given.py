@@ -102,7 +102,7 @@ def test_an_evaluation_that_fails_leaves_the_export_and_may_be_changed(text, tmp
 
     start = {"init": str(text / "llama"), "evaluation": str(text / "train.jsonl")} | rows(text)
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(scores, "evaluate", fail)
+        patch.setattr(scores, "score_pairs", fail)
         scores.run(settings(ScoresConfig, "scores", **start), tmp_path)
     assert "config.evaluation: 8 of its 8 rows are trained on too" in capsys.readouterr().err
     before = load_pretrained(tmp_path).heads
@@ -121,6 +121,7 @@ def test_an_evaluation_that_fails_leaves_the_export_and_may_be_changed(text, tmp
 def test_settings_of_what_is_measured_may_change_and_those_of_what_is_trained_may_not():
     wanted = settings(GuardConfig, "guard")
     measured = dict(evaluation="x", evaluation_split="x", calibration="x", calibration_split="x", false_positive_rate=0.3)
+    measured |= dict(evaluation_every=3, keep_best="guard.f1", patience=2)
     pairs = dataclasses.replace(wanted.pairs, evaluation="x", evaluation_split="x")
     now = dataclasses.replace(wanted, thresholds="one", pairs=pairs, **measured)
     provenance.check_same({"settings": to_dict(wanted)}, to_dict(now))

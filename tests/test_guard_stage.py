@@ -7,13 +7,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_stages import picture_task, settings
+from tiny_stages import numbers, picture_task, settings
 
 from srlhfv_jax.cli import main as cli_main
 from srlhfv_jax.config import GuardConfig, MeshConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import answers, rows as task_rows
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import Guard, Prompt, guarded_generate, measure, train as guard
+from srlhfv_jax.guard import Guard, Prompt, guarded_generate, held_out, measure, train as guard
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.models import guard_heads
 from srlhfv_jax.parallel import rules
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
     wanted = settings(
         GuardConfig, "guard", init=str(folder / "policy"), taxonomy="embedded", calibration=held, evaluation=held, **rows
     )
-    return folder, wanted, guard.run(wanted, folder / "guard")
+    return folder, wanted, guard.run(dataclasses.replace(wanted, evaluation_every=1), folder / "guard")
 
 
 def test_a_guard_is_trained_calibrated_measured_and_exported(trained):
@@ -48,6 +48,9 @@ def test_a_guard_is_trained_calibrated_measured_and_exported(trained):
     about = json.loads((folder / "guard/export/guard.json").read_text())
     assert about["thresholds"] == {part: result[f"threshold.{part}"] for part in ("input", "output")}
     assert load_pretrained(folder / "guard").heads == {}
+    logged = {line["step"]: line for line in numbers(folder / "guard") if "guard.auroc" in line}
+    assert list(logged) == [0, 1, 2] and {name: result[name] for name in logged[0]} == logged[2]  # step 2 is what is exported
+    assert {"evaluation.severity_loss", "evaluation.category_loss", "guard.f1", "guard.input.auroc"} <= logged[0].keys()
 
 
 @pytest.mark.parametrize("balance", [True, False])
@@ -69,8 +72,8 @@ def test_one_threshold_for_all_parts_is_that_of_all_their_rows(trained):
     loaded = load_pretrained(folder / "guard")
     judged = guard.judge(wanted, loaded, Guard.load(folder / "guard").tree, make_mesh(wanted.mesh), wanted.evaluation)
     score_B, unsafe_B, rate = judged.severity_BJ[:, 0], judged.labels[0][:, 0], 0.3
-    one = guard.calibrate(judged, dataclasses.replace(wanted, thresholds="one", false_positive_rate=rate))
-    each = guard.calibrate(judged, dataclasses.replace(wanted, thresholds="each", false_positive_rate=rate))
+    one = held_out.calibrate(judged, dataclasses.replace(wanted, thresholds="one", false_positive_rate=rate))
+    each = held_out.calibrate(judged, dataclasses.replace(wanted, thresholds="each", false_positive_rate=rate))
     assert one == dict.fromkeys(("input", "output"), measure.threshold(score_B, unsafe_B, rate))
     assert 0 < (score_B > one["input"])[~unsafe_B].mean() <= rate
     for part, threshold in each.items():
@@ -293,7 +296,7 @@ def test_a_guard_may_be_an_adapter_and_says_what_the_stage_measured(trained, tmp
         np.testing.assert_array_equal(a, b, err_msg=path)
     loaded = Guard.load(tmp_path / "guard")
     judged = guard.judge(wanted, load_pretrained(tmp_path / "guard"), loaded.tree, make_mesh(wanted.mesh), wanted.evaluation)
-    again = guard.evaluate(judged, loaded.thresholds, loaded.categories)
+    again = held_out.evaluate(judged, loaded.thresholds, loaded.categories)
     assert again["guard.auroc"] == pytest.approx(result["guard.auroc"], abs=0.03 if kind == "int8" else 1e-5)
 
 

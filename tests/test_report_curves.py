@@ -27,9 +27,10 @@ def work(tmp_path_factory) -> workdir.Workdir:
     rows, pairs, prompts = (
         ROWS | {"data.path": str(out / f"{name}.parquet"), "model.scan_unroll": 1} for name in ("sft", "pairs", "prompts")
     )
-    sft.run(settings(SFTConfig, "sft", init=str(out / "base"), init_random=True, steps=1, **rows), out / "sft")
-    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), steps=1, **pairs), out / "scores")
-    guard.run(settings(GuardConfig, "guard", init=str(out / "sft"), taxonomy="embedded", steps=1, **rows), out / "guard")
+    sft.run(settings(SFTConfig, "sft", init=str(out / "base"), init_random=True, steps=1, **rows, **held(rows)), out / "sft")
+    scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), steps=1, **pairs, **held(pairs)), out / "scores")
+    judged = {"taxonomy": "embedded", "steps": 1} | rows | held(rows)
+    guard.run(settings(GuardConfig, "guard", init=str(out / "sft"), **judged), out / "guard")
     both = prompts | {"policy": str(out / "sft"), "iterations": 1, "validation.path": str(out / "prompts.parquet")}
     shared = {"scorer": str(out / "scores"), "validation.judge": "oracle", "validation.every_steps": 1}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both, **shared), out / "ppo_lag")
@@ -37,6 +38,10 @@ def work(tmp_path_factory) -> workdir.Workdir:
     options = {"rollout.old_logp": "recompute", "ptx.coef": 0.5, "ptx.path": str(out / "sft.parquet"), "validation.path": ""}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | separate | options), out / "separate")
     return workdir.read(out)
+
+
+def held(rows: dict) -> dict:
+    return {"evaluation": rows["data.path"], "evaluation_every": 1}
 
 
 def labelled_pairs(cells) -> list[dict]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import answers, same_prompts
@@ -94,12 +94,13 @@ def test_the_report_shows_the_first_and_the_last_answer_and_some_between(tmp_pat
     assert "reward 27.14" in html  # 190 / 7
 
 
-@pytest.mark.parametrize("kind, command", [(SFTConfig, "sft"), (ScoresConfig, "scores")])
+@pytest.mark.parametrize("kind, command", [(GuardConfig, "guard"), (ScoresConfig, "scores")])
 def test_stages_that_sample_nothing_refuse_it(kind, command):
-    with pytest.raises(UserError, match="log.samples_every would be ignored.*ppo_lag alone"):
+    with pytest.raises(UserError, match="log.samples_every would be ignored.*sft and ppo_lag alone"):
         flags.stage(command, kind, ["--workdir=W", "--config.log.samples_every=5"], "doc")
 
 
-def test_a_number_of_samples_without_their_interval_is_refused():
+@pytest.mark.parametrize("kind, command", [(SFTConfig, "sft"), (PPOLagConfig, "ppo_lag")])
+def test_a_number_of_samples_without_their_interval_is_refused(kind, command):
     with pytest.raises(UserError, match="log.samples would be ignored: config.log.samples_every is 0"):
-        flags.stage("ppo_lag", PPOLagConfig, ["--workdir=W", "--config.log.samples=5"], "doc")
+        flags.stage(command, kind, ["--workdir=W", "--config.log.samples=5"], "doc")

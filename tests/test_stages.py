@@ -66,10 +66,15 @@ def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_pa
     rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
     done = sft.run(settings(SFTConfig, "sft", init=str(text / "llama"), **rows), tmp_path / "sft")
     assert np.isfinite(done["loss"])
+    held = {"evaluation": str(text / "pku.jsonl"), "evaluation_every": 1, "keep_best": "cost_model.pair_accuracy"}
     done = scores.run(
-        settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), evaluation=str(text / "pku.jsonl"), **rows),
+        settings(ScoresConfig, "scores", init=str(tmp_path / "sft"), **held, **rows),
         tmp_path / "scores",
     )
+    log = {line["step"]: line for line in lines(tmp_path / "scores") if "evaluation.loss" in line}
+    assert list(log) == [0, 1, 2] and {name: done[name] for name in log[0]} == log[done["best.step"]] | {"step": 2}
+    best = max(log[1]["cost_model.pair_accuracy"], log[2]["cost_model.pair_accuracy"])
+    assert done["cost_model.pair_accuracy"] == best and {"evaluation.reward_loss", "evaluation.cost_loss"} <= done.keys()
     assert 0 <= done["cost_model.sign_accuracy"] <= 1 and 0 <= done["reward_model.pair_accuracy"] <= 1
     heads = load_pretrained(tmp_path / "scores").heads
     assert sorted(heads) == ["cost", "reward"]

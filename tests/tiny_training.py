@@ -112,6 +112,8 @@ def train(
     change=None,
     stop=None,
     export=None,
+    best=None,
+    evaluate_first=False,
 ):
     """Run to `steps`, resuming; returns (final state as NumPy, notes). `change(step_fn)` may wrap the step."""
     jax.set_mesh(mesh)
@@ -139,6 +141,8 @@ def train(
         stop=stop,
         notes=notes,
         export=export,
+        best=best,
+        evaluate_first=evaluate_first,
     )
     return hosts.to_host(final), notes
 

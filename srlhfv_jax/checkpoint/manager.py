@@ -5,7 +5,7 @@
     WORKDIR/checkpoints/damaged/<step>   set aside on restore, named on stderr
 
 A kill at any moment leaves the last checkpoint that has a manifest; one without is not used: its files may be torn. Older ones go
-when a newer one has its manifest. No pickles are written or read. Frozen models are not in here: the settings say where they are,
+when a newer one has its manifest, but for one that the notes of the newer one name (`PINNED`). No pickles are written or read. Frozen models are not in here: the settings say where they are,
 and they are loaded again.
 """
 
@@ -23,6 +23,7 @@ from srlhfv_jax.checkpoint import manifest, provenance
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
 
+PINNED = "pinned"  # among the notes of a checkpoint: the step of an older one that stays beside the newest
 PARAMETERS = "params."  # how the names of a state's parameters begin
 STEP = re.compile("0|[1-9][0-9]{0,9}")  # the name of a checkpoint
 
@@ -54,7 +55,7 @@ class Manager:
         self._open().save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(_named(state)), about=ocp.args.JsonSave(about)), force=True
         )
-        self._sealer = threading.Thread(target=self._seal, args=(step,), name="checkpoint-seal")
+        self._sealer = threading.Thread(target=self._seal, args=(step, extra.get(PINNED)), name="checkpoint-seal")
         self._sealer.start()
 
     def wait(self) -> None:
@@ -117,6 +118,11 @@ class Manager:
             read = reader.restore(folder, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
         return {name.removeprefix(PARAMETERS).replace(".", "/"): leaf for name, leaf in read.items()}, step
 
+    def whole(self, step: int) -> bool:
+        """Whether all files of the checkpoint of a step are there as they were written; asked by all processes together."""
+        self.wait()
+        return self._problem(step) is None
+
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict, dict]:
         """The checkpoint of a step as (state, data_state, extra), bit for bit as saved.
 
@@ -146,12 +152,12 @@ class Manager:
             self._orbax = ocp.CheckpointManager(epath.Path(self.folder), options=options, item_handlers=handlers)
         return self._orbax
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, pinned: int | None) -> None:
         try:
             self._open().wait_until_finished()
             if hosts.process_index() == 0:
                 manifest.write(self.folder / str(step), self._manifest(step))
-                for old in self.steps()[: -self._keep]:
+                for old in (step for step in self.steps()[: -self._keep] if step != pinned):
                     self._manifest(old).unlink(missing_ok=True)
                     shutil.rmtree(self.folder / str(old))
                 kept = {str(step) for step in self.steps()}

@@ -15,7 +15,7 @@ PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 # Settings that may differ between a run and its resumption: they change speed, memory, what is written or how it is measured, not
 # what is trained.
 MAY_CHANGE = (
-    *("checkpoint", "log", "sweep", "functions"),
+    *("checkpoint", "log", "sweep", "functions", "evaluation_every", "keep_best", "patience"),
     *("evaluation", "evaluation_split", "calibration", "calibration_split", "false_positive_rate", "thresholds", "validation"),
     *("mesh", "microbatches", "score_microbatches", "workers", "remat", "scan_unroll", "attention", "logp_chunk"),
     "decode_first",  # the loader compares the rows themselves

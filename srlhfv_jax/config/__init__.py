@@ -4,6 +4,7 @@
     sft, scores, guard, ppo_lag, quickstart, evaluate
                  the settings of one stage each, with what of them nothing reads (`unread`)
     ranges       values that a setting may have
+    held_out     numbers on held-out rows that a checkpoint can be chosen by
     unread       refusal of settings that would be ignored
     terms        the terms that a reward or a cost is the sum of
     comments     the comments beside the fields, for --help

@@ -120,7 +120,7 @@ class LogConfig:
     tensorboard: bool  # also write event files
     trackers: tuple[Annotated[str, OneOf("wandb", "trackio")], ...]  # others that are told; each is an extra of the package
     project: str  # of these trackers
-    samples_every: CountOrOff  # iterations of ppo_lag between two answers to the same prompts; 0 = none
+    samples_every: CountOrOff  # steps of sft or iterations of ppo_lag between two answers to the same prompts; 0 = none
     samples: Annotated[int, Range(1, 1000)]  # such prompts
 
 

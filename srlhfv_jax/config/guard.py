@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from srlhfv_jax.config import held_out
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Range, Rows, Seed, Weight
 from srlhfv_jax.config.unread import Unread, of_adapters, of_samples
@@ -47,6 +48,9 @@ class GuardConfig:
     calibration_split: str  # as data.split
     evaluation: str  # path of other held-out rows; "" = none
     evaluation_split: str  # as data.split
+    evaluation_every: CountOrOff  # steps between two evaluations while training, thresholds included; 0 = at the end alone
+    keep_best: Annotated[str, OneOf("", *held_out.GUARD)]  # the step that is exported: the best of those evaluated; "" = the last
+    patience: CountOrOff  # evaluations without a better one before the run ends; 0 = it goes to its last step
     pairs: PairsConfig
     lora: LoraConfig
     model: ModelConfig
@@ -61,6 +65,11 @@ class GuardConfig:
         """The checkpoint that training starts from."""
         return self.init
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Paths and splits of the rows that evaluations are of."""
+        return (self.evaluation, self.evaluation_split, self.pairs.evaluation, self.pairs.evaluation_split)
+
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
         yield from of_adapters(self.lora)
@@ -70,6 +79,7 @@ class GuardConfig:
         if not self.calibration:
             for name in ("false_positive_rate", "thresholds", "calibration_split"):
                 yield Unread(name, "thresholds are set on the rows of config.calibration, and there are none")
+        yield from held_out.unread(bool(self.evaluation or self.pairs.evaluation), self.evaluation_every, self.keep_best)
         if not self.evaluation:
             yield Unread("evaluation_split", "there is no config.evaluation")
         if not self.pairs.path:

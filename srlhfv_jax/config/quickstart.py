@@ -63,15 +63,16 @@ class QuickstartConfig:
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
         stages = {name: vars(self)[name] for name in ("naming", "sft", "scores", "ppo", "ppo_lag", "guard")}
-        filled = ("seed", "init", "init_random", "policy", "reference", "scorer", "data.path", "calibration", "evaluation")
+        filled = ("seed", "init", "init_random", "policy", "reference", "scorer", "data.path", "calibration")
         filled += ("validation.path", "validation.budget")
         for stage, own in stages.items():
-            for name in filled:
-                if name.split(".")[0] in vars(own) and (stage, name) != ("scores", "evaluation"):
+            guards = ("evaluation",) if stage == "guard" else ()
+            for name in (*filled, *guards):
+                if name.split(".")[0] in vars(own):
                     yield Unread(f"{stage}.{name}", "the pipeline sets it for each of its stages (the seed: --seed)")
             for name in ("system_prompt", "chat_template", "train_on"):
                 yield Unread(f"{stage}.data.{name}", "the embedded task has questions of one turn, and a template of its own")
-            given = ("calibration", "evaluation", "validation", "reward", "cost")  # are there once the pipeline has set its paths
+            given = ("calibration", "validation", "reward", "cost", *guards)  # are there once the pipeline has set its paths
             yield from (
                 one._replace(path=f"{stage}.{one.path}", off=None)
                 for one in own.unread()

@@ -28,6 +28,8 @@ FUNCTIONS: dict[str, Any] = {
     "cost_fn": "",
     "functions": dict(rows=16, workers=8, timeout_s=60.0, attempts=3, backoff_s=1.0, reward_cache=True),
 }  # of PPO-Lagrangian
+HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
+HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
 
 
@@ -63,6 +65,10 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = LATER | values
     if "tensorboard" in values:
         values = LATER_OF_LOG | values
+    if {"steps", "evaluation"} <= values.keys():
+        values = HELD_OUT | values
+    if "init_random" in values:
+        values = HELD_OUT_OF_SFT | values
     if {"constraint", "ppo"} <= values.keys():
         values = FUNCTIONS | values
     return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}

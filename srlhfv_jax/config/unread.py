@@ -45,9 +45,9 @@ def check_changed(settings: Any, changed: Iterable[str]) -> None:
 
 
 def of_samples() -> Iterator[Unread]:
-    """Settings of answers in stages that sample none."""
-    yield Unread("log.samples_every", "answers to the same prompts are drawn by ppo_lag alone", 0)
-    yield Unread("log.samples", "answers to the same prompts are drawn by ppo_lag alone")
+    """Settings of answers in stages whose models give none."""
+    yield Unread("log.samples_every", "answers to the same prompts are drawn by sft and ppo_lag alone", 0)
+    yield Unread("log.samples", "answers to the same prompts are drawn by sft and ppo_lag alone")
 
 
 def of_adapters(lora: LoraConfig) -> Iterator[Unread]:

@@ -12,7 +12,7 @@ from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import controls, pair_accuracy
 from srlhfv_jax.evaluation.score_metrics import COST, REWARD
-from srlhfv_jax.evaluation.scoring import LABELS, score_pairs
+from srlhfv_jax.evaluation.scoring import LABELS, jit_scores, score_pairs
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.runs import checkpoints, inputs
 
@@ -66,7 +66,7 @@ def measure(
 def _score(loaded, examples: Sequence[Example], data: DataConfig, mesh) -> dict[str, ScoredPairs]:
     rows = inputs.fit_loosely("pairs", examples, data, loaded)
     tree = {"backbone": loaded.params, "heads": loaded.heads}
-    scores, labels = score_pairs(loaded.config, tree, rows, data, mesh)
+    scores, labels = score_pairs(jit_scores(loaded.config, mesh), tree, rows, data, mesh)
     places = tuple(row.row for row in rows.rows)
     groups = tuple(row.example.meta.get("category", "") for row in rows.rows)
     return {

@@ -24,6 +24,7 @@ from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import complete
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.microbatches import over_rows
 from srlhfv_jax.runs import checkpoints, inputs
 
 Scores = dict[str, Float[Array, "B *S"]]  # head -> [B], or [B, 2] of pairs
@@ -33,23 +34,32 @@ LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS
 
 
 def jit_scores(
-    config: VLMConfig, mesh: Mesh, trees: Sequence[str] = (SCORER,), own_tower: Sequence[str] = (SCORER,)
+    config: VLMConfig,
+    mesh: Mesh,
+    trees: Sequence[str] = (SCORER,),
+    own_tower: Sequence[str] = (SCORER,),
+    microbatches: int = 1,
 ) -> Callable[[Mapping[str, Any], Any, Images | None], Scores]:
     """({name: tree}, sequences, images) -> every head's scores, jitted.
 
     Args:
         trees: names of the trees whose heads score.
         own_tower: those of them that look at the images themselves; the others read the features of the sequences.
+        microbatches: parts of the rows, scored one after the other.
     """
 
-    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
-    def score(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
+    def of_rows(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
         read = sequences.pair_scores if isinstance(batch, PairBatch) else sequences.end_scores
-        by_name, scores = complete(by_name), {}
+        scores: Scores = {}
         for name in trees:
             features = sequences.encode(config, by_name[name], images) if name in own_tower else batch.features
             scores |= read(config, by_name[name], batch, features)
         return scores
+
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
+    def score(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
+        by_name = complete(by_name)
+        return over_rows(lambda rows: of_rows(by_name, *rows), (batch, images), microbatches)
 
     return score
 
@@ -85,10 +95,13 @@ def model_scores(
 
 
 def score_pairs(
-    config: VLMConfig, tree: Any, rows: loader.Prepared, data: DataConfig, mesh: Mesh
+    score: Callable[[Mapping[str, Any], Any, Images | None], Scores],
+    tree: Any,
+    rows: loader.Prepared,
+    data: DataConfig,
+    mesh: Mesh,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Every pair, in order: {head: scores_BS}, and {label (one of LABELS): its values}."""
-    score = jit_scores(config, mesh)
+    """Every pair, in order: {head: scores_BS}, and {label (one of LABELS): its values}; `score` is that of `jit_scores`."""
     scores: dict[str, list[np.ndarray]] = {}
     labels: dict[str, list[np.ndarray]] = {}
     for batch, real_B in inputs.in_order(rows, data, mesh):

@@ -3,6 +3,7 @@
 The paper (arXiv 2503.17682) describes what its guard does, not how it is made: heads, losses and thresholds are our own design.
 
     train        `srlhfv guard`: severity and category heads, thresholds, export
+    held_out     thresholds and numbers of rows that nothing is learned from
     scoring      batch -> logits -> probabilities -> verdicts
     measure      numbers on labelled rows, and the threshold for a false-positive rate
     judge        `Guard`: a trained guard in use

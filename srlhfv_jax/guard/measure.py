@@ -101,6 +101,13 @@ def category_metrics(
     return numbers | {f"category_f1.{names[place]}": value for place, value in f1.items()}
 
 
+def log_loss(probability: Float[np.ndarray, "N"], label: Bool[np.ndarray, "N"]) -> float:
+    """Mean of -log P(the label), in nats; probabilities are cut off 1e-7 from 0 and 1, the steps of float32."""
+    chex.assert_equal_shape([probability, label])
+    said = np.clip(np.asarray(probability, np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.log(np.where(label, said, 1 - said)).mean())
+
+
 def metrics(
     severity_BJ: Float[np.ndarray, "B J"],
     category_BA: Float[np.ndarray, "B A"],

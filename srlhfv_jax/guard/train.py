@@ -9,18 +9,18 @@ With `config.pairs.path`, reward and cost heads are trained beside it on the sam
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from srlhfv_jax.batches import GuardBatch, PairBatch
 from srlhfv_jax.config import DataConfig, GuardConfig
 from srlhfv_jax.data import guard_rows, loader, sources, taxonomies
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.guard import measure, scoring
+from srlhfv_jax.guard import held_out, scoring
 from srlhfv_jax.hf import hub
 from srlhfv_jax.hf.card import Product
 from srlhfv_jax.hf.load import Pretrained
@@ -37,19 +37,6 @@ from srlhfv_jax.supervised.train import Objective, train
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
 SCORES = ("reward", "cost")
-DEFAULT_THRESHOLD = 0.5  # on P(unsafe), where no rows calibrate it
-
-
-class Judged(NamedTuple):
-    """Held-out questions and answers, and what the guard says of them."""
-
-    severity_BJ: np.ndarray  # P(severity > k)
-    category_BA: np.ndarray
-    labels: tuple[np.ndarray, ...]  # guard_rows.arrays, without its axis Q
-    is_part: dict[str, np.ndarray]  # part -> which of them are of it
-    groups: tuple[str, ...]
-
-
 PRODUCT = Product(
     "guard",
     "A guard: how severe the harm of a question, or of an answer to it, is, and of which kinds (srlhfv_jax.guard.Guard loads it). "
@@ -87,11 +74,17 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
     if joint:
         tree |= {"heads": scores.start_heads(model, SCORES, started.mesh, states.key(settings.seed, 0, "heads"))}
     describe_parameters("guard", tree, started.mesh)
+    held = _held_out(settings, categories, model.config, rows, started.mesh)
+
+    def evaluate(trained: dict) -> dict[str, float]:
+        whole = with_backbone(base, trained | {"guard": _unweighted(trained["guard"], weights)})
+        return held.numbers(whole, held.thresholds(whole))
+
     batches = inputs.batches(rows["data"], settings.data, settings.seed, started.mesh)
     if joint:
         pairs = inputs.batches(rows["pairs"], pair_data(settings), settings.seed + 1, started.mesh)
         batches = loader.MultiStream(guard=batches, pairs=pairs)
-    tree = train(
+    tree, chosen = train(
         "guard",
         settings,
         started,
@@ -100,29 +93,22 @@ def run(settings: GuardConfig, workdir: Path) -> dict[str, float]:
         objective(model.config, settings, weights).loss,
         show=("loss", "severity_accuracy", "category_accuracy") + (("reward_accuracy", "cost_sign_accuracy") if joint else ()),
         base=base,
+        evaluate=evaluate,
     )
     tree |= {"guard": _unweighted(tree["guard"], weights)}
     trained, exported = optimizers.trainable(settings.optimizer, tree), tree
     if not joint and "backbone" in tree and model.heads and not any(jax.tree.leaves(trained["backbone"])):
         exported = tree | {"heads": model.heads}
-    result = last_numbers(started) | {"rows": len(rows["data"].rows)} | counts
-    about, thresholds = _about(settings, rows["data"]), dict.fromkeys(settings.parts, DEFAULT_THRESHOLD)
-    uncalibrated = about | {"thresholds": thresholds, "false_positive_rate": None}
+    result = last_numbers(started) | chosen | {"rows": len(rows["data"].rows)} | counts
+    about = _about(settings, rows["data"])
+    uncalibrated = about | held_out.uncalibrated(settings)
     export_run(started, PRODUCT, model.config, exported, base=model.path, result=result, guard=uncalibrated)
     complete_tree = with_backbone(base, tree)
-    held = functools.partial(judge_rows, settings, model, complete_tree, started.mesh)
-    if settings.calibration:
-        thresholds = calibrate(held(rows["calibration"]), settings)
-        about |= {"thresholds": thresholds, "false_positive_rate": settings.false_positive_rate}
-    else:
-        about = uncalibrated
+    thresholds = held.thresholds(complete_tree)
+    rate = settings.false_positive_rate if settings.calibration else None
     result |= {f"threshold.{part}": value for part, value in thresholds.items()}
-    finish(started, PRODUCT, result, guard=about)
-    if settings.evaluation:
-        result |= evaluate(held(rows["evaluation"]), thresholds, categories)
-    if "pairs.evaluation" in rows:
-        result |= scores.evaluate(model.config, complete_tree, rows["pairs.evaluation"], pair_data(settings), started.mesh)
-    return finish(started, PRODUCT, result)
+    finish(started, PRODUCT, result, guard=about | {"thresholds": thresholds, "false_positive_rate": rate})
+    return finish(started, PRODUCT, result | held.numbers(complete_tree, thresholds))
 
 
 def complete(run: Unfinished) -> Unfinished:
@@ -134,7 +120,7 @@ def complete(run: Unfinished) -> Unfinished:
     if not isinstance(settings, GuardConfig):
         return run
     rows = prepare(settings, settings.data, checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template))
-    unset = {"thresholds": dict.fromkeys(settings.parts, DEFAULT_THRESHOLD), "false_positive_rate": None}
+    unset = held_out.uncalibrated(settings)
     heads = _unweighted(run.tree["guard"], _weights(rows, settings.balance))
     return run._replace(tree=run.tree | {"guard": heads}, guard=_about(settings, rows) | unset | hub.origin(settings.init))
 
@@ -253,67 +239,21 @@ def joint_loss(
     return masked.Loss(judged.sum | weighted, judged.count | scored.count, judged.metrics | scored.metrics)
 
 
-def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, path: str) -> Judged:
+def judge(settings: GuardConfig, model: Pretrained, tree: Any, mesh: Mesh, path: str) -> held_out.Judged:
     """Every question and answer of the rows of a path, in order."""
-    return judge_rows(settings, model, tree, mesh, prepare(settings, dataclasses.replace(settings.data, path=path), model))
+    rows = prepare(settings, dataclasses.replace(settings.data, path=path), model)
+    return held_out.judge(held_out.jit_logits(model.config, mesh), tree, rows, settings.data, mesh)
 
 
-def judge_rows(settings: GuardConfig, model: Pretrained, tree: Any, mesh: jax.sharding.Mesh, rows: loader.Prepared) -> Judged:
-    """Every question and answer of rows that were prepared, in order."""
-    data = settings.data
-    severity_BQJ, category_BQA = scoring.probabilities(
-        jax.jit(functools.partial(scoring.logits, model.config), out_shardings=hosts.row_sharding(mesh)),
-        tree,
-        inputs.in_order(rows, data, mesh),
-    )
-    given = [rows.labels[row.row] for row in rows.rows]
-    judged_BQ = np.array([[labels != guard_rows.UNKNOWN for labels in both] for both in given])
-    row_B, part_B = np.nonzero(judged_BQ)
-    return Judged(
-        severity_BQJ[judged_BQ],
-        category_BQA[judged_BQ],
-        tuple(array[judged_BQ] for array in guard_rows.arrays(given, rows.categories)),
-        {part: part_B == index for index, part in enumerate(guard_rows.PARTS)},
-        tuple(rows.rows[row].example.meta.get("category", "") for row in row_B),
-    )
-
-
-def calibrate(judged: Judged, settings: GuardConfig) -> dict[str, float]:
-    """Part -> threshold on P(unsafe), for `settings.false_positive_rate`.
-
-    With one for all parts that rate is of all their rows. At an equal probability the next false alarm buys equally many
-    detections in either part (Neyman and Pearson): no other split of the alarms detects more, if the probabilities are right.
-    """
-    unsafe_B, known_B = judged.labels[0][:, 0], judged.labels[1][:, 0]
-
-    def threshold(rows: np.ndarray) -> float:
-        return measure.threshold(judged.severity_BJ[rows, 0], unsafe_B[rows], settings.false_positive_rate)
-
-    if settings.thresholds == "one":
-        return dict.fromkeys(settings.parts, threshold(known_B))
-    return {part: threshold(judged.is_part[part] & known_B) for part in settings.parts}
-
-
-def evaluate(judged: Judged, thresholds: dict[str, float], categories: Sequence[str]) -> dict[str, float]:
-    """`guard.*` over all rows, and `guard.PART.*`."""
-    threshold_B = np.zeros(len(judged.severity_BJ))
-    for part, value in thresholds.items():
-        threshold_B[judged.is_part[part]] = value
-    level_B = scoring.levels(judged.severity_BJ, threshold_B)
-    numbers = {}
-    everything = {"guard": np.ones(len(level_B), bool)} | {f"guard.{part}": judged.is_part[part] for part in thresholds}
-    for name, rows in everything.items():
-        metrics = measure.metrics(
-            judged.severity_BJ[rows],
-            judged.category_BA[rows],
-            level_B[rows],
-            threshold_B[rows],
-            tuple(array[rows] for array in judged.labels),
-            categories,
-            [group for group, chosen in zip(judged.groups, rows) if chosen],
-        )
-        numbers |= {f"{name}.{key}": value for key, value in metrics.items()}
-    return numbers
+def _held_out(
+    settings: GuardConfig, categories: tuple[str, ...], config: VLMConfig, rows: dict[str, loader.Prepared], mesh: Mesh
+) -> held_out.HeldOut:
+    """The rows of `_rows` that nothing is learned from."""
+    pairs, logits = None, held_out.jit_logits(config, mesh, settings.microbatches)
+    if "pairs.evaluation" in rows:
+        data = pair_data(settings)
+        pairs = scores.held_out(config, settings.pairs, None, rows["pairs.evaluation"], data, mesh, settings.microbatches)
+    return held_out.HeldOut(settings, categories, rows.get("calibration"), rows.get("evaluation"), pairs, logits, mesh)
 
 
 def _start_heads(

@@ -21,7 +21,7 @@ from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.taxonomies import categories
 from srlhfv_jax.evaluation import answering, compare, oracle
 from srlhfv_jax.evaluation.answers import Answers
-from srlhfv_jax.guard import Guard, Guarded, Prompt, effect, guarded_generate, train as guard_training
+from srlhfv_jax.guard import Guard, Guarded, Prompt, effect, guarded_generate, held_out, train as guard_training
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.quickstart.probes import shuffle_images, write_table
@@ -43,7 +43,7 @@ def probe(folder: Path, rows: Path, unseen: Path, settings: GuardConfig) -> dict
 
     def numbers(path: Path) -> dict[str, float]:
         judged = guard_training.judge(settings, model, tree, mesh, str(path))
-        return guard_training.evaluate(judged, about["thresholds"], categories(settings.taxonomy))
+        return held_out.evaluate(judged, about["thresholds"], categories(settings.taxonomy))
 
     contextual, shuffled = (folder / f"probe_{name}.parquet" for name in ("contextual", "image_shuffled"))
     table = pq.read_table(rows)

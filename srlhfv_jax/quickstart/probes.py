@@ -25,11 +25,12 @@ def measure(scorer: Path, data: Path, heldout: Path, settings: ScoresConfig, see
     mesh = use_mesh(settings.mesh)
     model = checkpoints.load(str(scorer), settings.model, mesh)
     tree = {"backbone": model.params, "heads": model.heads}
+    score = scoring.jit_scores(model.config, mesh)
 
     def scored(path: Path):
         where = dataclasses.replace(settings.data, path=str(path))
         rows = inputs.prepare("pairs", where, model)
-        return (*scoring.score_pairs(model.config, tree, rows, where, mesh), rows)
+        return (*scoring.score_pairs(score, tree, rows, where, mesh), rows)
 
     scored_heads, labels, rows = scored(heldout)
     intents = [row.example.meta["intent"] for row in rows.rows]

@@ -39,9 +39,8 @@ def same_prompts_section(work: Workdir) -> Section:
             summary = (
                 f"How the same {count} prompts were answered over time" if count > 1 else "How one prompt was answered over time"
             )
-            body += page.paragraph(
-                f"{stage.name}: {summary}, each time with the same random key; reward and cost are the run's own."
-            )
+            own = "; reward and cost are the run's own" if stage.kind == "ppo_lag" else ""
+            body += page.paragraph(f"{stage.name}: {summary}, each time with the same random key{own}.")
             body += f'<div class="samples">{cards}</div>'
     return Section("same_prompts", "The same prompts over time", body)
 

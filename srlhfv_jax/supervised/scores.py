@@ -4,7 +4,9 @@ L = L_RM + L_CM      (losses/reward.py, losses/cost.py); prompt and image pass o
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from srlhfv_jax.config import DataConfig, PairsConfig, ScoresConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import pair_accuracy
-from srlhfv_jax.evaluation.scoring import LABELS, score_pairs
+from srlhfv_jax.evaluation.scoring import LABELS, jit_scores, score_pairs
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.losses import cost, masked, reward
@@ -54,7 +56,10 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
     tree |= {"heads": start_heads(model, settings.heads, started.mesh, states.key(settings.seed, 0, "heads"))}
     describe_parameters("scorer", tree, started.mesh)
-    tree = supervised.train(
+    evaluate = None
+    if held is not None:
+        evaluate = held_out(model.config, settings, base, held, held_data, started.mesh, settings.microbatches)
+    tree, chosen = supervised.train(
         "scores",
         settings,
         started,
@@ -63,11 +68,12 @@ def run(settings: ScoresConfig, workdir: Path) -> dict[str, float]:
         objective(model.config, settings).loss,
         show=("loss", "reward_accuracy", "cost_sign_accuracy"),
         base=base,
+        evaluate=evaluate,
     )
-    result = last_numbers(started) | {"rows": len(rows.rows)} | counts
+    result = last_numbers(started) | chosen | {"rows": len(rows.rows)} | counts
     export_run(started, PRODUCT, model.config, tree, base=model.path, about={"labels": settings.sign}, result=result)
-    if held is not None:
-        result |= evaluate(model.config, with_backbone(base, tree), held, held_data, started.mesh)
+    if evaluate is not None:
+        result |= evaluate(tree)
     return finish(started, PRODUCT, result)
 
 
@@ -85,20 +91,24 @@ def start_heads(model: Pretrained, names: tuple[str, ...], mesh, key: jax.Array)
 
 def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: PairBatch) -> masked.Loss:
     """The joint loss, a term for each head: its mean is over its own labelled rows, so that unlabelled rows dilute neither."""
-    scored_BS = _scores(config, tree, batch)
+    return _terms(settings, _scores(config, tree, batch), batch._asdict())
+
+
+def _terms(settings: ScoresConfig | PairsConfig, scored_BS: Mapping[str, Any], labels: Mapping[str, Any]) -> masked.Loss:
+    """The loss of scores of pairs, {head: [B, 2]}; `labels` are the fields LABELS of a PairBatch."""
     terms, metrics = {}, {}
     if "reward" in scored_BS:
-        chosen_B, rejected_B = _ordered(scored_BS["reward"], batch.chosen_B)
-        terms["reward"] = part = reward.reward(chosen_B, rejected_B, batch.helpful_weight_B, score_l2=settings.score_l2)
+        chosen_B, rejected_B = _ordered(scored_BS["reward"], labels["chosen_B"])
+        terms["reward"] = part = reward.reward(chosen_B, rejected_B, labels["helpful_weight_B"], score_l2=settings.score_l2)
         metrics |= {"reward_loss": (part.sum, part.count), "reward_accuracy": part.metrics["pair_accuracy"]}
     if "cost" in scored_BS:
-        safer_B, costlier_B = _ordered(scored_BS["cost"], batch.safer_B)
+        safer_B, costlier_B = _ordered(scored_BS["cost"], labels["safer_B"])
         terms["cost"] = part = cost.cost(
             costlier_B,
             safer_B,
-            batch.safety_weight_B,
+            labels["safety_weight_B"],
             scored_BS["cost"],
-            batch.sign_BS,
+            labels["sign_BS"],
             sign_weight=settings.sign_weight,
             score_l2=settings.score_l2,
         )
@@ -112,10 +122,32 @@ def loss(config: VLMConfig, settings: ScoresConfig | PairsConfig, tree, batch: P
     )
 
 
-def evaluate(config: VLMConfig, tree, rows: loader.Prepared, data: DataConfig, mesh) -> dict[str, float]:
-    """Accuracies on held-out pairs, by the labels in the rows."""
-    scores, labels = score_pairs(config, tree, rows, data, mesh)
-    return pair_accuracy.model_metrics(scores.get("reward"), scores.get("cost"), *(labels[name] for name in LABELS))
+def held_out(
+    config: VLMConfig,
+    settings: ScoresConfig | PairsConfig,
+    base: dict | None,
+    rows: loader.Prepared,
+    data: DataConfig,
+    mesh,
+    microbatches: int,
+) -> supervised.Evaluate:
+    """Accuracies of a trained tree on held-out pairs, by the labels in the rows (`pair_accuracy.model_metrics`); `evaluation.loss`, and
+    `evaluation.HEAD_loss` of each head that has labels.
+
+    Args:
+        base: the frozen backbone under a tree that holds an adapter.
+    """
+    score = jit_scores(config, mesh, microbatches=microbatches)
+
+    def evaluate(tree: dict) -> dict[str, float]:
+        scores, labels = score_pairs(score, with_backbone(base, tree), rows, data, mesh)
+        numbers = pair_accuracy.model_metrics(scores.get("reward"), scores.get("cost"), *(labels[name] for name in LABELS))
+        loss = _terms(settings, scores, labels)
+        means = {name: float(total / loss.count[name]) for name, total in loss.sum.items() if loss.count[name] > 0}
+        losses = {f"evaluation.{name}_loss": mean for name, mean in means.items()}
+        return numbers | losses | ({"evaluation.loss": sum(means.values())} if means else {})
+
+    return evaluate
 
 
 def _scores(config: VLMConfig, tree, batch: PairBatch):

@@ -59,6 +59,7 @@ SFT = Stage(
         unit="step",
         curves=(
             Curve(("loss",), "Loss", "Cross-entropy in nats per token of the answer, on training batches."),
+            Curve(("evaluation.loss",), "Held-out loss", "Cross-entropy in nats per token of the answer, on held-out rows."),
             Curve(("entropy",), "Entropy", "Entropy of the next-token distribution, in nats."),
             Curve(("grad_norm",), "Gradient norm", "Before it is clipped.", folded=True),
         ),
@@ -78,12 +79,20 @@ SCORES = Stage(
         unit="step",
         curves=(
             Curve(("loss",), "Loss", "Sum of the losses of both heads, on training batches."),
+            Curve(("evaluation.loss",), "Held-out loss", "Sum of the losses of both heads, on held-out pairs."),
+            Curve(
+                ("reward_model.pair_accuracy", "cost_model.pair_accuracy", "cost_model.sign_accuracy"),
+                "Held-out accuracy of the score heads",
+                "Share of pairs in the right order, and of answers whose cost has the right sign; on held-out pairs.",
+            ),
             Curve(
                 ("reward_accuracy", "cost_accuracy", "cost_sign_accuracy"),
                 "Accuracy of the score heads",
                 "Share of pairs in the right order, and of answers whose cost has the right sign; on training batches.",
             ),
             Curve(("reward_loss", "cost_loss"), "Loss of each head", folded=True),
+            Curve(("evaluation.reward_loss", "evaluation.cost_loss"), "Held-out loss of each head", folded=True),
+            Curve(("cost_model.calibration_error",), "Held-out calibration error of the cost head", folded=True),
             Curve(("grad_norm",), "Gradient norm", "Before it is clipped.", folded=True),
         ),
     ),

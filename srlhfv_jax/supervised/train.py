@@ -8,11 +8,15 @@ import jax
 import optax
 
 from srlhfv_jax.config import DataConfig, GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config.held_out import METRICS
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.microbatches import check as check_microbatches
 from srlhfv_jax.runs.run import Started
-from srlhfv_jax.training import loop, optimizer as optimizers, state as states, step
+from srlhfv_jax.training import best, loop, optimizer as optimizers, state as states, step
+
+Evaluate = Callable[[dict], dict[str, float]]  # trained tree -> numbers on held-out rows, as result.json names them
 
 
 class Objective(NamedTuple):
@@ -34,12 +38,20 @@ def train(
     *,
     show: tuple[str, ...],
     base: dict | None = None,
-) -> dict:
-    """Minimise `loss(tree, batch)` over `batches` for `settings.steps` steps; returns the trained tree.
+    evaluate: Evaluate | None = None,
+    sample: Callable[[dict, int], None] = lambda tree, step: None,
+) -> tuple[dict, dict[str, float]]:
+    """Minimise `loss(tree, batch)` over `batches` for `settings.steps` steps.
+
+    Returns:
+        The trained tree: the last one, or the best by `settings.keep_best`, and then `best.step`, the steps that it was trained for.
 
     Args:
         base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
+        evaluate: called every `settings.evaluation_every` steps; of its numbers those of `METRICS` are logged.
+        sample: called with the tree of every step, and with that of step 0.
     """
+    check_microbatches(settings.data.batch_size, settings.microbatches, "config.microbatches")
     optimizer = optimizers.make(settings.optimizer, tree, settings.steps)
     trainable = optimizers.trainable(settings.optimizer, tree)
 
@@ -53,10 +65,25 @@ def train(
         total_steps=settings.steps,
         manager=started.manager,
         writer=started.writer,
+        evaluate=None if evaluate is None else lambda state, step: _logged(evaluate(state.params)),
+        evaluate_every=settings.evaluation_every,
+        evaluate_first=True,
+        best=_rule(settings),
         log_every=settings.log.every_steps,
         show=show,
+        sample=lambda state, step: sample(state.params, step),
     )
-    return state.params
+    return state.params, ({"best.step": float(hosts.to_host(state.step))} if settings.keep_best else {})
+
+
+def _logged(numbers: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if name in METRICS}
+
+
+def _rule(settings: SFTConfig | ScoresConfig | GuardConfig) -> best.Rule | None:
+    """The rule of `config.keep_best`; None: the last step is exported."""
+    metric = settings.keep_best
+    return best.Rule(metric, METRICS[metric], settings.patience, settings.held_out) if metric else None
 
 
 def make_update(

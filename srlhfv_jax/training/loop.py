@@ -19,14 +19,16 @@ from jax.experimental import multihost_utils
 
 from srlhfv_jax import signals
 from srlhfv_jax.checkpoint import lock
-from srlhfv_jax.checkpoint.manager import Manager
+from srlhfv_jax.checkpoint.manager import PINNED, Manager
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.training import best as bests
 from srlhfv_jax.training.compiles import Watch
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.progress import Progress
 
 ROWS = "rows"  # among the metrics of a step: values of each row
+BEST = "best_evaluation"  # among the notes of a checkpoint (best.py)
 UNEVALUATED = "unevaluated"  # among the notes of a checkpoint whose evaluation failed
 
 
@@ -65,6 +67,8 @@ def run(
     writer: Writer,
     evaluate: Callable[[Any, int], dict[str, float]] | None = None,
     evaluate_every: int = 0,
+    evaluate_first: bool = False,
+    best: bests.Rule | None = None,
     log_every: int = 1,
     stop: Callable[[int], bool] | None = None,
     show: tuple[str, ...] = ("loss",),
@@ -72,13 +76,14 @@ def run(
     export: Callable[[Any], None] | None = None,
     sample: Callable[[Any, int], None] = lambda state, step: None,
 ) -> Any:
-    """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved.
+    """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved, or the `best`.
 
     Args:
         name: of the stage, for progress and messages.
         step_fn: (state, batch) -> (state, metrics): device scalars, (sum, count) (none where the count is 0), under `ROWS` arrays [B].
         state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
-        evaluate: (state, step) -> numbers logged under their own names, every `evaluate_every` steps and after the last.
+        evaluate: (state, step) -> numbers to be logged, every `evaluate_every` steps, after the last, and at 0 if `evaluate_first`.
+        best: the state with the best evaluation keeps its checkpoint and is returned; the rule's patience may end the run.
         log_every: steps between lines of metrics.jsonl, which has the first and last as well; all are checked for non-finite numbers.
         stop: asked after each step; true = save and raise Preempted, as SIGTERM does.
         show: metrics on the progress line.
@@ -94,21 +99,18 @@ def run(
     with lock.held(manager.workdir), contextlib.closing(writer), contextlib.closing(manager), contextlib.ExitStack() as stack:
         state, start, unevaluated = _resume(name, state, batches, manager, writer, notes)
         progress = Progress(name, start, total_steps, show)
-        report = _Report(name, total_steps, log_every, manager, writer, progress)
         came, watch = stack.enter_context(_signals()), stack.enter_context(Watch(progress.say))
-        measure = _Evaluation(evaluate, evaluate_every, total_steps, writer, manager, batches, notes, watch)
+        measure = _Evaluation(name, evaluate, evaluate_every, best, total_steps, writer, manager, batches, notes, watch)
+        report = _Report(name, measure, log_every, manager, writer, progress)
         if export is not None and start == total_steps:
             export(state)
-        if unevaluated and measure.due(start):
-            measure.again(state, start)
+        measure.begin(state, start, unevaluated, evaluate_first)
         if start == 0:
-            watch.evaluation(0)
             sample(state, 0)
         progress.compiling()
         running = None  # the step whose numbers are not fetched yet
-        for step in range(start + 1, total_steps + 1):
-            began, before = time.monotonic(), batches.get_state()
-            batch = next(batches)
+        for step in measure.steps(start):
+            began, before, batch = time.monotonic(), batches.get_state(), next(batches)
             watch.step(step, batch)
             try:
                 state, metrics = step_fn(state, batch)
@@ -127,20 +129,20 @@ def run(
             if measure.due(step):
                 measure(state, step)
             sample(state, step)
-            if saving:
+            if saving or measure.must_save(step):
                 writer.sync()
                 manager.save(step, state, batches.get_state(), notes)
             if number:
                 manager.wait()
                 raise progress.stopped(step, KeyboardInterrupt() if number == signal.SIGINT else Preempted())
-    return state
+        return measure.best_state(state)
 
 
 class _Report(NamedTuple):
     """Fetches the numbers of a step, checks them, and tells those who show them."""
 
     name: str
-    total_steps: int
+    evaluation: "_Evaluation"
     log_every: int
     manager: Manager
     writer: Writer
@@ -153,7 +155,7 @@ class _Report(NamedTuple):
         step, metrics, began = running
         values = _numbers(metrics)
         _check_finite(self.name, step, values, self.manager)
-        if step % self.log_every == 0 or step in (1, self.total_steps):
+        if step % self.log_every == 0 or step in (1, self.evaluation.total_steps) or self.evaluation.may_end(step):
             self.writer.write(step, values)
             self.writer.histograms(step, hosts.to_host(metrics.get(ROWS, {})))
         self.writer.timing(step, time.monotonic() - began)
@@ -161,10 +163,16 @@ class _Report(NamedTuple):
 
 
 class _Evaluation(NamedTuple):
-    """The stage's evaluation inside the loop. Where it fails the state is saved, and a run that goes on from there begins with it."""
+    """The stage's evaluation inside the loop. Where it fails the state is saved, and a run that goes on from there begins with it.
 
+    With a rule the best of them is in the notes, and so is the step of its checkpoint, which the manager then keeps. What is decided
+    after an evaluation is saved with the state that it was decided on: a run killed between the two evaluates that step again.
+    """
+
+    name: str
     evaluate: Callable[[Any, int], dict[str, float]] | None
     every: int
+    rule: bests.Rule | None
     total_steps: int
     writer: Writer
     manager: Manager
@@ -174,6 +182,10 @@ class _Evaluation(NamedTuple):
 
     def due(self, step: int) -> bool:
         return self.evaluate is not None and self.every > 0 and (step == self.total_steps or step % self.every == 0)
+
+    def may_end(self, step: int) -> bool:
+        """Whether the run may be over with the evaluation after `step`."""
+        return self.rule is not None and self.due(step)
 
     def __call__(self, state: Any, step: int) -> None:
         try:
@@ -185,15 +197,93 @@ class _Evaluation(NamedTuple):
             hosts.say(f"the evaluation after step {step} failed; that step is saved")
             raise
 
-    def again(self, state: Any, step: int) -> None:
-        """Evaluation after a resume: the checkpoint was saved when this failed; one with its numbers takes its place."""
-        self._measure(state, step)
-        self.manager.forget(step)
-        self.manager.save(step, state, self.batches.get_state(), self.notes)
+    def begin(self, state: Any, step: int, unevaluated: bool, evaluate_first: bool) -> None:
+        """Before the first step of this start.
+
+        At step 0: numbers to compare with, and a failure of the evaluation at once; no checkpoint is of it, so it is never the best.
+        After a resumption: a best of other rows or by another metric is forgotten, as is one whose checkpoint is lost. A checkpoint
+        that was saved when its evaluation failed gives way to one with the numbers.
+        """
+        self.watch.evaluation(step)
+        known = self._best()
+        if step and self.rule is not None and (known is None or not self._is_saved(known, step)):
+            hosts.say(f"{self.name}: the best {self.rule.metric} is sought from step {step} on")
+            known = None
+        self._note(known or bests.Best())
+        if step == 0 and evaluate_first and self.due(self.total_steps):
+            numbers = self.evaluate(state, 0)
+            if self.rule is not None:
+                bests.value_of(self.rule, numbers)
+            self.writer.write(0, numbers)
+        if unevaluated and self.due(step):
+            self._measure(state, step)
+            self.manager.forget(step)
+            self.manager.save(step, state, self.batches.get_state(), self.notes)
+
+    def steps(self, start: int) -> Iterator[int]:
+        """The steps to be done, up to the last, or until no better evaluation is waited for."""
+        for step in range(start + 1, self.total_steps + 1):
+            if self._exhausted():
+                return
+            yield step
+
+    def must_save(self, step: int) -> bool:
+        """Whether the checkpoint of this step is needed for what was decided after its evaluation."""
+        return self.rule is not None and (self._best().step == step or self._exhausted())
+
+    def best_state(self, state: Any) -> Any:
+        """The state of the best evaluation, from its checkpoint, into the memory of the last one; `state` where that is the best."""
+        if self.rule is None or not (best := self._best()).step:
+            return state
+        hosts.say(f"{self.name}: the best {self.rule.metric} is {best.value:.6g}, after step {best.step}")
+        if best.later == 0:
+            return state
+        if not self.manager.whole(best.step):
+            raise UserError(
+                f"{self.name}: the checkpoint of step {best.step}, the best, is damaged; the same command again exports the last step"
+            )
+        return self.manager.restore(best.step, _freed(state))[0]
 
     def _measure(self, state: Any, step: int) -> None:
         self.watch.evaluation(step)
-        self.writer.write(step, self.evaluate(state, step))
+        numbers = self.evaluate(state, step)
+        if self.rule is not None:
+            self._decide(step, bests.value_of(self.rule, numbers))
+        self.writer.write(step, numbers)
+
+    def _decide(self, step: int, value: float) -> None:
+        best = self._best()
+        better = bool(hosts.from_first(int(bests.improves(self.rule, best, value))))
+        self._note(bests.after(best, step, value, better))
+        if self._exhausted():
+            hosts.say(
+                f"{self.name}: no better {self.rule.metric} in {self.rule.patience} evaluations: training ends at step {step}"
+            )
+
+    def _is_saved(self, best: bests.Best, step: int) -> bool:
+        """Whether the best is still on disk for a run that goes on from `step`, whose files were checked."""
+        return best.step in (0, step) or self.manager.whole(best.step)
+
+    def _exhausted(self) -> bool:
+        return self.rule is not None and bests.exhausted(self.rule, self._best())
+
+    def _best(self) -> bests.Best | None:
+        return None if self.rule is None else bests.from_note(self.rule, self.notes.get(BEST))
+
+    def _note(self, best: bests.Best) -> None:
+        for name in (BEST, PINNED):
+            self.notes.pop(name, None)
+        if self.rule is not None:
+            self.notes[BEST] = bests.to_note(self.rule, best)
+            self.notes.update({PINNED: best.step} if best.step else {})
+
+
+def _freed(state: Any) -> Any:
+    """The shapes and places of a state, whose memory is given back: two copies of a large state need not fit."""
+    abstract = rules.abstract(state)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    return abstract
 
 
 def _resume(
@@ -205,10 +295,7 @@ def _resume(
     if step is None:
         writer.cut_back(0)
         return state, 0, False
-    abstract = rules.abstract(state)
-    for leaf in jax.tree.leaves(state):  # two copies of a large state need not fit
-        leaf.delete()
-    state, data_state, extra = manager.restore(step, abstract)
+    state, data_state, extra = manager.restore(step, _freed(state))
     unevaluated = extra.pop(UNEVALUATED, False)
     batches.set_state(data_state)
     notes.clear()

@@ -32,9 +32,9 @@ class Jsonl:
         self._file = None
 
     def start(self, run: Run) -> None:
-        """Forget what was written after `run.step`, and a last line torn by a kill; later lines are appended."""
+        """Forget what was written after `run.step` (0: everything), and a last line torn by a kill; later lines are appended."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read(self.path) if row["step"] <= run.step]
+        kept = [row for row in read(self.path) if row["step"] <= run.step] if run.step else []
         files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
 
