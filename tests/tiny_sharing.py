@@ -61,11 +61,13 @@ def stage(folder: Path, out: Path, name: str, data: int, fsdp: int, tensor: int)
     rows, llama = where(folder) | mesh, str(folder / "llama")
     match name:
         case "sft":
+            rows |= {"evaluation": held_out, "evaluation_every": 1, "keep_best": "evaluation.loss"}
             result = sft.run(settings(SFTConfig, "sft", init=llama, steps=2, **rows), out / name)
         case "scores":
             result = scores.run(settings(ScoresConfig, "scores", init=llama, steps=2, evaluation=held_out, **rows), out / name)
         case "guard":
             held = {"parts": ("output",), "calibration": rows["data.path"], "evaluation": held_out, "pairs.evaluation": held_out}
+            held |= {"evaluation_every": 1, "keep_best": "guard.output.auroc"}  # the first of two equal ones
             rows |= held | {f"pairs.{key}": value for key, value in paired.items()}
             result = guard.run(settings(GuardConfig, "guard", init=llama, steps=2, taxonomy="pku_saferlhf", **rows), out / name)
         case "ppo_lag":
