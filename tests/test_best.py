@@ -151,7 +151,7 @@ def test_a_run_that_was_stopped_or_failed_finds_the_same_best(tmp_path, one_devi
 
 
 def test_a_run_that_died_between_an_evaluation_and_its_checkpoint_finds_the_same_best(tmp_path, one_device, whole, monkeypatch):
-    """At the best, which the checkpoint keeps that was not saved, and later."""
+    """Before its first checkpoint, at the best and later."""
     save = loop.Manager.save
 
     def dying(at):
@@ -163,7 +163,7 @@ def test_a_run_that_died_between_an_evaluation_and_its_checkpoint_finds_the_same
         return die
 
     run = Run(tmp_path, one_device)
-    for at in (3, 8):
+    for at in (1, 3, 8):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(loop.Manager, "save", dying(at))
             run()
