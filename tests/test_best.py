@@ -1,10 +1,12 @@
 """The best evaluation of a run: which one it is, when no better one is waited for, and what a kill changes of both: nothing."""
 
+import asyncio
 import math
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tiny_training as tiny
 
@@ -170,6 +172,22 @@ def test_a_run_that_died_between_an_evaluation_and_its_checkpoint_finds_the_same
     params, notes = run()
     same(params, whole[1])
     assert notes == whole[2] and (tmp_path / "metrics.jsonl").read_bytes() == (whole[0].workdir / "metrics.jsonl").read_bytes()
+
+
+def test_a_checkpoint_keeps_the_notes_of_its_own_step(tmp_path, monkeypatch):
+    """They are written while the next steps change them."""
+    write = ocp.JsonCheckpointHandler._save_fn
+
+    async def late(*arguments):
+        await asyncio.sleep(0.2)
+        await write(*arguments)
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
+    manager, notes = loop.Manager(tmp_path, 1, 2), {"best": {"step": 3}}
+    manager.save(3, {"x": jax.numpy.ones(2)}, {}, notes)
+    notes["best"]["step"] = 4
+    assert manager.restore(manager.latest(), {"x": jax.ShapeDtypeStruct((2,), "float32")})[2] == {"best": {"step": 3}}
+    manager.close()
 
 
 def test_patience_ends_a_run_once_and_for_all(tmp_path, one_device, whole, capsys):

@@ -9,6 +9,7 @@ when a newer one has its manifest, but for one that the notes of the newer one n
 and they are loaded again.
 """
 
+import copy
 import re
 import shutil
 import threading
@@ -49,7 +50,7 @@ class Manager:
     def save(self, step: int, state: Any, data_state: dict, extra: dict) -> None:
         """Start saving; returns when the arrays have been copied, so that the next step may donate them."""
         self.wait()
-        about = {"data_state": data_state, "extra": extra}
+        about = copy.deepcopy({"data_state": data_state, "extra": extra})  # written while the next steps change them
         if self._settings is not None:
             about["provenance"] = provenance.record(self._settings)
         self._open().save(
