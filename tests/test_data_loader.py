@@ -145,7 +145,7 @@ def test_a_process_gets_its_own_rows_of_the_batches_of_one(made):
     prepared = loader.fit("pairs", examples(), made, data)
     whole = take(loader.batches(prepared, "pairs", made, data, seed=7), 5)
     for own in (np.array([1]), np.array([0, 3]), np.arange(4)):
-        for batch, mine in zip(whole, take(loader.batches(prepared, "pairs", made, data, seed=7, own=own), 5), strict=True):
+        for batch, mine in zip(whole, take(loader.batches(prepared, "pairs", made, data, seed=7, rows_here=own), 5), strict=True):
             assert_same(jax.tree.map(lambda values: values[own], batch), mine)
 
 
@@ -168,7 +168,7 @@ def test_filler_rows_take_no_part_in_any_loss(made):
 
 def test_evaluation_over_processes_covers_every_row(made, prompts):
     parts = [
-        list(loader.all_batches(prompts, "prompts", made, settings(), batch_size=4, own=np.array(own)))
+        list(loader.all_batches(prompts, "prompts", made, settings(), batch_size=4, rows_here=np.array(own)))
         for own in ([0, 3], [1, 2])
     ]
     assert len(parts[0]) == len(parts[1]) == 3
@@ -262,7 +262,7 @@ def test_pictures_of_several_sizes_come_in_few_shapes():
     assert len(allowed) == 3 and allowed[-1] == max(totals) and set(allowed) <= set(totals)
     found = [[], []]
     for process in (0, 1):
-        made = loader.batches(prepared, "prompts", None, data, seed=4, own=np.array([process]), epochs=4)
+        made = loader.batches(prepared, "prompts", None, data, seed=4, rows_here=np.array([process]), epochs=4)
         found[process] = [batch.images for batch in made]
     for two in zip(*found):
         assert two[0].patches_BNC.shape == two[1].patches_BNC.shape

@@ -13,7 +13,6 @@ ROOT = PACKAGE.parent
 OPENINGS = {"Of", "What", "Where", "How", "By", "Who", "Which", "When", "Why"}
 BARE = {"found", "made", "asked", "said", "own", "kept", "wanted", "whole", "one"}  # say nothing of what a value is
 LINES = 3  # that such a name may live: one look has all of it
-NOT_YET = {"data"}  # rooms whose names are older than this rule
 SCOPES = (
     ast.Module,
     ast.FunctionDef,
@@ -24,7 +23,7 @@ SCOPES = (
     ast.DictComp,
     ast.GeneratorExp,
 )
-NAMED = [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] not in NOT_YET]
+NAMED = sorted(PACKAGE.rglob("*.py"))
 NAMED += sorted((ROOT / "benchmarks").glob("*.py")) + sorted((ROOT / "configs").glob("*.py"))
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

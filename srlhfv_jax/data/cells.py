@@ -45,9 +45,9 @@ def pictures(row: Row, read_image: ReadImage, *, required: bool = False) -> tupl
     Raises:
         Unusable: a picture is not there, or both columns are filled.
     """
-    one, several = row.get("image"), row.get("images")
-    if isinstance(one, (list, tuple)):
-        one, several = (one[0] if len(one) == 1 else None), (several if len(one) < 2 else one)
+    single, several = row.get("image"), row.get("images")
+    if isinstance(single, (list, tuple)):
+        single, several = (single[0] if len(single) == 1 else None), (several if len(single) < 2 else single)
     several = [several] if isinstance(several, (str, bytes, Mapping)) and several else labels.cells({"images": several}, "images")
     if several:
         if not labels.absent(row.get("image")) and several is not row["image"]:
@@ -56,7 +56,7 @@ def pictures(row: Row, read_image: ReadImage, *, required: bool = False) -> tupl
         if None in found:
             raise Unusable("missing_image", f"cell {found.index(None)} of {len(found)} in images is empty")
         return found
-    image = None if labels.absent(one) else read_image(one)
+    image = None if labels.absent(single) else read_image(single)
     if image is None and required:
         raise Unusable("missing_image", "the image cell is empty")
     return () if image is None else (image,)

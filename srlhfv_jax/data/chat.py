@@ -127,7 +127,7 @@ def codec(processor: Any, max_pixels: int = 0, system_prompt: str = "") -> Codec
     never = {tokenizer.bos_token_id, tokenizer.unk_token_id, image_token_id, pad_id} | _vision(tokenizer)
     never |= {index for text in frame(QUESTION).around for index in respelled.found(text)} & respelled.special  # opens a turn
     ids = functools.lru_cache(REMEMBERED)(functools.partial(_ids, respelled))
-    made = Codec(
+    codec = Codec(
         tokenizer,
         reader,
         image_token_id,
@@ -142,17 +142,17 @@ def codec(processor: Any, max_pixels: int = 0, system_prompt: str = "") -> Codec
         frame,
         ids,
     )
-    _compare(made)
-    return made
+    _compare(codec)
+    return codec
 
 
-def _compare(made: Codec) -> None:
+def _compare(codec: Codec) -> None:
     """A text without special tokens must have the ids that the tokenizer itself gives it."""
-    prompt = made._replace(system="").prompt("Which a?", 0)
+    prompt = codec._replace(system="").prompt("Which a?", 0)
     text = "".join(piece.text for piece in prompt)
-    expected = made.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-    if made.ids(prompt, False).tolist() != expected:
-        name = type(made.tokenizer).__name__
+    expected = codec.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+    if codec.ids(prompt, False).tolist() != expected:
+        name = type(codec.tokenizer).__name__
         raise UserError(
             f"this {name} finds the special tokens of its chat template by more than their spelling ({shown(text)}): set normalized and "
             "single_word to false for them in tokenizer.json"
@@ -201,16 +201,16 @@ def _ends(tokenizer: Any, frame: Callable[[Shape], Frame], respelled: Literal) -
     first = respelled.pattern.match(tail)
     following = respelled.encode([Piece(tail, False)], add_special_tokens=False).tolist()
     if first is not None:
-        own = respelled.ids[first[0]]
+        end_id = respelled.ids[first[0]]
     elif following and following[0] in stops:
-        own = following[0]
+        end_id = following[0]
     elif tokenizer.eos_token_id is not None:
-        own = tokenizer.eos_token_id
+        end_id = tokenizer.eos_token_id
     elif stops:
-        own = min(stops)
+        end_id = min(stops)
     else:
         raise UserError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
-    return own, tuple(sorted(stops | {own}))
+    return end_id, tuple(sorted(stops | {end_id}))
 
 
 def _declared(tokenizer: Any) -> list[int]:

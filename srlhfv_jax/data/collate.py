@@ -156,14 +156,14 @@ def stack_images(
     for row, (one, pictures) in enumerate(zip(encoded, patches, strict=True)):
         n, m = 0, 0
         for number, (layout, picture) in enumerate(zip(one.layouts, pictures, strict=True), start=1):
-            own = slice(n, n + layout.patches)
-            patches_BNC[row, own] = picture
+            places = slice(n, n + layout.patches)
+            patches_BNC[row, places] = picture
             if room.ordered:
                 order_BM[row, m : m + layout.placeholders] = np.where(layout.order_M >= 0, layout.order_M + n, layout.order_M)
             if room.gridded:
-                grid_BN2[row, own] = grid_places(layout.grid, room.merge)
+                grid_BN2[row, places] = grid_places(layout.grid, room.merge)
             if room.counted:
-                picture_BN[row, own] = number
+                picture_BN[row, places] = number
             n, m = n + layout.patches, m + layout.placeholders
     return Images(patches_BNC, order_BM, grid_BN2, picture_BN)
 

@@ -62,12 +62,12 @@ def frame(render: templates.Render, reader: pictures.Reader | None, shape: Shape
     order = _order(bare, count)
     around, wide = _around(bare, order), _around(padded, order)
     lefts, rights = [], []  # of each text: whether the template strips it there
-    for place, (own, padded) in enumerate(zip(around, wide, strict=True)):
-        kept = [(right, left) for right in (RIGHT, "") for left in (LEFT, "") if padded == right + own + left]
-        if not kept:
-            raise UserError(f"{ALTERED}: {padded[:80]!r} where {own[:80]!r} was expected")
-        rights += [not kept[0][0]] * (place > 0)
-        lefts += [not kept[0][1]] * (place < count)
+    for place, (text, padded) in enumerate(zip(around, wide, strict=True)):
+        strips = [(right, left) for right in (RIGHT, "") for left in (LEFT, "") if padded == right + text + left]
+        if not strips:
+            raise UserError(f"{ALTERED}: {padded[:80]!r} where {text[:80]!r} was expected")
+        rights += [not strips[0][0]] * (place > 0)
+        lefts += [not strips[0][1]] * (place < count)
     thoughts = _thoughts(render, reader, shape, around, order)
     return Frame(around, tuple(map(Slot, order, lefts, rights, thoughts)))
 
@@ -137,11 +137,11 @@ def messages(
         thinking: numbers of the texts that begin with a thought.
     """
     words = ((THOUGHT if slot in thinking else "") + left + WORD.format(slot) + right for slot in itertools.count())
-    made = []
+    messages = []
     for role, kinds in shape:
         content = [{"type": "text", "text": next(words)} if kind == "text" else {"type": "image"} for kind in kinds]
-        made.append({"role": role, "content": content[0]["text"] if reader is None else content})
-    return made
+        messages.append({"role": role, "content": content[0]["text"] if reader is None else content})
+    return messages
 
 
 def without_template(reader: pictures.Reader | None, end: str) -> templates.Render:

@@ -64,26 +64,26 @@ def expand(examples: Sequence[Example], categories: Sequence[str], parts: Sequen
     items, drops = [], Counter()
     for row, example in enumerate(examples):
         answers = [_answer(example, side) for side in range(len(example.responses))]
-        asked = _usable(_question(example, answers), categories, drops) if "input" in parts else UNKNOWN
+        question = _usable(_question(example, answers), categories, drops) if "input" in parts else UNKNOWN
         for side, labels in enumerate(answers if "output" in parts else ()):
-            answered = _usable(labels, categories, drops)
-            if answered != UNKNOWN:
-                items.append(Item(row, side, (asked, answered)))
-                asked = UNKNOWN  # once is enough
-        if asked != UNKNOWN:
-            items.append(Item(row, None, (asked, UNKNOWN)))
+            answer = _usable(labels, categories, drops)
+            if answer != UNKNOWN:
+                items.append(Item(row, side, (question, answer)))
+                question = UNKNOWN  # once is enough
+        if question != UNKNOWN:
+            items.append(Item(row, None, (question, UNKNOWN)))
     return GuardExamples(examples, items), drops
 
 
-def questions_alone(found: GuardExamples, lost: Set[int]) -> GuardExamples:
+def questions_alone(given: GuardExamples, lost: Set[int]) -> GuardExamples:
     """Without the answers of the items `lost`; a question that went with one of them stays, alone."""
     items = []
-    for number, item in enumerate(found.items):
+    for number, item in enumerate(given.items):
         if number not in lost:
             items.append(item)
         elif item.labels[0] != UNKNOWN:
             items.append(Item(item.row, None, (item.labels[0], UNKNOWN)))
-    return GuardExamples(found.examples, items)
+    return GuardExamples(given.examples, items)
 
 
 def arrays(

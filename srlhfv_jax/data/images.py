@@ -129,12 +129,12 @@ def inside(where: Place, name: str) -> Path:
     """
     try:
         path = (where.folder / name).resolve()
-        found = path.is_file()
+        is_file = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long; a NUL, half a surrogate; a ring of links
         raise Unusable("missing_image", f"{shown(name)} cannot be a file ({reason(error)})") from error
     if not _allowed(path, where.trees):
         raise Unusable("path_outside_folder", f"{shown(name)} leads to {shown(str(path))}, outside {where.folder}")
-    if not found:
+    if not is_file:
         raise Unusable("missing_image", f"{shown(name)}: no such file in {where.folder}")
     return path
 

@@ -183,15 +183,15 @@ class Batches:
 
 def digest(prepared: Prepared) -> str:
     """Digest of all that training reads of the rows, in their order."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for row in prepared.rows:
         told = row.example._replace(images=(), question="", responses=(), meta={})
         later = {"desirable": None, "asked": (), "history": ()}  # not there before
         kept = tuple(value for name, value in zip(told._fields, told) if name not in later or value != later[name])
-        found.update(content(row) + repr((kept, prepared.labels[row.row])).replace(", known=None", "").encode())
+        sha.update(content(row) + repr((kept, prepared.labels[row.row])).replace(", known=None", "").encode())
     if prepared.shares:
-        found.update(repr(prepared.shares).encode())
-    return found.hexdigest()
+        sha.update(repr(prepared.shares).encode())
+    return sha.hexdigest()
 
 
 def merges_system(prepared: Prepared) -> bool:
@@ -234,7 +234,7 @@ def batches(
     data: DataConfig,
     *,
     seed: int,
-    own: np.ndarray | None = None,
+    rows_here: np.ndarray | None = None,
     epochs: int | None = None,
     sign: str = "label",
 ) -> Batches:
@@ -245,7 +245,7 @@ def batches(
         kind: "supervised", "pairs" or "prompts".
         processor: not read where `fit` was called before; None will do then.
         seed: of the order of rows.
-        own: which rows of every batch this process gets, ascending; None: all.
+        rows_here: which rows of every batch this process gets, ascending; None: all.
         epochs: passes over the rows, None = endless. Only at the very end are rows left out that do not fill a batch.
         sign: of pairs: "label" or "graded".
 
@@ -255,7 +255,7 @@ def batches(
     prepared = _prepared(examples, kind, processor, data, sign)
     if data.batch_size < 1:
         raise UserError(f"data.batch_size must be at least 1, got {data.batch_size}")
-    assemble = _Assemble(prepared, own)
+    assemble = _Assemble(prepared, rows_here)
     made = _order(prepared, seed, epochs).batch(data.batch_size, drop_remainder=True).map(assemble)
     options = grain.ReadOptions(num_threads=data.workers, prefetch_buffer_size=2 * data.workers)
     return Batches(prepared, iter(made.to_iter_dataset(options)))
@@ -282,33 +282,36 @@ def all_batches(
     data: DataConfig,
     *,
     batch_size: int,
-    own: np.ndarray | None = None,
+    rows_here: np.ndarray | None = None,
     sign: str = "label",
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
-    """Every row once, in order: (this process's `own` rows of a batch, which rows of the whole batch are real).
+    """Every row once, in order: (this process's rows of a batch, which rows of the whole batch are real).
 
     The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and
     signs are zero, and the second value is false for them.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
-    assemble = _Assemble(prepared, own)
+    assemble = _Assemble(prepared, rows_here)
     count = len(prepared.rows)
     for start in range(0, count, batch_size):
         numbers = np.arange(start, start + batch_size)
         real_B = numbers < count
-        yield _mask_filler_rows(assemble(np.minimum(numbers, count - 1)), real_B if own is None else real_B[own]), real_B
+        yield (
+            _mask_filler_rows(assemble(np.minimum(numbers, count - 1)), real_B if rows_here is None else real_B[rows_here]),
+            real_B,
+        )
 
 
 class _Assemble:
-    """Row numbers of a global batch -> this process's `own` rows of it; None: all."""
+    """Row numbers of a global batch -> this process's rows of it; None: all."""
 
-    def __init__(self, prepared: Prepared, own: np.ndarray | None):
-        self._prepared, self._own = prepared, own
+    def __init__(self, prepared: Prepared, rows_here: np.ndarray | None):
+        self._prepared, self._rows_here = prepared, rows_here
 
     def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
         every_row = [prepared.rows[number] for number in numbers]
-        rows, images = every_row if self._own is None else [every_row[place] for place in self._own], None
+        rows, images = every_row if self._rows_here is None else [every_row[place] for place in self._rows_here], None
         if prepared.room is not None:
             size = collate.fitting(prepared.room, every_row)  # the same on every process
             images = collate.stack_images(rows, self._pictures(rows), prepared.room, size)
@@ -325,13 +328,13 @@ class _Assemble:
         """Pictures of each row."""
         cache = self._prepared.pictures
         places = {digest: (row, place) for row in rows for place, digest in enumerate(row.digests)}
-        made = cache.get(places)
-        missing = [digest for digest in places if digest not in made]
+        known = cache.get(places)
+        missing = [digest for digest in places if digest not in known]
         opened = (self._open(*places[digest]) for digest in missing)
         new = dict(zip(missing, pictures.cut(self._prepared.codec.reader, opened), strict=True))
         cache.keep(new)
-        made |= new
-        return [[made[digest] for digest in row.digests] for row in rows]
+        known |= new
+        return [[known[digest] for digest in row.digests] for row in rows]
 
     def _open(self, row: Encoded, place: int) -> Image.Image:
         example = self._prepared.examples[row.row]

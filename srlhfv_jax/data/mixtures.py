@@ -38,20 +38,20 @@ def parse(path: str) -> tuple[Source, ...]:
     if "," not in path and _here(path):
         return (Source(path, None),)
     written = [one.strip() for one in path.split(",")] if not _here(path) else [path]
-    found = [_source(one) for one in written]
-    if len(found) == 1 and found[0].weight is None:
+    sources = [_source(one) for one in written]
+    if len(sources) == 1 and sources[0].weight is None:
         return (Source(path, None),)
-    if not all(one.path for one in found):
+    if not all(one.path for one in sources):
         raise UserError(f"data.path {shown(path)} has an empty source between its commas")
-    twice = next((one.path for one in found if [other.path for other in found].count(one.path) > 1), None)
+    twice = next((one.path for one in sources if [other.path for other in sources].count(one.path) > 1), None)
     if twice is not None:
         raise UserError(f"data.path names {shown(twice)} twice: give it one weight")
-    weights = [one.weight for one in found]
+    weights = [one.weight for one in sources]
     if None in weights and any(weight is not None for weight in weights):
         raise UserError(f"data.path {shown(path)}: give every source a weight (PATH:0.7), or none")
     if None not in weights and not sum(weights) > 0:
         raise UserError(f"data.path {shown(path)}: the weights sum to 0")
-    return tuple(found)
+    return tuple(sources)
 
 
 def _source(written: str) -> Source:

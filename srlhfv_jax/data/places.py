@@ -109,13 +109,13 @@ def _from_bucket(address: str) -> Path:
 def _copy(there, inner: str, files: list[str], target: Path) -> None:
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent.parent) as draft:
-        made = Path(draft) / "copy"
+        copy = Path(draft) / "copy"
         for file in files:
-            own = made / target.name / file.removeprefix(inner).lstrip("/") if file != inner else made / target.name
-            own.parent.mkdir(parents=True, exist_ok=True)
-            there.get_file(file, str(own))
+            file_here = copy / target.name / file.removeprefix(inner).lstrip("/") if file != inner else copy / target.name
+            file_here.parent.mkdir(parents=True, exist_ok=True)
+            there.get_file(file, str(file_here))
         try:
-            os.rename(made, target.parent)
+            os.rename(copy, target.parent)
         except OSError:
             if not target.exists():  # another process was first
                 raise
@@ -127,9 +127,9 @@ def picture(address: str, most: int) -> bytes:
     Raises:
         Unusable: nothing came, or more than `most` bytes.
     """
-    kept = cache_folder() / "pictures" / hashlib.sha256(address.encode()).hexdigest()
-    if kept.is_file():
-        return kept.read_bytes()
+    cached = cache_folder() / "pictures" / hashlib.sha256(address.encode()).hexdigest()
+    if cached.is_file():
+        return cached.read_bytes()
     if not address.lower().startswith(("http://", "https://")):
         raise Unusable("image_not_here", f"{shown(address)} is no http address")
     try:
@@ -139,8 +139,8 @@ def picture(address: str, most: int) -> bytes:
         raise Unusable("image_not_here", f"{shown(address)}: {reason(error)}") from error
     if len(content) > most:
         raise Unusable("image_too_large", f"{shown(address)} has more than {most} bytes")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as draft:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as draft:
         draft.write(content)
-    os.replace(draft.name, kept)
+    os.replace(draft.name, cached)
     return content

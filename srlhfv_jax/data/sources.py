@@ -39,11 +39,11 @@ class Rows(NamedTuple):
 class Examples(Sequence[Example]):
     """The usable rows of a source, read again at every access: only their numbers are kept, not the pictures."""
 
-    def __init__(self, source: Rows, layout: Layout, reading: Reading, kept: Sequence[int], dropped: Sequence[Dropped]):
+    def __init__(self, source: Rows, layout: Layout, reading: Reading, numbers: Sequence[int], dropped: Sequence[Dropped]):
         self.layout = layout.name
         self.columns = source.columns
         self.unused = layouts.unused(layout, source.columns)
-        self.kept = tuple(kept)  # row number in the source of each example
+        self.kept = tuple(numbers)  # row number in the source of each example
         self.dropped = tuple(dropped)
         self.drops = Counter(drop.reason for drop in dropped)
         self.source_rows = len(source.items)
@@ -143,12 +143,12 @@ def describe_sources(examples: Sequence[Example]) -> str:
     """Rows and drops of each source, after those of all of them; "" for one source."""
     if not isinstance(examples, Mixture):
         return ""
-    said = (
+    parts = (
         f"{short(source.path)}{'' if source.weight is None else f' (weight {source.weight:g})'}: {len(part)} of {part.source_rows} rows, "
         f"{describe_drops(part.drops)}"
         for source, part in zip(examples.sources, examples.parts)
     )
-    return "; by source: " + "; ".join(said)
+    return "; by source: " + "; ".join(parts)
 
 
 def describe_drops(drops: Counter) -> str:

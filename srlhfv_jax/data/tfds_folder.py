@@ -23,14 +23,16 @@ def tfds_folder(root: Path) -> Path | None:
 
     Other tools have a dataset_info.json as well; TFDS writes features.json beside it, and records.
     """
-    found = [info.parent for depth in ("", "*/", "*/*/", "*/*/*/") for info in sorted(root.glob(f"{depth}{INFO}"))]
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]  # being written
-    found = [path for path in found if (path / FEATURES).exists() or any(path.glob("*record-*-of-*"))]
-    if len(found) > 1:
+    folders = [info.parent for depth in ("", "*/", "*/*/", "*/*/*/") for info in sorted(root.glob(f"{depth}{INFO}"))]
+    folders = [
+        path for path in folders if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]  # being written
+    folders = [path for path in folders if (path / FEATURES).exists() or any(path.glob("*record-*-of-*"))]
+    if len(folders) > 1:
         raise UserError(
-            f"{root} holds {len(found)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in found)}"
+            f"{root} holds {len(folders)} TFDS data sets: give one of {', '.join(str(path.relative_to(root)) for path in folders)}"
         )
-    return found[0] if found else None
+    return folders[0] if folders else None
 
 
 def open_tfds(folder: Path, name: str) -> tuple[tuple[str, ...], Sequence[dict[str, Any]]]:

@@ -162,7 +162,7 @@ class Guard:
     def _batches(self, rows: loader.Prepared, data: DataConfig) -> Iterator[tuple[Any, Any]]:
         """Every row once, in order: a batch on the devices, and which of its rows are real."""
         rows_here = None if self.mesh is None else hosts.own_rows(self.batch_size, self.mesh)
-        for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, own=rows_here):
+        for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, rows_here=rows_here):
             yield batch if self.mesh is None else hosts.global_batch(batch, self.mesh), real_B
 
 

@@ -73,13 +73,13 @@ def fit_loosely(
 def batches(prepared: loader.Prepared, data: DataConfig, seed: int, mesh: Mesh) -> loader.Batches:
     """Endless shuffled batches: this process's rows of each."""
     own = hosts.own_rows(data.batch_size, mesh)
-    return loader.batches(prepared, prepared.kind, None, data, seed=seed, own=own)
+    return loader.batches(prepared, prepared.kind, None, data, seed=seed, rows_here=own)
 
 
 def in_order(prepared: loader.Prepared, data: DataConfig, mesh: Mesh) -> Iterator[tuple[Any, np.ndarray]]:
     """Every row once, in order: (a batch on the devices of all processes, which of its rows are real)."""
     own = hosts.own_rows(data.batch_size, mesh)
-    for batch, real_B in loader.all_batches(prepared, prepared.kind, None, data, batch_size=data.batch_size, own=own):
+    for batch, real_B in loader.all_batches(prepared, prepared.kind, None, data, batch_size=data.batch_size, rows_here=own):
         yield hosts.global_batch(batch, mesh), real_B
 
 

@@ -45,13 +45,13 @@ def read(row: Row, reading: Reading) -> Example:
     )
     history = turns.messages(labels.cells(row, "history"), "history")
     if not isinstance(row.get(question), (list, tuple)):
-        asked = [turns.Said("user", cells.text(row, question), ())]
+        prompt = [turns.Said("user", cells.text(row, question), ())]
         if not history:
-            return example._replace(images=cells.pictures(row, reading.image), question=asked[0].text)
-        asked = turns.prompt(row[question], question)
+            return example._replace(images=cells.pictures(row, reading.image), question=prompt[0].text)
+        prompt = turns.prompt(row[question], question)
     else:
-        asked = turns.prompt(row[question], question)
-    talk = turns.talk([*history, *asked], row, reading)
+        prompt = turns.prompt(row[question], question)
+    talk = turns.talk([*history, *prompt], row, reading)
     return example._replace(images=talk.images, question=talk.question, history=talk.history)
 
 

@@ -97,7 +97,7 @@ def _spa_vl(row: Row, reading: Reading) -> Example:
 
 def _mmsafe_po(row: Row, reading: Reading) -> Example:
     """A preference of type "harmless" is one for the safer answer, of any other for the more helpful one."""
-    asked = _spoken(cells.text(row, "question").removesuffix("ASSISTANT:"), SPOKEN, "question")
+    prompt = _spoken(cells.text(row, "question").removesuffix("ASSISTANT:"), SPOKEN, "question")
     chosen, rejected = (cells.text(row, name).removeprefix("ASSISTANT:").strip() for name in ("chosen", "rejected"))
 
     def image(cell: Any) -> bytes | None:  # named as on the web
@@ -107,7 +107,7 @@ def _mmsafe_po(row: Row, reading: Reading) -> Example:
             return reading.image(unquote(cell)) if isinstance(cell, str) else None
 
     means = "safer" if cells.text(row, "type") == "harmless" else "helpful"
-    return _pair(asked, chosen, rejected, row, reading._replace(image=image, chosen_means=means), MMSAFE_PO)
+    return _pair(prompt, chosen, rejected, row, reading._replace(image=image, chosen_means=means), MMSAFE_PO)
 
 
 def _aligner(row: Row, reading: Reading) -> Example:

@@ -67,14 +67,14 @@ def said(role: str, content: Any, name: str) -> Said:
         if role == "system":
             return Said(role, text, ())  # no picture belongs there: a mark is text
         return _tagged(role, text) if TAGGED.search(text) else Said(role, text, (None,) * text.count(MARK))
-    texts, found = [], []
+    texts, pictures = [], []
     for part in content:
         text, cell = _part(part, name)
         texts.append(MARK if text is None else text)
-        found += [cell] if text is None else [None] * text.count(MARK)
-    if role == "system" and any(cell is not None for cell in found):
+        pictures += [cell] if text is None else [None] * text.count(MARK)
+    if role == "system" and any(cell is not None for cell in pictures):
         raise Unusable("bad_turns", f"a picture stands in a system turn of {name}: expected it in a user's")
-    return Said(role, "".join(texts).strip(), () if role == "system" else tuple(found))
+    return Said(role, "".join(texts).strip(), () if role == "system" else tuple(pictures))
 
 
 def _part(part: Any, name: str) -> tuple[str | None, Any]:
@@ -98,7 +98,7 @@ def _tagged(role: str, text: str) -> Said:
     return Said(role, MARK.join(pieces[::2]).strip(), tuple(found))
 
 
-def talk(asked: Sequence[Said], row: Row, reading: Reading, *, system: str = "") -> Talk:
+def talk(turns: Sequence[Said], row: Row, reading: Reading, *, system: str = "") -> Talk:
     """The prompt of a row, with its pictures in the order of their marks.
 
     Args:
@@ -107,31 +107,31 @@ def talk(asked: Sequence[Said], row: Row, reading: Reading, *, system: str = "")
     Raises:
         Unusable: it does not end with a user's turn, or has another number of marks than the row of pictures.
     """
-    asked = [*([Said("system", system, ())] if system else []), *asked]
-    if not asked or asked[-1].role != "user":
-        roles = ", ".join(one.role for one in asked[:12]) or "none"
+    turns = [*([Said("system", system, ())] if system else []), *turns]
+    if not turns or turns[-1].role != "user":
+        roles = ", ".join(one.role for one in turns[:12]) or "none"
         raise Unusable(
             "bad_turns", f"the turns before the answer are {roles}: expected user and assistant by turns, the user's last"
         )
-    history = tuple(Turn(one.role, one.text) for one in asked[:-1])
-    return Talk(history, asked[-1].text, _images(asked, row, reading))
+    history = tuple(Turn(one.role, one.text) for one in turns[:-1])
+    return Talk(history, turns[-1].text, _images(turns, row, reading))
 
 
 def _images(every: Sequence[Said], row: Row, reading: Reading) -> tuple[bytes, ...]:
-    own = list(cells.pictures(row, reading.image))
+    row_pictures = list(cells.pictures(row, reading.image))
     marked = [cell for one in every for cell in one.cells]
     if not marked:
-        return tuple(own)
-    waiting, found = iter(own), []
+        return tuple(row_pictures)
+    waiting, images = iter(row_pictures), []
     for cell in marked:
         image = next(waiting, None) if cell is None or cell is NEXT else reading.image(cell)
         if image is None and cell is not None:
             raise Unusable("missing_image", "a picture stands in a message and neither there nor in the row is its file")
-        found += [] if image is None else [image]
-    found += waiting
-    if found and len(found) != len(marked):
-        raise Unusable("special_token_in_text", f"the turns have {len(marked)} times {MARK} and the row {len(found)} images")
-    return tuple(found)
+        images += [] if image is None else [image]
+    images += waiting
+    if images and len(images) != len(marked):
+        raise Unusable("special_token_in_text", f"the turns have {len(marked)} times {MARK} and the row {len(images)} images")
+    return tuple(images)
 
 
 def pairs(value: Any, name: str) -> list[Said]:

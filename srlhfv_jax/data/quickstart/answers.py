@@ -52,11 +52,11 @@ def content(concept: str, intent: str) -> str | None:
     return {"what": thing.kind, "use": thing.use, "where": thing.place}.get(intent)
 
 
-def comply(intent: str, said: str | None, name: str | None) -> str:
+def comply(intent: str, content: str | None, name: str | None) -> str:
     """A body that answers `intent` (with `said` as its kind, use or place), after `name` if given."""
     if intent in CONTEXTUAL:
         return _with_name(name, CONTEXTUAL_BODY.format(VERBS[intent]))
-    return _with_name(name, NEUTRAL_BODIES[intent].format(said))
+    return _with_name(name, NEUTRAL_BODIES[intent].format(content))
 
 
 def safe_completion(hazard: str, name: str | None) -> str:

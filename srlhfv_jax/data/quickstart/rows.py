@@ -138,14 +138,14 @@ def split_cells(seed: int) -> Cells:
             things = [c for c in CONCEPTS.values() if c.seen and harmful(c.name, intent) == danger]
             family = [c.hazard if contextual else c.kind for c in things]
             may_leave = {name: family.count(name) // 2 for name in family}
-            wanted = {"test": round(test_share * len(things)), "validation": round(VALIDATION_SHARE * len(things))}
+            left_for = {"test": round(test_share * len(things)), "validation": round(VALIDATION_SHARE * len(things))}
             for i in rng.permutation(len(things)):
                 name = things[i].name
-                part = next((part for part, left in wanted.items() if left > 0), "train")
+                part = next((part for part, left in left_for.items() if left > 0), "train")
                 if may_leave[family[i]] == 0 or held_out[name] == MOST_HELD_OUT:
                     part = "train"
                 if part != "train":
-                    wanted[part] -= 1
+                    left_for[part] -= 1
                     may_leave[family[i]] -= 1
                     held_out[name] += contextual
                 parts[part].append(Cell(name, intent))
