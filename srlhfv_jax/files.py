@@ -4,6 +4,7 @@ files of our own are written: whole or not at all.
 A file may be missing, a folder, cut, of another encoding, nested without end, or hold a value of another type than is needed.
 """
 
+import difflib
 import errno
 import json
 import os
@@ -39,6 +40,24 @@ def local(text: str | Path, name: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # of a user that is not known
         raise UserError(f"{name}={shown(text)}: {reason(error)}") from None
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a file or folder is here; false of what can be no path."""
+    try:
+        return bool(str(path)) and Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def nearest(path: str | Path) -> str:
+    """The end of a message: the file or folder here that is called most like `path`; "" where nothing is."""
+    folder = Path(path).parent if exists(Path(path).parent) else Path(".")
+    try:
+        close = difflib.get_close_matches(Path(path).name, sorted(os.listdir(folder)), n=1)
+    except (OSError, ValueError):
+        return ""
+    return f"; did you mean {str(folder / close[0])!r}?" if close else ""
 
 
 def read_json(path: Path, kind: Any = dict, *, advice: str = AGAIN) -> Any:

@@ -48,6 +48,15 @@ def test_what_is_neither_here_nor_on_the_hub_is_said_in_one_line(cache):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("typed", ["runs/stf", "runs/stf/", "./runs/stf"])
+def test_the_nearest_folder_is_named(cache, tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    with pytest.raises(UserError, match="; did you mean 'runs/sft'") as error:
+        load_pretrained(typed)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("path", ["/runs/sft", "runs/sft/export", "llama", "../base", "runs/"])
 def test_only_owner_and_name_are_looked_up(path):
     assert not hub.is_model_id(path)

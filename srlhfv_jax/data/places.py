@@ -3,7 +3,6 @@
 The hub's copies lie in its own cache (HF_HOME, HF_HUB_OFFLINE), all others in `cache_folder`. A copy is complete or not there.
 """
 
-import difflib
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+from srlhfv_jax import files
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.errors import UserError, public, reason, short, shown
 
@@ -36,31 +36,14 @@ def local(path: str, revision: str, expected: str) -> Path:
     Raises:
         UserError: it is neither here nor there.
     """
-    if _exists(path):
+    if files.exists(path):
         return Path(path)
     if ADDRESS.match(path):
         return _from_bucket(path)
     match = SET_ID.fullmatch(path)
-    if match is not None and not _exists(str(Path(path).parent)):
+    if match is not None and not files.exists(str(Path(path).parent)):
         return _from_hub(match["name"], match["revision"] or revision, path)
-    raise UserError(f"data path {shown(path)} does not exist: expected {expected}{nearest_path(path)}")
-
-
-def nearest_path(path: str) -> str:
-    """The end of a message: the file or folder here that is called most like `path`; "" where nothing is."""
-    try:
-        folder = Path(path).parent if _exists(str(Path(path).parent)) else Path(".")
-        close = difflib.get_close_matches(Path(path).name, sorted(os.listdir(folder)), n=1)
-    except (OSError, ValueError):
-        return ""
-    return f"; did you mean {str(folder / close[0])!r}?" if close and path else ""
-
-
-def _exists(path: str) -> bool:
-    try:
-        return bool(path) and Path(path).exists()
-    except (OSError, ValueError):
-        return False
+    raise UserError(f"data path {shown(path)} does not exist: expected {expected}{files.nearest(path)}")
 
 
 def _from_hub(name: str, revision: str, path: str) -> Path:
@@ -73,7 +56,7 @@ def _from_hub(name: str, revision: str, path: str) -> Path:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
             raise UserError(
                 f"{short(path)} is neither a path here nor a data set that the Hugging Face hub gave us ({reason(error)}): correct it, go "
-                f"online, or log in with `hf auth login` if it is gated{nearest_path(path)}"
+                f"online, or log in with `hf auth login` if it is gated{files.nearest(path)}"
             ) from None
         FETCHED[name, revision] = Path(folder)
     return FETCHED[name, revision]

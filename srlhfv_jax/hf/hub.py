@@ -4,6 +4,7 @@ import re
 import time
 from pathlib import Path
 
+from srlhfv_jax import files
 from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.hf import weights
 from srlhfv_jax.parallel import hosts
@@ -66,7 +67,7 @@ def fetch(model_id: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
             f"{model_id} is neither a folder here nor a model that the Hugging Face hub gave us ({reason(error)}): correct the path, go "
-            "online, or log in with `hf auth login` if the model is gated"
+            f"online, or log in with `hf auth login` if the model is gated{files.nearest(model_id)}"
         ) from None
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     hosts.say(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from srlhfv_jax import files
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError, shown
 from srlhfv_jax.hf import classifier, hub, leaves, names, own_files, peft, weights
@@ -139,7 +140,8 @@ def checkpoint_folder(path: str | Path) -> Path:
         found = False
     if not found:
         raise UserError(
-            f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {shown(str(given))} is not a folder"
+            f"expected a Hugging Face folder, a model id of its hub or the workdir of a stage, {shown(str(given))} is not a "
+            f"folder{files.nearest(given)}"
         )
     exported = path / "export"
     if is_checkpoint(exported):
