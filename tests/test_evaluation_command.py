@@ -113,6 +113,7 @@ def test_pairs_need_a_scorer_with_each_head_once(places, tmp_path):
         (["--policies=a=x", "--batch_size=7"], "must be a positive multiple of 8"),
         (["--policies=a=/nowhere"], "'/nowhere' is not a folder"),
         (["--polices=a=x"], "did you mean 'policies'"),
+        (["--policies=a=x", "--columns=question=wording"], "wording"),
     ],
 )
 def test_mistakes_are_told_in_one_line(places, tmp_path, flags, message):

@@ -103,3 +103,7 @@ def test_the_command_answers_one_prompt_or_a_file_of_them_as_the_policy_does(gre
     assert first == {"question": "w6 w7 w8", "answer": wanted[0], "meta": {"source": "a"}}
     assert long["dropped"].startswith("prompt_too_long: ") and "answer" not in long
     assert last["answer"] == wanted[2]
+    (tmp_path / "named.jsonl").write_text(json.dumps({"text": "w6 w7 w8", "shot": "0.png", "source": "a"}) + "\n")
+    columns, out = "--columns=question=text,image=shot", tmp_path / "named_answers.jsonl"
+    assert main.main(["generate", *flags, "--batch_size=8", columns, f"--data={tmp_path / 'named.jsonl'}", f"--out={out}"]) == 0
+    assert json.loads(out.read_text()) == first

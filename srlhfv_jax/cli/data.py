@@ -30,11 +30,9 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     command = define.define()
     command.text("path", None, "file or folder of rows, TFDS folder, or owner/name of the hub; several: a.jsonl:0.7,b.csv:0.3")
     define.rows(command)
-    define.reading(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
     command.choice("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for")
     command.text("chat_template", "", "file of a chat template in the place of the model's own; empty: its own")
-    define.system_prompt(command)
     command.whole("prompt_length", 0, "P: prompts with more tokens are dropped; 0: none is")
     command.whole("response_length", 0, "R: responses with more tokens are dropped; 0: none is")
     command.whole("workers", 4, "threads that decode pictures", 1)
@@ -43,13 +41,12 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     values = command.values
     switches.read(values, "data inspect", argv, __doc__)
     switches.required(values, "path")
-    from srlhfv_jax.data import inspection, loader, templates
+    from srlhfv_jax.data import given, inspection, loader, templates
     from srlhfv_jax.hf.load import load_config_and_processor
 
-    names = "split image_dir allow_dir max_pixels revision fetch label_means chosen_means system_prompt workers".split()
-    place = {name: values[name].value for name in names} | {"columns": tuple(values.columns)}
     P, R = (length or loader.UNLIMITED for length in (values.prompt_length, values.response_length))
-    data = loader.single_pass(values.path, **place, prompt_length=P, response_length=R)
+    how = define.settings(given.RowSettings, values)
+    data = given.single_pass(values.path, how, prompt_length=P, response_length=R, workers=values.workers)
     processor = templates.override(load_config_and_processor(values.model)[1], values.chat_template) if values.model else None
     numbers = inspection.inspect(data, samples=values.samples, processor=processor, model=values.model, kind=values.kind)
     return values.workdir, numbers

@@ -40,15 +40,12 @@ def define() -> Define:
 
 
 def rows(command: Define) -> None:
-    """Flags that say which rows are read, beside the path itself."""
+    """Flags that say which rows are read and how, beside the path itself: those of `data.given.RowSettings`."""
     command.text("split", "", 'split of a TFDS data set, or a slice such as "[:500]"')
     command.text("image_dir", "", "where images named by relative paths lie; empty: beside the file")
     command.text("allow_dir", "", "a second folder that links of images may lead to; empty: none")
     command.whole("max_pixels", 0, "most pixels of a picture; 0: the checkpoint's own limit")
 
-
-def reading(command: Define) -> None:
-    """Flags that say how rows of a layout are read."""
     command.text("revision", "", "of a data set of the hub: a branch, a tag or a commit; empty: its newest one")
     command.texts(
         "columns", [], "OURS=THEIRS,...: columns under other names, such as question=text; ignore=COLUMN leaves one out"
@@ -56,6 +53,7 @@ def reading(command: Define) -> None:
     command.choice("label_means", "desirable", ["desirable", "unsafe", "safe"], "a `label` of an answer that is true")
     command.choice("chosen_means", "helpful", ["helpful", "safer", "both"], "a `chosen` answer beside a rejected one")
     command.switch("fetch", False, "download pictures behind http addresses, into the cache")
+    system_prompt(command)
 
 
 def system_prompt(command: Define) -> None:
@@ -76,4 +74,5 @@ def dtype(command: Define) -> None:
 
 def settings(kind: type[Settings], values: absl_flags.FlagValues) -> Settings:
     """Settings of a command: each field from the flag of its name."""
-    return kind(*(values[field.name].value for field in dataclasses.fields(kind)))
+    given = [values[field.name].value for field in dataclasses.fields(kind)]
+    return kind(*(tuple(value) if isinstance(value, list) else value for value in given))

@@ -59,6 +59,5 @@ def _flags() -> absl_flags.FlagValues:
     command.whole("batch_size", 32, "prompts answered at once", 1)
     command.whole("samples", 24, "rows of samples.jsonl, with pictures")
     define.rows(command)
-    define.system_prompt(command)
     define.sampling(command)
     return command.values

@@ -56,6 +56,5 @@ def _flags() -> absl_flags.FlagValues:
     command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: any")
     command.whole("batch_size", 32, "prompts answered at once; one for --prompt", 1)
     define.rows(command)
-    define.system_prompt(command)
     define.sampling(command)
     return command.values

@@ -8,6 +8,7 @@ places         data of the hub, of buckets and behind addresses -> files here
 columns        columns under other names
 mixtures       several sources in one path, with weights
 memory         rows that are at hand in Python
+given          rows that a command is given by flags
 labels         spellings of labels
 literal        text of rows that must not become a special token
 drops          named reasons for which a row is left out

@@ -85,6 +85,16 @@ def load_examples(data: DataConfig) -> Examples | Mixture:
     return parts[0] if len(parts) == 1 else Mixture(given, parts)
 
 
+def check(data: DataConfig) -> None:
+    """Open every source of `data.path` and find its layout; rows are not read.
+
+    Raises:
+        UserError: as `load_examples`, but for rows.
+    """
+    for source in mixtures.parse(data.path):
+        _layout(_open(data, source.path), source.path)
+
+
 def in_memory(raw: Sequence[Mapping[str, Any]], data: DataConfig, *, name: str = "rows") -> Examples:
     """Rows that are at hand, in any layout; pictures may be PIL images, arrays, bytes or paths.
 
@@ -104,20 +114,24 @@ def in_memory(raw: Sequence[Mapping[str, Any]], data: DataConfig, *, name: str =
 
 
 def _load(data: DataConfig, path: str) -> Examples:
+    return _checked(_open(data, path), data, path)
+
+
+def _open(data: DataConfig, path: str) -> Rows:
     source = open_rows(path, data.split, data.image_dir, data.allow_dir, revision=data.revision, fetch=data.fetch)
-    return _checked(source._replace(**_named(source, data.columns)), data, path)
+    names, items = columns.rename(source.columns, source.items, data.columns)
+    return source._replace(columns=names, items=items)
 
 
-def _named(source: Rows, mapped: Sequence[str]) -> dict[str, Any]:
-    names, items = columns.rename(source.columns, source.items, mapped)
-    return {"columns": names, "items": items}
+def _layout(source: Rows, path: str) -> Layout:
+    try:
+        return layouts.detect(source.columns)
+    except UserError as error:
+        raise UserError(f"{short(path)}: {error}") from None
 
 
 def _checked(source: Rows, data: DataConfig, path: str) -> Examples:
-    try:
-        layout = layouts.detect(source.columns)
-    except UserError as error:
-        raise UserError(f"{short(path)}: {error}") from None
+    layout = _layout(source, path)
     reading = Reading(partial(images.cell_bytes, where=source.images), data.label_means, data.chosen_means)
     unread = layouts.unread(layout, source.columns, source.items[:ROWS_AT_ONCE])
     if unread:

@@ -17,6 +17,7 @@ from srlhfv_jax.batches import PromptBatch, Rollout
 from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
 from srlhfv_jax.data import loader, sources
 from srlhfv_jax.data.chat import codec
+from srlhfv_jax.data.given import RowSettings, single_pass
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import compare, measure_scorer, records, scoring
 from srlhfv_jax.evaluation.answering import Sampler, keys, named_paths, sample_answers
@@ -31,19 +32,14 @@ ALL_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(RowSettings):
     """Settings of one comparison: the flags of `srlhfv evaluate`, whose help says what each is."""
 
     workdir: str
     policies: str | None  # "name=path,name=path"
     baseline: str
     data: str | None
-    split: str
     pairs: str  # "" = the scorer itself is not measured
-    image_dir: str
-    allow_dir: str
-    max_pixels: int
-    system_prompt: str
     scorer: str  # a path, or two: "REWARD,COST"; "" = none
     judge: str  # "oracle", "models" or ""
     temperature: float
@@ -81,7 +77,7 @@ def check(settings: Settings) -> None:
         )
     hosts.check_batch(settings.batch_size, use_mesh(ALL_DEVICES), "--batch_size of")
     for data in filter(None, (settings.pairs, policies and settings.data)):
-        sources.open_rows(data, settings.split, settings.image_dir, settings.allow_dir)
+        sources.check(_data(settings, data))
     for path in policies.values():
         checkpoints.check_checkpoint(path, "--policies")
     for path in scorers:
@@ -197,17 +193,8 @@ def _prompts(data: DataConfig, policy: Pretrained) -> loader.Prepared:
 
 
 def _data(settings: Settings, path: str) -> DataConfig:
-    return loader.single_pass(
-        path,
-        split=settings.split,
-        image_dir=settings.image_dir,
-        allow_dir=settings.allow_dir,
-        prompt_length=settings.prompt_length,
-        response_length=settings.response_length,
-        batch_size=settings.batch_size,
-        max_pixels=settings.max_pixels,
-        system_prompt=settings.system_prompt,
-    )
+    lengths = dict(prompt_length=settings.prompt_length, response_length=settings.response_length)
+    return single_pass(path, settings, **lengths, batch_size=settings.batch_size)
 
 
 def _progress(name: str, total: int) -> Callable[[int], None]:

@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
-from srlhfv_jax.data import images, loader, sources
+from srlhfv_jax.data import images, sources
+from srlhfv_jax.data.given import RowSettings, single_pass
 from srlhfv_jax.data.rows import Prompt, history_json, prompt_of
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import answering
@@ -29,7 +30,7 @@ BATCHES_AT_ONCE = 8  # rows are read, answered and written in parts of so many b
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RowSettings):
     """The flags of `srlhfv generate`, whose help says what each is."""
 
     policy: str
@@ -42,11 +43,6 @@ class Settings:
     image: str
     data: str | None
     out: str | None
-    split: str
-    image_dir: str
-    allow_dir: str
-    max_pixels: int
-    system_prompt: str
     temperature: float
     prompt_length: int  # tokens (P); 0 = any
     response_length: int  # tokens (R)
@@ -152,14 +148,5 @@ def _all_devices(batch_size: int) -> Mesh:
 
 
 def _data(settings: Settings, batch_size: int) -> DataConfig:
-    return loader.single_pass(
-        settings.data or "",
-        split=settings.split,
-        image_dir=settings.image_dir,
-        allow_dir=settings.allow_dir,
-        prompt_length=settings.prompt_length,
-        response_length=settings.response_length,
-        batch_size=batch_size,
-        max_pixels=settings.max_pixels,
-        system_prompt=settings.system_prompt,
-    )
+    lengths = dict(prompt_length=settings.prompt_length, response_length=settings.response_length)
+    return single_pass(settings.data or "", settings, **lengths, batch_size=batch_size)

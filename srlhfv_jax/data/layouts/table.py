@@ -43,7 +43,10 @@ _TELLING = frozenset(
     categories""".split()
 )
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?)|data:image", re.IGNORECASE)
-MAP = "say which column is which with --config.data.columns.question=COLUMN, or leave one out with --config.data.columns.ignore=COLUMN"
+MAP = (
+    "say which column is which with --config.data.columns.question=COLUMN, or leave one out with --config.data.columns.ignore=COLUMN "
+    "(commands without a config: --columns=question=COLUMN,ignore=COLUMN)"
+)
 
 
 def detect(columns: Iterable[str]) -> Layout:
