@@ -30,13 +30,13 @@ def _public(found: re.Match) -> str:
     return found["scheme"] + (f"***@{place.rpartition('@')[2]}" if "@" in place else place) + (f"{mark}***" if mark else "")
 
 
-def shown(value: Any) -> str:
-    """`repr(value)`, cut: a value that fills the screen hides what is wrong with it."""
+def shown(value: Any, length: int = LONGEST_SHOWN) -> str:
+    """`repr(value)`, cut after so many characters: a value that fills the screen hides what is wrong with it."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; a number of more digits than Python writes
         return f"a {type(value).__name__} too large to show"
-    return short(public(text))
+    return short(public(text), length)
 
 
 def short(text: str, length: int = LONGEST_SHOWN) -> str:

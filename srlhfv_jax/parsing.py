@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from srlhfv_jax.errors import UserError, nearest, short, shown
+from srlhfv_jax.errors import LONGEST_LINE, LONGEST_SHOWN, UserError, nearest, short, shown
 
 Settings = TypeVar("Settings")
 
@@ -90,7 +90,8 @@ def checked(hint: Any, value: Any, path: str) -> Any:
         hint, *checks = typing.get_args(hint)
         value = checked(hint, value, path)
         for problem in filter(None, (check.problem(value) for check in checks)):
-            raise UserError(f"{path} must be {problem}, got {shown(value)}")
+            room = LONGEST_LINE - len(path) - len(problem) - 40  # of a list of allowed words the value is the part to cut
+            raise UserError(f"{path} must be {problem}, got {shown(value, max(20, min(LONGEST_SHOWN, room)))}")
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
