@@ -189,6 +189,7 @@ def asked_of(stages, picture) -> dict:
     return dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
 
 
+@pytest.mark.slow
 def test_all_stages_on_one_device_and_on_eight_and_in_parts(stages, picture, tmp_path):
     """The self-test of the first rollout is within: |log ratio| of sampler and training graph, and KL to itself."""
     ways = {

@@ -20,6 +20,7 @@ def scripts(monkeypatch):
 @pytest.mark.parametrize(
     ("sharing", "more"), [("shared", ()), ("adapters", ()), ("adapters", ("--activated", "--microbatches=2"))]
 )
+@pytest.mark.slow
 def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     # A process of its own has its own peak memory.
     command = [sys.executable, FOLDER / "ppo_lag_iteration.py", "--size=test", f"--sharing={sharing}", "--iterations=1", *more]
@@ -34,6 +35,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     assert (line["activated"], line["microbatches"]) == ((True, 2) if more else (False, 1))
 
 
+@pytest.mark.slow
 def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
     command = [sys.executable, FOLDER / "update.py", "--size=test", "--iterations=1", "--remat=dots"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
@@ -43,6 +45,7 @@ def test_the_update_alone_is_the_update_of_an_iteration(scripts, tmp_path):
     assert (line["remat"], line["scan_unroll"], line["kernels_ms"]) == ("dots", 0, {})
 
 
+@pytest.mark.slow
 def test_pairs_are_timed_in_both_ways():
     command = [sys.executable, FOLDER / "pairs.py", "--size=test", "--iterations=1"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)

@@ -72,6 +72,7 @@ def elsewhere(state) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_ppo_lag_compiles_each_function_once_and_its_state_stays_in_its_place(folder, tmp_path, monkeypatch, compiled, mesh):
     steps = watched(monkeypatch, compiled)
     tiny.run(folder, tmp_path, "shared", *mesh, iterations=3)
@@ -80,6 +81,7 @@ def test_ppo_lag_compiles_each_function_once_and_its_state_stays_in_its_place(fo
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_a_supervised_stage_compiles_its_update_once_and_its_state_stays_in_its_place(
     folder, tmp_path, monkeypatch, compiled, mesh
 ):
@@ -106,16 +108,19 @@ def programs() -> dict[str, dict]:
     return {one["name"]: one for one in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_on_tpus_every_product_of_a_float32_model_is_one_of_float32(programs):
     assert programs.keys() == {"generate", "score", "update"}
     for one in programs.values():
         assert one["precision"].keys() == {"highest,highest"} and one["precision"]["highest,highest"] > 10
 
 
+@pytest.mark.slow
 def test_a_minibatch_moves_no_pictures_between_chips(programs):
     assert programs["update"]["moved"] == []
 
 
+@pytest.mark.slow
 def test_the_update_that_is_planned_takes_what_it_gives(programs):
     """So it is the one of every step."""
     assert programs["update"]["steady"]

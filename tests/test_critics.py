@@ -127,6 +127,7 @@ def test_while_the_critics_learn_alone_the_multiplier_rests_and_its_window_fills
 
 
 @pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.slow
 def test_a_run_stopped_while_the_critics_learn_alone_goes_on_with_the_same_bits(text, warmed, tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patched:
         patched.setattr(loop, "run", functools.partial(loop.run, stop=lambda step: step == stop))
@@ -137,6 +138,7 @@ def test_a_run_stopped_while_the_critics_learn_alone_goes_on_with_the_same_bits(
 
 
 @pytest.mark.parametrize("kind, budget, kept", [("mean", -50.0, False), ("probability", 1.0, True), ("rectified", -0.01, False)])
+@pytest.mark.slow
 def test_the_best_feasible_policy_keeps_the_constraint_of_the_run(text, tmp_path, kind, budget, kept):
     paths = {"validation.path": str(text / "pku.jsonl"), "validation.every_steps": 1, "iterations": 1}
     wanted = constrained(text, **paths, **{"constraint.kind": kind, "constraint.budget": budget, "validation.budget": -3.25})

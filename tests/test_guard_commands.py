@@ -68,6 +68,7 @@ def run(capsys, *argv: str) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_moderate_prints_the_verdict_on_the_question_or_on_the_answer(made, capsys):
     given = ["moderate", f"--guard={made.guard}", f"--image={made.image}", f"--prompt={made.row['question']}"]
     assert same(run(capsys, *given), made.question)
@@ -98,6 +99,7 @@ def lines(out: Path) -> Sequence[dict]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_guard_judges_and_filters_without_a_web_library(made):
     """Only `serve` needs the extra of that name."""
     code = "import sys; sys.modules['starlette'] = sys.modules['uvicorn'] = None; from srlhfv_jax.cli.main import main; sys.exit(main({}))"
@@ -133,6 +135,7 @@ def test_generate_under_a_guard_records_every_round_and_warns_where_it_is_told_t
     assert same(warned[0]["input"], made.question)
 
 
+@pytest.mark.slow
 def test_serve_moderates_and_generates_until_sigterm(made):
     command = [sys.executable, "-m", "srlhfv_jax", "serve", f"--guard={made.guard}", f"--policy={made.policy}", "--port=0"]
     flags = ["--on_unsafe=warn", "--check_input", "--prompt_length=40", "--judged_length=30", "--token_variable=TOKEN"]

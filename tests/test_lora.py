@@ -166,6 +166,7 @@ INT8 = EIGHT | {"lora.int8": True, "model.dtype": "bfloat16"}
 @pytest.mark.parametrize(
     "changes", [{}, EIGHT, {"model.dtype": "bfloat16"}, INT8], ids=["one", "eight", "bfloat16", "int8 on eight"]
 )
+@pytest.mark.slow
 def test_all_roles_are_adapters_over_one_backbone(stages, picture, tmp_path, changes):
     asked = dict(policy=str(stages / "sft"), scorer=str(stages / "scores"), sharing="adapters") | rows(picture)
     done = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **(asked | changes)), tmp_path / "ppo_lag")

@@ -187,6 +187,7 @@ def test_the_model_gives_the_same_hidden_states_sharded_and_whole(one_device, ei
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, one_device):
     """Each process reads half of the rows; they save and log as one."""
     with socket.socket() as free:

@@ -35,6 +35,7 @@ def plan(*arguments: str, config: str = "configs/ppo_lag.py") -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, env=WITHOUT_FLAGS)
 
 
+@pytest.mark.slow
 def test_adapters_over_one_backbone_fit_on_four_chips(small, tmp_path):
     folder, parameters, _ = small
     asked = ("--topology=v5e:2x2", f"--workdir={tmp_path}", f"--config.policy={folder}", "--config.sharing=adapters")
@@ -50,6 +51,7 @@ def test_adapters_over_one_backbone_fit_on_four_chips(small, tmp_path):
     assert four["hbm_limit_gb"] == pytest.approx(15.75 * 2**30 / 1e9)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said():
     done = plan(
         "--topology=v5e:1x1",
@@ -63,6 +65,7 @@ def test_what_does_not_fit_is_said():
     assert "DOES NOT FIT" in done.stdout and "fits: no" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_guard_with_score_heads_is_planned_over_eight_bits_of_which_half_the_bytes_are_left(small, tmp_path):
     """Questions with an answer, and pairs beside them."""
     folder, parameters, in_decoder = small
@@ -75,6 +78,7 @@ def test_a_guard_with_score_heads_is_planned_over_eight_bits_of_which_half_the_b
     assert base == pytest.approx((2 * parameters - in_decoder) / 1e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_score_heads_are_planned_from_pairs_of_a_folders_model(tmp_path):
     tiny_hf.save(tmp_path, tiny_hf.llama_config())
     done = plan("--topology=v5e:1x1", f"--config.init={tmp_path}", config="configs/scores.py:tiny")

@@ -188,6 +188,7 @@ def test_padding_changes_nothing_in_a_whole_step():
 
 
 @pytest.mark.parametrize(("sharing", "microbatches"), [("shared", 1), ("shared", 2), ("separate", 1)])
+@pytest.mark.slow
 def test_one_gradient_step_needs_no_forward_pass_for_values(sharing, microbatches):
     """The critic's loss computes them anyway, of the same parameters."""
     changes = {"microbatches": microbatches, "rollout.score_microbatches": microbatches}
@@ -200,6 +201,7 @@ def test_one_gradient_step_needs_no_forward_pass_for_values(sharing, microbatche
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.slow
 def test_eight_devices_make_the_step_of_one_device(eight_devices, microbatches):
     changes = {"microbatches": microbatches, "rollout.score_microbatches": microbatches}
     sharded = run(how={"mesh": eight_devices, "streams": True}, **changes)

@@ -167,11 +167,13 @@ def logged(wanted: PPOLagConfig, workdir) -> list[dict]:
     return numbers(workdir)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_numbers_in_either_layout(text, gathered, tmp_path):
     assert len(gathered) >= 2 and any("validation.cost" in line for line in gathered)
     same_numbers(logged(constrained(text, "training"), tmp_path), gathered, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_whose_idle_trees_wait_on_the_host_has_the_same_numbers_stopped_and_started_again(
     text, gathered, tmp_path, monkeypatch
 ):
@@ -202,6 +204,7 @@ def memories(tree) -> set[str]:
     return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree)}
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_copy_while_the_rollout_reads_it(text, mesh):
     """Compiled for CPUs here: four of fsdp hold the policy once as shards, and once more in whole while it samples."""
     config = dataclasses.replace(CONFIG, dtype="bfloat16")

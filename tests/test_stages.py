@@ -62,6 +62,7 @@ def picture(tmp_path_factory):
     return picture_task(tmp_path_factory.mktemp("picture"))
 
 
+@pytest.mark.slow
 def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_path):
     rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
     done = sft.run(settings(SFTConfig, "sft", init=str(text / "llama"), **rows), tmp_path / "sft")
@@ -99,6 +100,7 @@ def test_text_only_safe_rlhf_runs_from_rows_to_a_constrained_policy(text, tmp_pa
     assert {"reward", "cost", "length"} <= asked[0]["answers"]["2"].keys()
 
 
+@pytest.mark.slow
 def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
     rows = {"data.path": str(text / "pku.jsonl"), "data.split": "", "data.response_length": 6}
     scores.run(settings(ScoresConfig, "reward", init=str(text / "llama"), **rows), tmp_path / "reward")
@@ -123,6 +125,7 @@ def test_six_separate_trees_with_ptx_train_and_finish(text, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_another_mesh(picture, tmp_path):
     def run(name: str, mesh: tuple[int, int, int], every: int = 100) -> list[float]:
         wanted = settings(
@@ -158,6 +161,7 @@ def test_one_device_and_eight_write_the_same_numbers_and_a_run_may_go_on_on_anot
         np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_export_what_one_does(text, tmp_path):
     """Parameters are sharded over both processes; the export is whole, and written once."""
     with socket.socket() as free:

@@ -70,6 +70,7 @@ def test_running_a_finished_run_again_changes_nothing(uninterrupted, one_device)
     assert again_notes == notes and (whole / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_kill_and_terminate_equal_uninterrupted(tmp_path, one_device, uninterrupted):
     """Killed between a checkpoint and its manifest, then during an evaluation; terminated; then left to finish."""
     script = Path(tiny.__file__)
