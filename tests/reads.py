@@ -42,8 +42,12 @@ class Reads:
         self.returns: dict[str, Types] = defaultdict(frozenset)
         self.aliases: dict[str, Types] = {}
         self.found: set[tuple[str, str]] = set()
+        self.heirs: dict[str, set[str]] = defaultdict(set)  # class -> those that are made of it
         for tree in trees.values():
             self.declare(tree)
+        for base, heirs in self.heirs.items():
+            for heir in heirs:
+                self.fields[heir] = self.fields[base] | self.fields[heir]
         for again in range(3):  # attributes that are set in a constructor may be made of others
             for file, tree in trees.items():
                 self.scope(tree.body, {}, counted=uncounted not in file.parents)
@@ -54,6 +58,8 @@ class Reads:
                 own = self.fields[node.name]
                 own |= {part.target.id: named(part.annotation) for part in node.body if isinstance(part, ast.AnnAssign)}
                 own |= {method.name: named(method.returns) for method in methods(node)}
+                for base in node.bases:
+                    self.heirs[base.id if isinstance(base, ast.Name) else ""].add(node.name)
             elif isinstance(node, ast.FunctionDef):
                 self.returns[node.name] |= named(node.returns)
         for node in tree.body:
@@ -158,7 +164,7 @@ class Reads:
             if node.attr in self.fields[owner]:
                 types |= self.classes(self.fields[owner][node.attr])
                 if counted:
-                    self.found.add((owner, node.attr))
+                    self.found |= {(kind, node.attr) for kind in (owner, *self.heirs[owner])}
             elif node.attr in SAME:
                 types.add(owner)
         return frozenset(types)

@@ -1,6 +1,7 @@
 """Run settings: ml_collections files on the outside, frozen dataclasses inside.
 
     base         sections that several stages have: mesh, model, optimizer, lora, data, checkpoint, log
+    supervised   what sft, scores and guard have in common
     sft, scores, guard, ppo_lag, quickstart, evaluate
                  the settings of one stage each, with what of them nothing reads (`unread`)
     ranges       values that a setting may have

@@ -8,9 +8,17 @@ import tokenize
 
 
 def comments(kind: type) -> dict[str, str]:
-    """Field -> what its comments say: lines of their own above it, then the end of its line."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    texts: dict[str, str] = dict.fromkeys(fields, "")
+    """Field -> what its comments say, in the class that has it: lines of their own above it, then the end of its line."""
+    texts = {field.name: "" for field in dataclasses.fields(kind)}
+    for base in reversed(kind.__mro__):
+        texts |= _own_comments(base) if dataclasses.is_dataclass(base) else {}
+    return texts
+
+
+def _own_comments(kind: type) -> dict[str, str]:
+    """Comments of the fields that this class adds."""
+    fields = {field.name for field in dataclasses.fields(kind)} & inspect.get_annotations(kind).keys()
+    texts: dict[str, str] = {}
     above: list[str] = []
     name, depth, at_start = "", 0, True
     for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(inspect.getsource(kind))).readline):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from srlhfv_jax.config import held_out
-from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
-from srlhfv_jax.config.ranges import CountOrOff, OneOf, Parts, Range, Rows, Seed, Weight
-from srlhfv_jax.config.unread import Unread, of_adapters, of_samples
+from srlhfv_jax.config.ranges import OneOf, Range, Rows, Weight
+from srlhfv_jax.config.supervised import SupervisedConfig
+from srlhfv_jax.config.unread import Unread, of_samples
 
 PAIRS = ("split", "batch_size", "coef", "sign", "sign_weight", "score_l2", "evaluation_split")  # without config.pairs.path
 
@@ -28,12 +28,10 @@ class PairsConfig:
 
 
 @dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(SupervisedConfig):
     """`srlhfv guard`: severity and harm categories of questions and of answers."""
 
     stage: ClassVar[str] = "guard"
-    seed: Seed  # of heads, rows and their order
-    init: str  # the supervised policy or a scorer: a workdir, an export or a Hugging Face folder
     taxonomy: str  # of data/taxonomies.py: what the rows are labelled with
     parts: tuple[Annotated[str, OneOf("input", "output")], ...]  # judge questions, answers, or both
     category_weight: Weight  # of the category loss beside the severity loss
@@ -41,29 +39,11 @@ class GuardConfig:
     false_positive_rate: Annotated[float, Range(0, 0.999999)]  # at most this share of safe calibration rows is called unsafe
     # "each" part by its own calibration rows, or "one" for all parts, by all rows: steadier where rows are few
     thresholds: Annotated[str, OneOf("each", "one")]
-    steps: CountOrOff  # batches
-    microbatches: Parts  # gradient accumulation inside a step
-    # path of held-out rows that set the thresholds, read with the settings of `data` but for its split; "" = all at 0.5
+    # path of other held-out rows, which set the thresholds, at every evaluation again; "" = all at 0.5
     calibration: str
     calibration_split: str  # as data.split
-    evaluation: str  # path of other held-out rows; "" = none
-    evaluation_split: str  # as data.split
-    evaluation_every: CountOrOff  # steps between two evaluations while training, thresholds included; 0 = at the end alone
     keep_best: Annotated[str, OneOf("", *held_out.GUARD)]  # the step that is exported: the best of those evaluated; "" = the last
-    patience: CountOrOff  # evaluations without a better one before the run ends; 0 = it goes to its last step
     pairs: PairsConfig
-    lora: LoraConfig
-    model: ModelConfig
-    mesh: MeshConfig
-    data: DataConfig
-    optimizer: OptimizerConfig
-    checkpoint: CheckpointConfig
-    log: LogConfig
-
-    @property
-    def start(self) -> str:
-        """The checkpoint that training starts from."""
-        return self.init
 
     @property
     def held_out(self) -> tuple[str, ...]:
@@ -72,7 +52,7 @@ class GuardConfig:
 
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
-        yield from of_adapters(self.lora)
+        yield from super().unread()
         yield from of_samples()
         yield Unread("data.train_on", "it is about rows to imitate, and here answers are judged", "last")
         yield Unread("model.logp_chunk", "no logits are made for a guard", 0)
@@ -80,8 +60,6 @@ class GuardConfig:
             for name in ("false_positive_rate", "thresholds", "calibration_split"):
                 yield Unread(name, "thresholds are set on the rows of config.calibration, and there are none")
         yield from held_out.unread(bool(self.evaluation or self.pairs.evaluation), self.evaluation_every, self.keep_best)
-        if not self.evaluation:
-            yield Unread("evaluation_split", "there is no config.evaluation")
         if not self.pairs.path:
             why = "no score heads are trained while config.pairs.path is empty"
             yield Unread("pairs.evaluation", why, "")
