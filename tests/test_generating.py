@@ -107,3 +107,9 @@ def test_the_command_answers_one_prompt_or_a_file_of_them_as_the_policy_does(gre
     columns, out = "--columns=question=text,image=shot", tmp_path / "named_answers.jsonl"
     assert main.main(["generate", *flags, "--batch_size=8", columns, f"--data={tmp_path / 'named.jsonl'}", f"--out={out}"]) == 0
     assert json.loads(out.read_text()) == first
+
+
+@pytest.mark.parametrize("flag", ["--columns=question=text", "--split=train", "--fetch", "--label_means=unsafe", "--image_dir=."])
+def test_what_is_about_rows_is_refused_beside_a_prompt(flag, capsys):
+    assert main.main(["generate", "--policy=none", "--prompt=w6", flag]) == 2
+    assert f"{flag.partition('=')[0]} is about the rows of --data" in capsys.readouterr().err

@@ -19,6 +19,8 @@ from srlhfv_jax.cli import define, switches
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import host_cpu
 
+OF_ROWS = ("split", "image_dir", "allow_dir", "revision", "columns", "label_means", "chosen_means", "fetch")
+
 
 def main(argv: list[str]) -> None:
     values = _flags()
@@ -28,6 +30,8 @@ def main(argv: list[str]) -> None:
         raise UserError("srlhfv generate needs either --prompt (and --image), or --data and --out")
     if values.data is not None:
         switches.required(values, "out")
+    elif given := [name for name in OF_ROWS if values[name].present]:
+        raise UserError(f"--{given[0]} is about the rows of --data, and a --prompt has none: leave it out")
     host_cpu.prepare()
     from srlhfv_jax.guard import generate
 
