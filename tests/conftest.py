@@ -26,7 +26,10 @@ import jax
 import pytest
 
 from srlhfv_jax.config import MeshConfig
+from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parallel.mesh import make_mesh
+
+host_cpu.give_fake_devices_threads()
 
 LONGEST = ("test_real_weights", "test_processes", "test_quickstart_short", "test_end_to_end", "test_families_stages", "test_plan")
 assert all(Path(__file__).with_name(f"{name}.py").exists() for name in LONGEST), LONGEST

@@ -1,4 +1,5 @@
-"""Every vision-language family goes the whole way, sft -> guard and scores on one backbone -> ppo_lag -> export.
+"""Every vision-language family goes the whole way, sft -> guard and scores on one backbone -> ppo_lag -> export, with questions
+about one picture, about none, and in conversations about two.
 
 The two whose towers and decoders ask for most train their policy on eight devices: compiling that takes a minute each.
 """
@@ -36,13 +37,13 @@ SIZES = ((40, 17), (13, 33), (20, 20))  # width and height of the pictures
 
 def settings(kind, command: str, **changes):
     """Short rows with room for pictures."""
-    lengths = {"data.split": "", "data.prompt_length": 80, "data.response_length": 6, "data.batch_size": 8}
+    lengths = {"data.split": "", "data.prompt_length": 128, "data.response_length": 6, "data.batch_size": 8}
     return tiny_stages.settings(kind, command, **(lengths | changes))
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Pairs about pictures of three shapes, every fourth without one."""
+    """Pairs about pictures of three shapes; of four rows one has none, and one is a conversation with a system turn about two."""
     rng = np.random.default_rng(0)
 
     def words(count):
@@ -51,16 +52,17 @@ def rows(tmp_path_factory):
     made = []
     for i in range(24):
         safer = i % 2
+        pictures = [png(i + k, SIZES[(i + k) % 3]) for k in range((1, 2, 1, 0)[i % 4])]
+        turns = zip(("system", "user", "assistant"), (words(2), f"<image> {words(2)}", words(3)))
         made.append(
             {
-                "image": None if i % 4 == 3 else png(i, SIZES[i % 3]),
-                "question": words(3),
-                "response_1": words(2 + i % 3),
-                "response_2": words(4),
-                "more_helpful_response_id": str(1 + i // 2 % 2),
-                "safer_response_id": str(1 + safer),
-                "is_response_1_safe": "no" if safer else "yes",
-                "is_response_2_safe": "yes" if safer else "no",
+                "images": pictures,
+                "history": [{"role": role, "content": text} for role, text in turns] if len(pictures) == 2 else [],
+                "question": f"{words(1)} <image> {words(1)}" if len(pictures) == 2 else words(3),
+                "responses": [words(2 + i % 3), words(4)],
+                "chosen": i // 2 % 2,
+                "safer": safer,
+                "unsafe": [safer == 1, safer == 0],
                 "category": taxonomies.BEAVERTAILS_V[i % 20],
             }
         )
@@ -74,7 +76,7 @@ def test_every_family_goes_from_rows_to_an_export(family, rows, tmp_path):
     tiny_hf.save(tmp_path / "base", FAMILIES[family])
     data = {"data.path": rows}
     done = sft.run(settings(SFTConfig, "sft", init=str(tmp_path / "base"), steps=2, **data), tmp_path / "sft")
-    assert np.isfinite(done["loss"]) and done["loss"] > 0
+    assert np.isfinite(done["loss"]) and done["loss"] > 0 and done["rows"] == 24
     pairs = {"pairs.path": rows, "pairs.batch_size": 8}
     judges = settings(GuardConfig, "guard", init=str(tmp_path / "sft"), steps=2, **data, **pairs)
     done = guard.run(judges, tmp_path / "guard")

@@ -31,6 +31,26 @@ def test_a_flag_is_added_unless_it_is_set(monkeypatch, before, after):
 
 
 @pytest.mark.parametrize(
+    ("flags", "before", "after"),
+    [
+        ("", None, None),
+        ("--xla_force_host_platform_device_count=1", None, None),
+        ("--xla_force_host_platform_device_count=64", None, "256"),
+        ("--xla_force_host_platform_device_count=64 --xla_dump_to=x", "5", "5"),
+        ("--xla_force_host_platform_device_count=2 --xla_force_host_platform_device_count=96", None, "384"),
+    ],
+)
+def test_fake_devices_have_threads_enough_to_wait_in_several_collectives(monkeypatch, flags, before, after):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.delenv("NPROC", raising=False)
+    if before:
+        monkeypatch.setenv("NPROC", before)
+    host_cpu.give_fake_devices_threads()
+    assert os.environ.get("NPROC") == after
+
+
+@pytest.mark.parametrize(
     ("platforms", "files", "expected"),
     [
         ("", (), True),
