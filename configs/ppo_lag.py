@@ -43,7 +43,11 @@ def default() -> ConfigDict:
             critic_warmup_rate=2e-5,
             rollout=sections.rollout(),
             ppo=dict(
+                advantage="gae",  # by critics; or "group", "rloo"
+                group_size=1,  # answers to a prompt
+                group_scale="std",  # of "group"
                 kl_coef=0.1,  # beta, per token
+                kl_in="reward",  # and cost
                 gamma=1.0,  # discount
                 gae_lambda=0.95,
                 clip_ratio=0.2,  # of probabilities, +-

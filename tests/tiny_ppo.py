@@ -67,7 +67,7 @@ def static(sharing: str = "shared", model: VLMConfig = CONFIG, **changes: Any) -
     """Where the model has eyes, every tree but the policy has a tower of its own."""
     known = settings(PPOLagConfig, "ppo_lag", **SETTINGS | {"sharing": sharing} | changes)
     own_towers = frozenset(models(sharing)) - {"policy"} if model.vision else frozenset()
-    return Static(known, model, roles.assign(sharing), own_towers, VOCABULARY)
+    return Static(known, model, roles.of_settings(known), own_towers, VOCABULARY)
 
 
 def models(sharing: str = "shared") -> dict[str, dict]:

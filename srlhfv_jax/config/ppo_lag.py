@@ -30,7 +30,13 @@ class RolloutConfig:
 class PPOConfig:
     """Constants of the update (Schulman et al., arXiv 1707.06347; Safe RLHF, arXiv 2310.12773)."""
 
+    # "gae": two critics; "group" (GRPO) and "rloo": each answer against the others to its prompt, no critics (losses/groups.py)
+    advantage: Annotated[str, OneOf("gae", "group", "rloo")]
+    group_size: Annotated[int, Range(1, 2**10)]  # answers to one prompt; data.batch_size counts answers. 1 under "gae"
+    # of "group", "std": each stream is divided by its standard deviation in the group; "none": it is not (Dr. GRPO)
+    group_scale: Annotated[str, OneOf("std", "none")]
     kl_coef: Weight  # beta
+    kl_in: Annotated[str, OneOf("reward", "loss")]  # of each token, k1, before advantages; or k3 beside the policy's loss
     gamma: Share  # discount
     gae_lambda: Share  # of generalised advantage estimation
     clip_ratio: Positive  # of the probability ratio, on both sides of 1
@@ -39,11 +45,16 @@ class PPOConfig:
     epochs: Annotated[int, Range(1, 1000)]  # passes over one rollout
     minibatches: Parts  # per epoch
     # "token": mean over all tokens; "sequence": mean over each sequence first (the reference)
-    reduction: Annotated[str, OneOf("token", "sequence")]
+    # "fixed": sums divided by R, so that no token weighs less because its answer is long (Dr. GRPO)
+    reduction: Annotated[str, OneOf("token", "sequence", "fixed")]
     whiten: Annotated[str, OneOf("none", "scale")]  # "scale": divide each stream's advantages by its standard deviation, no shift
     # "std": divide each score stream by its standard deviation in the rollout; zero stays zero
     scale_scores: Annotated[str, OneOf("none", "std")]
     missing_eos_penalty: Weight  # subtracted from the reward of a response cut at R
+
+    @property
+    def has_critics(self) -> bool:
+        return self.advantage == "gae"
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,11 @@ class PPOLagConfig:
         return self.policy
 
     @property
+    def prompts(self) -> int:
+        """Prompts of an iteration."""
+        return self.data.batch_size // self.ppo.group_size
+
+    @property
     def terms(self) -> dict[str, tuple[terms.Term, ...]]:
         """Terms of the reward and of the cost.
 
@@ -174,6 +190,7 @@ class PPOLagConfig:
             yield Unread("functions", "there is no config.reward_fn and no config.cost_fn")
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
+        yield from self._unread_of_advantages()
         if self.critic_warmup == 0:
             yield Unread("critic_warmup_rate", "config.critic_warmup is 0")
         if self.ptx.coef == 0:
@@ -190,3 +207,13 @@ class PPOLagConfig:
         names += ("learning_rate", "delay") if constraint.controller in ("none", "fixed") else ()
         names += ("init", "max") if constraint.controller == "none" else ()
         yield from (Unread(f"constraint.{name}", why) for name in names)
+
+    def _unread_of_advantages(self) -> Iterator[Unread]:
+        why = f"config.ppo.advantage is {self.ppo.advantage!r}"
+        if self.ppo.has_critics:
+            yield Unread("ppo.group_size", f"{why}, which has one answer to a prompt", 1)
+        else:
+            names = ("critic_optimizer", "critic_warmup", "critic_warmup_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_value")
+            yield from (Unread(name, f"{why}, and there are no critics") for name in names)
+        if self.ppo.advantage != "group":
+            yield Unread("ppo.group_scale", why)

@@ -21,6 +21,7 @@ Everything is float32.
     reward, cost the two heads: Bradley-Terry; Bradley-Terry plus sign
     shaping      token rewards and token costs with -+ beta KL
     gae          advantages and returns
+    groups       advantages without a critic
     ppo          clipped policy and value losses
     lagrangian   the multiplier: its controllers, and A = (A_r - lambda A_c) / (1 + lambda)
     severity     the guard: severity and categories, each a binary loss with class weights

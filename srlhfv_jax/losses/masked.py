@@ -39,12 +39,14 @@ def sequence_mean(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Mea
 
 
 def reduce(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], reduction: str) -> Mean:
-    """`token_mean` for "token", `sequence_mean` for "sequence"."""
+    """`token_mean` for "token", `sequence_mean` for "sequence"; for "fixed" (Σ_bt m x, B R): no mean, a constant divides."""
     if reduction == "token":
         return token_mean(x_BR, mask_BR)
     if reduction == "sequence":
         return sequence_mean(x_BR, mask_BR)
-    raise ValueError(f"reduction must be 'token' or 'sequence', got {reduction!r}")
+    if reduction == "fixed":
+        return token_mean(x_BR, mask_BR)[0], jnp.float32(mask_BR.size)
+    raise ValueError(f"reduction must be 'token', 'sequence' or 'fixed', got {reduction!r}")
 
 
 def weighted_mean(x_B: Float[Array, "B"], weight_B: Float[Array, "B"]) -> Mean:

@@ -50,6 +50,17 @@ def policy(
     return masked.Loss(total, count, metrics)
 
 
+def kl(
+    logp_BR: Float[Array, "B R"], ref_logp_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], *, reduction: str
+) -> masked.Mean:
+    """k3 = π_ref / π - 1 - log π_ref / π of each token: of the policy's own samples unbiased for KL(π || π_ref), and never negative.
+
+    GRPO (arXiv 2402.03300), equation 4.
+    """
+    log_ratio_BR = jnp.clip(masked.keep(ref_logp_BR - logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return masked.reduce(jnp.exp(log_ratio_BR) - 1 - log_ratio_BR, mask_BR, reduction)
+
+
 def value(
     value_BR: Float[Array, "B R"],
     old_value_BR: Float[Array, "B R"],

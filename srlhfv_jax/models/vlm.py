@@ -142,6 +142,15 @@ def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     return Cache(KV(stored, stored), jnp.zeros((batch, length), bool), jnp.int32(0))
 
 
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """Each row so many times, as neighbours: what several answers to one prompt go on from."""
+    if times == 1:
+        return cache
+    rows = 0 if isinstance(cache.kv.k, tuple) else 1
+    kv = jax.tree.map(lambda stored: jnp.repeat(stored, times, axis=rows), cache.kv)
+    return Cache(kv, jnp.repeat(cache.mask_BT, times, axis=0), cache.index)
+
+
 def for_decoding(config: VLMConfig, params) -> dict:
     """`params` as a loop over tokens reads them fastest: one tree per decoder layer where the stack is unrolled, so that nothing is
     sliced for a token; on CPU, all of these kernels and the output matrix with their inputs first.

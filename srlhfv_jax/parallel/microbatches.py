@@ -25,6 +25,11 @@ def join(batch: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), batch)
 
 
+def repeat(batch: Tree, times: int) -> Tree:
+    """[B, ...] -> [B * times, ...]: each row so many times, as neighbours, on the device that it is on."""
+    return batch if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), batch)
+
+
 def over_rows(function: Callable[[Any], Any], batch: Any, parts: int) -> Any:
     """`function` of a batch, where each row of what it gives depends on the same row of the batch alone."""
     if parts == 1:

@@ -28,6 +28,7 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
     each takes what the one before gives. What rests on the host counts where it is an argument, and in `load`: every tree but the
     optimizers' is on the devices once, before it goes to rest."""
     check.check_lora(settings)
+    check.check_groups(settings)
     check.check_parts(settings)
     check.check_rows(settings, mesh)
     models, rollout = shapes.models(settings, config, mesh), settings.rollout
@@ -68,7 +69,8 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
     start = states.TrainState(models.trained, opt_state, 0, extra)
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     key = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-    drive(iteration.calls(start, shapes.prompts(config, settings, mesh), ptx, Keys(key, key)), compile_call)
+    one_each = dataclasses.replace(settings, data=dataclasses.replace(settings.data, batch_size=settings.prompts))
+    drive(iteration.calls(start, shapes.prompts(config, one_each, mesh), ptx, Keys(key, key)), compile_call)
     return Plan(state, compiled)
 
 
@@ -110,16 +112,21 @@ def decoding(settings: PPOLagConfig, config: VLMConfig, split: float) -> tuple[f
     return parts * R * (split + cache_bytes(settings, config)), parts * R if settings.rollout.layout == "training" else 1
 
 
+def passes(settings: PPOLagConfig) -> tuple[int, float]:
+    """Policy and critic, prefill and three of scoring; without critics one of each less, and a prompt is read once for its group."""
+    return (2, 4) if settings.ppo.has_critics else (1, 2 + 1 / settings.ppo.group_size)
+
+
 def variants(settings: PPOLagConfig, shards: int) -> Iterator[PPOLagConfig]:
     """The rollout in all numbers of parts."""
-    for parts in powers(settings.data.batch_size // shards):
+    for parts in powers(settings.prompts // shards):
         yield dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, microbatches=parts))
 
 
 PPO_LAG = PlannedStage(
     compile=compile_calls,
     state_bytes=state_bytes,
-    passes=(2, 4),  # policy and critic; prefill and three of scoring
+    passes=passes,
     sequences=lambda settings: 1,
     adapters=lambda settings: settings.lora.rank > 0 or settings.sharing == "adapters",
     minibatches=lambda settings: settings.ppo.minibatches,

@@ -193,7 +193,7 @@ def rough_seconds(settings: Trained, config: VLMConfig, device: Device) -> float
     stage = STAGES[settings.stage]
     backward = 1.0 if stage.adapters(settings) else 2.0
 
-    trees, other = stage.passes
+    trees, other = stage.passes(settings)
     passes = trees * (1 + again + backward) + other
     compute = passes * 2 * weights * sequences * T / devices / (device.tflops * 1e12)
     steps = settings.data.batch_size // _step_rows(settings)

@@ -30,7 +30,7 @@ NATIVE_PIXELS = 1_003_520  # of a picture where its size is free, unless data.ma
 
 def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
     """Every tree of the run as shapes in their shards; towers are taken to be equal, as they are when all stages froze theirs."""
-    places = roles.assign(settings.sharing, settings.learned)
+    places = roles.of_settings(settings)
     full = backbone(config, settings.model.param_dtype, mesh)
     frozen_backbone = cast(full, config.dtype)
     trees: dict[str, dict] = {}

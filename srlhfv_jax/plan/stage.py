@@ -21,7 +21,7 @@ class PlannedStage(NamedTuple):
     compile: Callable[[Any, VLMConfig, Mesh, int], Plan]  # (settings, config, mesh, limit in bytes)
     # (settings, config, devices) -> trees and optimizer states while a rollout samples, and while the update runs: exact
     state_bytes: Callable[[Any, VLMConfig, Sequence[jax.Device]], tuple[int, int]]
-    passes: tuple[int, int]  # trees that are trained, and other forward passes over every row
+    passes: Callable[[Any], tuple[int, float]]  # trees that are trained, and other forward passes over every row
     sequences: Callable[[Any], int]  # of a row
     adapters: Callable[[Any], bool]  # whether adapters are trained
     minibatches: Callable[[Any], int] = lambda settings: 1  # gradient steps of a batch

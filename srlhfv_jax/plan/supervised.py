@@ -67,7 +67,7 @@ def state_bytes(settings: Supervised, config: VLMConfig, devices: Sequence[jax.D
 SUPERVISED = PlannedStage(
     compile=compile_step,
     state_bytes=state_bytes,
-    passes=(1, 0),
+    passes=lambda settings: (1, 0),
     sequences=lambda settings: 2 if isinstance(settings, ScoresConfig) else 1,  # a pair is two
     adapters=lambda settings: settings.lora.rank > 0,
 )

@@ -1,8 +1,8 @@
-"""Advantages: GAE of one critic's values, both streams as one, and how well the critics explain their returns.
+"""Advantages: GAE of one critic's values, or of each answer in its group; both streams as one; how well critics explain returns.
 
     A = (A_r - lambda A_c) / (1 + lambda)            Safe RLHF (arXiv 2310.12773)
 
-Scoring makes the streams where an iteration has several gradient steps, the update where it has one.
+Scoring makes those of groups, and the streams of critics where an iteration has several gradient steps; the update where it has one.
 """
 
 from typing import Mapping
@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import Stream
 from srlhfv_jax.config import PPOConfig
-from srlhfv_jax.losses import gae, lagrangian, masked, ppo as ppo_losses
-from srlhfv_jax.ppo_lag.roles import CRITICS
+from srlhfv_jax.losses import gae, groups, lagrangian, masked, ppo as ppo_losses
+from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES
 
 
 def stream(token_BR: Float[Array, "B R"], value_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], ppo: PPOConfig) -> Stream:
@@ -28,6 +28,35 @@ def combine(
 ) -> Float[Array, "B R"]:
     """The combined advantage of a whole rollout; its two streams are scaled first if `ppo.whiten` is "scale"."""
     reward_BR, cost_BR = (streams[role].adv_BR for role in CRITICS)
+    return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
+
+
+def in_groups(token_BR: Mapping[str, Float[Array, "B R"]], ppo: PPOConfig) -> dict[str, Float[Array, "B"]]:
+    """ "reward", "cost" -> the advantage of each answer in the group of its prompt, by the sum of its token rewards, or costs."""
+    sum_B = {role: jnp.sum(token_BR[f"{role}_critic"], axis=1) for role in SCORES}
+    how = dict(kind=ppo.advantage, scale=ppo.group_scale)
+    return {role: groups.advantages(score_B, ppo.group_size, **how) for role, score_B in sum_B.items()}
+
+
+def combine_groups(
+    group_adv_B: Mapping[str, Float[Array, "B"]], mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], ppo: PPOConfig
+) -> Float[Array, "B R"]:
+    """The same of groups: one advantage for all tokens of an answer."""
+    reward_BR, cost_BR = (jnp.where(mask_BR, group_adv_B[role][:, None], 0.0) for role in SCORES)
+    return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
+
+
+def group_metrics(group_adv_B: Mapping[str, Float[Array, "B"]], size: int) -> dict[str, Float[Array, ""]]:
+    """Shares of groups whose answers are all worth the same: by both scores, and by each; the correlation of both advantages."""
+    everywhere = jnp.ones((len(group_adv_B["cost"]), 1), bool)
+    reward_B1, cost_B1 = (group_adv_B[role][:, None] for role in SCORES)
+    shares = {f"{role}_equal_groups": groups.is_degenerate([adv_B], size) for role, adv_B in group_adv_B.items()}
+    shares["equal_groups"] = groups.is_degenerate(list(group_adv_B.values()), size)
+    correlation = {"advantage_correlation": _correlation(reward_B1, cost_B1, everywhere)}
+    return {name: jnp.mean(equal_N, dtype=jnp.float32) for name, equal_N in shares.items()} | correlation
+
+
+def _mixed(reward_BR, cost_BR, mask_BR, lam, ppo: PPOConfig) -> Float[Array, "B R"]:
     if ppo.whiten == "scale":
         reward_BR, cost_BR = masked.scale(reward_BR, mask_BR), masked.scale(cost_BR, mask_BR)
     return lagrangian.combine(reward_BR, cost_BR, lam)

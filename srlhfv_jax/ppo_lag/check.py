@@ -16,6 +16,7 @@ def check(settings: PPOLagConfig) -> None:
     check_lora(settings)
     unread.check(settings)
     lagrangian.check(settings.constraint)
+    check_groups(settings)
     check_parts(settings)
     if settings.constraint.window < settings.data.batch_size:
         raise UserError(
@@ -64,6 +65,21 @@ def check_lora(settings: PPOLagConfig) -> None:
         )
 
 
+def check_groups(settings: PPOLagConfig) -> None:
+    """Raise UserError unless groups have several answers each and divide the batch."""
+    ppo, rows = settings.ppo, settings.data.batch_size
+    if not ppo.has_critics and ppo.group_size < 2:
+        raise UserError(
+            f"config.ppo.group_size must be at least 2 with config.ppo.advantage={ppo.advantage!r}, got {ppo.group_size}: an answer is "
+            "compared with the others to its prompt; 8 is usual"
+        )
+    if rows % ppo.group_size:
+        raise UserError(
+            f"config.data.batch_size {rows}, the answers of an iteration, must be a multiple of config.ppo.group_size {ppo.group_size}, "
+            "the answers to one prompt"
+        )
+
+
 def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:
     """Raise UserError unless the rows of every part divide over the mesh."""
     for name, (rows, count) in _parts(settings).items():
@@ -85,6 +101,6 @@ def _parts(settings: PPOLagConfig) -> dict[str, tuple[int, int]]:
     rows, rollout = settings.data.batch_size, settings.rollout
     return {
         "config.microbatches": (rows // settings.ppo.minibatches, settings.microbatches),
-        "config.rollout.microbatches": (rows, rollout.microbatches),
+        "config.rollout.microbatches": (settings.prompts, rollout.microbatches),
         "config.rollout.score_microbatches": (rows, rollout.score_microbatches),
     }

@@ -14,7 +14,7 @@ from srlhfv_jax.batches import Experience, Images, Rollout
 from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.losses import lagrangian, masked, shaping
 from srlhfv_jax.models import sequences
-from srlhfv_jax.parallel.microbatches import over_rows
+from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.ppo_lag import advantages
 from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES, learned
 from srlhfv_jax.ppo_lag.static import Static
@@ -40,27 +40,31 @@ def score(
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] f(C) (Safe RLHF, arXiv 2310.12773, section 3.3), where f is the statistic
-    that the constraint bounds; each stream has its own GAE.
+    that the constraint bounds; each stream has its own GAE. Without critics an answer's sum of each stream is compared with those of
+    the other answers to its prompt.
 
     Args:
         trees: those of the places, without the critics' where there are no streams.
+        images: of each prompt once.
         given: the part of the scores that functions have made of this rollout.
         streams: False where the update makes one gradient step: it computes the values once more anyway.
     """
     ppo, parts = static.settings.ppo, static.settings.rollout.score_microbatches
+    images = repeat(images, ppo.group_size) if static.own_towers else None
     scores = over_rows(lambda rows: _forward(static, trees, *rows, streams=streams), (rollout, images), parts)
     rollout, mask_BR = rollout._replace(logp_BR=scores.logp_BR), rollout.response_mask_BR
     end_B = {role: _end_score(static, role, scores.end_B, given) for role in SCORES}
     reward_B, cost_B = end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B), end_B["cost"]
     end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
-    shape = dict(kl_coef=ppo.kl_coef, clip_score=ppo.clip_score)
+    shape = dict(kl_coef=ppo.kl_coef if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
     token_BR = {
         "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
         "cost_critic": shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape),
     }
     both = {role: advantages.stream(token_BR[role], value_BR, mask_BR, ppo) for role, value_BR in scores.value_BR.items()}
-    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, both if streams else None)
+    group_adv_B = None if ppo.has_critics else advantages.in_groups(token_BR, ppo)
+    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, both if scores.value_BR else None, group_adv_B)
 
 
 def metrics(
@@ -88,6 +92,8 @@ def metrics(
             penalty_B = static.settings.ppo.missing_eos_penalty * (~sampled.ended_B)
             end_B = experience.reward_B + penalty_B if role == "reward" else experience.cost_B
             numbers[f"{role}.{MODEL}"] = jnp.mean(end_B - given[role]) / weight
+    if experience.group_adv_B is not None:
+        numbers |= advantages.group_metrics(experience.group_adv_B, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
         numbers["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - sampled.logp_BR), mask_BR)
     return numbers
@@ -127,7 +133,7 @@ def _forward(static: Static, trees: Trees, rollout: Rollout, images: Images | No
         outputs = {name: read_heads(model, trees[name], rollout, contexts[name]) for name in names}
         return {role: outputs[places[role].tree][places[role].head] for role in roles}
 
-    values = head_outputs(sequences.response_scores, *CRITICS) if streams else {}
+    values = head_outputs(sequences.response_scores, *CRITICS) if streams and static.settings.ppo.has_critics else {}
     return _Scores(
         logp("policy") if static.recomputes_logp else rollout.logp_BR,
         logp("reference"),

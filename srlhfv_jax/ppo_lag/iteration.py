@@ -20,7 +20,7 @@ from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout, Supervi
 from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
-from srlhfv_jax.parallel import hosts, offload, rules
+from srlhfv_jax.parallel import hosts, microbatches, offload, rules
 from srlhfv_jax.ppo_lag import critics, experience, selftest
 from srlhfv_jax.ppo_lag.load import Models, idle_trees
 from srlhfv_jax.ppo_lag.roles import critic_trees
@@ -106,7 +106,10 @@ class Iteration:
             early_exit=early_exit,
             microbatches=settings.rollout.microbatches,
         )
-        self.generate = jax.jit(sample, out_shardings=rows)
+        answers = settings.ppo.group_size
+        self.answer = jax.jit(sample, out_shardings=rows)  # one answer to each prompt
+        self.generate = jax.jit(functools.partial(sample, answers=answers), out_shardings=rows) if answers > 1 else self.answer
+        self.for_each_answer = jax.jit(functools.partial(microbatches.repeat, times=answers), out_shardings=rows)
         self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=(rows, everywhere, everywhere))
         self.fit_critics = jax.jit(functools.partial(critics.start, self.static), out_shardings=everywhere)
         self.update, self.warm_up = (
@@ -144,7 +147,9 @@ class Iteration:
         weights = yield Call("reshard", self.rollout_weights, (params["policy"],))
         rollout = yield Call("generate", self.generate, (weights, prompts, keys.rollout))
         del weights
-        given, numbers = (yield Call("functions", self.functions, (rollout, prompts.row_B))) if self.by_functions else ({}, {})
+        given, numbers = {}, {}
+        if self.by_functions:
+            given, numbers = yield Call("functions", self.functions, (rollout, self.for_each_answer(prompts.row_B)))
         scored = rollout, images, given, state.extra.controller, np.bool_(warming)
         experience, controller, metrics = yield Call("score", self.score, (self.scoring_trees(params, rollout), *scored))
         if fit_critics:
@@ -167,9 +172,10 @@ class Iteration:
         first = self._done is None
         done = int(state.step) if first else self._done
         self._done = done + 1
-        warming = done < self.settings.critic_warmup and not bool(state.extra.warm_up.ended)
+        has_critics = self.settings.ppo.has_critics
+        warming = has_critics and done < self.settings.critic_warmup and not bool(state.extra.warm_up.ended)
         keys = self.keys(done)
-        calls = self.calls(state, prompts, ptx, keys, warming=warming, fit_critics=done == 0, check=first)
+        calls = self.calls(state, prompts, ptx, keys, warming=warming, fit_critics=has_critics and done == 0, check=first)
         warm_up = state.extra.warm_up
         del state  # an update gives its own, and takes these buffers
         rows: dict[str, jax.Array] = {}
@@ -241,7 +247,7 @@ class Iteration:
         """Checks on the first rollout of a process (selftest.py)."""
         static, settings = self.static, self.settings
         if images is not None:
-            bare = rollout._replace(features=None), images._replace(patches_BNC=None)
+            bare = rollout._replace(features=None), self.for_each_answer(images._replace(patches_BNC=None))
             selftest.placeholders(static.model, *hosts.to_host(bare))
         gap = selftest.ratio(
             static.model,

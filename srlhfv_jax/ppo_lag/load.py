@@ -41,7 +41,7 @@ class Models(NamedTuple):
 
 def load_models(settings: PPOLagConfig, mesh) -> Models:
     """Load every role. Trained trees get buffers of their own. Frozen backbones are kept in the dtype that is computed in."""
-    places = roles.assign(settings.sharing, settings.learned)
+    places = roles.of_settings(settings)
     policy, trained, frozen = (_load_adapters if settings.sharing == "adapters" else _load_backbones)(settings, mesh)
     trained = checkpoints.copy(rules.place(trained, mesh))
     base = {BASE: frozen[BASE]} if BASE in frozen else {}
@@ -80,20 +80,23 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
     policy = load(settings.policy)
     frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
     start = {"backbone": policy.params, "heads": {}}  # of a critic without a scorer
+    trained = {"policy": {"backbone": policy.params}}
     if settings.sharing == "shared":
         if settings.learned:
             frozen["scorer"] = scorer(settings.scorer, *settings.learned)
-        trained = {"critic": _critic(settings, policy, frozen.get("scorer", start), *roles.SCORES)}
+        if settings.ppo.has_critics:
+            trained["critic"] = _critic(settings, policy, frozen.get("scorer", start), *roles.SCORES)
     else:
         for name in settings.learned:
             frozen[name] = scorer((settings.reward if name == "reward" else settings.cost) or settings.scorer, name)
-        trained = {f"{name}_critic": _critic(settings, policy, frozen.get(name, start), name) for name in roles.SCORES}
+        for name in roles.SCORES if settings.ppo.has_critics else ():
+            trained[f"{name}_critic"] = _critic(settings, policy, frozen.get(name, start), name)
     for path, model in loaded.items():
         if model.config != policy.config:
             raise UserError(
                 f"{path} has another architecture than the policy {settings.policy}: all roles share one tokenizer and shape"
             )
-    return policy, {"policy": {"backbone": policy.params}} | trained, frozen
+    return policy, trained, frozen
 
 
 def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict]:
@@ -131,7 +134,7 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
     if settings.learned:
         scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
         frozen["scorer"] = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, *settings.learned)}
-        if not frozen["scorer"]["adapter"]:
+        if settings.ppo.has_critics and not frozen["scorer"]["adapter"]:
             raise UserError(
                 f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0"
             )
@@ -142,8 +145,10 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
         start = checkpoints.fresh_adapter(settings.lora, policy, mesh, key)
     elif lora.rank:
         checkpoints.check_adapter(lora, policy)
-    critic = _critic(settings, policy, frozen.get("scorer", {"adapter": start, "heads": {}}), *roles.SCORES)
-    return policy, {"policy": {"adapter": start}, "critic": critic}, frozen
+    trained = {"policy": {"adapter": start}}
+    if settings.ppo.has_critics:
+        trained["critic"] = _critic(settings, policy, frozen.get("scorer", {"adapter": start, "heads": {}}), *roles.SCORES)
+    return policy, trained, frozen
 
 
 def _critic(settings: PPOLagConfig, policy: Pretrained, start: dict, *names: str) -> dict:

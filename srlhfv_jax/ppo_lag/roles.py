@@ -9,7 +9,7 @@ from typing import Mapping, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from srlhfv_jax.config import choose
+from srlhfv_jax.config import PPOLagConfig, choose
 
 ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
 SCORES = ("reward", "cost")
@@ -42,16 +42,23 @@ SEPARATE = {
 }
 
 
-def assign(sharing: str, learned: Collection[str] = SCORES) -> dict[str, Place]:
+def assign(sharing: str, learned: Collection[str] = SCORES, critics: Collection[str] = CRITICS) -> dict[str, Place]:
     """Role -> place. "shared": one backbone scores, one criticises, each with two heads; "adapters": the same, but all of them
     are adapters over one backbone; "separate": one backbone per role (the paper).
 
     Args:
         learned: scores that have a learned head; the others have no place: functions make them (functions/).
+        critics: those that there are; none where advantages are of groups.
     """
     choose(sharing, "sharing", "shared", "adapters", "separate")
     every = SEPARATE if sharing == "separate" else SHARED
-    return {role: place for role, place in every.items() if role not in SCORES or role in learned}
+    absent = {*SCORES, *CRITICS} - {*learned, *critics}
+    return {role: place for role, place in every.items() if role not in absent}
+
+
+def of_settings(settings: PPOLagConfig) -> dict[str, Place]:
+    """Role -> place, as a run's settings say."""
+    return assign(settings.sharing, settings.learned, CRITICS if settings.ppo.has_critics else ())
 
 
 def learned(places: Mapping[str, Place]) -> list[str]:
@@ -60,8 +67,8 @@ def learned(places: Mapping[str, Place]) -> list[str]:
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:
-    """The trees that hold the two critic heads: one when they share a backbone."""
-    return sorted({places[role].tree for role in CRITICS})
+    """The trees that hold the two critic heads: one when they share a backbone, none without critics."""
+    return sorted({places[role].tree for role in CRITICS if role in places})
 
 
 def trained_trees(places: Mapping[str, Place]) -> list[str]:

@@ -1,5 +1,7 @@
 """The rows of PPO-Lagrangian: prompts, supervised rows beside them (PTX), and the prompts of the validation."""
 
+import dataclasses
+
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig, PPOLagConfig
@@ -28,4 +30,5 @@ def _ptx_data(settings: PPOLagConfig) -> DataConfig:
 def batches(settings: PPOLagConfig, rows: dict[str, loader.Prepared], mesh: Mesh) -> loader.MultiStream:
     """Prompts, and supervised rows for PTX."""
     ptx = inputs.batches(rows["ptx"], _ptx_data(settings), settings.seed + 1, mesh) if "ptx" in rows else None
-    return loader.MultiStream(prompts=inputs.batches(rows["data"], settings.data, settings.seed, mesh), ptx=ptx)
+    prompts = dataclasses.replace(settings.data, batch_size=settings.prompts)
+    return loader.MultiStream(prompts=inputs.batches(rows["data"], prompts, settings.seed, mesh), ptx=ptx)

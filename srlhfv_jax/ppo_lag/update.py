@@ -17,7 +17,7 @@ from srlhfv_jax.losses import masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import order
-from srlhfv_jax.parallel.microbatches import over_rows, split
+from srlhfv_jax.parallel.microbatches import over_rows, repeat, split
 from srlhfv_jax.ppo_lag import advantages, minibatches
 from srlhfv_jax.ppo_lag.roles import CRITICS, critic_trees
 from srlhfv_jax.ppo_lag.static import Static
@@ -66,8 +66,12 @@ def update(
         the first minibatch, where it must be rounding error alone.
     """
     ppo, streams, mask_BR = static.settings.ppo, experience.streams, experience.rollout.response_mask_BR
-    advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
-    rollout = Minibatch(experience, advantage_BR, _features(static, params, base, experience, images))
+    if experience.group_adv_B is not None:
+        advantage_BR = advantages.combine_groups(experience.group_adv_B, mask_BR, lam, ppo)
+    else:
+        advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
+    features = _features(static, params, base, experience, repeat(images, ppo.group_size) if static.own_towers else None)
+    rollout = Minibatch(experience, advantage_BR, features)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(ppo.epochs))
     rows = jax.vmap(lambda key: minibatches.draw(key, len(mask_BR), ppo.minibatches))(keys)
     rows = rows.reshape(-1, *rows.shape[2:])
@@ -166,6 +170,10 @@ def _policy_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
         reduction=settings.ppo.reduction,
     )
     logged = {"policy_loss": (loss.sum, loss.count), "entropy": masked.token_mean(entropy_BR, mask_BR)}
+    if settings.ppo.kl_in == "loss":
+        kl = ppo_losses.kl(logp_BR, batch.experience.ref_logp_BR, mask_BR, reduction=settings.ppo.reduction)
+        loss = loss._replace(sum=loss.sum + settings.ppo.kl_coef * kl[0])
+        logged["kl_loss"] = kl
     return loss._replace(metrics=loss.metrics | logged)
 
 

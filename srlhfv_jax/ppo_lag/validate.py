@@ -100,7 +100,7 @@ def sampler(
     def sample(policy, score):
         weights = iteration.rollout_weights(policy)
         return answering.sample_answers(
-            lambda batch, index: iteration.generate(weights, batch, keys(index)),
+            lambda batch, index: iteration.answer(weights, batch, keys(index)),
             inputs.in_order(prompts, settings.data, started.mesh),
             [row.row for row in prompts.rows],
             prompts.codec.spoken,

@@ -16,7 +16,7 @@ from srlhfv_jax.batches import Features, PromptBatch, Rollout
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import lora, vlm
 from srlhfv_jax.models.config import VLMConfig
-from srlhfv_jax.parallel.microbatches import over_rows
+from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.rollout.sampling import RowSampling, Sampling, choose, choose_by_row
 
 
@@ -37,6 +37,17 @@ class _Rule(NamedTuple):
     temperature: float | Float[Array, "B 1"]  # of recorded log-probabilities
     choose: Callable[[Float[Array, "B"], Float[Array, "B V"]], Int[Array, "B"]]  # (random numbers, log-probabilities) -> tokens
     length_B: Int[Array, "B"] | None  # most tokens of each answer; None: as many as there is room for
+
+
+class _Draws(NamedTuple):
+    """What the tokens of some answers are drawn from."""
+
+    config: VLMConfig
+    params: dict  # for decoding
+    prompts: PromptBatch  # one for each answer
+    uniform_BR: Float[Array, "B R"]  # the random number in [0, 1) that draws each token
+    vocabulary: Vocabulary
+    rule: _Rule
 
 
 class Decoding(NamedTuple):
@@ -61,26 +72,35 @@ def generate(
     sampling: Sampling = Sampling(),
     early_exit: bool = True,
     microbatches: int = 1,
+    answers: int = 1,
 ) -> Rollout:
-    """Draw one response of at most `response_length` (R) tokens for each prompt.
+    """Draw `answers` responses of at most `response_length` (R) tokens to each prompt; those of one prompt are neighbours.
 
     Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh and the
     microbatches. `early_exit=False` always runs R steps (for timing).
 
+    The vision tower and the decoder read a prompt once. Then each answer gets a copy of its keys and values: the cache is that of
+    so many prompts.
+
     Args:
         microbatches: the prompts are answered in so many parts, one after the other: one part's cache is in memory at a time.
     """
-    B, R = prompts.tokens_BP.shape[0], response_length
+    B, R = answers * prompts.tokens_BP.shape[0], response_length
     uniform_RB = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (B,)))(jnp.arange(R))
     decoding = vlm.for_decoding(config, params)
     rule = _Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
 
-    def answer(part: tuple[PromptBatch, Float[Array, "B R"]]) -> Rollout:
-        asked, uniform_BR = part
+    def answer(part: tuple[PromptBatch, Float[Array, "B G R"]]) -> Rollout:
+        asked, uniform_BGR = part
         features = None if asked.images is None else vlm.encode_images(config, params, asked.images)
-        return _answer(config, decoding, asked, features, uniform_BR, vocabulary, rule, early_exit)
+        draws = _Draws(config, decoding, repeat(asked, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
+        return by_prompt(_answer(draws, asked, features, early_exit), answers)
 
-    return over_rows(answer, (prompts, uniform_RB.T), microbatches)
+    def by_prompt(rows, count: int):
+        return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows)
+
+    rollout = over_rows(answer, (prompts, by_prompt(uniform_RB.T, answers)), microbatches)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
 
 
 def begin(
@@ -99,7 +119,7 @@ def begin(
     """
     features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
     decoding = vlm.for_decoding(config, params)
-    return _begin(config, decoding, prompts, features, uniform_BR, vocabulary, _by_row(sampling))
+    return _begin(_Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)), prompts, features)
 
 
 def go_on(
@@ -121,7 +141,7 @@ def go_on(
         stopped_B: rows that end here, for a reason that is not in their tokens.
     """
     decoding = vlm.for_decoding(config, params)
-    step = _step(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling))
+    step = _step(_Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)))
     last = jnp.minimum(until, uniform_BR.shape[1])
     state = state._replace(alive_B=state.alive_B & ~stopped_B)
     return jax.lax.while_loop(lambda state: (state.step < last) & jnp.any(state.alive_B), step, state)
@@ -132,24 +152,15 @@ def _by_row(sampling: RowSampling) -> _Rule:
     return _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
 
 
-def _answer(
-    config: VLMConfig,
-    params,
-    prompts: PromptBatch,
-    features: Features | None,
-    uniform_BR: Float[Array, "B R"],
-    vocabulary: Vocabulary,
-    rule: _Rule,
-    early_exit: bool,
-) -> Rollout:
-    """One part of `generate`. `uniform_BR`: the random number in [0, 1) that draws each token."""
-    R = uniform_BR.shape[1]
+def _answer(draws: _Draws, asked: PromptBatch, features: Features | None, early_exit: bool) -> Rollout:
+    """One part of `generate`. `asked`, `features`: as in `_begin`."""
+    prompts, R = draws.prompts, draws.uniform_BR.shape[1]
 
     def unfinished(state: Decoding):
         return (state.step < R) & (jnp.any(state.alive_B) | (not early_exit))
 
-    step = _step(config, params, prompts, uniform_BR, vocabulary, rule)
-    state = _begin(config, params, prompts, features, uniform_BR, vocabulary, rule)
+    step = _step(draws)
+    state = _begin(draws, asked, features)
     state = jax.lax.while_loop(unfinished, step, state)
 
     positions_BR = _after(prompts)[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
@@ -160,63 +171,57 @@ def _answer(
         response_mask_BR=state.mask_BR,
         logp_BR=state.logp_BR,
         ended_B=~state.alive_B,
-        features=features,
+        features=repeat(features, len(state.alive_B) // len(asked.tokens_BP)),
     )
 
 
-def _begin(
-    config: VLMConfig,
-    params,
-    prompts: PromptBatch,
-    features: Features | None,
-    uniform_BR: Float[Array, "B R"],
-    vocabulary: Vocabulary,
-    rule: _Rule,
-) -> Decoding:
-    """The prompts read and the first token drawn."""
-    (B, P), R = prompts.tokens_BP.shape, uniform_BR.shape[1]
-    cache = vlm.init_cache(config, B, P + R, jnp.dtype(config.dtype))
-    hidden_B1D, cache = _read(config, params, prompts, features, cache)
+def _begin(draws: _Draws, asked: PromptBatch, features: Features | None) -> Decoding:
+    """The prompts read and the first token of every answer drawn.
+
+    Args:
+        asked: each prompt once, with as many neighbours among the answers as each other.
+        features: of its pictures.
+    """
+    config, (B, R), (prompts, P) = draws.config, draws.uniform_BR.shape, asked.tokens_BP.shape
+    cache = vlm.init_cache(config, prompts, P + R, jnp.dtype(config.dtype))
+    hidden_B1D, cache = _read(config, draws.params, asked, features, cache)
     state = Decoding(
         step=jnp.int32(0),
-        tokens_BR=jnp.full((B, R), vocabulary.pad, jnp.int32),
+        tokens_BR=jnp.full((B, R), draws.vocabulary.pad, jnp.int32),
         mask_BR=jnp.zeros((B, R), bool),
         logp_BR=jnp.zeros((B, R), jnp.float32),
         alive_B=jnp.ones(B, bool),
-        cache=cache,
+        cache=vlm.repeat_rows(cache, B // prompts),
     )
-    return _draw(config, params, uniform_BR, vocabulary, rule, state, hidden_B1D[:, 0])
+    return _draw(draws, state, repeat(hidden_B1D, B // prompts)[:, 0])
 
 
-def _step(
-    config: VLMConfig, params, prompts: PromptBatch, uniform_BR: Float[Array, "B R"], vocabulary: Vocabulary, rule: _Rule
-) -> Callable[[Decoding], Decoding]:
+def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
     """The body of a loop over tokens: feed the token drawn last, draw the next."""
-    next_B = _after(prompts)
+    prompts, next_B = draws.prompts, _after(draws.prompts)
 
     def step(state: Decoding) -> Decoding:
         t = state.step - 1
         hidden_B1D, cache = vlm.apply(
-            config,
-            params,
+            draws.config,
+            draws.params,
             jax.lax.dynamic_slice_in_dim(state.tokens_BR, t, 1, axis=1),
             _everywhere(next_B + t, prompts.positions_BP)[:, None],
             jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
             cache=state.cache,
         )
-        return _draw(config, params, uniform_BR, vocabulary, rule, state._replace(cache=cache), hidden_B1D[:, 0])
+        return _draw(draws, state._replace(cache=cache), hidden_B1D[:, 0])
 
     return step
 
 
-def _draw(
-    config: VLMConfig, params, uniform_BR: Float[Array, "B R"], vocabulary: Vocabulary, rule: _Rule, state: Decoding, hidden_BD
-) -> Decoding:
+def _draw(draws: _Draws, state: Decoding, hidden_BD) -> Decoding:
     """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
-    t = state.step
-    never_V = vocabulary.never_V(config.text.vocab)
-    logp_BV = logprob.log_softmax(vlm.logits(config, params, hidden_BD), temperature=rule.temperature, never_V=never_V)
-    drawn_B = rule.choose(uniform_BR[:, t], logp_BV)
+    t, vocabulary, rule = state.step, draws.vocabulary, draws.rule
+    never_V = vocabulary.never_V(draws.config.text.vocab)
+    every_BV = vlm.logits(draws.config, draws.params, hidden_BD)
+    logp_BV = logprob.log_softmax(every_BV, temperature=rule.temperature, never_V=never_V)
+    drawn_B = rule.choose(draws.uniform_BR[:, t], logp_BV)
     logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
     alive_B, eos_E = state.alive_B, jnp.asarray(vocabulary.eos, jnp.int32)
     goes_on_B = alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)

@@ -1,0 +1,214 @@
+"""Advantages of answers in the groups of their prompts: one prompt's prefill for all of them, and no critics anywhere."""
+
+import dataclasses
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_rollout_generate import sample
+from tiny_ppo import models, rolled, static, step
+from tiny_stages import adapter_stages, numbers, picture_task, rows, settings
+from tiny_vlm import CONFIG, VOCABULARY, prompts
+
+from srlhfv_jax.config import PPOLagConfig, unread
+from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.hf.load import load_pretrained
+from srlhfv_jax.losses import groups, masked, ppo
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.microbatches import repeat
+from srlhfv_jax.ppo_lag import advantages, check, run as ppo_lag
+from srlhfv_jax.quickstart.pipeline import write_rows
+from srlhfv_jax.rollout.generate import generate
+
+GROUPS = {"ppo.advantage": "group", "ppo.group_size": 4}
+SCORES = np.float32([0.3, -1.7, 2.25, 0.4, 0.9, 0.9, 0.9, 0.9, -0.5, 1.5, -0.5, 1.5])
+
+
+def in_groups(score_B=SCORES, size=4, kind="group", scale="std") -> np.ndarray:
+    return np.asarray(groups.advantages(jnp.asarray(score_B), size, kind=kind, scale=scale))
+
+
+def test_a_group_is_centred_and_divided_by_its_deviation():
+    expected = [(row - row.mean()) / (row.std(ddof=1) or 1) for row in SCORES.reshape(3, 4)]
+    np.testing.assert_allclose(in_groups(), np.concatenate(expected), rtol=1e-5)
+    centred = [row - row.mean() for row in SCORES.reshape(3, 4)]
+    np.testing.assert_allclose(in_groups(scale="none"), np.concatenate(centred), rtol=1e-5)
+
+
+def test_two_answers_are_worth_their_difference_when_one_is_left_out():
+    pairs = SCORES.reshape(-1, 2)
+    difference = pairs[:, 0] - pairs[:, 1]
+    np.testing.assert_allclose(in_groups(size=2, kind="rloo"), np.stack([difference, -difference], 1).ravel(), rtol=1e-5)
+
+
+def test_each_answer_is_compared_with_the_mean_of_the_others():
+    expected = [row - (row.sum() - row) / 3 for row in SCORES.reshape(3, 4)]
+    np.testing.assert_allclose(in_groups(kind="rloo"), np.concatenate(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ("group", "rloo"))
+@pytest.mark.parametrize("scale", ("std", "none"))
+@pytest.mark.parametrize("value", (0.0, 0.1, -37.3))
+def test_equal_scores_are_worth_nothing_up_to_rounding(kind, scale, value):
+    noise = value * np.float32([1, 1 + 1e-7, 1 - 1e-7, 1])
+    assert (in_groups(np.float32(noise), kind=kind, scale=scale) == 0).all()
+
+
+def test_a_stream_in_other_units_is_worth_the_same():
+    np.testing.assert_allclose(in_groups(7.3 * SCORES), in_groups(), rtol=1e-5)
+    np.testing.assert_allclose(in_groups(SCORES - 11.5), in_groups(), rtol=1e-4)
+
+
+def test_a_group_teaches_nothing_where_it_is_equal_in_both_streams():
+    reward_B, cost_B = in_groups(), in_groups(np.float32([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 2, 1, 2, 1]))
+    assert groups.is_degenerate([jnp.asarray(reward_B), jnp.asarray(cost_B)], 4).tolist() == [False, True, False]
+    shares = advantages.group_metrics({"reward": jnp.asarray(reward_B), "cost": jnp.asarray(cost_B)}, 4)
+    expected = {"equal_groups": 1 / 3, "reward_equal_groups": 1 / 3, "cost_equal_groups": 2 / 3}
+    for name, share in expected.items():
+        assert float(shares[name]) == pytest.approx(share)
+
+
+def test_without_a_multiplier_the_cost_has_no_say_and_with_one_the_streams_are_normalised_first():
+    mask_BR = jnp.arange(5)[None] < jnp.asarray([5, 2, 3, 1] * 3)[:, None]
+    ppo_settings = static(**GROUPS).settings.ppo
+    token_BR = {"reward_critic": 0.2 * jnp.asarray(SCORES)[:, None] * jnp.ones((1, 5)), "cost_critic": jnp.zeros((12, 5))}
+    token_BR["cost_critic"] = token_BR["cost_critic"].at[:, 1].set(-100 * SCORES[::-1])
+    both = advantages.in_groups(token_BR, ppo_settings)
+    plain_BR = advantages.combine_groups(both, mask_BR, jnp.float32(0), ppo_settings)
+    np.testing.assert_allclose(plain_BR, np.where(mask_BR, in_groups()[:, None], 0), rtol=1e-5)
+    mixed_BR = advantages.combine_groups(both, mask_BR, jnp.float32(1.5), ppo_settings)
+    expected_B = (in_groups() - 1.5 * in_groups(-SCORES[::-1])) / 2.5
+    np.testing.assert_allclose(mixed_BR, np.where(mask_BR, expected_B[:, None], 0), rtol=1e-4, atol=1e-6)
+
+
+def test_kl_as_a_loss_is_the_k3_of_each_token_and_never_negative():
+    logp_BR, ref_BR = jnp.asarray([[-0.7, -2.1, -1.3]]), jnp.asarray([[-0.9, -1.4, -jnp.inf]])
+    mask_BR = jnp.asarray([[True, True, False]])
+    total, count = ppo.kl(logp_BR, ref_BR, mask_BR, reduction="token")
+    expected = sum(np.exp(d) - 1 - d for d in (-0.2, 0.7))
+    assert float(total) == pytest.approx(expected, rel=1e-5) and float(count) == 2
+    assert float(ppo.kl(logp_BR, logp_BR, mask_BR, reduction="token")[0]) == 0
+
+
+def test_a_sum_over_a_fixed_length_gives_each_token_the_same_weight():
+    x_BR, mask_BR = jnp.asarray([[1.5, 2.5, 9.0], [0.25, 9.0, 9.0]]), jnp.asarray([[True, True, False], [True, False, False]])
+    assert [float(x) for x in masked.reduce(x_BR, mask_BR, "fixed")] == [4.25, 6.0]
+
+
+@pytest.mark.parametrize("microbatches", (1, 2))
+@pytest.mark.parametrize("unroll", (0, 1))
+def test_answers_to_a_prompt_that_was_read_once_are_those_to_its_copies(microbatches, unroll):
+    config = dataclasses.replace(CONFIG, scan_unroll=unroll)
+    batch, params = prompts(rows=4), models()["policy"]["backbone"]
+    run = functools.partial(generate, config, response_length=9, vocabulary=VOCABULARY)
+    shared = jax.jit(functools.partial(run, answers=3, microbatches=microbatches))(params, batch, jax.random.key(5))
+    copied = jax.jit(run)(params, repeat(batch, 3), jax.random.key(5))
+    np.testing.assert_array_equal(shared.tokens_BT, copied.tokens_BT)
+    for one, other in zip(jax.tree.leaves(shared), jax.tree.leaves(copied), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    one_each = sample(prompts(rows=4), params=params, seed=5)
+    assert len(set(map(bytes, np.asarray(shared.tokens_BT)))) > len(one_each.tokens_BT)  # they are not all the same answer
+
+
+def test_a_prompt_is_read_once_for_its_group():
+    batch, params = prompts(rows=4), models()["policy"]["backbone"]
+    run = functools.partial(generate, CONFIG, response_length=2, vocabulary=VOCABULARY, early_exit=False)
+
+    def operations(rows, **answers) -> float:
+        lowered = jax.jit(functools.partial(run, **answers)).lower(params, rows, jax.random.key(0))
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert operations(batch, answers=8) < 0.5 * operations(repeat(batch, 8))
+
+
+def group_step(mesh=None, **changes):
+    known = static(**GROUPS | changes)
+    trees = {name: tree for name, tree in models().items() if name != "critic"}
+    batch, rollout = rolled()
+    return step(known._replace(own_towers=frozenset()), rollout, batch.images, trees, mesh=mesh)
+
+
+def test_only_the_policy_is_trained_and_nothing_is_said_of_critics():
+    done = group_step()
+    assert set(done.params) == {"policy"} == set(done.state.opt_state)
+    assert not [name for name in done.metrics if "critic" in name or "explained" in name]
+    assert float(done.metrics["grad_norm"]) > 0
+
+
+def test_eight_devices_take_the_step_of_one(eight_devices):
+    one, eight = group_step(), group_step(eight_devices)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(hosts.to_host(eight.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_equal_scores_move_nothing():
+    trees = {name: tree for name, tree in models().items() if name != "critic"}
+    trees["scorer"] = trees["scorer"] | {"heads": jax.tree.map(np.zeros_like, trees["scorer"]["heads"])}
+    batch, rollout = rolled()
+    known = static(**GROUPS | {"ppo.kl_coef": 0.0, "ppo.missing_eos_penalty": 0.0})._replace(own_towers=frozenset())
+    done = step(known, rollout, batch.images, trees)
+    assert float(done.metrics["equal_groups"]) == 1 and float(done.metrics["grad_norm"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, hosts.to_host(done.params["policy"]), trees["policy"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"ppo.advantage": "rloo"}, "group_size must be at least 2 with config.ppo.advantage='rloo', got 1"),
+        ({"ppo.advantage": "group", "ppo.group_size": 3}, "batch_size 4, the answers of an iteration, must be a multiple"),
+        ({"ppo.group_size": 2}, "config.ppo.group_size is 2 and would be ignored: config.ppo.advantage is 'gae'"),
+        (
+            {"ppo.advantage": "group", "ppo.group_size": 4, "rollout.microbatches": 2},
+            "config.rollout.microbatches 2 must divide the 1",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_are_refused(changes, text):
+    with pytest.raises(UserError, match=text):
+        check.check(settings(PPOLagConfig, "ppo_lag", policy="p", scorer="s", **changes))
+
+
+@pytest.mark.parametrize(
+    "name", ("critic_optimizer.learning_rate", "critic_warmup", "ppo.gae_lambda", "ppo.clip_value", "ppo.gamma")
+)
+def test_settings_of_critics_are_refused_where_there_are_none(name):
+    changed = settings(PPOLagConfig, "ppo_lag", **GROUPS)
+    with pytest.raises(UserError, match=f"config.{name} would be ignored: config.ppo.advantage is 'group'"):
+        unread.check_changed(changed, [name])
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Adapters over one small LLaVA, and prompts about pictures."""
+    folder = picture_task(tmp_path_factory.mktemp("stages"))
+    adapter_stages(folder, folder, {"lora.rank": 4} | rows(folder))
+    write_rows(folder / "prompts.parquet", task_rows.prompt_rows(0, task_rows.split_cells(0), "train", 16))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", ("group", "rloo"))
+def test_a_run_without_critics_resumes_to_the_same_numbers(stages, tmp_path, advantage):
+    """Over adapters, with pictures, a function beside the learned cost, KL as a loss, validation, samples, two epochs in parts."""
+    (tmp_path / "costs.py").write_text("def long(samples):\n    return [len(sample.answer) / 80 for sample in samples]\n")
+    prompts = {"data.path": str(stages / "prompts.parquet"), "data.split": "", "data.batch_size": 8}
+    prompts |= {"data.prompt_length": 40, "data.response_length": 8}
+    parts = {"ppo.epochs": 2, "ppo.minibatches": 2, "microbatches": 2, "rollout.microbatches": 2, "rollout.score_microbatches": 4}
+    ways = {"ppo.advantage": advantage, "ppo.group_size": 4, "ppo.kl_in": "loss", "ppo.reduction": "fixed"}
+    watched = {"validation.path": prompts["data.path"], "log.samples_every": 2, "log.samples": 3, "checkpoint.every_steps": 1}
+    where = {"policy": str(stages / "sft"), "scorer": str(stages / "scores"), "sharing": "adapters", "iterations": 4}
+    where |= {"cost_fn": f"{tmp_path / 'costs.py'}:long*0.5,model"}
+    run = settings(PPOLagConfig, "ppo_lag", **where, **prompts, **parts, **ways, **watched)
+    done = ppo_lag.run(run, tmp_path / "whole")
+    assert 0 <= done["equal_groups"] < 1 and done["kl_loss"] >= 0 and done["cost.long"] > 0 and "validation.helpful" in done
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for number in (3, 4):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(number))
+    ppo_lag.run(run, tmp_path / "cut")
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    one, other = (hosts.to_host(load_pretrained(tmp_path / name).params) for name in ("whole", "cut"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
