@@ -42,24 +42,7 @@ def default() -> ConfigDict:
             critic_warmup=8,  # iterations of the critics alone, at most
             critic_warmup_rate=2e-5,
             rollout=sections.rollout(),
-            ppo=dict(
-                advantage="gae",  # by critics; or "group", "rloo"
-                group_size=1,  # answers to a prompt
-                group_scale="std",  # of "group"
-                kl_coef=0.1,  # beta, per token
-                kl_in="reward",  # and cost
-                gamma=1.0,  # discount
-                gae_lambda=0.95,
-                clip_ratio=0.2,  # of probabilities, +-
-                clip_value=5.0,  # of critics, +-
-                clip_score=50.0,  # of the end score, +-
-                epochs=1,  # passes over one rollout
-                minibatches=2,  # of each
-                reduction="token",  # mean over all tokens
-                whiten="none",
-                scale_scores="none",
-                missing_eos_penalty=1.0,  # off the reward of an answer that was cut
-            ),
+            ppo=sections.ppo(minibatches=2),
             # Only unsafe answers count, so that very safe answers elsewhere cannot pay for them.
             constraint=dict(
                 kind="rectified",  # max(0, C)

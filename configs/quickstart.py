@@ -224,20 +224,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         critic_warmup=0,  # the critics start as the scorer, fitted to the first rollout
         critic_warmup_rate=7e-4,
         rollout=sections.rollout(),
-        ppo=dict(
-            kl_coef=0.1,  # beta, per token
-            gamma=1.0,  # discount
-            gae_lambda=0.95,
-            clip_ratio=0.2,  # of probabilities, +-
-            clip_value=5.0,  # of critics, +-
-            clip_score=50.0,  # of the end score, +-
-            epochs=1,  # passes over one rollout
-            minibatches=1,  # of each
-            reduction="token",  # mean over all tokens
-            whiten="none",
-            scale_scores="none",
-            missing_eos_penalty=1.0,  # off the reward of an answer that was cut
-        ),
+        ppo=sections.ppo(minibatches=1),
         constraint=dict(
             kind="rectified",  # max(0, C)
             budget=0.03,  # its mean, in units of the learned cost

@@ -61,6 +61,28 @@ def mesh() -> dict:
     )
 
 
+def ppo(minibatches: int) -> dict:
+    """Two critics, the clip on both sides, KL in the token rewards."""
+    return dict(
+        advantage="gae",  # by critics; or "group", "rloo"
+        group_size=1,  # answers to a prompt
+        group_scale="std",  # of "group"
+        kl_coef=0.1,  # beta, per token
+        kl_in="reward",  # and cost
+        gamma=1.0,  # discount
+        gae_lambda=0.95,
+        clip_ratio=0.2,  # of probabilities, +-
+        clip_value=5.0,  # of critics, +-
+        clip_score=50.0,  # of the end score, +-
+        epochs=1,  # passes over one rollout
+        minibatches=minibatches,  # of each
+        reduction="token",  # mean over all tokens
+        whiten="none",
+        scale_scores="none",
+        missing_eos_penalty=1.0,  # off the reward of an answer that was cut
+    )
+
+
 def rollout() -> dict:
     """Sampled from the distribution that ratios are computed with; all rows at once."""
     return dict(

@@ -28,6 +28,7 @@ FUNCTIONS: dict[str, Any] = {
     "cost_fn": "",
     "functions": dict(rows=16, workers=8, timeout_s=60.0, attempts=3, backoff_s=1.0, reward_cache=True),
 }  # of PPO-Lagrangian
+PPO: dict[str, Any] = {"advantage": "gae", "group_size": 1, "group_scale": "std", "kl_in": "reward"}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
@@ -71,4 +72,6 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = HELD_OUT_OF_SFT | values
     if {"constraint", "ppo"} <= values.keys():
         values = FUNCTIONS | values
+    if {"gae_lambda", "clip_value"} <= values.keys():
+        values = PPO | values
     return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}

@@ -40,7 +40,7 @@ class _Rule(NamedTuple):
 
 
 class _Draws(NamedTuple):
-    """What the tokens of some answers are drawn from."""
+    """Arrays and settings that the tokens of some answers are drawn from."""
 
     config: VLMConfig
     params: dict  # for decoding
@@ -91,10 +91,10 @@ def generate(
     rule = _Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
 
     def answer(part: tuple[PromptBatch, Float[Array, "B G R"]]) -> Rollout:
-        asked, uniform_BGR = part
-        features = None if asked.images is None else vlm.encode_images(config, params, asked.images)
-        draws = _Draws(config, decoding, repeat(asked, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
-        return by_prompt(_answer(draws, asked, features, early_exit), answers)
+        questions, uniform_BGR = part
+        features = None if questions.images is None else vlm.encode_images(config, params, questions.images)
+        draws = _Draws(config, decoding, repeat(questions, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
+        return by_prompt(_answer(draws, questions, features, early_exit), answers)
 
     def by_prompt(rows, count: int):
         return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows)
@@ -152,15 +152,15 @@ def _by_row(sampling: RowSampling) -> _Rule:
     return _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
 
 
-def _answer(draws: _Draws, asked: PromptBatch, features: Features | None, early_exit: bool) -> Rollout:
-    """One part of `generate`. `asked`, `features`: as in `_begin`."""
+def _answer(draws: _Draws, questions: PromptBatch, features: Features | None, early_exit: bool) -> Rollout:
+    """One part of `generate`. `questions`, `features`: as in `_begin`."""
     prompts, R = draws.prompts, draws.uniform_BR.shape[1]
 
     def unfinished(state: Decoding):
         return (state.step < R) & (jnp.any(state.alive_B) | (not early_exit))
 
     step = _step(draws)
-    state = _begin(draws, asked, features)
+    state = _begin(draws, questions, features)
     state = jax.lax.while_loop(unfinished, step, state)
 
     positions_BR = _after(prompts)[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
@@ -171,20 +171,20 @@ def _answer(draws: _Draws, asked: PromptBatch, features: Features | None, early_
         response_mask_BR=state.mask_BR,
         logp_BR=state.logp_BR,
         ended_B=~state.alive_B,
-        features=repeat(features, len(state.alive_B) // len(asked.tokens_BP)),
+        features=repeat(features, len(state.alive_B) // len(questions.tokens_BP)),
     )
 
 
-def _begin(draws: _Draws, asked: PromptBatch, features: Features | None) -> Decoding:
+def _begin(draws: _Draws, questions: PromptBatch, features: Features | None) -> Decoding:
     """The prompts read and the first token of every answer drawn.
 
     Args:
-        asked: each prompt once, with as many neighbours among the answers as each other.
+        questions: each prompt once, with as many neighbours among the answers as each other.
         features: of its pictures.
     """
-    config, (B, R), (prompts, P) = draws.config, draws.uniform_BR.shape, asked.tokens_BP.shape
+    config, (B, R), (prompts, P) = draws.config, draws.uniform_BR.shape, questions.tokens_BP.shape
     cache = vlm.init_cache(config, prompts, P + R, jnp.dtype(config.dtype))
-    hidden_B1D, cache = _read(config, draws.params, asked, features, cache)
+    hidden_B1D, cache = _read(config, draws.params, questions, features, cache)
     state = Decoding(
         step=jnp.int32(0),
         tokens_BR=jnp.full((B, R), draws.vocabulary.pad, jnp.int32),
