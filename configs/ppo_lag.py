@@ -56,6 +56,7 @@ def default() -> ConfigDict:
                 smoothing=0.9,  # of pid
                 window=256,  # answers
                 delay=0,  # iterations before lambda first moves
+                tolerance=0.0,  # of crpo
             ),
             ptx=dict(
                 coef=0.0,  # 0 = off

@@ -237,6 +237,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
             smoothing=0.5,  # of the P and D terms
             window=256,  # answers
             delay=0,  # iterations before lambda first moves
+            tolerance=0.0,  # of crpo
         ),
         ptx=dict(coef=0.0, path="", split=""),  # off
         validation=dict(

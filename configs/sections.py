@@ -72,6 +72,12 @@ def ppo(minibatches: int) -> dict:
         gamma=1.0,  # discount
         gae_lambda=0.95,
         clip_ratio=0.2,  # of probabilities, +-
+        clip_ratio_high=0.0,  # as below 1
+        dual_clip=0.0,  # off
+        objective="ratio",  # of probabilities
+        importance_cap=0.0,  # no weights
+        entropy_coef=0.0,
+        target_kl=0.0,  # all gradient steps
         clip_value=5.0,  # of critics, +-
         clip_score=50.0,  # of the end score, +-
         epochs=1,  # passes over one rollout
@@ -80,6 +86,8 @@ def ppo(minibatches: int) -> dict:
         whiten="none",
         scale_scores="none",
         missing_eos_penalty=1.0,  # off the reward of an answer that was cut
+        overlong=0,  # tokens
+        overlong_penalty=1.0,
     )
 
 

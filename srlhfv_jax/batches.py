@@ -126,6 +126,7 @@ class Experience(NamedTuple):
     cost_B: Float[Array, "B"]  # end score of the cost head (raw; > 0 means unsafe)
     token_BR: dict[str, Float[Array, "B R"]]  # critic role -> what it predicts the sum of: rewards, or costs, of each token
     streams: dict[str, Stream] | None  # critic role -> its stream; None: the update computes the values, and only once
+    weight_BR: Float[Array, "B R"] | None  # of each token in the policy's loss: trainer against sampler; None: 1
     group_adv_B: (
         dict[str, Float[Array, "B"]] | None
     )  # "reward", "cost" -> advantage in the group of its prompt; None with critics

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from srlhfv_jax.config import terms
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
-from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Weight
+from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Tokens, Weight
 from srlhfv_jax.config.unread import Unread
 
 SCORES = ("reward", "cost")
@@ -40,6 +40,12 @@ class PPOConfig:
     gamma: Share  # discount
     gae_lambda: Share  # of generalised advantage estimation
     clip_ratio: Positive  # of the probability ratio, on both sides of 1
+    clip_ratio_high: Weight  # above 1, where it is another one than below (DAPO); 0 = clip_ratio
+    dual_clip: Weight  # where the advantage is negative, a token's loss is at most so many times its size; 0 = off
+    objective: Annotated[str, OneOf("ratio", "log")]  # what is clipped: the probability ratio, or its logarithm (CPGD)
+    importance_cap: Weight  # truncated importance weights of sampler against trainer, at most this; 0 = off
+    entropy_coef: Weight  # of a bonus for the entropy of each token
+    target_kl: Weight  # gradient steps of an iteration end after one whose approx_kl is above; nats per token, 0 = off
     clip_value: Positive  # of a critic's value, around that of the rollout
     clip_score: Positive  # the end score is clipped to +-clip_score, never the KL
     epochs: Annotated[int, Range(1, 1000)]  # passes over one rollout
@@ -47,10 +53,13 @@ class PPOConfig:
     # "token": mean over all tokens; "sequence": mean over each sequence first (the reference)
     # "fixed": sums divided by R, so that no token weighs less because its answer is long (Dr. GRPO)
     reduction: Annotated[str, OneOf("token", "sequence", "fixed")]
-    whiten: Annotated[str, OneOf("none", "scale")]  # "scale": divide each stream's advantages by its standard deviation, no shift
+    # "scale": divide each stream's advantages by its standard deviation, no shift; "reward_mean": and centre those of the reward
+    whiten: Annotated[str, OneOf("none", "scale", "reward_mean")]
     # "std": divide each score stream by its standard deviation in the rollout; zero stays zero
     scale_scores: Annotated[str, OneOf("none", "std")]
     missing_eos_penalty: Weight  # subtracted from the reward of a response cut at R
+    overlong: Tokens  # so many last tokens of R cost ever more reward; 0 = none
+    overlong_penalty: Weight  # at R
 
     @property
     def has_critics(self) -> bool:
@@ -63,15 +72,16 @@ class ConstraintConfig:
 
     kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
     budget: Number  # d, in units of `kind`
-    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid"
+    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo"
     init: Weight  # lambda at the start
-    max: Weight  # largest lambda
+    max: Weight  # largest lambda; of "crpo": lambda while the cost is too high
     learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
     kp: Weight  # pid
     kd: Weight  # pid
     smoothing: Share  # pid: moving average of the P and D terms
     window: Annotated[int, Range(1, 10**7)]  # episode costs averaged for the update
     delay: CountOrOff  # iterations before the first update
+    tolerance: Weight  # crpo: the cost counts as too high so far above the budget
 
 
 @dataclass(frozen=True)
@@ -204,8 +214,10 @@ class PPOLagConfig:
             yield Unread("validation.budget", "config.constraint says what the models judge feasible")
         why = f"config.constraint.controller is {constraint.controller!r}"
         names = ("kp", "kd", "smoothing") if constraint.controller != "pid" else ()
-        names += ("learning_rate", "delay") if constraint.controller in ("none", "fixed") else ()
+        names += ("learning_rate",) if constraint.controller in ("none", "fixed", "crpo") else ()
+        names += ("delay",) if constraint.controller in ("none", "fixed") else ()
         names += ("init", "max") if constraint.controller == "none" else ()
+        names += ("tolerance",) if constraint.controller != "crpo" else ()
         yield from (Unread(f"constraint.{name}", why) for name in names)
 
     def _unread_of_advantages(self) -> Iterator[Unread]:
@@ -217,3 +229,10 @@ class PPOLagConfig:
             yield from (Unread(name, f"{why}, and there are no critics") for name in names)
         if self.ppo.advantage != "group":
             yield Unread("ppo.group_scale", why)
+        if self.ppo.epochs * self.ppo.minibatches == 1:
+            yield Unread("ppo.target_kl", "an iteration has one gradient step", 0.0)
+        if self.rollout.old_logp != "recompute":
+            why = "config.rollout.old_logp is not 'recompute': ratios are to the sampler itself"
+            yield Unread("ppo.importance_cap", why, 0.0)
+        if self.ppo.overlong == 0:
+            yield Unread("ppo.overlong_penalty", "config.ppo.overlong is 0")

@@ -28,7 +28,21 @@ FUNCTIONS: dict[str, Any] = {
     "cost_fn": "",
     "functions": dict(rows=16, workers=8, timeout_s=60.0, attempts=3, backoff_s=1.0, reward_cache=True),
 }  # of PPO-Lagrangian
-PPO: dict[str, Any] = {"advantage": "gae", "group_size": 1, "group_scale": "std", "kl_in": "reward"}
+PPO: dict[str, Any] = {
+    "advantage": "gae",
+    "group_size": 1,
+    "group_scale": "std",
+    "kl_in": "reward",
+    "clip_ratio_high": 0.0,
+    "dual_clip": 0.0,
+    "objective": "ratio",
+    "importance_cap": 0.0,
+    "entropy_coef": 0.0,
+    "target_kl": 0.0,
+    "overlong": 0,
+    "overlong_penalty": 1.0,
+}
+CONSTRAINT: dict[str, Any] = {"tolerance": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
@@ -74,4 +88,6 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = FUNCTIONS | values
     if {"gae_lambda", "clip_value"} <= values.keys():
         values = PPO | values
+    if {"budget", "controller"} <= values.keys():
+        values = CONSTRAINT | values
     return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}

@@ -37,7 +37,7 @@ class ControllerState(NamedTuple):
 def check(constraint: ConstraintConfig) -> None:
     """Raise UserError for an unknown kind or controller, a start outside [0, max], or one that the controller cannot leave."""
     choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
-    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid")
+    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid", "crpo")
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
@@ -88,6 +88,15 @@ def multiplier(constraint: ConstraintConfig, state: ControllerState) -> Float[Ar
     return jnp.exp(state.value) if constraint.controller == "log" else state.value
 
 
+def parts(constraint: ConstraintConfig, before: ControllerState, state: ControllerState) -> dict[str, Float[Array, ""]]:
+    """The three terms of "pid" whose projected sum is λ; nothing of the others."""
+    if constraint.controller != "pid":
+        return {}
+    rise = jnp.where(state.step == constraint.delay + 1, 0.0, jnp.maximum(state.cost - before.cost, 0.0))
+    terms = {"p": constraint.kp * state.error, "i": state.integral, "d": constraint.kd * rise}
+    return {f"lambda.{name}": term for name, term in terms.items()}
+
+
 def window_mean(state: ControllerState) -> Float[Array, ""]:
     """J: the mean of f(C) over the episodes in the window (all there are, until it is full)."""
     slots = state.window_W.size
@@ -130,6 +139,7 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
     log        ℓ <- min(ℓ + η λ (J - d), log max), λ = exp ℓ     the released code of both papers: multiplicative, quick when λ is
                                                                  large, and nearly stuck once λ is small
     projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, the paper: additive, with a budget bound
+    crpo       λ = max while J > d + tolerance, else 0: steps for one of the two alone (Xu et al., arXiv 2011.05869, algorithm 1)
     pid        I <- project(I + η (J - d)),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
     """
     over = cost - constraint.budget
@@ -141,9 +151,11 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
             return state._replace(value=jnp.minimum(value, math.log(constraint.max)))
         case "projected":
             return state._replace(value=project(state.value + constraint.learning_rate * over, constraint.max))
+        case "crpo":
+            return state._replace(value=jnp.where(over > constraint.tolerance, constraint.max, 0.0).astype(jnp.float32))
         case "pid":
             return _pid(constraint, state, cost)
-    raise ValueError(f"controller must be 'none', 'fixed', 'log', 'projected' or 'pid', got {constraint.controller!r}")
+    raise ValueError(f"controller must be 'none', 'fixed', 'log', 'projected', 'pid' or 'crpo', got {constraint.controller!r}")
 
 
 def _pid(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:

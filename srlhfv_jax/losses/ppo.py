@@ -1,9 +1,12 @@
-"""Proximal policy optimisation: the clipped policy and value losses (Schulman et al., arXiv 1707.06347).
+"""Proximal policy optimisation: the clipped policy and value losses (Schulman et al., arXiv 1707.06347), and variants of the first.
 
 The advantage comes in as an array: with a constraint it is the combined one of `lagrangian.combine`, without it the reward's own.
 """
 
+import math
+
 import chex
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -21,11 +24,21 @@ def policy(
     *,
     clip_ratio: float,
     reduction: str,
+    clip_ratio_high: float = 0.0,
+    dual_clip: float = 0.0,
+    objective: str = "ratio",
+    weight_BR: Float[Array, "B R"] | None = None,
 ) -> masked.Loss:
     """L = - mean_t min( ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t ), ρ_t = pi(y_t) / pi_old(y_t). Equation 7 of the paper.
 
     Args:
-        reduction: "token": mean over all tokens; "sequence": mean over each sequence first, as Safe RLHF does.
+        reduction: "token": mean over all tokens; "sequence": mean over each sequence first, as Safe RLHF does; "fixed": a sum over
+            all tokens, divided by B R.
+        clip_ratio_high: ε above 1, where it is another one (DAPO, arXiv 2503.14476); 0: the same.
+        dual_clip: c > 1 bounds the loss where A < 0 by c |A|, however large ρ is (Ye et al., arXiv 1912.09729, equation 5); 0: off.
+        objective: "log": log ρ in the place of ρ, clipped to log(1-ε) and log(1+ε), so that a token's gradient is A grad log pi
+            without an importance weight (CPGD, arXiv 2505.12504).
+        weight_BR: of each token's term; no gradient goes through it.
     """
     arrays = [logp_BR, old_logp_BR, adv_BR, mask_BR]
     chex.assert_rank(arrays, 2)
@@ -34,9 +47,20 @@ def policy(
 
     log_ratio_BR = jnp.clip(masked.keep(logp_BR - old_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio_BR = jnp.exp(log_ratio_BR)
-    clipped_BR = jnp.clip(ratio_BR, 1 - clip_ratio, 1 + clip_ratio)
+    low, high = 1 - clip_ratio, 1 + (clip_ratio_high or clip_ratio)
+    clipped_BR = jnp.clip(ratio_BR, low, high)
     adv_BR = masked.keep(adv_BR, mask_BR)
-    total, count = masked.reduce(-jnp.minimum(ratio_BR * adv_BR, clipped_BR * adv_BR), mask_BR, reduction)
+    if objective == "ratio":
+        gain_BR = jnp.minimum(ratio_BR * adv_BR, clipped_BR * adv_BR)
+    elif objective == "log":
+        gain_BR = jnp.minimum(log_ratio_BR * adv_BR, jnp.clip(log_ratio_BR, math.log(low), math.log(high)) * adv_BR)
+    else:
+        raise ValueError(f"objective must be 'ratio' or 'log', got {objective!r}")
+    if dual_clip:
+        gain_BR = jnp.where(adv_BR < 0, jnp.maximum(gain_BR, dual_clip * adv_BR), gain_BR)
+    if weight_BR is not None:
+        gain_BR = gain_BR * masked.keep(jax.lax.stop_gradient(weight_BR), mask_BR)
+    total, count = masked.reduce(-gain_BR, mask_BR, reduction)
 
     row_max_BR = jnp.broadcast_to(jnp.max(masked.keep(ratio_BR, mask_BR), axis=1)[:, None], ratio_BR.shape)
     metrics = {
@@ -47,7 +71,19 @@ def policy(
         "ratio_row_max": masked.sequence_mean(row_max_BR, mask_BR),  # each row's largest ratio, mean over rows
         "log_ratio_abs": masked.token_mean(jnp.abs(log_ratio_BR), mask_BR),
     }
+    if dual_clip:
+        bounded_BR = (adv_BR < 0) & (ratio_BR > dual_clip)
+        metrics["dual_clip_fraction"] = masked.token_mean(bounded_BR.astype(jnp.float32), mask_BR)
     return masked.Loss(total, count, metrics)
+
+
+def importance(
+    logp_BR: Float[Array, "B R"], sampler_logp_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], *, cap: float
+) -> Float[Array, "B R"]:
+    """min(pi_trainer / pi_sampler, cap) of each token: weights for what a sampler drew with other rounding than the trainer's
+    (truncated importance sampling, Ionides 2008). 0 off the mask."""
+    log_ratio_BR = jnp.clip(masked.keep(logp_BR - sampler_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return masked.keep(jnp.minimum(jnp.exp(log_ratio_BR), cap), mask_BR)
 
 
 def kl(

@@ -40,6 +40,15 @@ def token_costs(
     return kl_coef * masked.keep(kl_BR, mask_BR) + _at_end(end_cost_B, mask_BR, clip_score)
 
 
+def overlong(mask_BR: Bool[Array, "B R"], *, last: int) -> Float[Array, "B"]:
+    """How far an answer reaches into the last tokens of the longest length R: 0 before them, 1 at R, a line between.
+
+    The soft punishment of DAPO (arXiv 2503.14476, equation 13).
+    """
+    length_B = jnp.sum(mask_BR, axis=1, dtype=jnp.float32)
+    return jnp.clip((length_B - (mask_BR.shape[1] - last)) / last, 0.0, 1.0)
+
+
 def _at_end(score_B: Float[Array, "B"], mask_BR: Bool[Array, "B R"], clip_score: float) -> Float[Array, "B R"]:
     """The clipped score at each row's last true position; a row without tokens gets none."""
     later_BR = jnp.cumsum(mask_BR[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]  # true positions from t on

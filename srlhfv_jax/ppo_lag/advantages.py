@@ -26,7 +26,7 @@ def stream(token_BR: Float[Array, "B R"], value_BR: Float[Array, "B R"], mask_BR
 def combine(
     streams: Mapping[str, Stream], mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], ppo: PPOConfig
 ) -> Float[Array, "B R"]:
-    """The combined advantage of a whole rollout; its two streams are scaled first if `ppo.whiten` is "scale"."""
+    """The combined advantage of a whole rollout; its two streams are scaled first, as `ppo.whiten` says."""
     reward_BR, cost_BR = (streams[role].adv_BR for role in CRITICS)
     return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
 
@@ -57,7 +57,10 @@ def group_metrics(group_adv_B: Mapping[str, Float[Array, "B"]], size: int) -> di
 
 
 def _mixed(reward_BR, cost_BR, mask_BR, lam, ppo: PPOConfig) -> Float[Array, "B R"]:
-    if ppo.whiten == "scale":
+    if ppo.whiten != "none":
+        if ppo.whiten == "reward_mean":
+            total, count = masked.token_mean(reward_BR, mask_BR)
+            reward_BR = masked.keep(reward_BR - total / jnp.maximum(count, 1.0), mask_BR)
         reward_BR, cost_BR = masked.scale(reward_BR, mask_BR), masked.scale(cost_BR, mask_BR)
     return lagrangian.combine(reward_BR, cost_BR, lam)
 

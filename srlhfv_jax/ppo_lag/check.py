@@ -4,7 +4,7 @@ import re
 
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import PPOLagConfig, unread
+from srlhfv_jax.config import PPOConfig, PPOLagConfig, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
@@ -17,6 +17,11 @@ def check(settings: PPOLagConfig) -> None:
     unread.check(settings)
     lagrangian.check(settings.constraint)
     check_groups(settings)
+    check_clips(settings.ppo)
+    if settings.ppo.overlong > settings.data.response_length:
+        raise UserError(
+            f"config.ppo.overlong {settings.ppo.overlong} must be at most config.data.response_length {settings.data.response_length}"
+        )
     check_parts(settings)
     if settings.constraint.window < settings.data.batch_size:
         raise UserError(
@@ -78,6 +83,18 @@ def check_groups(settings: PPOLagConfig) -> None:
             f"config.data.batch_size {rows}, the answers of an iteration, must be a multiple of config.ppo.group_size {ppo.group_size}, "
             "the answers to one prompt"
         )
+
+
+def check_clips(ppo: PPOConfig) -> None:
+    """Raise UserError for bounds of the policy's loss that exclude each other."""
+    if ppo.dual_clip and ppo.dual_clip <= 1:
+        raise UserError(f"config.ppo.dual_clip must be above 1 (3 is usual), or 0 for none, got {ppo.dual_clip}")
+    if ppo.objective == "log" and ppo.clip_ratio >= 1:
+        raise UserError(
+            f"config.ppo.clip_ratio must be below 1 with config.ppo.objective='log', got {ppo.clip_ratio}: log(1 - it) is a bound"
+        )
+    if ppo.objective == "log" and ppo.dual_clip:
+        raise UserError("config.ppo.dual_clip bounds ratios: with config.ppo.objective='log' leave it at 0")
 
 
 def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:

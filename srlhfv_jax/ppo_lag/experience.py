@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import Experience, Images, Rollout
+from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.config.terms import MODEL
-from srlhfv_jax.losses import lagrangian, masked, shaping
+from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, shaping
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.ppo_lag import advantages
@@ -52,9 +53,12 @@ def score(
     ppo, parts = static.settings.ppo, static.settings.rollout.score_microbatches
     images = repeat(images, ppo.group_size) if static.own_towers else None
     scores = over_rows(lambda rows: _forward(static, trees, *rows, streams=streams), (rollout, images), parts)
-    rollout, mask_BR = rollout._replace(logp_BR=scores.logp_BR), rollout.response_mask_BR
+    mask_BR, weight_BR = rollout.response_mask_BR, None
+    if ppo.importance_cap:
+        weight_BR = ppo_losses.importance(scores.logp_BR, rollout.logp_BR, mask_BR, cap=ppo.importance_cap)
+    rollout = rollout._replace(logp_BR=scores.logp_BR)
     end_B = {role: _end_score(static, role, scores.end_B, given) for role in SCORES}
-    reward_B, cost_B = end_B["reward"] - ppo.missing_eos_penalty * (~rollout.ended_B), end_B["cost"]
+    reward_B, cost_B = end_B["reward"] - _penalty(ppo, rollout), end_B["cost"]
     end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     shape = dict(kl_coef=ppo.kl_coef if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
@@ -64,7 +68,8 @@ def score(
     }
     both = {role: advantages.stream(token_BR[role], value_BR, mask_BR, ppo) for role, value_BR in scores.value_BR.items()}
     group_adv_B = None if ppo.has_critics else advantages.in_groups(token_BR, ppo)
-    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, both if scores.value_BR else None, group_adv_B)
+    streams = both if scores.value_BR else None
+    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, streams, weight_BR, group_adv_B)
 
 
 def metrics(
@@ -87,16 +92,24 @@ def metrics(
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(sampled.ended_B),
     }
+    numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", experience.cost_B)
     for role, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
         if role in given:
-            penalty_B = static.settings.ppo.missing_eos_penalty * (~sampled.ended_B)
-            end_B = experience.reward_B + penalty_B if role == "reward" else experience.cost_B
+            end_B = experience.reward_B + _penalty(static.settings.ppo, sampled) if role == "reward" else experience.cost_B
             numbers[f"{role}.{MODEL}"] = jnp.mean(end_B - given[role]) / weight
     if experience.group_adv_B is not None:
         numbers |= advantages.group_metrics(experience.group_adv_B, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
+        if experience.weight_BR is not None:
+            capped_BR = (experience.weight_BR >= static.settings.ppo.importance_cap).astype(jnp.float32)
+            numbers["importance"] = masked.token_mean(experience.weight_BR, mask_BR)
+            numbers["importance_capped"] = masked.token_mean(capped_BR, mask_BR)
         numbers["sampler_gap"] = masked.token_mean(jnp.abs(experience.rollout.logp_BR - sampled.logp_BR), mask_BR)
     return numbers
+
+
+def _quantiles(name: str, score_B: Float[Array, "B"]) -> dict[str, Float[Array, ""]]:
+    return {f"{name}.p{share}": jnp.quantile(score_B, share / 100) for share in (10, 50, 90)}
 
 
 def row_numbers(experience: Experience) -> dict[str, Float[Array, "B"]]:
@@ -150,6 +163,14 @@ def _contexts(static: Static, trees: Trees, rollout: Rollout, images: Images | N
         name: sequences.encode(static.model, tree, images) if name in static.own_towers else rollout.features
         for name, tree in trees.items()
     }
+
+
+def _penalty(ppo: PPOConfig, rollout: Rollout) -> Float[Array, "B"]:
+    """The part of the reward that lengths cost."""
+    cut_B = ppo.missing_eos_penalty * (~rollout.ended_B)
+    if not ppo.overlong:
+        return cut_B
+    return cut_B + ppo.overlong_penalty * shaping.overlong(rollout.response_mask_BR, last=ppo.overlong)
 
 
 def _end_score(static: Static, role: str, learned_B: Mapping[str, Array], given: Given) -> Float[Array, "B"]:

@@ -90,7 +90,8 @@ class Iteration:
         self.static = Static(settings, model, places, models.own_towers, vocabulary)
         rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
         trainable = {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()}
-        training = Training({name: self._optimizer(name, rate) for name, rate in rates.items()}, trainable)
+        schedules = {name: optimizers.learning_rate(rate, self.updates()) for name, rate in rates.items()}
+        training = Training({name: self._optimizer(name, rate) for name, rate in rates.items()}, trainable, rates=schedules)
         constant = dict(learning_rate=settings.critic_warmup_rate, schedule="constant", warmup_fraction=0.0)
         warm_up_rate = dataclasses.replace(settings.critic_optimizer, **constant)
         alone = {name: self._optimizer(name, warm_up_rate) for name in critic_trees(places)}
@@ -118,7 +119,7 @@ class Iteration:
                 donate_argnums=(0, 1),
                 out_shardings=(rules.shardings(models.trained, mesh), self._optimizer_places(), everywhere),
             )
-            for training in (training, training._replace(optimizers=alone, train_policy=False))
+            for training in (training, training._replace(optimizers=alone, train_policy=False, rates={}))
         )
         self.row_numbers = jax.jit(experience.row_numbers, out_shardings=rows)
         self.shows_rows = settings.log.tensorboard or bool(settings.log.trackers)
@@ -279,8 +280,8 @@ def score_and_constrain(
     constraint = static.settings.constraint
     streams = not is_single_step(static.settings.ppo)
     scored = experience.score(static, complete(trees), rollout, images, given, streams=streams)
-    controller = lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
-    metrics = {
+    before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
+    metrics = lagrangian.parts(constraint, before, controller) | {
         "window_cost": lagrangian.window_mean(controller),
         "budget": jnp.float32(constraint.budget),
         "lambda": lagrangian.multiplier(constraint, controller),

@@ -5,6 +5,8 @@ the multiplier's step come before this file; nothing here samples from a model o
 """
 
 import functools
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Mapping, NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from srlhfv_jax.parallel.microbatches import over_rows, repeat, split
 from srlhfv_jax.ppo_lag import advantages, minibatches
 from srlhfv_jax.ppo_lag.roles import CRITICS, critic_trees
 from srlhfv_jax.ppo_lag.static import Static
-from srlhfv_jax.training import step
+from srlhfv_jax.training import optimizer as optimizers, step
 
 
 class Training(NamedTuple):
@@ -30,6 +32,7 @@ class Training(NamedTuple):
     optimizers: Mapping[str, optax.GradientTransformation]  # trained tree -> optimizer
     trainable: Mapping[str, Any]  # trained tree -> tree of bools, false at frozen leaves
     train_policy: bool = True  # False while the critics warm up
+    rates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({})  # trained tree -> learning rate after so many steps
 
 
 class Minibatch(NamedTuple):
@@ -81,12 +84,40 @@ def update(
         ptx_rows = jax.tree.map(lambda x: x[index % ppo.minibatches], ptx)
         return gradient_step(static, training, *state, minibatches.take(rollout, rows[index]), ptx_rows, lam, base)
 
-    (params, opt_state), metrics = jax.lax.scan(body, (dict(params), dict(opt_state)), jnp.arange(len(rows)))
+    rates = {f"{name}_learning_rate": rate(optimizers.steps_taken(opt_state[name])) for name, rate in training.rates.items()}
+    limit = ppo.target_kl if training.train_policy else 0.0
+    (params, opt_state), metrics = scan(body, (dict(params), dict(opt_state)), len(rows), limit)
     mismatch = {"mismatch": metrics["log_ratio_abs"][0]} if training.train_policy else {}
-    metrics = {name: jnp.mean(values) for name, values in metrics.items()} | mismatch
+    metrics = _over_steps(metrics) | mismatch | rates
     if streams is not None:
         metrics |= _means(advantages.stream_metrics(streams, mask_BR))
     return params, opt_state, metrics
+
+
+def scan(body, state, steps: int, target_kl: float):
+    """(state, the metrics of each step). Above 0, the steps after one whose approx_kl is above `target_kl` change nothing; `taken`
+    says which those are not."""
+    if not target_kl:
+        return jax.lax.scan(body, state, jnp.arange(steps))
+
+    def until(carry, index):
+        state, goes_on = carry
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(body, state, index)[1])
+        state, metrics = jax.lax.cond(goes_on, lambda: body(state, index), lambda: (state, nothing))
+        return (state, goes_on & (metrics["approx_kl"] <= target_kl)), metrics | {"taken": goes_on}
+
+    (state, _), metrics = jax.lax.scan(until, (state, jnp.bool_(True)), jnp.arange(steps))
+    return state, metrics
+
+
+def _over_steps(metrics: dict[str, Float[Array, "steps"]]) -> dict[str, Float[Array, ""]]:
+    """The mean of each number over the steps that were taken, and where not all need be, how many were."""
+    if "taken" not in metrics:
+        return {name: jnp.mean(values) for name, values in metrics.items()}
+    taken = metrics["taken"].astype(jnp.float32)
+    count = jnp.sum(taken)
+    means = {name: jnp.sum(values * taken) / count for name, values in metrics.items() if name != "taken"}
+    return means | {"steps_taken": count}
 
 
 def gradient_step(static: Static, training: Training, params, opt_state, minibatch: Minibatch, ptx, lam, base):
@@ -168,8 +199,15 @@ def _policy_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
         mask_BR,
         clip_ratio=settings.ppo.clip_ratio,
         reduction=settings.ppo.reduction,
+        clip_ratio_high=settings.ppo.clip_ratio_high,
+        dual_clip=settings.ppo.dual_clip,
+        objective=settings.ppo.objective,
+        weight_BR=batch.experience.weight_BR,
     )
     logged = {"policy_loss": (loss.sum, loss.count), "entropy": masked.token_mean(entropy_BR, mask_BR)}
+    if settings.ppo.entropy_coef:
+        bonus = masked.reduce(entropy_BR, mask_BR, settings.ppo.reduction)
+        loss = loss._replace(sum=loss.sum - settings.ppo.entropy_coef * bonus[0])
     if settings.ppo.kl_in == "loss":
         kl = ppo_losses.kl(logp_BR, batch.experience.ref_logp_BR, mask_BR, reduction=settings.ppo.reduction)
         loss = loss._replace(sum=loss.sum + settings.ppo.kl_coef * kl[0])

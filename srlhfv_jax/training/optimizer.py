@@ -120,6 +120,11 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> Callable[[Int[Ar
     return rate
 
 
+def steps_taken(opt_state: Any) -> Int[Array, ""]:
+    """Steps that an optimizer of `make` has taken, which its schedule counts."""
+    return optax.tree_utils.tree_get_all_with_path(opt_state, "count")[0][1]
+
+
 def _clip(norm: float) -> optax.GradientTransformation:
     """Clip by global norm. On CPU a barrier frees the unclipped gradients before the update."""
     clip = optax.clip_by_global_norm(norm)
