@@ -13,7 +13,7 @@ from srlhfv_jax.losses import lagrangian
 
 BASE = ConstraintConfig(
     kind="mean", budget=-0.25, controller="log", init=0.8, max=5.0, learning_rate=0.1,
-    kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0,
+    kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0, tolerance=0.0,
 )  # fmt: skip
 MOVING = ["log", "projected", "pid"]
 COST_B = jnp.array([0.5, 1.25, -0.75, 2.5])

@@ -41,7 +41,7 @@ def token_costs(
 
 
 def overlong(mask_BR: Bool[Array, "B R"], *, last: int) -> Float[Array, "B"]:
-    """How far an answer reaches into the last tokens of the longest length R: 0 before them, 1 at R, a line between.
+    """The share of the `last` tokens before the longest length R that an answer fills.
 
     The soft punishment of DAPO (arXiv 2503.14476, equation 13).
     """
