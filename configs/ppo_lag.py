@@ -30,6 +30,7 @@ def default() -> ConfigDict:
             seed=0,  # of rows, their order and the sampler
             policy="",  # start of the policy: workdir of sft, export, or Hugging Face folder
             reference="",  # "" = the policy's own start
+            moving_reference=sections.moving_reference(),
             scorer="",  # workdir of scores; or give reward and cost
             reward="",
             cost="",

@@ -212,6 +212,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         seed=0,
         policy="",
         reference="",
+        moving_reference=sections.moving_reference(),
         scorer="",
         reward="",
         cost="",

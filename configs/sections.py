@@ -68,6 +68,8 @@ def ppo(minibatches: int) -> dict:
         group_size=1,  # answers to a prompt
         group_scale="std",  # of "group"
         kl_coef=0.1,  # beta, per token
+        kl_target=0.0,  # beta stays
+        kl_horizon=10_000.0,  # answers
         kl_in="reward",  # and cost
         gamma=1.0,  # discount
         gae_lambda=0.95,
@@ -88,6 +90,14 @@ def ppo(minibatches: int) -> dict:
         missing_eos_penalty=1.0,  # off the reward of an answer that was cut
         overlong=0,  # tokens
         overlong_penalty=1.0,
+    )
+
+
+def moving_reference() -> dict:
+    """It stays where it is."""
+    return dict(
+        every=0,  # iterations
+        decay=0.0,  # of a moving average
     )
 
 

@@ -16,7 +16,7 @@ from srlhfv_jax.batches import Experience, Rollout
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.mesh import AXES
 from srlhfv_jax.ppo_lag import experience, roles, update as ppo
-from srlhfv_jax.ppo_lag.update import Training
+from srlhfv_jax.ppo_lag.update import Multipliers, Training
 
 STATISTICS = {"mean": lambda cost: cost, "rectified": lambda cost: max(cost, 0.0), "probability": lambda cost: float(cost > 0)}
 
@@ -226,7 +226,9 @@ def test_on_cpu_each_tree_waits_until_the_one_before_is_updated(sharing, critics
     def update(rollout, images):
         scored = experience.score(known, trees, rollout, images, streams=False)
         opt_state = {name: optimizer.init(tree) for name, tree in params.items()}
-        return ppo.update(known, training, params, opt_state, scored, images, jnp.float32(0.7), jax.random.key(5), None, None)
+        return ppo.update(
+            known, training, params, opt_state, scored, images, Multipliers(jnp.float32(0.7)), jax.random.key(5), None, None
+        )
 
     for platform in ("cpu", "tpu"):
         device = AbstractDevice("of some kind", num_cores=1, platform=platform)

@@ -39,6 +39,7 @@ from srlhfv_jax.config.ppo_lag import (
     PPOConfig,
     PPOLagConfig,
     PTXConfig,
+    ReferenceConfig,
     RolloutConfig,
     ValidationConfig,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "OptimizerConfig",
     "PPOConfig",
     "PPOLagConfig",
+    "ReferenceConfig",
     "PTXConfig",
     "PairsConfig",
     "QuickstartConfig",

@@ -36,6 +36,8 @@ class PPOConfig:
     # of "group", "std": each stream is divided by its standard deviation in the group; "none": it is not (Dr. GRPO)
     group_scale: Annotated[str, OneOf("std", "none")]
     kl_coef: Weight  # beta
+    kl_target: Weight  # nats per answer that beta, from kl_coef on, is adapted to after each rollout; 0 = beta stays
+    kl_horizon: Positive  # answers in which beta changes by at most 20 %
     kl_in: Annotated[str, OneOf("reward", "loss")]  # of each token, k1, before advantages; or k3 beside the policy's loss
     gamma: Share  # discount
     gae_lambda: Share  # of generalised advantage estimation
@@ -72,9 +74,9 @@ class ConstraintConfig:
 
     kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
     budget: Number  # d, in units of `kind`
-    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo"
+    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo", "p3o"
     init: Weight  # lambda at the start
-    max: Weight  # largest lambda; of "crpo": lambda while the cost is too high
+    max: Weight  # largest lambda; of "crpo": lambda while the cost is too high; of "p3o": kappa
     learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
     kp: Weight  # pid
     kd: Weight  # pid
@@ -82,6 +84,18 @@ class ConstraintConfig:
     window: Annotated[int, Range(1, 10**7)]  # episode costs averaged for the update
     delay: CountOrOff  # iterations before the first update
     tolerance: Weight  # crpo: the cost counts as too high so far above the budget
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """A reference that follows the policy, from its own start."""
+
+    every: CountOrOff  # iterations after which the policy becomes the reference; 0 = never
+    decay: Annotated[float, Range(0, 0.9999999)]  # of a moving average of the policy, one step an iteration; 0 = none
+
+    @property
+    def moves(self) -> bool:
+        return self.every > 0 or self.decay > 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,8 @@ class PPOLagConfig:
     stage: ClassVar[str] = "ppo_lag"
     seed: Seed  # of rows, their order and the sampler
     policy: str  # start and reference
-    reference: str  # "" = the policy's own start; a later round may keep the first SFT policy
+    reference: str  # "" = the policy's own start; a later round may keep the first SFT policy; "none": there is none, beta is 0
+    moving_reference: ReferenceConfig
     scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
     reward: str  # separate reward model ("" when scorer is given)
     cost: str  # separate cost model ("" when scorer is given)
@@ -154,6 +169,11 @@ class PPOLagConfig:
     def start(self) -> str:
         """The checkpoint that training starts from."""
         return self.policy
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a reference is loaded: it neither moves with the policy nor is left out."""
+        return self.reference != "none" and not self.moving_reference.moves
 
     @property
     def prompts(self) -> int:
@@ -214,9 +234,10 @@ class PPOLagConfig:
             yield Unread("validation.budget", "config.constraint says what the models judge feasible")
         why = f"config.constraint.controller is {constraint.controller!r}"
         names = ("kp", "kd", "smoothing") if constraint.controller != "pid" else ()
-        names += ("learning_rate",) if constraint.controller in ("none", "fixed", "crpo") else ()
-        names += ("delay",) if constraint.controller in ("none", "fixed") else ()
+        names += ("learning_rate",) if constraint.controller in ("none", "fixed", "crpo", "p3o") else ()
+        names += ("delay",) if constraint.controller in ("none", "fixed", "p3o") else ()
         names += ("init", "max") if constraint.controller == "none" else ()
+        names += ("init",) if constraint.controller == "p3o" else ()
         names += ("tolerance",) if constraint.controller != "crpo" else ()
         yield from (Unread(f"constraint.{name}", why) for name in names)
 
@@ -234,5 +255,10 @@ class PPOLagConfig:
         if self.rollout.old_logp != "recompute":
             why = "config.rollout.old_logp is not 'recompute': ratios are to the sampler itself"
             yield Unread("ppo.importance_cap", why, 0.0)
+        if self.ppo.kl_target == 0:
+            yield Unread("ppo.kl_horizon", "config.ppo.kl_target is 0")
+        if self.reference == "none":
+            yield Unread("ppo.kl_coef", "config.reference is 'none'", 0.0)
+            yield Unread("ppo.kl_target", "config.reference is 'none'", 0.0)
         if self.ppo.overlong == 0:
             yield Unread("ppo.overlong_penalty", "config.ppo.overlong is 0")

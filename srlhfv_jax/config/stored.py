@@ -33,6 +33,8 @@ PPO: dict[str, Any] = {
     "group_size": 1,
     "group_scale": "std",
     "kl_in": "reward",
+    "kl_target": 0.0,
+    "kl_horizon": 10_000.0,
     "clip_ratio_high": 0.0,
     "dual_clip": 0.0,
     "objective": "ratio",
@@ -42,6 +44,7 @@ PPO: dict[str, Any] = {
     "overlong": 0,
     "overlong_penalty": 1.0,
 }
+MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
 CONSTRAINT: dict[str, Any] = {"tolerance": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
@@ -85,7 +88,7 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
     if "init_random" in values:
         values = HELD_OUT_OF_SFT | values
     if {"constraint", "ppo"} <= values.keys():
-        values = FUNCTIONS | values
+        values = FUNCTIONS | MOVING_REFERENCE | values
     if {"gae_lambda", "clip_value"} <= values.keys():
         values = PPO | values
     if {"budget", "controller"} <= values.keys():

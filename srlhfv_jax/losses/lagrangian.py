@@ -37,7 +37,7 @@ class ControllerState(NamedTuple):
 def check(constraint: ConstraintConfig) -> None:
     """Raise UserError for an unknown kind or controller, a start outside [0, max], or one that the controller cannot leave."""
     choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
-    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid", "crpo")
+    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
@@ -51,7 +51,7 @@ def init(constraint: ConstraintConfig) -> ControllerState:
         UserError: as `check`.
     """
     check(constraint)
-    start = {"none": 0.0, "log": math.log(constraint.init or 1.0)}.get(constraint.controller, constraint.init)
+    start = {"none": 0.0, "p3o": 0.0, "log": math.log(constraint.init or 1.0)}.get(constraint.controller, constraint.init)
     zero = jnp.zeros((), jnp.float32)
     return ControllerState(
         value=jnp.full((), start, jnp.float32),
@@ -140,6 +140,7 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
                                                                  large, and nearly stuck once λ is small
     projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, the paper: additive, with a budget bound
     crpo       λ = max while J > d + tolerance, else 0: steps for one of the two alone (Xu et al., arXiv 2011.05869, algorithm 1)
+    p3o        λ = 0; the policy's loss has a penalty, max times the cost that is over budget (ppo.penalty)
     pid        I <- project(I + η (J - d)),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
     """
     over = cost - constraint.budget
@@ -151,11 +152,15 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
             return state._replace(value=jnp.minimum(value, math.log(constraint.max)))
         case "projected":
             return state._replace(value=project(state.value + constraint.learning_rate * over, constraint.max))
+        case "p3o":
+            return state._replace(value=jnp.zeros_like(state.value))
         case "crpo":
             return state._replace(value=jnp.where(over > constraint.tolerance, constraint.max, 0.0).astype(jnp.float32))
         case "pid":
             return _pid(constraint, state, cost)
-    raise ValueError(f"controller must be 'none', 'fixed', 'log', 'projected', 'pid' or 'crpo', got {constraint.controller!r}")
+    raise ValueError(
+        f"controller must be 'none', 'fixed', 'log', 'projected', 'pid', 'crpo' or 'p3o', got {constraint.controller!r}"
+    )
 
 
 def _pid(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:

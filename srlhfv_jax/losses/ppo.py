@@ -77,6 +77,30 @@ def policy(
     return masked.Loss(total, count, metrics)
 
 
+def penalty(
+    logp_BR: Float[Array, "B R"],
+    old_logp_BR: Float[Array, "B R"],
+    cost_adv_BR: Float[Array, "B R"],
+    mask_BR: Bool[Array, "B R"],
+    excess: Float[Array, ""],
+    *,
+    clip_ratio: float,
+) -> Float[Array, ""]:
+    """max(0, L_c), L_c = mean_t max( ρ_t A_c,t, clip(ρ_t, 1-ε, 1+ε) A_c,t ) + (J - d) / n: a bound of the next policy's cost over budget.
+
+    P3O (arXiv 2205.11814, equations 14 and 16), for gamma = 1: there their factor 1 - gamma would delete the budget, so that J - d is
+    spread over the n tokens of a mean answer. All rows of a step at once: the maximum is of the whole mean.
+
+    Args:
+        excess: J - d.
+    """
+    log_ratio_BR = jnp.clip(masked.keep(logp_BR - old_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    ratio_BR, adv_BR = jnp.exp(log_ratio_BR), masked.keep(cost_adv_BR, mask_BR)
+    clipped_BR = jnp.clip(ratio_BR, 1 - clip_ratio, 1 + clip_ratio)
+    total, tokens = masked.token_mean(jnp.maximum(ratio_BR * adv_BR, clipped_BR * adv_BR), mask_BR)
+    return jnp.maximum(total / tokens + excess * len(mask_BR) / tokens, 0.0)
+
+
 def importance(
     logp_BR: Float[Array, "B R"], sampler_logp_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], *, cap: float
 ) -> Float[Array, "B R"]:

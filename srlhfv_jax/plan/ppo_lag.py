@@ -16,7 +16,7 @@ from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.plan import programs, shapes
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.stage import PlannedStage, item, powers
-from srlhfv_jax.ppo_lag import check, critics, load
+from srlhfv_jax.ppo_lag import check, critics, leash, load
 from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, Keys, drive
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
@@ -39,14 +39,17 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
     opt_state = {name: shapes.optimizer_state(iteration.optimizers[name], tree, mesh) for name, tree in models.trained.items()}
     state = {name: shapes.size(tree) for name, tree in trees.items()}
     state |= {f"{name}.optimizer": shapes.size(tree) for name, tree in opt_state.items()}
+    if settings.moving_reference.moves:
+        state["reference"] = state["policy"]
     idle = load.idle_trees(settings, models)
     compiled = [programs.load(shapes.size(trees), limit)] if idle else []
     idle |= {f"{name}.optimizer" for name in opt_state} if rollout.offload != "none" else set()
     staying = sum(size for name, size in state.items() if name not in idle)
+    moving = {"reference"} if settings.moving_reference.moves else set()
     moves = layout.moves(models.backbone(models.trained["policy"]), iteration.rollout_layout)
     read = {
         "generate": set(),
-        "score": models.frozen.keys() | iteration.scoring_trees(models.trained).keys(),
+        "score": models.frozen.keys() | iteration.scoring_trees(models.trained).keys() | moving,
         "update": models.trained.keys() | {f"{name}.optimizer" for name in opt_state} | {BASE},
     }
 
@@ -65,7 +68,10 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
         compiled.append(program)
         return outputs
 
-    extra = shapes.replicated(jax.eval_shape(lambda: Extra(lagrangian.init(settings.constraint), critics.init())), mesh)
+    initial = jax.eval_shape(lambda: Extra(lagrangian.init(settings.constraint), critics.init(), leash.start(settings.ppo)))
+    extra = shapes.replicated(initial, mesh)
+    if settings.moving_reference.moves:
+        extra = extra._replace(reference=models.trained["policy"])
     start = states.TrainState(models.trained, opt_state, 0, extra)
     ptx = shapes.answers(config, settings, mesh) if settings.ptx.coef > 0 else None
     key = shapes.replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
@@ -85,6 +91,8 @@ def state_bytes(settings: PPOLagConfig, config: VLMConfig, devices: Sequence[jax
         for name, tree in models.trained.items()
     )
     staying = {name: tree for name, tree in trees.items() if name not in idle}
+    if settings.moving_reference.moves:
+        staying["reference"] = models.trained["policy"]
     sampling = shapes.size(staying) + (moments if settings.rollout.offload == "none" else 0)
     return sampling, shapes.size(staying | models.trained) + moments
 

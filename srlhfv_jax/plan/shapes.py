@@ -35,6 +35,8 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
     frozen_backbone = cast(full, config.dtype)
     trees: dict[str, dict] = {}
     for name in dict.fromkeys(place.tree for place in places.values()):
+        if name == "reference" and settings.moving_reference.moves:
+            continue  # in the state
         if settings.sharing == "adapters":
             tree = {"adapter": adapter(settings.lora, full, mesh)}
         else:

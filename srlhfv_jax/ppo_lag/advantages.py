@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from srlhfv_jax.batches import Stream
+from srlhfv_jax.batches import Experience, Stream
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, groups, lagrangian, masked, ppo as ppo_losses
 from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES
@@ -29,6 +29,14 @@ def combine(
     """The combined advantage of a whole rollout; its two streams are scaled first, as `ppo.whiten` says."""
     reward_BR, cost_BR = (streams[role].adv_BR for role in CRITICS)
     return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
+
+
+def of_cost(experience: Experience, ppo: PPOConfig) -> Float[Array, "B R"]:
+    """The advantage of the cost stream alone, in its own units."""
+    mask_BR = experience.rollout.response_mask_BR
+    if experience.group_adv_B is not None:
+        return jnp.where(mask_BR, experience.group_adv_B["cost"][:, None], 0.0)
+    return experience.streams["cost_critic"].adv_BR
 
 
 def in_groups(token_BR: Mapping[str, Float[Array, "B R"]], ppo: PPOConfig) -> dict[str, Float[Array, "B"]]:

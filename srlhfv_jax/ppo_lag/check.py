@@ -18,6 +18,7 @@ def check(settings: PPOLagConfig) -> None:
     lagrangian.check(settings.constraint)
     check_groups(settings)
     check_clips(settings.ppo)
+    check_reference(settings)
     if settings.ppo.overlong > settings.data.response_length:
         raise UserError(
             f"config.ppo.overlong {settings.ppo.overlong} must be at most config.data.response_length {settings.data.response_length}"
@@ -45,7 +46,7 @@ def check(settings: PPOLagConfig) -> None:
 def check_checkpoints(settings: PPOLagConfig) -> None:
     """Open every checkpoint, without reading its weights."""
     checkpoints.check_checkpoint(settings.policy, "config.policy")
-    if settings.reference:
+    if settings.reference and settings.keeps_reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
     if settings.sharing != "separate":
         if settings.learned:
@@ -82,6 +83,22 @@ def check_groups(settings: PPOLagConfig) -> None:
         raise UserError(
             f"config.data.batch_size {rows}, the answers of an iteration, must be a multiple of config.ppo.group_size {ppo.group_size}, "
             "the answers to one prompt"
+        )
+
+
+def check_reference(settings: PPOLagConfig) -> None:
+    """Raise UserError for a reference that cannot be what it is said to be."""
+    moving = settings.moving_reference
+    if moving.every and moving.decay:
+        raise UserError("config.moving_reference: give every or decay, not both: a copy, or a moving average")
+    if moving.moves and settings.reference:
+        raise UserError(
+            f"config.moving_reference starts at the policy's own start: leave config.reference empty, got {settings.reference!r}"
+        )
+    if settings.constraint.controller == "p3o" and settings.microbatches > 1:
+        raise UserError(
+            f"config.microbatches must be 1 with config.constraint.controller='p3o', got {settings.microbatches}: its penalty is of a "
+            "whole step's mean"
         )
 
 

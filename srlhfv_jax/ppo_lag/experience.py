@@ -36,7 +36,14 @@ Given = Mapping[str, Float[Array, "B"]]  # "reward", "cost" -> the weighted sum 
 
 
 def score(
-    static: Static, trees: Trees, rollout: Rollout, images: Images | None, given: Given = MappingProxyType({}), *, streams: bool
+    static: Static,
+    trees: Trees,
+    rollout: Rollout,
+    images: Images | None,
+    given: Given = MappingProxyType({}),
+    kl_coef: Float[Array, ""] | None = None,
+    *,
+    streams: bool,
 ) -> Experience:
     """Score one rollout with every role.
 
@@ -48,6 +55,7 @@ def score(
         trees: those of the places, without the critics' where there are no streams.
         images: of each prompt once.
         given: the part of the scores that functions have made of this rollout.
+        kl_coef: beta where it is adapted; None: that of the settings.
         streams: False where the update makes one gradient step: it computes the values once more anyway.
     """
     ppo, parts = static.settings.ppo, static.settings.rollout.score_microbatches
@@ -61,7 +69,8 @@ def score(
     reward_B, cost_B = end_B["reward"] - _penalty(ppo, rollout), end_B["cost"]
     end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
-    shape = dict(kl_coef=ppo.kl_coef if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
+    beta = ppo.kl_coef if kl_coef is None else kl_coef
+    shape = dict(kl_coef=beta if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
     token_BR = {
         "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
         "cost_critic": shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape),
@@ -88,10 +97,11 @@ def metrics(
         "cost": jnp.mean(experience.cost_B),
         "constraint": jnp.mean(lagrangian.statistic(static.settings.constraint.kind, experience.cost_B)),
         "harm_rate_model": jnp.mean(experience.cost_B > 0),
-        "kl": jnp.mean(jnp.sum(kl_BR, axis=1)),
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(sampled.ended_B),
     }
+    if "reference" in static.places:
+        numbers["kl"] = jnp.mean(jnp.sum(kl_BR, axis=1))
     numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", experience.cost_B)
     for role, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
         if role in given:
@@ -147,9 +157,10 @@ def _forward(static: Static, trees: Trees, rollout: Rollout, images: Images | No
         return {role: outputs[places[role].tree][places[role].head] for role in roles}
 
     values = head_outputs(sequences.response_scores, *CRITICS) if streams and static.settings.ppo.has_critics else {}
+    logp_BR = logp("policy") if static.recomputes_logp else rollout.logp_BR
     return _Scores(
-        logp("policy") if static.recomputes_logp else rollout.logp_BR,
-        logp("reference"),
+        logp_BR,
+        logp("reference") if "reference" in places else logp_BR,
         head_outputs(sequences.end_scores, *learned(places)),
         {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
     )

@@ -21,11 +21,11 @@ from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
 from srlhfv_jax.parallel import hosts, microbatches, offload, rules
-from srlhfv_jax.ppo_lag import critics, experience, selftest
+from srlhfv_jax.ppo_lag import critics, experience, leash, selftest
 from srlhfv_jax.ppo_lag.load import Models, idle_trees
 from srlhfv_jax.ppo_lag.roles import critic_trees
 from srlhfv_jax.ppo_lag.static import Static, is_single_step
-from srlhfv_jax.ppo_lag.update import Training, update
+from srlhfv_jax.ppo_lag.update import Multipliers, Training, update
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
@@ -37,6 +37,8 @@ class Extra(NamedTuple):
 
     controller: lagrangian.ControllerState
     warm_up: critics.WarmUp
+    kl_coef: jax.Array | None = None  # beta, where it is adapted
+    reference: dict | None = None  # the tree of a reference that moves
 
 
 class Keys(NamedTuple):
@@ -111,7 +113,10 @@ class Iteration:
         self.answer = jax.jit(sample, out_shardings=rows)  # one answer to each prompt
         self.generate = jax.jit(functools.partial(sample, answers=answers), out_shardings=rows) if answers > 1 else self.answer
         self.for_each_answer = jax.jit(functools.partial(microbatches.repeat, times=answers), out_shardings=rows)
-        self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=(rows, everywhere, everywhere))
+        out = (rows, everywhere, everywhere, everywhere)
+        self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=out)
+        follow = functools.partial(leash.followed, settings.moving_reference.decay)
+        self.follow = jax.jit(follow, donate_argnums=0, out_shardings=rules.shardings(models.trained["policy"], mesh))
         self.fit_critics = jax.jit(functools.partial(critics.start, self.static), out_shardings=everywhere)
         self.update, self.warm_up = (
             jax.jit(
@@ -151,21 +156,27 @@ class Iteration:
         given, numbers = {}, {}
         if self.by_functions:
             given, numbers = yield Call("functions", self.functions, (rollout, self.for_each_answer(prompts.row_B)))
-        scored = rollout, images, given, state.extra.controller, np.bool_(warming)
-        experience, controller, metrics = yield Call("score", self.score, (self.scoring_trees(params, rollout), *scored))
+        extra = state.extra
+        scored = rollout, images, given, extra.controller, np.bool_(warming), extra.kl_coef
+        moving = {} if extra.reference is None else {"reference": extra.reference}
+        trees = self.scoring_trees(params, rollout) | moving
+        experience, controller, kl_coef, metrics = yield Call("score", self.score, (trees, *scored))
+        del trees
         if fit_critics:
             heads = yield Call("fit_critics", self.fit_critics, (self.critics(params, experience), experience, images))
             params = params | {name: params[name] | {"heads": fitted} for name, fitted in heads.items()}
             if experience.streams is not None:  # they are of the values before
-                experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads), *scored))
+                experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads) | moving, *scored))
         if check:
             yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images))
         learn = self.warm_up if warming else self.update
         trees = self.on_devices((params, state.opt_state), experience)
-        arguments = (*trees, experience, images, metrics["lambda"], keys.minibatches, ptx, self.models.base)
+        weights = Multipliers(metrics["lambda"], extra.kl_coef, metrics.get("excess"))
+        arguments = (*trees, experience, images, weights, keys.minibatches, ptx, self.models.base)
         del trees
         params, opt_state, learned = yield Call("update", learn, arguments)
-        state = states.TrainState(params, opt_state, state.step + 1, state.extra._replace(controller=controller))
+        extra = extra._replace(controller=controller, kl_coef=kl_coef)
+        state = states.TrainState(params, opt_state, state.step + 1, extra)
         return state, metrics | numbers | learned
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
@@ -177,7 +188,7 @@ class Iteration:
         warming = has_critics and done < self.settings.critic_warmup and not bool(state.extra.warm_up.ended)
         keys = self.keys(done)
         calls = self.calls(state, prompts, ptx, keys, warming=warming, fit_critics=has_critics and done == 0, check=first)
-        warm_up = state.extra.warm_up
+        warm_up, reference = state.extra.warm_up, state.extra.reference
         del state  # an update gives its own, and takes these buffers
         rows: dict[str, jax.Array] = {}
 
@@ -191,8 +202,11 @@ class Iteration:
         if warming:
             explained = sum(float(hosts.to_host(metrics[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
             warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
+        if reference is not None and leash.is_due(self.settings.moving_reference, self._done):
+            reference = self.follow(reference, state.params["policy"])
         metrics |= {loop.ROWS: rows} if rows else {}
-        return self.offload_idle(state._replace(extra=state.extra._replace(warm_up=warm_up))), metrics
+        extra = state.extra._replace(warm_up=warm_up, reference=reference)
+        return self.offload_idle(state._replace(extra=extra)), metrics
 
     def keys(self, number: int) -> Keys:
         """Those of iteration `number`, counted from 0."""
@@ -214,8 +228,10 @@ class Iteration:
         opt_state = {
             name: states.init_optimizer(self.optimizers[name], self.on_devices(tree), self.mesh) for name, tree in trees.items()
         }
-        extra = Extra(lagrangian.init(self.settings.constraint), critics.init())
+        extra = Extra(lagrangian.init(self.settings.constraint), critics.init(), leash.start(self.settings.ppo))
         step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
+        if self.settings.moving_reference.moves:
+            extra = extra._replace(reference=jax.tree.map(jnp.copy, self.on_devices(trees["policy"])))
         return self.offload_idle(states.TrainState(trees, opt_state, step, extra))
 
     def rollout_weights(self, policy: dict) -> dict:
@@ -275,15 +291,23 @@ def score_and_constrain(
     given: experience.Given,
     controller: lagrangian.ControllerState,
     hold,
-) -> tuple[Experience, lagrangian.ControllerState, dict]:
-    """The scored rollout, the multiplier's one step on its costs (only its window, where `hold`), and the numbers of both."""
-    constraint = static.settings.constraint
+    kl_coef: jax.Array | None = None,
+) -> tuple[Experience, lagrangian.ControllerState, jax.Array | None, dict]:
+    """The scored rollout, the multiplier's one step on its costs (only its window, where `hold`), the next beta where it is adapted,
+    and the numbers of all."""
+    constraint, ppo = static.settings.constraint, static.settings.ppo
     streams = not is_single_step(static.settings.ppo)
-    scored = experience.score(static, complete(trees), rollout, images, given, streams=streams)
+    scored = experience.score(static, complete(trees), rollout, images, given, kl_coef, streams=streams)
     before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
     metrics = lagrangian.parts(constraint, before, controller) | {
         "window_cost": lagrangian.window_mean(controller),
         "budget": jnp.float32(constraint.budget),
         "lambda": lagrangian.multiplier(constraint, controller),
     }
-    return scored, controller, experience.metrics(static, scored, rollout, given) | metrics
+    if constraint.controller == "p3o":
+        metrics["excess"] = metrics["window_cost"] - metrics["budget"]
+    metrics |= experience.metrics(static, scored, rollout, given)
+    if kl_coef is not None:
+        metrics["kl_coef"] = kl_coef
+        kl_coef = jnp.where(hold, kl_coef, leash.adapted(ppo, kl_coef, metrics["kl"], len(scored.cost_B)))
+    return scored, controller, kl_coef, metrics

@@ -78,7 +78,9 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
 
     loaded: dict[str, Pretrained] = {}
     policy = load(settings.policy)
-    frozen = {"reference": {"backbone": load(settings.reference or settings.policy).params}}
+    frozen = {}
+    if settings.keeps_reference:
+        frozen["reference"] = {"backbone": load(settings.reference or settings.policy).params}
     start = {"backbone": policy.params, "heads": {}}  # of a critic without a scorer
     trained = {"policy": {"backbone": policy.params}}
     if settings.sharing == "shared":
@@ -138,7 +140,8 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
             raise UserError(
                 f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0"
             )
-    frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
+    if settings.keeps_reference:
+        frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
     start = policy.adapter
     if start is None:
         key = states.key(settings.seed, 0, "adapter")

@@ -58,7 +58,8 @@ def assign(sharing: str, learned: Collection[str] = SCORES, critics: Collection[
 
 def of_settings(settings: PPOLagConfig) -> dict[str, Place]:
     """Role -> place, as a run's settings say."""
-    return assign(settings.sharing, settings.learned, CRITICS if settings.ppo.has_critics else ())
+    places = assign(settings.sharing, settings.learned, CRITICS if settings.ppo.has_critics else ())
+    return places if settings.reference != "none" else {role: place for role, place in places.items() if role != "reference"}
 
 
 def learned(places: Mapping[str, Place]) -> list[str]:

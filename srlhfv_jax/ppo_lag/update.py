@@ -35,12 +35,21 @@ class Training(NamedTuple):
     rates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({})  # trained tree -> learning rate after so many steps
 
 
+class Multipliers(NamedTuple):
+    """The numbers of an iteration that weigh its losses."""
+
+    lam: Float[Array, ""]
+    kl_coef: Float[Array, ""] | None = None  # beta where it is adapted; None: that of the settings
+    excess: Float[Array, ""] | None = None  # J - d where the policy's loss has a penalty (p3o); else None
+
+
 class Minibatch(NamedTuple):
     """The rows of one gradient step."""
 
     experience: Experience
     advantage_BR: Float[Array, "B R"] | None  # None: made in the step, from the values that the critic losses compute
     contexts: Mapping[str, sequences.Context]  # trained tree -> what it needs of the prompts: image features, or a prefix
+    cost_adv_BR: Float[Array, "B R"] | None = None  # where there is a penalty, and as above
 
 
 def update(
@@ -50,7 +59,7 @@ def update(
     opt_state: dict[str, Any],
     experience: Experience,
     images: Images | None,
-    lam: Float[Array, ""],
+    multipliers: Multipliers,
     key: jax.Array,
     ptx: SupervisedBatch | None,
     base: dict | None,
@@ -59,7 +68,7 @@ def update(
 
     Args:
         params: trained tree name -> tree; donated. The policy, and the trees that hold the two critic heads.
-        lam: float32, the multiplier.
+        multipliers: float32.
         key: deals the rows anew in each epoch (minibatches.py).
         ptx: supervised rows, split over the minibatches; None when the coefficient is 0.
         base: the frozen backbone under trees that hold adapters.
@@ -68,13 +77,16 @@ def update(
         params, opt_state, metrics (each a float32 scalar, the mean over gradient steps). `mismatch` is the mean |log ratio| in
         the first minibatch, where it must be rounding error alone.
     """
+    lam = multipliers.lam
     ppo, streams, mask_BR = static.settings.ppo, experience.streams, experience.rollout.response_mask_BR
     if experience.group_adv_B is not None:
         advantage_BR = advantages.combine_groups(experience.group_adv_B, mask_BR, lam, ppo)
     else:
         advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
     features = _features(static, params, base, experience, repeat(images, ppo.group_size) if static.own_towers else None)
-    rollout = Minibatch(experience, advantage_BR, features)
+    known = advantage_BR is not None and multipliers.excess is not None
+    cost_adv_BR = advantages.of_cost(experience, ppo) if known else None
+    rollout = Minibatch(experience, advantage_BR, features, cost_adv_BR)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(ppo.epochs))
     rows = jax.vmap(lambda key: minibatches.draw(key, len(mask_BR), ppo.minibatches))(keys)
     rows = rows.reshape(-1, *rows.shape[2:])
@@ -82,7 +94,7 @@ def update(
 
     def body(state, index):
         ptx_rows = jax.tree.map(lambda x: x[index % ppo.minibatches], ptx)
-        return gradient_step(static, training, *state, minibatches.take(rollout, rows[index]), ptx_rows, lam, base)
+        return gradient_step(static, training, *state, minibatches.take(rollout, rows[index]), ptx_rows, multipliers, base)
 
     rates = {f"{name}_learning_rate": rate(optimizers.steps_taken(opt_state[name])) for name, rate in training.rates.items()}
     limit = ppo.target_kl if training.train_policy else 0.0
@@ -120,7 +132,9 @@ def _over_steps(metrics: dict[str, Float[Array, "steps"]]) -> dict[str, Float[Ar
     return means | {"steps_taken": count}
 
 
-def gradient_step(static: Static, training: Training, params, opt_state, minibatch: Minibatch, ptx, lam, base):
+def gradient_step(
+    static: Static, training: Training, params, opt_state, minibatch: Minibatch, ptx, multipliers: Multipliers, base
+):
     """One optimizer step on each trained tree. Returns ((params, opt_state), metrics)."""
     params, opt_state, mask_BR = dict(params), dict(opt_state), minibatch.experience.rollout.response_mask_BR
     minibatch = _with_shared_prefix(static, base, minibatch)
@@ -138,13 +152,15 @@ def gradient_step(static: Static, training: Training, params, opt_state, minibat
 
     # 2. Advantage: known since scoring, or made of the values that step 1 has just computed.
     if minibatch.advantage_BR is None:
-        minibatch = minibatch._replace(advantage_BR=advantages.combine(streams, mask_BR, lam, static.settings.ppo))
+        minibatch = minibatch._replace(advantage_BR=advantages.combine(streams, mask_BR, multipliers.lam, static.settings.ppo))
+        if multipliers.excess is not None:
+            minibatch = minibatch._replace(cost_adv_BR=streams["cost_critic"].adv_BR)
         metrics |= advantages.stream_metrics(streams, mask_BR)
 
     # 3. Policy: the clipped objective, and with PTX the supervised loss beside it.
     if training.train_policy:
         name = static.places["policy"].tree
-        grads, logged, _ = gradient(_policy_loss, name, params[name], minibatch)
+        grads, logged, _ = gradient(functools.partial(_policy_loss, multipliers), name, params[name], minibatch)
         if ptx is not None:
             ptx_grads, ptx_logged, _ = gradient(_ptx_loss, name, params[name], ptx)
             grads = jax.tree.map(lambda g, p: g + static.settings.ptx.coef * p, grads, ptx_grads)
@@ -186,7 +202,7 @@ def _with_shared_prefix(static: Static, base, minibatch: Minibatch) -> Minibatch
     return minibatch._replace(contexts=dict.fromkeys(minibatch.contexts, shared))
 
 
-def _policy_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> masked.Loss:
+def _policy_loss(multipliers: Multipliers, static: Static, name: str, tree: dict, batch: Minibatch) -> masked.Loss:
     settings, rollout = static.settings, batch.experience.rollout
     never_V, mask_BR = static.vocabulary.never_V(static.model.text.vocab), rollout.response_mask_BR
     logp_BR, entropy_BR = sequences.response_logp(
@@ -210,8 +226,15 @@ def _policy_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
         loss = loss._replace(sum=loss.sum - settings.ppo.entropy_coef * bonus[0])
     if settings.ppo.kl_in == "loss":
         kl = ppo_losses.kl(logp_BR, batch.experience.ref_logp_BR, mask_BR, reduction=settings.ppo.reduction)
-        loss = loss._replace(sum=loss.sum + settings.ppo.kl_coef * kl[0])
+        kl_coef = settings.ppo.kl_coef if multipliers.kl_coef is None else multipliers.kl_coef
+        loss = loss._replace(sum=loss.sum + kl_coef * kl[0])
         logged["kl_loss"] = kl
+    if multipliers.excess is not None:
+        over = ppo_losses.penalty(
+            logp_BR, rollout.logp_BR, batch.cost_adv_BR, mask_BR, multipliers.excess, clip_ratio=settings.ppo.clip_ratio
+        )
+        loss = loss._replace(sum=loss.sum + settings.constraint.max * over * loss.count)
+        logged["penalty"] = over, jnp.float32(1)
     return loss._replace(metrics=loss.metrics | logged)
 
 
