@@ -164,6 +164,7 @@ def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[
         eps=1e-8,
         clip_norm=1.0,  # global norm of the gradient
         freeze=freeze,
+        part_rates=(),
     )
 
 

@@ -202,7 +202,24 @@ def test_heads_have_a_rate_of_their_own_and_their_biases_keep_up_with_their_kern
     np.testing.assert_allclose(speed["bias"], 3 * speed["kernel"], rtol=1e-3)  # the width is 9
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_a_part_has_the_rate_that_the_last_pattern_which_matches_it_says(algorithm):
+    params = {"backbone": tiny.initial()}
+    grads = jax.tree.map(lambda p: 0.1 * jnp.cos(9 * p), params)
+
+    def moved(**rates):
+        transform = optimizer.make(config(algorithm=algorithm, weight_decay=0.0, freeze=(), **rates), params, 10)
+        return jax.jit(lambda: transform.update(grads, transform.init(params), params)[0])()
+
+    apart, low, high = moved(part_rates=(".*=0.5", "text/=0.06", "projector/linear_1=0")), moved(), moved(learning_rate=0.06)
+    assert_close(apart["backbone"]["text"], high["backbone"]["text"], rtol=1e-5)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(apart["backbone"]["projector"]["linear_1"]))
+    assert_close(moved(part_rates=()), low, rtol=0)
+
+
 def test_optimizer_mistakes_are_named():
+    with pytest.raises(UserError, match="optimizer.part_rates 'nowhere/=0.1' needs a parameter that it matches .* got 0 of them"):
+        optimizer.make(config(part_rates=("nowhere/=0.1",)), tiny.initial(), 10)
     with pytest.raises(UserError, match="head_learning_rate 0.1 is for heads .* got 0 parameters of heads"):
         optimizer.make(config(head_learning_rate=0.1), tiny.initial(), 10)
     with pytest.raises(UserError, match="freeze pattern 'visoin/' matches no parameter"):

@@ -38,6 +38,7 @@ OPTIMIZER = OptimizerConfig(
     eps=1e-8,
     clip_norm=0.7,
     freeze=("projector/linear_2",),
+    part_rates=(),
 )
 SETTINGS = {"seed": 3, "optimizer": {"learning_rate": 3e-2}, "log": {"every_steps": 1}}
 

@@ -5,7 +5,21 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from srlhfv_jax.config.ranges import Axis, Count, CountOrOff, Dtype, OneOf, Positive, Range, Regex, Rows, Share, Tokens, Weight
+from srlhfv_jax.config.ranges import (
+    Axis,
+    Count,
+    CountOrOff,
+    Dtype,
+    OneOf,
+    PartRate,
+    Positive,
+    Range,
+    Regex,
+    Rows,
+    Share,
+    Tokens,
+    Weight,
+)
 from srlhfv_jax.errors import UserError, public, shown
 
 TOKENS = 2**28  # of a batch: 1 GB of ids
@@ -53,6 +67,9 @@ class OptimizerConfig:
     eps: Annotated[float, Range(0, 1, above=True)]  # added to the root of the second moment
     clip_norm: Weight  # global norm; 0 = no clipping
     freeze: tuple[Regex, ...]  # regular expressions on parameter paths that stay as they are, such as "vision/"
+    part_rates: tuple[
+        Annotated[str, PartRate()], ...
+    ]  # "PATTERN=RATE": another highest rate for the paths that match, such as "projector/=2e-6"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,18 @@ class Pattern(NamedTuple):
         return None
 
 
+class PartRate(NamedTuple):
+    """PATTERN=RATE: a regular expression on parameter paths and a learning rate."""
+
+    def problem(self, value: str) -> str | None:
+        pattern, equals, rate = value.rpartition("=")
+        try:
+            right = equals and pattern and 0 <= float(rate) <= 1 and Pattern().problem(pattern) is None
+        except ValueError:
+            right = False
+        return None if right else "PATTERN=RATE such as 'projector/=2e-6', with a rate from 0 to 1"
+
+
 Count = Annotated[int, Range(1, 10**9)]
 CountOrOff = Annotated[int, Range(0, 10**9)]  # the comment says what 0 turns off
 Seed = Annotated[int, Range(0, 2**31 - 1)]  # of NumPy, grain and JAX alike

@@ -45,6 +45,7 @@ PPO: dict[str, Any] = {
     "overlong_penalty": 1.0,
 }
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
+OPTIMIZER: dict[str, Any] = {"part_rates": ()}
 CONSTRAINT: dict[str, Any] = {"tolerance": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
@@ -91,6 +92,8 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = FUNCTIONS | MOVING_REFERENCE | values
     if {"gae_lambda", "clip_value"} <= values.keys():
         values = PPO | values
+    if {"b1", "clip_norm"} <= values.keys():
+        values = OPTIMIZER | values
     if {"budget", "controller"} <= values.keys():
         values = CONSTRAINT | values
     return {name: current(value) if isinstance(value, dict) else value for name, value in values.items()}

@@ -58,7 +58,7 @@ def state_bytes(settings: Supervised, config: VLMConfig, devices: Sequence[jax.D
         base = shapes.base(config, settings.lora, mesh)
         trained = {"adapter": {"adapter": shapes.adapter(settings.lora, base, mesh)}}
         trees = trained | {"base": {"backbone": base}}
-    rates = dataclasses.replace(settings.optimizer, head_learning_rate=0.0)  # heads are left out
+    rates = dataclasses.replace(settings.optimizer, head_learning_rate=0.0, part_rates=())  # heads are left out
     (tree,) = trained.values()
     everything = shapes.size(trees) + shapes.size(shapes.optimizer_state(optimizers.make(rates, tree, 1), tree, mesh))
     return everything, everything

@@ -1,4 +1,4 @@
-"""What holds the policy to a reference: a coefficient that follows the KL, and a reference that follows the policy.
+"""The leash of the policy to a reference: a coefficient that follows the KL, and a reference that follows the policy.
 
 beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) B / horizon)       Ziegler et al., arXiv 1909.08593, section 2.2
 pi_ref <- decay pi_ref + (1 - decay) pi                               a moving average; or a copy every n iterations

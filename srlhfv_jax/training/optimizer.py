@@ -26,7 +26,7 @@ HEADS = ("heads/", "guard/")  # of scores and of a guard: where their paths begi
 def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.GradientTransformation:
     """The optimizer for a parameter tree (arrays or shapes).
 
-    Heads take `head_learning_rate`. Their biases, a guard's thresholds, move sqrt(width) times as far in each step, as an update of
+    Heads take `head_learning_rate`, and parts that a pattern of `part_rates` matches the rate there, the last one's. Heads biases, a guard's thresholds, move sqrt(width) times as far in each step, as an update of
     a kernel's `width` entries moves a logit: at one rate for all they would stand still where the width is thousands.
 
     Raises:
@@ -39,13 +39,13 @@ def make(config: OptimizerConfig, params: Any, total_steps: int) -> optax.Gradie
     else:
         descend = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decayed)
     clip = _clip(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    train = optax.chain(clip, descend, *_head_rates(config, params))
+    train = optax.chain(clip, descend, *_rates(config, params))
     labels = jax.tree.map(lambda trained: "train" if trained else "freeze", trainable(config, params))
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
 
 
-def _head_rates(config: OptimizerConfig, params: Any) -> tuple[optax.GradientTransformation, ...]:
-    """Transformations that give heads their own rates: none where no leaf has one."""
+def _rates(config: OptimizerConfig, params: Any) -> tuple[optax.GradientTransformation, ...]:
+    """Transformations that give heads and other parts their own rates: none where no leaf has one."""
     leaves = dict(rules.leaves(params))
     heads = [path for path in leaves if path.startswith(HEADS)]
     if config.head_learning_rate and not (heads and config.learning_rate):
@@ -59,6 +59,17 @@ def _head_rates(config: OptimizerConfig, params: Any) -> tuple[optax.GradientTra
         factors[path] = math.sqrt(width) * (
             config.head_learning_rate / config.learning_rate if config.head_learning_rate else 1.0
         )
+    for text in config.part_rates:
+        pattern, _, rate = text.rpartition("=")
+        matching = [path for path in leaves if re.search(pattern, path)]
+        if not matching or not config.learning_rate:
+            raise UserError(
+                f"optimizer.part_rates {text!r} needs a parameter that it matches and a learning_rate above 0, got "
+                f"{len(matching)} of them (there is {next(iter(leaves))}, ...) and {config.learning_rate}: correct or remove it"
+            )
+        for path in matching:
+            width = factors[path] if path.endswith("/bias") and path.startswith(HEADS) and not config.head_learning_rate else 1.0
+            factors[path] = width * float(rate) / config.learning_rate
     if all(factor == 1 for factor in factors.values()):
         return ()
 
