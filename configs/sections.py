@@ -67,6 +67,7 @@ def ppo(minibatches: int) -> dict:
         advantage="gae",  # by critics; or "group", "rloo"
         group_size=1,  # answers to a prompt
         group_scale="std",  # of "group"
+        resample=0,  # times
         kl_coef=0.1,  # beta, per token
         kl_target=0.0,  # beta stays
         kl_horizon=10_000.0,  # answers

@@ -155,9 +155,22 @@ def test_equal_scores_move_nothing():
     jax.tree.map(np.testing.assert_array_equal, hosts.to_host(done.params["policy"]), trees["policy"])
 
 
+def test_groups_that_teach_nothing_are_replaced_whole_and_no_others():
+    equal, other = group_step().experience, group_step(**{"ppo.missing_eos_penalty": 1.7}).experience
+    zero = {role: jnp.asarray(adv_B).at[:4].set(0.0) for role, adv_B in hosts.to_host(equal.group_adv_B).items()}
+    equal, other = equal._replace(group_adv_B=zero), other._replace(ref_logp_BR=other.ref_logp_BR - 2.5)
+    assert int(advantages.count_equal_groups(equal, size=4)) == 1
+    chosen = advantages.replace_groups(equal, other, size=4)
+    for new, old, replacing in zip(*map(jax.tree.leaves, (chosen, equal, other)), strict=True):
+        np.testing.assert_array_equal(new[4:], old[4:])
+        np.testing.assert_array_equal(new[:4], replacing[:4])
+    assert int(advantages.count_equal_groups(chosen, size=4)) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"ppo.resample": 2}, "config.ppo.resample is 2 and would be ignored: config.ppo.advantage is 'gae'"),
         ({"ppo.advantage": "rloo"}, "group_size must be at least 2 with config.ppo.advantage='rloo', got 1"),
         ({"ppo.advantage": "group", "ppo.group_size": 3}, "batch_size 4, the answers of an iteration, must be a multiple"),
         ({"ppo.group_size": 2}, "config.ppo.group_size is 2 and would be ignored: config.ppo.advantage is 'gae'"),
@@ -199,12 +212,13 @@ def test_a_run_without_critics_resumes_to_the_same_numbers(stages, tmp_path, adv
     prompts |= {"data.prompt_length": 40, "data.response_length": 8}
     parts = {"ppo.epochs": 2, "ppo.minibatches": 2, "microbatches": 2, "rollout.microbatches": 2, "rollout.score_microbatches": 4}
     ways = {"ppo.advantage": advantage, "ppo.group_size": 4, "ppo.kl_in": "loss", "ppo.reduction": "fixed"}
+    ways |= {"ppo.resample": 2, "constraint.kind": "probability", "ppo.missing_eos_penalty": 0.0}
     watched = {"validation.path": prompts["data.path"], "log.samples_every": 2, "log.samples": 3, "checkpoint.every_steps": 1}
     where = {"policy": str(stages / "sft"), "scorer": str(stages / "scores"), "sharing": "adapters", "iterations": 4}
-    where |= {"cost_fn": f"{tmp_path / 'costs.py'}:long*0.5,model"}
+    where |= {"cost_fn": f"{tmp_path / 'costs.py'}:long*0.5,model", "reward_fn": f"{tmp_path / 'costs.py'}:long"}
     run = settings(PPOLagConfig, "ppo_lag", **where, **prompts, **parts, **ways, **watched)
     done = ppo_lag.run(run, tmp_path / "whole")
-    assert 0 <= done["equal_groups"] < 1 and done["kl_loss"] >= 0 and done["cost.long"] > 0 and "validation.helpful" in done
+    assert done["resampled"] >= 0 and 0 <= done["equal_groups"] <= 1 and done["kl_loss"] >= 0 and done["cost.long"] > 0 and "validation.helpful" in done
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for number in (3, 4):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(number))

@@ -35,6 +35,7 @@ class PPOConfig:
     group_size: Annotated[int, Range(1, 2**10)]  # answers to one prompt; data.batch_size counts answers. 1 under "gae"
     # of "group", "std": each stream is divided by its standard deviation in the group; "none": it is not (Dr. GRPO)
     group_scale: Annotated[str, OneOf("std", "none")]
+    resample: CountOrOff  # times that groups of equal scores are answered anew, at most (DAPO's dynamic sampling); 0 = never
     kl_coef: Weight  # beta
     kl_target: Weight  # nats per answer that beta, from kl_coef on, is adapted to after each rollout; 0 = beta stays
     kl_horizon: Positive  # answers in which beta changes by at most 20 %
@@ -245,6 +246,7 @@ class PPOLagConfig:
         why = f"config.ppo.advantage is {self.ppo.advantage!r}"
         if self.ppo.has_critics:
             yield Unread("ppo.group_size", f"{why}, which has one answer to a prompt", 1)
+            yield Unread("ppo.resample", why, 0)
         else:
             names = ("critic_optimizer", "critic_warmup", "critic_warmup_rate", "ppo.gamma", "ppo.gae_lambda", "ppo.clip_value")
             yield from (Unread(name, f"{why}, and there are no critics") for name in names)

@@ -32,6 +32,7 @@ PPO: dict[str, Any] = {
     "advantage": "gae",
     "group_size": 1,
     "group_scale": "std",
+    "resample": 0,
     "kl_in": "reward",
     "kl_target": 0.0,
     "kl_horizon": 10_000.0,

@@ -57,6 +57,8 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
         """Compile a call and give the shapes that it would return. Trees of the run that it reads and that do not rest are no bytes beside it."""
         if call.name == "functions":  # on the host
             return dict.fromkeys(settings.by_functions, shapes.scores(settings, mesh)), {}
+        if call.name == "resample":  # more of generate and score
+            return call.arguments[4], {}
         if call.name == "reshard":
             compiled.extend([programs.reshard(moves, staying, limit)] if moves else [])
             return iteration.rollout_layout

@@ -9,7 +9,7 @@ from typing import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.batches import Experience, Stream
 from srlhfv_jax.config import PPOConfig
@@ -62,6 +62,25 @@ def group_metrics(group_adv_B: Mapping[str, Float[Array, "B"]], size: int) -> di
     shares["equal_groups"] = groups.is_degenerate(list(group_adv_B.values()), size)
     correlation = {"advantage_correlation": _correlation(reward_B1, cost_B1, everywhere)}
     return {name: jnp.mean(equal_N, dtype=jnp.float32) for name, equal_N in shares.items()} | correlation
+
+
+def count_equal_groups(experience: Experience, *, size: int) -> Int[Array, ""]:
+    """Groups that teach nothing."""
+    return jnp.sum(groups.is_degenerate(list(experience.group_adv_B.values()), size), dtype=jnp.int32)
+
+
+def replace_groups(experience: Experience, other: Experience, *, size: int) -> Experience:
+    """An experience with another one's groups where its own teach nothing. Both are of the same prompts and pictures."""
+    equal_N = groups.is_degenerate(list(experience.group_adv_B.values()), size)
+    equal_B = jnp.repeat(equal_N, size)
+    features = experience.rollout.features
+
+    def choose(old: Array, new: Array) -> Array:
+        return jnp.where(equal_B.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    bare = [one._replace(rollout=one.rollout._replace(features=None)) for one in (experience, other)]
+    chosen = jax.tree.map(choose, *bare)
+    return chosen._replace(rollout=chosen.rollout._replace(features=features))
 
 
 def _mixed(reward_BR, cost_BR, mask_BR, lam, ppo: PPOConfig) -> Float[Array, "B R"]:

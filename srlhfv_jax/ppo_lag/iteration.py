@@ -21,7 +21,7 @@ from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
 from srlhfv_jax.parallel import hosts, microbatches, offload, rules
-from srlhfv_jax.ppo_lag import critics, experience, leash, selftest
+from srlhfv_jax.ppo_lag import advantages, critics, experience, leash, selftest
 from srlhfv_jax.ppo_lag.load import Models, idle_trees
 from srlhfv_jax.ppo_lag.roles import critic_trees
 from srlhfv_jax.ppo_lag.static import Static, is_single_step
@@ -30,6 +30,8 @@ from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.training import loop, optimizer as optimizers, state as states
+
+RESAMPLED = 1 << 20  # what the keys of answers that replace others are counted from: no token of the first has that number
 
 
 class Extra(NamedTuple):
@@ -126,6 +128,10 @@ class Iteration:
             )
             for training in (training, training._replace(optimizers=alone, train_policy=False, rates={}))
         )
+        self.equal_groups = jax.jit(functools.partial(advantages.count_equal_groups, size=answers), out_shardings=everywhere)
+        self.replace_groups = jax.jit(
+            functools.partial(advantages.replace_groups, size=answers), donate_argnums=(0, 1), out_shardings=rows
+        )
         self.row_numbers = jax.jit(experience.row_numbers, out_shardings=rows)
         self.shows_rows = settings.log.tensorboard or bool(settings.log.trackers)
         self.idle_trees = idle_trees(settings, models)
@@ -169,6 +175,10 @@ class Iteration:
                 experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads) | moving, *scored))
         if check:
             yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images))
+        resampled: dict = {}
+        if self.settings.ppo.resample:
+            again = params, prompts, keys.rollout, extra, experience, moving
+            experience, resampled = yield Call("resample", self.resample, again)
         learn = self.warm_up if warming else self.update
         trees = self.on_devices((params, state.opt_state), experience)
         weights = Multipliers(metrics["lambda"], extra.kl_coef, metrics.get("excess"))
@@ -177,7 +187,7 @@ class Iteration:
         params, opt_state, learned = yield Call("update", learn, arguments)
         extra = extra._replace(controller=controller, kl_coef=kl_coef)
         state = states.TrainState(params, opt_state, state.step + 1, extra)
-        return state, metrics | numbers | learned
+        return state, metrics | numbers | resampled | learned
 
     def __call__(self, state: states.TrainState, batch: tuple[PromptBatch, Any]) -> tuple[states.TrainState, dict]:
         prompts, ptx = hosts.global_batch(batch, self.mesh)
@@ -259,6 +269,26 @@ class Iteration:
     def offload_idle(self, state: states.TrainState) -> states.TrainState:
         opt_state = state.opt_state if self.settings.rollout.offload == "none" else offload.to_host(state.opt_state)
         return state._replace(params=offload.rest(state.params, self.idle_trees), opt_state=opt_state)
+
+    def resample(
+        self, params: dict, prompts: PromptBatch, key: jax.Array, extra: Extra, experience: Experience, moving: dict
+    ) -> tuple[Experience, dict[str, float]]:
+        """Groups that teach nothing, answered anew while there are any, at most `ppo.resample` times. The multiplier has seen the first
+        answers alone: those that replace them are no fair sample of the policy's."""
+        replaced = 0
+        for attempt in range(1, self.settings.ppo.resample + 1):
+            equal = int(hosts.to_host(self.equal_groups(experience)))
+            if equal == 0:
+                break
+            replaced += equal
+            weights = self.rollout_weights(params["policy"])
+            rollout = self.generate(weights, prompts, jax.random.fold_in(key, RESAMPLED + attempt))
+            del weights
+            given = self.functions(rollout, self.for_each_answer(prompts.row_B))[0] if self.by_functions else {}
+            trees = self.scoring_trees(params, rollout) | moving
+            scored = self.score(trees, rollout, prompts.images, given, extra.controller, np.bool_(True), extra.kl_coef)
+            experience = self.replace_groups(experience, scored[0])
+        return experience, {"resampled": replaced / self.settings.prompts}
 
     def self_test(self, policy: dict, rollout: Rollout, scored: Experience, images: Images | None) -> None:
         """Checks on the first rollout of a process (selftest.py)."""
