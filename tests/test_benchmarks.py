@@ -54,6 +54,17 @@ def test_pairs_are_timed_in_both_ways():
     assert line["together_s"] > 0 and line["apart_s"] > 0 and line["speedup"] > 0 and "sharing" not in line
 
 
+@pytest.mark.slow
+def test_the_second_start_of_a_stage_reads_the_programs_that_the_first_one_wrote():
+    command = [sys.executable, FOLDER / "starts.py", "--times=1", "--stages=sft"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cold, warm, ratios = map(json.loads, done.stdout.splitlines())
+    assert [(line["stage"], line["cache"]) for line in (cold, warm)] == [("sft", "cold"), ("sft", "warm")]
+    assert 0 < cold["programs"] == warm["programs"] and 0 < cold["first_step_s"] < cold["total_s"]
+    assert ratios["warm_over_cold"].keys() == {"sft.first_step", "sft.total", "sft.cpu"}
+
+
 def test_kernels_are_added_up_by_kind(scripts, tmp_path):
     import update
 
