@@ -105,9 +105,8 @@ class Model:
         Raises:
             UserError: this is no guard, it was not trained to judge what a row has, or a row cannot be read.
         """
-        from srlhfv_jax.data.rows import prompt_of
+        from srlhfv_jax.data.rows import asked, histories, prompt_of
         from srlhfv_jax.errors import UserError
-        from srlhfv_jax.guard.regenerate import asked, histories
 
         guard = self._part("guard", self._guard)
         examples = examples_of(rows, "checked")

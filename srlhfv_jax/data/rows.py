@@ -52,6 +52,17 @@ def prompt_of(example: Example) -> Prompt:
     return Prompt(example.images, example.question, example.history)
 
 
+def asked(prompts: Sequence[Prompt]) -> tuple[list[tuple[bytes, ...]], list[str]]:
+    """Pictures and questions, the first arguments of a judge."""
+    return [prompt.images for prompt in prompts], [prompt.question for prompt in prompts]
+
+
+def histories(prompts: Sequence[Prompt]) -> tuple[list[tuple[Turn, ...]], ...]:
+    """The last argument of a judge: the turns before each question; none where all are first questions, so that a judge of those need
+    not know of it."""
+    return ([prompt.history for prompt in prompts],) if any(prompt.history for prompt in prompts) else ()
+
+
 def history_json(history: Sequence[Turn]) -> dict[str, Any]:
     """The turns before a question, for a line of JSON; {} where there are none."""
     return {"history": [{"role": turn.role, "content": turn.text} for turn in history]} if history else {}

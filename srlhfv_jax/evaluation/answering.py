@@ -193,13 +193,8 @@ def load_policy(path: str, data: DataConfig, model: ModelConfig, mesh: Mesh, *, 
 def unreadable(policy: Policy, prompts: Sequence[Prompt]) -> list[Unusable | None]:
     """The reason why the policy cannot read each prompt; None of one it can."""
     data = policy.sampler.data
-    return inputs.unreadable(
-        list(map(_example, prompts)),
-        policy.checkpoint,
-        data.max_pixels,
-        system_prompt=data.system_prompt,
-        prompt_length=data.prompt_length,
-    )
+    how = dict(system_prompt=data.system_prompt, prompt_length=data.prompt_length)
+    return inputs.unreadable(inputs.sizes(list(map(_example, prompts)), policy.checkpoint, data.max_pixels, **how))
 
 
 def answer_prompts(policy: Policy, prompts: Sequence[Prompt], number: int) -> list[str]:

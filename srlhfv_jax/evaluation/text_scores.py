@@ -45,7 +45,7 @@ def unreadable(scorer: TextScorer, examples: Sequence[Example]) -> list[Unusable
     """The reason why the scorer cannot read each example with its one response; None of one it can."""
     data = scorer.data
     limits = dict(system_prompt=data.system_prompt, prompt_length=data.prompt_length, response_length=data.response_length)
-    return inputs.unreadable(examples, scorer.checkpoint, data.max_pixels, **limits)
+    return inputs.unreadable(inputs.sizes(examples, scorer.checkpoint, data.max_pixels, **limits))
 
 
 def scores(scorer: TextScorer, examples: Sequence[Example]) -> list[dict[str, float]]:

@@ -58,7 +58,7 @@ def around(guard: Guard, mesh: jax.sharding.Mesh, *, prompt_length: int = 0, res
     def unreadable(texts: Sequence[tuple[Prompt, str | None]]) -> Sequence[Unusable | None]:
         examples = [_example(prompt, response) for prompt, response in texts]
         lengths = dict(system_prompt=guard.system_prompt, prompt_length=prompt_length, response_length=response_length)
-        return inputs.unreadable(examples, guard.pretrained, guard.max_pixels, **lengths)
+        return inputs.unreadable(inputs.sizes(examples, guard.pretrained, guard.max_pixels, **lengths))
 
     parts = guard.thresholds
     return Checks(check_input if "input" in parts else None, check_output if "output" in parts else None, unreadable)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from srlhfv_jax.config import choose
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.rows import Prompt, Turn
+from srlhfv_jax.data.rows import Prompt, Turn, asked, histories
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard.verdict import Guarded, GuardVerdict, Round
 
@@ -115,17 +115,6 @@ def kept(rounds: Sequence[Round], after: int | None = None) -> Round:
     """
     seen = [one for one in rounds if after is None or one.number <= after]
     return min(seen, key=lambda one: (not one.verdict.safe, one.verdict.scores["unsafe"], one.number))
-
-
-def asked(prompts: Sequence[Prompt]) -> tuple[Pictures, Sequence[str]]:
-    """Pictures and questions, the first arguments of a check."""
-    return [prompt.images for prompt in prompts], [prompt.question for prompt in prompts]
-
-
-def histories(prompts: Sequence[Prompt]) -> tuple[Histories, ...]:
-    """The last argument of a check: the turns before each question; none where all are first questions, so that a judge of those need
-    not know of it."""
-    return ([prompt.history for prompt in prompts],) if any(prompt.history for prompt in prompts) else ()
 
 
 def with_feedback(question: str, verdict: GuardVerdict) -> str:

@@ -108,21 +108,9 @@ def sizes(
     return lengths
 
 
-def unreadable(
-    examples: Sequence[Example],
-    model: Pretrained,
-    max_pixels: int,
-    *,
-    system_prompt: str = "",
-    prompt_length: int = 0,
-    response_length: int = 0,
-) -> list[Unusable | None]:
-    """The reasons that `sizes` gives; None of an example that the model can read."""
-    limits = dict(prompt_length=prompt_length, response_length=response_length)
-    return [
-        size if isinstance(size, Unusable) else None
-        for size in sizes(examples, model, max_pixels, system_prompt=system_prompt, **limits)
-    ]
+def unreadable(sizes: Sequence[int | Unusable]) -> list[Unusable | None]:
+    """The reasons among `sizes`; None of an example that the model can read."""
+    return [size if isinstance(size, Unusable) else None for size in sizes]
 
 
 def say_merged(prepared: loader.Prepared) -> None:

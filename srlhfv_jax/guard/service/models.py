@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from srlhfv_jax.data.drops import Unusable
-from srlhfv_jax.data.rows import Example, Prompt
+from srlhfv_jax.data.rows import Example, Prompt, asked, histories
 from srlhfv_jax.evaluation.by_row import Draw, Drawn
-from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Unreadable, asked, guarded_rows, histories, kept
+from srlhfv_jax.guard.regenerate import CheckInput, CheckOutput, Unreadable, guarded_rows, kept
 from srlhfv_jax.guard.service.requests import Answer, Generate, Generation, Moderate, Moderation, Options, Refused, Score, Scored
 from srlhfv_jax.guard.verdict import Guarded, guarded_json, verdict_json
 
