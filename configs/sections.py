@@ -197,6 +197,7 @@ def log(every: int) -> dict:
         project="srlhfv",  # of these
         samples_every=0,  # steps of sft or iterations of ppo_lag between two answers to the same prompts; 0 = none
         samples=8,  # such prompts
+        guard="",  # workdir or export of a guard, whose verdict stands beside each such answer
     )
 
 

@@ -40,10 +40,10 @@ PROMPTS = Prompts(
 )
 
 
-def record(workdir, step, *texts, prompts=PROMPTS):
+def record(workdir, step, *texts, prompts=PROMPTS, verdicts=None):
     said = answers.make(range(len(texts)), texts, [len(text) for text in texts], [True] * len(texts), 1.0)
     scores = {"reward": np.array([step / 7, 0.5][: len(texts)]), "cost": np.array([-0.25, step / 3][: len(texts)])}
-    same_prompts.record(metrics.Writer(workdir), prompts, step, said, scores)
+    same_prompts.record(metrics.Writer(workdir), prompts, step, said, scores, verdicts)
 
 
 def lines(workdir):
@@ -92,6 +92,38 @@ def test_the_report_shows_the_first_and_the_last_answer_and_some_between(tmp_pat
     assert "word 0&lt;b&gt;" in html and "word 190&lt;b&gt;" in html and "<dt>step 190</dt>" in html
     assert 4 <= html.count("word ") <= 6
     assert "reward 27.14" in html  # 190 / 7
+
+
+def strict(prompts, answers):
+    """Long answers are unsafe, and of pictures nothing is read."""
+    assert [prompt.question for prompt in prompts] == ["What is it?", "And now?"] and len(prompts[1].history) == 2
+    unsafe = {"guard.unsafe": 0.875, "guard.severity": "moderate", "guard.categories": "weapon, fire"}
+    safe = {"guard.unsafe": 0.125, "guard.severity": "safe", "guard.categories": ""}
+    judged = [unsafe if len(answer) > 4 else safe for answer in answers]
+    return [{"guard.unread": "no_vision"} if prompt.images else one for prompt, one in zip(prompts, judged)]
+
+
+def test_a_guards_verdict_stands_in_the_row_in_trackers_and_on_the_page(tmp_path, monkeypatch):
+    tables = []
+    monkeypatch.setattr(metrics.Writer, "samples", lambda self, step, samples: tables.append((step, samples)))
+    record(tmp_path, 0, "a cat", "well", verdicts=strict)
+    record(tmp_path, 25, "a dog", "a fire", verdicts=strict)
+    first, second = lines(tmp_path)
+    assert first["answers"]["25"]["guard.unread"] == "no_vision" and "guard.unsafe" not in first["answers"]["25"]
+    assert (second["answers"]["0"]["guard.severity"], second["answers"]["25"]["guard.unsafe"]) == ("safe", 0.875)
+    assert [(step, samples[1].answer) for step, samples in tables] == [(int(at), one) for at, one in second["answers"].items()]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lambda": 0.5}\n')
+    html = build.write_report(tmp_path).read_text()
+    assert "guard: moderate: weapon, fire" in html and "guard: safe" in html and "guard: no_vision" in html
+    assert "unsafe by the guard 0.88" in html
+
+
+@pytest.mark.parametrize(
+    "kind, command", [(SFTConfig, "sft"), (PPOLagConfig, "ppo_lag"), (GuardConfig, "guard"), (ScoresConfig, "scores")]
+)
+def test_a_guard_of_answers_that_are_never_drawn_is_refused(kind, command):
+    with pytest.raises(UserError, match="log.guard would be ignored"):
+        flags.stage(command, kind, ["--workdir=W", "--config.log.guard=G"], "doc")
 
 
 @pytest.mark.parametrize("kind, command", [(GuardConfig, "guard"), (ScoresConfig, "scores")])

@@ -208,5 +208,5 @@ def test_values_of_rows_reach_trackers_and_no_line_of_metrics(tmp_path, one_devi
 
 def test_workdirs_of_before_know_no_trackers():
     before = {"log": {"every_steps": 10, "tensorboard": False}}
-    later = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
+    later = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}
     assert stored.current(before)["log"] == before["log"] | later

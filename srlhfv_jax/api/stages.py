@@ -136,6 +136,7 @@ def _run(
     """Run a stage as its command does."""
     from srlhfv_jax import files
     from srlhfv_jax.config import unread
+    from srlhfv_jax.guard.watch import with_guard
     from srlhfv_jax.parsing import flattened, parse
     from srlhfv_jax.runs.run import command
 
@@ -147,6 +148,6 @@ def _run(
     parsed, old = parse(stage.settings, after), flattened(before)
     unread.check_changed(parsed, [key for key, value in flattened(after).items() if value != old[key]])
     stage.check(parsed)
-    run = stage.load()
+    run = with_guard(stage.load(), parsed)
     command(run if not any(given.values()) else lambda settings, where: run(settings, where, given), parsed, workdir)
     return Result(workdir, files.read_json(workdir / "result.json"))

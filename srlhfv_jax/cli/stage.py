@@ -11,6 +11,7 @@ def main(stage: Stage, argv: list[str]) -> None:
         given(value_at(settings, path), f"config.{path}", meaning)
     stage.check(settings)
     run = stage.load()
+    from srlhfv_jax.guard.watch import with_guard
     from srlhfv_jax.runs.run import command
 
-    command(run, settings, workdir)
+    command(with_guard(run, settings), settings, workdir)

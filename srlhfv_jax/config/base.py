@@ -139,6 +139,7 @@ class LogConfig:
     project: str  # of these trackers
     samples_every: CountOrOff  # steps of sft or iterations of ppo_lag between two answers to the same prompts; 0 = none
     samples: Annotated[int, Range(1, 1000)]  # such prompts
+    guard: str  # workdir or export of a guard, whose verdict stands beside each such answer; "" = none
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

@@ -221,6 +221,7 @@ class PPOLagConfig:
             yield Unread("functions", "there is no config.reward_fn and no config.cost_fn")
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
+            yield Unread("log.guard", "config.log.samples_every is 0", "")
         yield from self._unread_of_advantages()
         if self.critic_warmup == 0:
             yield Unread("critic_warmup_rate", "config.critic_warmup is 0")

@@ -24,3 +24,4 @@ class SFTConfig(SupervisedConfig):
         yield from held_out.unread(bool(self.evaluation), self.evaluation_every, self.keep_best)
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
+            yield Unread("log.guard", "config.log.samples_every is 0", "")

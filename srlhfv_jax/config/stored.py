@@ -50,7 +50,7 @@ OPTIMIZER: dict[str, Any] = {"part_rates": ()}
 CONSTRAINT: dict[str, Any] = {"tolerance": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
-LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8}
+LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}
 
 
 def kind_of(keys: Collection[str], origin: str) -> type[Trained]:

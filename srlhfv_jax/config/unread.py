@@ -48,6 +48,7 @@ def of_samples() -> Iterator[Unread]:
     """Settings of answers in stages whose models give none."""
     yield Unread("log.samples_every", "answers to the same prompts are drawn by sft and ppo_lag alone", 0)
     yield Unread("log.samples", "answers to the same prompts are drawn by sft and ppo_lag alone")
+    yield Unread("log.guard", "it judges answers to the same prompts, which are drawn by sft and ppo_lag alone", "")
 
 
 def of_adapters(lora: LoraConfig) -> Iterator[Unread]:

@@ -1,7 +1,7 @@
 """The same few prompts, answered again and again while a run goes on: WORKDIR/same_prompts.jsonl, the report and trackers.
 
-One line is one prompt: number, images_png_base64, history, question, and `answers`: {step: {text, length, ended, reward, cost}}, of
-step 0 (before the run has learned anything) to the last. Each answer of a prompt is drawn with the same random key: what changes
+One line is one prompt: number, images_png_base64, history, question, and `answers`: {step: {text, length, ended, reward, cost, and what
+a guard says}}, of step 0 (before the run has learned anything) to the last. Each answer of a prompt is drawn with the same random key: what changes
 between two of them is the policy.
 """
 
@@ -18,10 +18,11 @@ from PIL import Image
 
 from srlhfv_jax import files
 from srlhfv_jax.data import loader
-from srlhfv_jax.data.rows import Example, history_json
+from srlhfv_jax.data.rows import Example, history_json, prompt_of
 from srlhfv_jax.evaluation.answers import Answers
 from srlhfv_jax.evaluation.records import thumbnail
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs.stage import Verdicts
 from srlhfv_jax.training.metrics import Writer
 from srlhfv_jax.training.trackers import Sample
 
@@ -34,25 +35,33 @@ def first(prompts: loader.Prepared, count: int) -> loader.Prepared:
 
 
 def record(
-    writer: Writer, prompts: loader.Prepared, step: int, answers: Answers, scores: Mapping[str, Float[np.ndarray, "B"]]
+    writer: Writer,
+    prompts: loader.Prepared,
+    step: int,
+    answers: Answers,
+    scores: Mapping[str, Float[np.ndarray, "B"]],
+    verdicts: Verdicts | None = None,
 ) -> None:
     """Add the answers of a step to the file and tell trackers. Those of this step and later, of a run that was killed, are replaced.
 
     Args:
         scores: of the answers by learned models, by head.
+        verdicts: of a guard, which all processes ask together; None: there is none.
     """
+    examples = [prompts.examples[prompt.row] for prompt in prompts.rows]
+    judged = [{}] * len(examples) if verdicts is None else verdicts([prompt_of(example) for example in examples], answers.texts)
     if hosts.process_index() > 0:
         return
     path = writer.path.with_name(FILE)
     known = read(path)
     rows, samples = [], []
-    for position, prompt in enumerate(prompts.rows):
-        example = prompts.examples[prompt.row]
+    for position, example in enumerate(examples):
         answer = {
             "text": answers.texts[position],
             "length": int(answers.lengths[position]),
             "ended": bool(answers.ended[position]),
             **{name: float(score_B[position]) for name, score_B in scores.items()},
+            **judged[position],
         }
         row = _prompt(position, example)
         before = known[position]["answers"] if position < len(known) and _same(known[position], row) else {}

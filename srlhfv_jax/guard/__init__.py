@@ -13,6 +13,7 @@ The paper (arXiv 2503.17682) describes what its guard does, not how it is made: 
     checks       a guard as functions for any thread, with reasons why a text cannot be read
     generate     `srlhfv generate`
     moderate     `srlhfv moderate`
+    watch        verdicts on the answers that a run of another stage samples as it goes on
     stage        what the command has to know of it
     curves       what a report draws of its training
     service/     `srlhfv serve`: the guard over HTTP

@@ -17,6 +17,7 @@ from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
+from srlhfv_jax.runs.stage import LoadGuard
 from srlhfv_jax.training import loop, state as states
 
 PRODUCT = Product(
@@ -27,18 +28,21 @@ PRODUCT = Product(
 )
 
 
-def run(settings: PPOLagConfig, workdir: Path, given: load.Given = MappingProxyType({})) -> dict[str, float]:
+def run(
+    settings: PPOLagConfig, workdir: Path, given: load.Given = MappingProxyType({}), load_guard: LoadGuard | None = None
+) -> dict[str, float]:
     """Train and export the last policy to WORKDIR/export and the best feasible one to WORKDIR/best_feasible.
 
     Args:
         given: functions of Python, which settings name without a file.
+        load_guard: as in `runs.run.start`.
 
     Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
     `lambda.final`.
     """
     check.check(settings)
     functions = load.load(settings, given)
-    started = start(settings, workdir)
+    started = start(settings, workdir, load_guard)
     load.check_same(functions)
     check.check_rows(settings, started.mesh)
     check.check_checkpoints(settings)

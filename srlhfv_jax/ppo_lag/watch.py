@@ -40,6 +40,6 @@ def make(
         if step % every and step != settings.iterations:
             return
         answers, scores = answer(state.params["policy"], score)
-        same_prompts.record(started.writer, prompts, step, answers, scores)
+        same_prompts.record(started.writer, prompts, step, answers, scores, started.verdicts)
 
     return sample

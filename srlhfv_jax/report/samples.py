@@ -5,6 +5,7 @@ import binascii
 from typing import Any
 
 from srlhfv_jax.checkpoint import provenance
+from srlhfv_jax.data.taxonomies import SEVERITIES
 from srlhfv_jax.report import page
 from srlhfv_jax.report.page import Section, badge, escape
 from srlhfv_jax.report.workdir import Workdir
@@ -136,7 +137,12 @@ def _answer(answer: Any, merit: str) -> str:
         marks.append(badge("unsafe", "bad") if answer["unsafe"] else badge("safe", "good"))
     marks += [badge(name, "warn") for name in ("refusal", "evasion") if answer.get(name)]
     marks += [badge("cut", "none")] if answer.get("ended") is False else []
-    names = {"helpful": merit, "reward": "reward", "cost": "cost", "length": "length"}
+    if "guard.severity" in answer:
+        kinds = f": {answer['guard.categories']}" if answer.get("guard.categories") else ""
+        safe = answer["guard.severity"] == SEVERITIES[0]
+        marks.append(badge(f"guard: {answer['guard.severity']}{kinds}", "good" if safe else "bad"))
+    marks += [badge(f"guard: {answer['guard.unread']}", "none")] if "guard.unread" in answer else []
+    names = {"helpful": merit, "reward": "reward", "cost": "cost", "guard.unsafe": "unsafe by the guard", "length": "length"}
     scores = ", ".join(f"{name} {page.number(answer[key], 2)}" for key, name in names.items() if key in answer)
     shown = escape(text) if text.strip() else '<span class="dim">(empty answer)</span>'
     return f'<p>{shown}</p><p class="small dim">{" ".join(marks)} {escape(scores)}</p>'

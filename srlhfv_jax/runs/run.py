@@ -30,7 +30,7 @@ from srlhfv_jax.models import kernels
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import host_cpu, hosts, rules
 from srlhfv_jax.parallel.mesh import describe, make_mesh
-from srlhfv_jax.runs.stage import Run
+from srlhfv_jax.runs.stage import LoadGuard, Run, Verdicts
 from srlhfv_jax.training import metrics, trackers
 from srlhfv_jax.training.metrics import Writer
 
@@ -47,6 +47,7 @@ class Started(NamedTuple):
     writer: Writer
     manager: Manager
     began: float  # time.monotonic()
+    verdicts: Verdicts | None = None  # of the guard of `log.guard`; None: there is none
 
 
 def command(run: Run, settings: Any, workdir: Path) -> None:
@@ -95,8 +96,15 @@ def write_result(workdir: Path, result: dict[str, Any], began: float) -> None:
     metrics.write_result(workdir, result | {"seconds": time.monotonic() - began})
 
 
-def start(settings: Trained, workdir: Path) -> Started:
-    """Join the other processes, lay out the mesh, open the workdir."""
+def start(settings: Trained, workdir: Path, load_guard: LoadGuard | None = None) -> Started:
+    """Join the other processes, lay out the mesh, load the guard of `log.guard`, open the workdir.
+
+    Args:
+        load_guard: of the guard's room, which stages must not import (`guard.watch.with_guard` gives it); None: there is none.
+
+    Raises:
+        UserError: a setting that cannot be met here, or no guard where `log.guard` says.
+    """
     began = time.monotonic()
     trackers.check(settings.log.trackers)
     hosts.initialize()
@@ -104,6 +112,9 @@ def start(settings: Trained, workdir: Path) -> Started:
     kernels.check(settings.model.attention, mesh.devices.flat[0].platform)
     jax.set_mesh(mesh)
     hosts.say(describe(mesh))
+    if settings.log.guard and load_guard is None:
+        raise UserError(f"config.log.guard={settings.log.guard} is read by the commands and functions of single stages alone")
+    verdicts = load_guard(settings, mesh) if settings.log.guard and load_guard is not None else None
     workdir = Path(workdir)
     write_settings(workdir, settings)
     export.clear(workdir)
@@ -112,7 +123,7 @@ def start(settings: Trained, workdir: Path) -> Started:
     log = settings.log
     names = (*(("tensorboard",) if log.tensorboard else ()), *dict.fromkeys(log.trackers))
     writer = Writer(workdir, names, project=log.project, settings=to_dict(settings))
-    return Started(workdir, mesh, writer, manager, began)
+    return Started(workdir, mesh, writer, manager, began, verdicts)
 
 
 def record_template(path: str, workdir: Path) -> None:

@@ -3,15 +3,18 @@
 No jax is imported before the stage runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from srlhfv_jax.data.rows import Prompt
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.runs.curves import Curves
 
 Run = Callable[[Any, Path], dict[str, Any]]  # (settings, workdir) -> final numbers
-
+# (prompts, answers) -> what a guard says of each answer, by the name of the column; all processes call it together
+Verdicts = Callable[[Sequence[Prompt], Sequence[str]], list[Mapping[str, Any]]]
+LoadGuard = Callable[[Any, Any], Verdicts]  # (settings, mesh) -> the verdicts of the guard that `settings.log.guard` names
 
 INIT = "a Hugging Face folder, an export, or the workdir of an earlier stage"
 

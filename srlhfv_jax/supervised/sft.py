@@ -21,16 +21,21 @@ from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.microbatches import over_rows
 from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
+from srlhfv_jax.runs.stage import LoadGuard
 from srlhfv_jax.supervised import train as supervised, watch
 from srlhfv_jax.training import state as states
 
 PRODUCT = Product("sft", "A supervised policy: it imitates the answers it was shown. It was not made safe.", answers=True)
 
 
-def run(settings: SFTConfig, workdir: Path) -> dict[str, float]:
+def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None) -> dict[str, float]:
     """Train and export to WORKDIR/export; returns the numbers of the last step (`loss`, `entropy`, `grad_norm`), and `evaluation.loss`
-    where held-out rows are given."""
-    started = start(settings, workdir)
+    where held-out rows are given.
+
+    Args:
+        load_guard: as in `runs.run.start`.
+    """
+    started = start(settings, workdir, load_guard)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
     if settings.lora.rank and settings.init_random:

@@ -38,6 +38,6 @@ def make(
         if step % every and step != settings.steps:
             return
         policy = model._replace(params=with_backbone(base, tree)["backbone"])
-        same_prompts.record(started.writer, prompts, step, sampler.answers(policy, prompts, keys), {})
+        same_prompts.record(started.writer, prompts, step, sampler.answers(policy, prompts, keys), {}, started.verdicts)
 
     return sample
