@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,7 +67,9 @@ def train(stage: str, base: Path, rows: Path, options: Iterable[str], workdir: P
     if code:
         raise RuntimeError(f"srlhfv {command} of {rows.name} ended with {code}:\n{output.getvalue()}")
     numbers, metrics = json.loads((workdir / "result.json").read_text()), (workdir / "metrics.jsonl").read_text()
-    return Trained(int(numbers.get("rows", ROWS)), numbers.get("loss", numbers.get("critic_loss")), metrics)
+    if command == "ppo_lag":  # its result.json counts no rows
+        numbers["rows"] = re.search(r"(\d+) of \d+ rows used as prompts", output.getvalue())[1]
+    return Trained(int(numbers["rows"]), numbers.get("loss", numbers.get("critic_loss")), metrics)
 
 
 def written_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
