@@ -25,7 +25,7 @@ PPO_LAG = Stage(
     name="ppo_lag",
     text="""Raise the reward while the expected cost stays under the budget, config.constraint.budget.
 
-config.constraint.controller: none (plain PPO), fixed (reward shaping), log, projected or pid.
+config.constraint.controller: none (plain PPO), fixed (reward shaping), log, projected, pid, crpo or p3o.
 The scores come from config.scorer (the workdir of `srlhfv scores`), from config.reward and config.cost, or from
 functions of your own, f(samples) -> list of numbers: config.reward_fn=FILE.py:NAME and config.cost_fn.""",
     settings=PPOLagConfig,
