@@ -25,6 +25,7 @@ MESHES = [(1, 2, 1), (2, 2, 2)]
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("sharing")
     tiny.prepare(made)
+    jax.set_mesh(None)  # that of its stages
     return made
 
 

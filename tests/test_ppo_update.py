@@ -22,6 +22,7 @@ from srlhfv_jax.models import score_heads, sequences, vlm
 from srlhfv_jax.ppo_lag import advantages, experience, minibatches
 from srlhfv_jax.ppo_lag.roles import CRITICS
 from srlhfv_jax.ppo_lag.static import Static
+from srlhfv_jax.ppo_lag.update import Multipliers
 from srlhfv_jax.training import state as states
 
 B, PTX_ROWS = 8, 4
@@ -258,7 +259,7 @@ def test_two_epochs_of_two_minibatches_are_four_steps_on_the_rows_of_their_permu
         params, opt_state, *_ = single.initial_state()
         for rows in map(np.array, steps):
             part = jax.tree.map(operator.itemgetter(rows), whole.experience)
-            arguments = part, None, whole.metrics["lambda"], jax.random.key(0), None, None
+            arguments = part, None, Multipliers(whole.metrics["lambda"]), jax.random.key(0), None, None
             params, opt_state, _ = single.update(params, opt_state, *arguments)
     assert_moved_alike(output(whole.params["policy"]), output(params["policy"]), output(trees()["policy"]))
     for name in ("reward", "cost"):
