@@ -1,12 +1,13 @@
 """Time one whole PPO-Lagrangian iteration: rollout, scoring with the multiplier's step, update of the policy and both critics.
 
     python benchmarks/ppo_lag_iteration.py --size=small --sharing=shared          (prints one JSON line last)
+    python benchmarks/ppo_lag_iteration.py --size=small --advantage=group --group_size=8          (or rloo; no critics)
 
 It drives the three jitted calls of `ppo_lag.iteration.Iteration` on random weights and random prompts: the code that `srlhfv
 ppo_lag` runs, without its loader, self-test, logging and checkpoints. Every response has full length: the end-of-sequence token
 is among those never sampled. The vision towers of all roles are equal, as they are when all stages started from one model and
 froze it. `--sharing=adapters --activated`: adapters that act on answers alone. `--microbatches`: rollout, scoring and gradients each
-in so many parts. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
+in so many parts. `--advantage`: as many answers as with critics, in groups to fewer prompts. `--dtype=bfloat16` computes in it and holds frozen trees in it; what is trained keeps float32 masters.
 """
 
 import argparse
@@ -74,21 +75,21 @@ def model_config(size: Size) -> VLMConfig:
     return VLMConfig(family="llava", text=text, vision=vision, image_token=size.vocab - 1, scan_unroll=0)
 
 
-def run_settings(size: Size, sharing: str, microbatches: int) -> PPOLagConfig:
+def run_settings(size: Size, args: argparse.Namespace) -> PPOLagConfig:
     """The stage's own default settings, one gradient step on the whole batch, and the benchmark's shapes."""
     settings: ConfigDict = config_file.get_config()
-    settings.sharing, settings.microbatches = sharing, microbatches
-    settings.rollout.update(microbatches=microbatches, score_microbatches=microbatches)
-    settings.ppo.update(epochs=1, minibatches=1)
+    settings.sharing, settings.microbatches = args.sharing, args.microbatches
+    settings.rollout.update(microbatches=args.microbatches, score_microbatches=args.microbatches)
+    settings.ppo.update(epochs=1, minibatches=1, advantage=args.advantage, group_size=args.group_size)
     settings.data.update(prompt_length=size.prompt, response_length=RESPONSE, batch_size=size.batch)
     return parse(PPOLagConfig, settings)
 
 
-def random_models(config: VLMConfig, sharing: str, mesh) -> Models:
+def random_models(config: VLMConfig, settings: PPOLagConfig, mesh) -> Models:
     """A backbone for every tree that the way of sharing asks for, all with one vision tower, and the heads that live on it."""
-    places = roles.assign(sharing)
+    places = roles.of_settings(settings)
     names = list(dict.fromkeys(place.tree for place in places.values()))
-    if sharing == "adapters":
+    if settings.sharing == "adapters":
         return _random_adapters(config, places, names, mesh)
     create = jax.jit(_random_tree, static_argnums=(0, 1))
     trees = {}
@@ -129,17 +130,17 @@ def _random_tree(config: VLMConfig, head_names: tuple[str, ...], tower_key, key)
     return tree | {"heads": score_heads.init(config, head_names, key)} if head_names else tree
 
 
-def random_prompts(size: Size) -> PromptBatch:
+def random_prompts(size: Size, count: int) -> PromptBatch:
     rng = np.random.default_rng(0)
-    tokens_BP = rng.integers(3, size.vocab - 1, (size.batch, size.prompt), dtype=np.int32)
+    tokens_BP = rng.integers(3, size.vocab - 1, (count, size.prompt), dtype=np.int32)
     tokens_BP[:, : size.features] = size.vocab - 1
     positions_P = np.arange(size.prompt, dtype=np.int32)
     return PromptBatch(
         tokens_BP=tokens_BP,
-        positions_BP=np.tile(positions_P, (size.batch, 1)),
-        mask_BP=np.ones((size.batch, size.prompt), bool),
-        images=Images(rng.normal(size=(size.batch, size.features, CHANNELS * PATCH**2)).astype(np.float32), None, None, None),
-        row_B=np.arange(size.batch, dtype=np.int32),
+        positions_BP=np.tile(positions_P, (count, 1)),
+        mask_BP=np.ones((count, size.prompt), bool),
+        images=Images(rng.normal(size=(count, size.features, CHANNELS * PATCH**2)).astype(np.float32), None, None, None),
+        row_B=np.arange(count, dtype=np.int32),
     )
 
 
@@ -175,13 +176,21 @@ def matmul_gflops(dtype: str, repeats: int = 5) -> float:
 
 def prepare(size: Size, args: argparse.Namespace) -> tuple[Iteration, states.TrainState, PromptBatch]:
     """The iteration on random models, its first state and its prompts, on all devices."""
-    settings = run_settings(size, args.sharing, args.microbatches)
+    settings = run_settings(size, args)
     mesh = make_mesh(settings.mesh)
     jax.set_mesh(mesh)
-    models = random_models(args.config, args.sharing, mesh)
+    models = random_models(args.config, settings, mesh)
     vocabulary = Vocabulary(pad=PAD, eos=(EOS,), never=(PAD, EOS, size.vocab - 1))
     iteration = Iteration(settings, models, mesh, vocabulary, early_exit=False)
-    return iteration, iteration.initial_state(), hosts.global_batch(random_prompts(size), mesh)
+    return iteration, iteration.initial_state(), hosts.global_batch(random_prompts(size, settings.prompts), mesh)
+
+
+def prompt_gflop(iteration: Iteration, state: states.TrainState, prompts: PromptBatch, size: Size) -> float:
+    """Operations of reading the prompts, their pictures with them: what the compiler counts of the whole rollout, where a loop's body
+    counts once, without one token of every answer."""
+    weights = iteration.rollout_weights(state.params["policy"])
+    program = iteration.generate.lower(weights, prompts, iteration.keys(0).rollout).compile()
+    return (program.cost_analysis()["flops"] - sizes.decoder(size, 1, size.length) - 2 * sizes.logits(size, 1)) / 1e9
 
 
 def parameters(iteration: Iteration) -> int:
@@ -209,6 +218,7 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, Any]:
     median = dict(zip((*PHASES, "total"), (statistics.median(column) for column in zip(*seconds[WARM_UP:]))))
     return {
         "batch": size.batch,
+        "prompts": len(prompts.tokens_BP),
         "prompt": size.prompt,
         "response": RESPONSE,
         "params": params,
@@ -217,7 +227,8 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_gb": round(peak, 2),
         **({"peak_device_gb": round(on_device["peak_bytes_in_use"] / 1e9, 2)} if on_device else {}),
         "compile_s": round(seconds[0][-1] - median["total"], 1),
-        **sizes.rates(size, sizes.jax_iteration(size, args.sharing, args.activated), median),
+        "prompt_gflop": round(prompt_gflop(iteration, state, prompts, size), 4),
+        **sizes.rates(size, sizes.jax_iteration(size, args.sharing, args.activated, args.group_size), median),
         "matmul_gflops": round(matmul_gflops(args.config.dtype), 1),
     }
 
@@ -233,6 +244,10 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     if roles:
         parser.add_argument("--sharing", choices=("shared", "separate", "adapters"), default="shared")
         parser.add_argument("--activated", action="store_true", help="adapters that act from the end of the prompt on")
+        parser.add_argument(
+            "--advantage", choices=("gae", "group", "rloo"), default="gae", help="of critics, or in groups without any"
+        )
+        parser.add_argument("--group_size", type=int, default=1, help="answers to a prompt")
         parser.add_argument("--microbatches", type=int, default=1, help="parts of rollout, scoring and gradient, each")
     parser.add_argument("--iterations", type=int, default=3, help=f"timed ones, after {WARM_UP} that warm up")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -247,6 +262,12 @@ def arguments(what: str, *, roles: bool = True) -> argparse.Namespace:
     if roles:
         if args.activated and args.sharing != "adapters":
             parser.error(f"--activated is for --sharing=adapters, got {args.sharing}")
+        if (args.group_size > 1) == (args.advantage == "gae") or SIZES[args.size].batch % args.group_size:
+            parser.error(
+                f"--group_size must be 1 with --advantage=gae and else at least 2, a divisor of the {SIZES[args.size].batch} answers: got "
+                f"--advantage={args.advantage} --group_size={args.group_size}"
+            )
+        args.about |= {"advantage": args.advantage, "group_size": args.group_size}
         args.about |= {"sharing": args.sharing, "activated": args.activated, "microbatches": args.microbatches}
         # Which tokens they are is only read where prompts come from rows.
         args.config = dataclasses.replace(args.config, activation=tuple(range(sizes.PROMPT_SUFFIX)) if args.activated else ())

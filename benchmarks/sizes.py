@@ -77,11 +77,13 @@ def one_pass(size: Size) -> float:
     return tower + projector(size) + decoder(size, size.length, size.length) + logits(size, size.length)
 
 
-def jax_iteration(size: Size, sharing: str, activated: bool) -> dict[str, float]:
+def jax_iteration(size: Size, sharing: str, activated: bool, group_size: int = 1) -> dict[str, float]:
     """Operations of our iteration by phase. A gradient costs two more passes, over a frozen backbone one, and none through the
     frozen tower. Values are computed in the update alone, and what an adapter adds is not counted. Activated adapters leave the
-    prompt to the backbone, which reads it once in each phase for all of them."""
-    critics = 2 if sharing == "separate" else 1  # and as many trees that score
+    prompt to the backbone, which reads it once in each phase for all of them. Groups of several answers have no critics, and the
+    sampler reads their prompt once; scoring and update read it for each answer."""
+    scorers = 2 if sharing == "separate" else 1
+    trained = 1 if group_size > 1 else 1 + scorers  # the policy, and as many trees that criticise
     gradient = 2 if sharing == "adapters" else 3
     answers = logits(size, RESPONSE)
     tower = vision(size, size.vision_layers - 1)
@@ -90,16 +92,18 @@ def jax_iteration(size: Size, sharing: str, activated: bool) -> dict[str, float]
         prefix = projector(size) + decoder(size, alone, alone, read=0)
         inside = decoder(size, PROMPT_SUFFIX + RESPONSE, size.length, read=RESPONSE + 1)
         return {
-            "generate": tower + prefix + decoder(size, PROMPT_SUFFIX + RESPONSE - 1, size.length) + answers,
+            "generate": (tower + prefix + decoder(size, PROMPT_SUFFIX, size.length)) / group_size
+            + decoder(size, RESPONSE - 1, size.length)
+            + answers,
             "score": prefix + 2 * inside + answers,
-            "update": prefix + gradient * (2 * inside + answers),
+            "update": prefix + gradient * (trained * inside + answers),
         }
     inside = projector(size) + decoder(size, size.length, size.length, read=RESPONSE + 1)
     prefill = tower + projector(size) + decoder(size, size.prompt, size.prompt, read=1)
     return {
-        "generate": prefill + decoder(size, RESPONSE - 1, size.length) + answers,
-        "score": (1 + critics) * inside + answers,
-        "update": gradient * ((1 + critics) * inside + answers),
+        "generate": prefill / group_size + decoder(size, RESPONSE - 1, size.length) + answers,
+        "score": (1 + scorers) * inside + answers,
+        "update": gradient * (trained * inside + answers),
     }
 
 

@@ -48,7 +48,7 @@ def made_up(iteration: Iteration, state: states.TrainState, prompts: PromptBatch
     batch = jax.tree.map(fill, shapes)
     tokens_BT = batch.rollout.tokens_BT
     B, T = tokens_BT.shape
-    tokens_BT = tokens_BT.at[:, : prompts.tokens_BP.shape[1]].set(prompts.tokens_BP)
+    tokens_BT = tokens_BT.at[:, : prompts.tokens_BP.shape[1]].set(iteration.for_each_answer(prompts.tokens_BP))
     positions_BT = jnp.tile(jnp.arange(T, dtype=jnp.int32), (B, 1))
     return batch._replace(rollout=batch.rollout._replace(tokens_BT=tokens_BT, positions_BT=positions_BT))
 
@@ -105,7 +105,7 @@ def main() -> None:
             update()
         kernels = kernels_ms(folder)
     on_device = jax.devices()[0].memory_stats()
-    work = sizes.jax_iteration(size, args.sharing, args.activated)["update"]
+    work = sizes.jax_iteration(size, args.sharing, args.activated, args.group_size)["update"]
     result = {
         "params": whole.parameters(iteration),
         "update_s": round(median, 4),

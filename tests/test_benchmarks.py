@@ -1,13 +1,17 @@
 """The benchmarks run, do the work that they claim, and compare what they say they compare. No times are judged here."""
 
+import dataclasses
 import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from commands import ENVIRONMENT
+
+from srlhfv_jax.parallel.mesh import make_mesh
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -18,7 +22,13 @@ def scripts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sharing", "more"), [("shared", ()), ("adapters", ()), ("adapters", ("--activated", "--microbatches=2"))]
+    ("sharing", "more"),
+    [
+        ("shared", ()),
+        ("adapters", ()),
+        ("adapters", ("--activated", "--microbatches=2")),
+        ("separate", ("--advantage=rloo", "--group_size=2")),
+    ],
 )
 @pytest.mark.slow
 def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
@@ -32,7 +42,32 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     for name in (*seconds, *rates, "params", "gflops"):
         assert line[name] >= 0, name
     assert (line["framework"], line["size"], line["sharing"]) == ("jax", "test", sharing)
-    assert (line["activated"], line["microbatches"]) == ((True, 2) if more else (False, 1))
+    assert (line["activated"], line["microbatches"]) == ((True, 2) if "--activated" in more else (False, 1))
+    assert (line["batch"], line["prompts"]) == ((2, 1) if "--group_size=2" in more else (2, 2))
+
+
+def test_the_prompts_of_groups_take_the_operations_of_as_many_fewer_prompts(scripts, monkeypatch):
+    import ppo_lag_iteration as whole
+    import sizes
+
+    def operations(*more: str) -> float:
+        monkeypatch.setattr(sys, "argv", ["ppo_lag_iteration.py", "--size=test", *more])
+        args = whole.arguments("")
+        iteration, state, prompts = whole.prepare(shape, args)
+        return whole.prompt_gflop(iteration, state, prompts, shape)
+
+    shape = dataclasses.replace(sizes.SIZES["test"], batch=4, prompt=39)
+    monkeypatch.setitem(sizes.SIZES, "test", shape)
+    monkeypatch.setattr(whole, "make_mesh", lambda settings: make_mesh(settings, jax.devices()[:1]))
+    monkeypatch.setattr(jax, "set_mesh", lambda mesh: None)  # the tests after this one have theirs
+    one_each, pairs, all_of_one = (
+        operations(),
+        operations("--advantage=group", "--group_size=2"),
+        operations("--advantage=rloo", "--group_size=4"),
+    )
+    assert pairs == pytest.approx(one_each / 2, rel=0.2) and all_of_one == pytest.approx(one_each / 4, rel=0.2)
+    by_hand = sizes.vision(shape, shape.vision_layers - 1) + sizes.projector(shape) + sizes.decoder(shape, 39, 39, read=1)
+    assert one_each == pytest.approx(by_hand / 1e9, rel=0.3)
 
 
 @pytest.mark.slow
@@ -117,6 +152,24 @@ def test_ratios_are_theirs_over_ours_in_time_and_ours_over_theirs_in_memory(scri
     assert (found["separate.speedup"], found["shared.speedup"]) == (1.67, 2.5)
     assert (found["separate.memory_ratio"], found["shared.memory_ratio"]) == (0.75, 0.5)
     assert found["shared.score_speedup"] == 3.0
+
+
+def test_groups_stand_beside_the_same_trees_with_critics_and_rounds_give_their_medians(scripts):
+    import compare
+
+    def line(seconds, memory, prompts):
+        return dict(
+            generate_s=seconds, score_s=seconds, update_s=seconds, total_s=3 * seconds, peak_rss_gb=memory, prompt_gflop=prompts
+        )
+
+    rounds = [
+        compare.ratios({"torch": line(4.0, 8.0, 0), "shared": line(2.0, 4.0, 1.5), "group": line(1.5 * load, 3.0, 0.1875)})
+        for load in (1.0, 1.2, 2.0)
+    ]
+    found = compare.medians(rounds)
+    assert found["group.time_of_critics"] == found["group.update_of_critics"] == pytest.approx(0.9)
+    assert (found["group.memory_of_critics"], found["group.prompt_gflop_of_critics"]) == (0.75, 0.125)
+    assert found["group.speedup"] == pytest.approx(2.22) and "shared.time_of_critics" not in found
 
 
 def test_tables_of_the_quickstart_have_every_policy_and_say_by_how_many_runs_a_target_is_met(scripts):
