@@ -204,9 +204,11 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, Any]:
     params = parameters(iteration)
     hosts.say(f"{args.sharing}: {params / 1e6:.2f} M parameters in the policy; compiling ...")
 
-    seconds = []
+    seconds, cpu = [], []
     for number in range(WARM_UP + args.iterations):
+        begun = time.process_time()
         state, metrics, phases = iterate(iteration, state, prompts, number)
+        cpu.append(time.process_time() - begun)
         seconds.append([*phases, sum(phases)])
         hosts.say(f"iteration {number}: " + ", ".join(f"{name} {s:.3f} s" for name, s in zip((*PHASES, "total"), seconds[-1])))
     if float(metrics["length"]) != RESPONSE or not np.isfinite(float(metrics["grad_norm"])):
@@ -223,6 +225,7 @@ def measure(size: Size, args: argparse.Namespace) -> dict[str, Any]:
         "response": RESPONSE,
         "params": params,
         **{f"{name}_s": round(value, 3) for name, value in median.items()},
+        "cpu_s": round(statistics.median(cpu[WARM_UP:]), 3),
         "samples_per_s": round(size.batch / median["total"], 3),
         "peak_rss_gb": round(peak, 2),
         **({"peak_device_gb": round(on_device["peak_bytes_in_use"] / 1e9, 2)} if on_device else {}),

@@ -37,7 +37,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
-    seconds = ("generate_s", "score_s", "update_s", "total_s", "compile_s")
+    seconds = ("generate_s", "score_s", "update_s", "total_s", "cpu_s", "compile_s")
     rates = ("samples_per_s", "peak_rss_gb", "forward_equivalents", "matmul_gflops")
     for name in (*seconds, *rates, "params", "gflops"):
         assert line[name] >= 0, name
@@ -158,9 +158,8 @@ def test_groups_stand_beside_the_same_trees_with_critics_and_rounds_give_their_m
     import compare
 
     def line(seconds, memory, prompts):
-        return dict(
-            generate_s=seconds, score_s=seconds, update_s=seconds, total_s=3 * seconds, peak_rss_gb=memory, prompt_gflop=prompts
-        )
+        phases = dict(generate_s=seconds, score_s=seconds, update_s=seconds, total_s=3 * seconds)
+        return phases | dict(cpu_s=7 * seconds, peak_rss_gb=memory, prompt_gflop=prompts)
 
     rounds = [
         compare.ratios({"torch": line(4.0, 8.0, 0), "shared": line(2.0, 4.0, 1.5), "group": line(1.5 * load, 3.0, 0.1875)})
@@ -170,6 +169,8 @@ def test_groups_stand_beside_the_same_trees_with_critics_and_rounds_give_their_m
     assert found["group.time_of_critics"] == found["group.update_of_critics"] == pytest.approx(0.9)
     assert (found["group.memory_of_critics"], found["group.prompt_gflop_of_critics"]) == (0.75, 0.125)
     assert found["group.speedup"] == pytest.approx(2.22) and "shared.time_of_critics" not in found
+    alone = compare.ratios({"shared": line(2.0, 4.0, 1.5), "rloo": line(1.5, 3.0, 0.1875)})
+    assert alone["rloo.cpu_of_critics"] == 0.75 and "rloo.speedup" not in alone
 
 
 def test_tables_of_the_quickstart_have_every_policy_and_say_by_how_many_runs_a_target_is_met(scripts):
