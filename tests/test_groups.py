@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_rollout_generate import sample
 from tiny_ppo import models, rolled, static, step
 from tiny_stages import adapter_stages, numbers, picture_task, rows, settings
 from tiny_vlm import CONFIG, VOCABULARY, prompts
@@ -18,8 +17,9 @@ from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.losses import groups, masked, ppo
-from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.microbatches import repeat
+from srlhfv_jax.plan import ppo_lag as planned
 from srlhfv_jax.ppo_lag import advantages, check, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import generate
@@ -99,19 +99,69 @@ def test_a_sum_over_a_fixed_length_gives_each_token_the_same_weight():
     assert [float(x) for x in masked.reduce(x_BR, mask_BR, "fixed")] == [4.25, 6.0]
 
 
-@pytest.mark.parametrize("microbatches", (1, 2))
-@pytest.mark.parametrize("unroll", (0, 1))
-def test_answers_to_a_prompt_that_was_read_once_are_those_to_its_copies(microbatches, unroll):
-    config = dataclasses.replace(CONFIG, scan_unroll=unroll)
-    batch, params = prompts(rows=4), models()["policy"]["backbone"]
+def local(text):
+    """The second layer sees four tokens, fewer than a prompt and its answer have."""
+    return dataclasses.replace(text, window=4, local_layers=(1,))
+
+
+def three_positions(text):
+    return dataclasses.replace(text, rope=dataclasses.replace(text.rope, sections=(1, 1)))
+
+
+KINDS = {
+    "plain": CONFIG,
+    "local layers": dataclasses.replace(CONFIG, text=local(CONFIG.text)),
+    "M-RoPE": dataclasses.replace(CONFIG, text=three_positions(CONFIG.text)),
+    "activated": dataclasses.replace(CONFIG, activation=(5, 6)),
+}
+
+
+def questions(kind: str):
+    batch = prompts(rows=4)
+    if kind != "M-RoPE":
+        return batch
+    time_BP, row_BP = batch.positions_BP, batch.positions_BP // 2
+    return batch._replace(positions_BP=jnp.stack([time_BP, row_BP, time_BP - row_BP], axis=-1))
+
+
+@pytest.mark.parametrize(("unroll", "microbatches"), ((0, 2), (1, 1)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_to_a_prompt_that_was_read_once_are_those_to_its_copies(kind, unroll, microbatches):
+    config = dataclasses.replace(KINDS[kind], scan_unroll=unroll)
+    batch, params = questions(kind), models()["policy"]["backbone"]
     run = functools.partial(generate, config, response_length=9, vocabulary=VOCABULARY)
     shared = jax.jit(functools.partial(run, answers=3, microbatches=microbatches))(params, batch, jax.random.key(5))
     copied = jax.jit(run)(params, repeat(batch, 3), jax.random.key(5))
     np.testing.assert_array_equal(shared.tokens_BT, copied.tokens_BT)
     for one, other in zip(jax.tree.leaves(shared), jax.tree.leaves(copied), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-    one_each = sample(prompts(rows=4), params=params, seed=5)
+    one_each = jax.jit(run)(params, batch, jax.random.key(5))
     assert len(set(map(bytes, np.asarray(shared.tokens_BT)))) > len(one_each.tokens_BT)  # they are not all the same answer
+
+
+def test_eight_devices_answer_a_prompt_several_times_as_one_does(eight_devices):
+    params, batch = models()["policy"]["backbone"], prompts(rows=8)
+    run = jax.jit(functools.partial(generate, CONFIG, response_length=9, vocabulary=VOCABULARY, answers=3))
+    one = run(params, batch, jax.random.key(5))
+    with jax.set_mesh(eight_devices):
+        placed = rules.place(params, eight_devices), hosts.global_batch(batch, eight_devices)
+        eight = hosts.to_host(run(*placed, jax.random.key(5)))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("unroll", (0, 1))
+def test_keys_of_a_prompt_are_nowhere_copied_for_its_answers(unroll):
+    """No array of the program has a row for each answer and a place for each token of a prompt, by all key-value heads."""
+    config = dataclasses.replace(CONFIG, scan_unroll=unroll)
+    batch, params = prompts(rows=4, length=13), models()["policy"]["backbone"]
+    run = functools.partial(generate, config, response_length=7, vocabulary=VOCABULARY)
+
+    def largest_keys(rows, **answers) -> bool:
+        program = jax.jit(functools.partial(run, **answers)).lower(params, rows, jax.random.key(0)).compile().as_text()
+        return any(f"f32[{shape}]" in program for shape in ("12,2,20,4", "2,12,2,20,4", "12,2,13,4", "2,12,2,13,4"))
+
+    assert largest_keys(repeat(batch, 3)) and not largest_keys(batch, answers=3)
 
 
 def test_a_prompt_is_read_once_for_its_group():
@@ -123,6 +173,14 @@ def test_a_prompt_is_read_once_for_its_group():
         return lowered.compile().cost_analysis()["flops"]
 
     assert operations(batch, answers=8) < 0.5 * operations(repeat(batch, 8))
+
+
+def test_a_plan_counts_the_keys_of_a_prompt_once_for_all_its_answers():
+    changes = {"data.prompt_length": 24, "data.response_length": 10, "data.batch_size": 8, "mesh.fsdp": 1}
+    alone, groups_of_4 = (settings(PPOLagConfig, "ppo_lag", **changes | more) for more in ({}, GROUPS))
+    a_token = 2 * CONFIG.text.layers * CONFIG.text.kv_heads * CONFIG.text.head_dim * 4
+    assert planned.cache_bytes(alone, CONFIG) == a_token * 8 * (24 + 10)
+    assert planned.cache_bytes(groups_of_4, CONFIG) == a_token * 2 * (24 + 4 * 10)
 
 
 def group_step(mesh=None, **changes):

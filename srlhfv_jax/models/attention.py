@@ -106,6 +106,33 @@ def attend(q_BHTh, k_BKTh, v_BKTh, bias_B11TT=None, scale: float | None = None) 
     return mixed.reshape(B, H, T, h)
 
 
+def attend_after(
+    q_BHTh, prompt_k_NKPh, prompt_v_NKPh, k_BKRh, v_BKRh, bias_B11TT, scale: float | None = None
+) -> Float[Array, "B H T h"]:
+    """`attend` for one query of each row, which sees its prompt and then the row's own keys: T is 1. Each prompt serves B / N neighbours
+    and is nowhere copied for them: all their queries meet its keys in one product. Without a derivative.
+
+    Args:
+        bias_B11TT: a column for each key of the prompt, then of the row.
+    """
+    B, H, _, h = q_BHTh.shape
+    N, K, P, _ = prompt_k_NKPh.shape
+    groups, heads = B // N, H // K  # rows of a prompt, query heads of a key-value head
+    q = (q_BHTh * (h**-0.5 if scale is None else scale)).reshape(B, K, heads, h)
+
+    def by_prompt(x):
+        return x.reshape(N, groups, K, heads, -1).swapaxes(1, 2).reshape(N, K, groups * heads, -1)
+
+    def by_row(x):
+        return x.reshape(N, K, groups, heads, -1).swapaxes(1, 2).reshape(B, K, heads, -1)
+
+    of_prompt, own = by_row(_matmul(by_prompt(q), prompt_k_NKPh, 3, 3, jnp.float32)), _matmul(q, k_BKRh, 3, 3, jnp.float32)
+    weights = jax.nn.softmax(jnp.concatenate([of_prompt, own], axis=-1) + bias_B11TT[:, 0], axis=-1).astype(v_BKRh.dtype)
+    mixed = by_row(_matmul(by_prompt(weights[..., :P]), prompt_v_NKPh, 3, 2, jnp.float32))
+    mixed = mixed + _matmul(weights[..., P:], v_BKRh, 3, 2, jnp.float32)
+    return mixed.astype(v_BKRh.dtype).reshape(B, H, 1, h)
+
+
 def _one_cpu() -> bool:
     """Whether the mesh is one device, a CPU: rows are then nowhere split."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -25,13 +25,14 @@ class Sight(NamedTuple):
 
 class SelfAttention(nn.Module):
     """Grouped-query attention with rotary positions, asked by the positions of `read`. New keys and values enter the cache
-    first, at `slot`; without a slot, the cache holds what comes before, and stays as it is."""
+    first, at `slot`; without a slot, the cache holds what comes before, and stays as it is. `prompts`: keys and values
+    that come before those of the cache, as in `vlm.apply`."""
 
     config: TextConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, rotation: Rotation, sees, kv: KV | None, layer, slot, read: Read):
+    def __call__(self, x_BTD, rotation: Rotation, sees, kv: KV | None, layer, slot, read: Read, prompts: KV | None):
         c = self.config
         B, T, D = x_BTD.shape
 
@@ -58,7 +59,11 @@ class SelfAttention(nn.Module):
                 kv = attention.write(kv, k_BKTh, v_BKTh, layer, slot)
                 if T == 1:  # a decode step looks at the whole cache; prefill at its own keys and values, which are all there is
                     k_BKTh, v_BKTh = attention.read(kv, layer)
-        mixed_BTHh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale, read).swapaxes(1, 2)
+        if prompts is None:
+            mixed_BHTh = kernels.attend(q_BHTh, k_BKTh, v_BKTh, sees, c.query_scale, read)
+        else:
+            mixed_BHTh = attention.attend_after(q_BHTh, *attention.read(prompts, layer), k_BKTh, v_BKTh, sees, c.query_scale)
+        mixed_BTHh = mixed_BHTh.swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
         return output(mixed_BTHh.reshape(B, -1, c.heads * c.head_dim)), kv
@@ -89,10 +94,10 @@ class Layer(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BTD, sight: Sight, kv: KV | None, layer, slot, read: Read):
+    def __call__(self, x_BTD, sight: Sight, kv: KV | None, layer, slot, read: Read, prompts: KV | None = None):
         c = self.config
         normed_BTD = _norm(c, "input_layernorm")(x_BTD)
-        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, *sight, kv, layer, slot, read)
+        mixed_BTD, kv = SelfAttention(c, self.dtype, name="self_attn")(normed_BTD, *sight, kv, layer, slot, read, prompts)
         if c.sandwich:
             mixed_BTD = _norm(c, "attention_output_norm")(mixed_BTD)
         x_BTD = at(x_BTD, read) + mixed_BTD
@@ -107,7 +112,17 @@ def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:
     return RMSNorm(c.norm_eps, c.norm_offset, name=name)
 
 
-def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight | None, kv: KV | None, slot, read: Read):
+def decode(
+    config: VLMConfig,
+    params,
+    x_BTD,
+    everywhere: Sight,
+    locally: Sight | None,
+    kv: KV | None,
+    slot,
+    read: Read,
+    prompts: KV | None = None,
+):
     """The stack and the final norm: hidden states at the positions of `read`, and the cache with all new ones at `slot`.
 
     Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values. Without a slot,
@@ -115,6 +130,7 @@ def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight |
 
     Args:
         locally: what the local layers see instead; None: there are none.
+        prompts: keys and values before those of the cache, of each prompt once: for one token of each row.
     """
     layer = Layer(config.text, jnp.dtype(config.dtype))
     local_L = np.isin(np.arange(config.text.layers), config.text.local_layers)
@@ -133,7 +149,7 @@ def decode(config: VLMConfig, params, x_BTD, everywhere: Sight, locally: Sight |
         x_BTD, cache = carry
         final = isinstance(index, int) and index == config.text.layers - 1
         here = read if final else everything
-        x_BTD, filled = layer.apply({"params": weights}, x_BTD, sight(index), before or cache, index, slot, here)
+        x_BTD, filled = layer.apply({"params": weights}, x_BTD, sight(index), before or cache, index, slot, here, prompts)
         return x_BTD, None if before else filled
 
     before, cache = (kv, None) if slot is None else (None, kv)

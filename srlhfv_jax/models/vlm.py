@@ -70,6 +70,7 @@ def apply(
     read: attention.Read | None = None,
     backwards: int = 0,
     before: Prefix | None = None,
+    prompts: Cache | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm, and the cache with these tokens in it.
 
@@ -86,10 +87,14 @@ def apply(
             the end the first one: [answer backwards | prompt | answer]. Each sees the prompt and itself. What a position sees is
             then an interval still. Not with local layers.
         before: of `prefix`: what every position sees before it. Instead of a cache.
+        prompts: what has been read of each prompt, for as many neighbours among the rows each: a decode step sees its row's prompt
+            before what is in the cache. It is not copied, and stays as it is.
     """
     text = config.text
     whole_BT = mask_BT if before is None else jnp.concatenate([before.mask_BP, mask_BT], axis=1)
-    _check_length(text, whole_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1])
+    room = whole_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1]
+    P = 0 if prompts is None else prompts.mask_BT.shape[1]
+    _check_length(text, room + P)
     embedding = Embedding(text.vocab, text.width, jnp.dtype(config.dtype))
     x_BTD = embedding.apply({"params": params["text"]["embed"]}, tokens_BT)
     if text.embed_scale != 1:
@@ -109,7 +114,12 @@ def apply(
         if kernel != "xla":
             return language.Sight(angles, kernels.causal(kernel, whole_BT, window, block_BT, backwards))
         if cache is not None and T == 1:  # one token, which sees the whole cache, or the end of it
-            visible_BTT = (seen_BT & (jnp.arange(seen_BT.shape[1])[None] > slot - window) if window else seen_BT)[:, None, :]
+            kept_BT = seen_BT
+            if prompts is not None:
+                kept_BT = jnp.concatenate(
+                    [jnp.repeat(prompts.mask_BT, len(seen_BT) // len(prompts.mask_BT), axis=0), seen_BT], axis=1
+                )
+            visible_BTT = (kept_BT & (jnp.arange(P + room)[None] > P + slot - window) if window else kept_BT)[:, None, :]
         else:
             visible_BTT = attention.causal(whole_BT, window, block_BT, backwards)
         return language.Sight(angles, attention.bias(visible_BTT))
@@ -117,7 +127,7 @@ def apply(
     everywhere = sight(text.rope, 0)
     locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None
     kv = cache.kv if cache is not None else before and _rows_second(before.kv)
-    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, read)
+    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, read, prompts and prompts.kv)
     return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T)
 
 
@@ -140,15 +150,6 @@ def init_cache(config: VLMConfig, batch: int, length: int, dtype) -> Cache:
     stored_LBKTh = jnp.zeros((text.layers, batch, kept, length, text.head_dim), dtype)
     stored = stack.split(stored_LBKTh, config.scan_unroll)
     return Cache(KV(stored, stored), jnp.zeros((batch, length), bool), jnp.int32(0))
-
-
-def repeat_rows(cache: Cache, times: int) -> Cache:
-    """Each row so many times, as neighbours: what several answers to one prompt go on from."""
-    if times == 1:
-        return cache
-    rows = 0 if isinstance(cache.kv.k, tuple) else 1
-    kv = jax.tree.map(lambda stored: jnp.repeat(stored, times, axis=rows), cache.kv)
-    return Cache(kv, jnp.repeat(cache.mask_BT, times, axis=0), cache.index)
 
 
 def for_decoding(config: VLMConfig, params) -> dict:

@@ -109,11 +109,12 @@ def copied_bytes(settings: PPOLagConfig, config: VLMConfig, devices: Sequence[ja
 
 
 def cache_bytes(settings: PPOLagConfig, config: VLMConfig) -> float:
-    """Keys and values of one part of a rollout, on one device."""
+    """Keys and values of one part of a rollout, on one device: of each prompt once, and of all answers to it."""
     text, mesh, data = config.text, settings.mesh, settings.data
     heads = math.lcm(text.kv_heads, mesh.tensor) / mesh.tensor
-    rows = data.batch_size / settings.rollout.microbatches / (mesh.data * mesh.fsdp)
-    return 2 * text.layers * rows * heads * (data.prompt_length + data.response_length) * text.head_dim * item(config)
+    prompts = settings.prompts / settings.rollout.microbatches / (mesh.data * mesh.fsdp)
+    tokens = data.prompt_length + settings.ppo.group_size * data.response_length
+    return 2 * text.layers * prompts * heads * tokens * text.head_dim * item(config)
 
 
 def decoding(settings: PPOLagConfig, config: VLMConfig, split: float) -> tuple[float, int]:

@@ -58,7 +58,8 @@ class Decoding(NamedTuple):
     mask_BR: Bool[Array, "B R"]
     logp_BR: Float[Array, "B R"]
     alive_B: Bool[Array, "B"]  # no end-of-sequence token yet, and room for another token
-    cache: vlm.Cache
+    cache: vlm.Cache  # of prompts and answers, or of answers alone
+    prompts: vlm.Cache | None = None  # where one has several answers
 
 
 def generate(
@@ -79,8 +80,7 @@ def generate(
     Token t of every row is drawn with `fold_in(key, t)`, so the same key gives the same rollout, whatever the mesh and the
     microbatches. `early_exit=False` always runs R steps (for timing).
 
-    The vision tower and the decoder read a prompt once. Then each answer gets a copy of its keys and values: the cache is that of
-    so many prompts.
+    The vision tower and the decoder read a prompt once, and its keys and values are there once for all answers to it.
 
     Args:
         microbatches: the prompts are answered in so many parts, one after the other: one part's cache is in memory at a time.
@@ -182,18 +182,22 @@ def _begin(draws: _Draws, questions: PromptBatch, features: Features | None) -> 
         questions: each prompt once, with as many neighbours among the answers as each other.
         features: of its pictures.
     """
-    config, (B, R), (prompts, P) = draws.config, draws.uniform_BR.shape, questions.tokens_BP.shape
-    cache = vlm.init_cache(config, prompts, P + R, jnp.dtype(config.dtype))
+    config, (B, R), (count, P) = draws.config, draws.uniform_BR.shape, questions.tokens_BP.shape
+    dtype, prompts = jnp.dtype(config.dtype), None
+    cache = vlm.init_cache(config, count, P + R if count == B else P, dtype)
     hidden_B1D, cache = _read(config, draws.params, questions, features, cache)
+    if count < B:
+        prompts, cache = cache, vlm.init_cache(config, B, R, dtype)
     state = Decoding(
         step=jnp.int32(0),
         tokens_BR=jnp.full((B, R), draws.vocabulary.pad, jnp.int32),
         mask_BR=jnp.zeros((B, R), bool),
         logp_BR=jnp.zeros((B, R), jnp.float32),
         alive_B=jnp.ones(B, bool),
-        cache=vlm.repeat_rows(cache, B // prompts),
+        cache=cache,
+        prompts=prompts,
     )
-    return _draw(draws, state, repeat(hidden_B1D, B // prompts)[:, 0])
+    return _draw(draws, state, repeat(hidden_B1D, B // count)[:, 0])
 
 
 def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
@@ -209,6 +213,7 @@ def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
             _everywhere(next_B + t, prompts.positions_BP)[:, None],
             jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
             cache=state.cache,
+            prompts=state.prompts,
         )
         return _draw(draws, state._replace(cache=cache), hidden_B1D[:, 0])
 
