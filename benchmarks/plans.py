@@ -30,7 +30,7 @@ PLANS = (
         ),
     ),
     ("llava15_7b_group", "v5e:1x1", ()),
-    ("llava15_7b_group", "v5e:1x1", ("ppo.group_size=8", "rollout.microbatches=4")),
+    ("llava15_7b_group", "v5e:1x1", ("data.batch_size=32", "rollout.microbatches=4", "rollout.score_microbatches=4")),
     ("qwen2vl_7b_adapters", "v5e:2x4", ()),
     ("qwen25vl_7b_group", "v5e:2x4", ()),
     ("llava15_7b_shared", "v5p:2x2x1", ()),

@@ -26,6 +26,7 @@ from sizes import SIZES
 from srlhfv_jax.batches import Experience, PromptBatch
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.ppo_lag.iteration import Iteration
+from srlhfv_jax.ppo_lag.update import Multipliers
 from srlhfv_jax.training import state as states
 
 KINDS = {"attention": "sdpa|fmha|flash|cudnn", "products": "gemm|nvjet|cutlass|cublas", "copies": "[Mm]emcpy"}  # in this order
@@ -83,7 +84,7 @@ def main() -> None:
     key = states.key(0, 0, "minibatches")
     experience = made_up(iteration, state, prompts, key)
     params, opt_state, seconds = state.params, state.opt_state, []
-    frozen = (experience, prompts.images, jnp.float32(1), key, None, iteration.models.base)
+    frozen = (experience, prompts.images, Multipliers(jnp.float32(1)), key, None, iteration.models.base)
     start = time.perf_counter()
     program = iteration.update.lower(params, opt_state, *frozen).compile()
     compiling = time.perf_counter() - start

@@ -33,7 +33,7 @@ def check(mesh: Mesh, rows: int) -> None:
 def test_the_hosts_of_a_recipe_load_each_row_once_counting_shared_shards_once(name):
     recipe = RECIPES[name]
     mesh = make_mesh(MeshConfig(*recipe.mesh), topology.devices(recipe.topology))
-    for rows in (recipe.prompts, recipe.step_rows):
+    for rows in (recipe.answers, recipe.step_rows):
         check(mesh, rows)
 
 

@@ -19,7 +19,7 @@ ROWS = {"data.split": "", "data.prompt_length": 40, "data.response_length": 24, 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> workdir.Workdir:
-    """A folder with a run of each stage; of PPO-Lagrangian two, since separate trees and options log other metrics."""
+    """A folder with a run of each stage; of PPO-Lagrangian three, since separate trees, options and groups log other metrics."""
     out = picture_task(tmp_path_factory.mktemp("stages"))
     cells = task_rows.split_cells(0)
     write_rows(out / "pairs.parquet", labelled_pairs(cells))
@@ -37,6 +37,8 @@ def work(tmp_path_factory) -> workdir.Workdir:
     separate = {"sharing": "separate", "reward": str(out / "scores"), "cost": str(out / "scores"), "scorer": ""}
     options = {"rollout.old_logp": "recompute", "ptx.coef": 0.5, "ptx.path": str(out / "sft.parquet"), "validation.path": ""}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | separate | options), out / "separate")
+    groups = {"ppo.advantage": "group", "ppo.group_size": 2, "ppo.kl_in": "loss", "ppo.resample": 1, "validation.path": ""}
+    ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | {"scorer": str(out / "scores")} | groups), out / "groups")
     return workdir.read(out)
 
 
@@ -62,6 +64,7 @@ def logged(work: workdir.Workdir, kind: str) -> set[str]:
 def test_every_kind_of_stage_is_recognised(work):
     assert {stage.name: stage.kind for stage in work.stages} == {
         "sft": "sft", "scores": "scores", "guard": "guard", "ppo_lag": "ppo_lag", "separate": "ppo_lag",
+        "groups": "ppo_lag",
     }  # fmt: skip
 
 

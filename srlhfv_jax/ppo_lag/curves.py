@@ -9,12 +9,24 @@ PPO_LAG = Curves(
     curves=(
         Curve(("reward",), "Reward", "Mean score of the learned reward model on sampled answers."),
         Curve(("cost",), "Cost", "Mean score of the learned cost model; above 0 means unsafe."),
+        Curve(
+            ("reward.p10", "reward.p50", "reward.p90"),
+            "Rewards of answers",
+            "One in ten is below, half, nine in ten.",
+            folded=True,
+        ),
+        Curve(("cost.p10", "cost.p50", "cost.p90"), "Costs of answers", "The same; above 0 means unsafe.", folded=True),
         Curve(("harm_rate_model",), "Answers the cost model calls unsafe", "Share of sampled answers with cost above 0."),
         Curve(("kl",), "KL to the reference", "In nats per answer; runaway growth is a sign of reward hacking."),
         Curve(("length",), "Answer length", "Mean tokens of a sampled answer."),
         Curve(("ended",), "Answers that end by themselves", "Share that is not cut at the longest length allowed."),
         Curve(("entropy",), "Entropy", "Of the next-token distribution; once gone, a smaller multiplier does not bring it back."),
         Curve(("advantage_correlation",), "Conflict of the advantages", "Correlation of reward and cost; nearer to 1 is harder."),
+        Curve(
+            ("equal_groups", "reward_equal_groups", "cost_equal_groups"),
+            "Groups of equal answers",
+            "Share of prompts whose answers are all worth the same: in both scores, in reward, in cost; they teach nothing.",
+        ),
         Curve(
             ("reward_explained_variance", "cost_explained_variance"),
             "Explained variance of the critics",
@@ -43,6 +55,13 @@ PPO_LAG = Curves(
             "Mean |log ratio| that config.rollout.old_logp=recompute takes out.",
             folded=True,
         ),
+        Curve(
+            ("resampled",),
+            "Groups answered anew",
+            "Of each prompt: with answers that are all worth the same (config.ppo.resample).",
+            folded=True,
+        ),
+        Curve(("kl_loss",), "KL as a loss", "In nats per token, never negative, before kl_coef (config.ppo.kl_in).", folded=True),
         Curve(("policy_loss",), "Policy loss", folded=True),
         Curve(("ptx_loss",), "Supervised loss beside the policy's", "In nats per token (config.ptx).", folded=True),
         Curve(
@@ -55,6 +74,12 @@ PPO_LAG = Curves(
             ("reward_critic_clip_fraction", "cost_critic_clip_fraction"),
             "Clipped values",
             "Share of tokens at which the clipped value counts.",
+            folded=True,
+        ),
+        Curve(
+            ("policy_learning_rate", "critic_learning_rate", "reward_critic_learning_rate", "cost_critic_learning_rate"),
+            "Learning rates",
+            "Of the iteration's last gradient step.",
             folded=True,
         ),
         Curve(("grad_norm",), "Gradient norm of the policy", "Before it is clipped.", folded=True),
