@@ -1,32 +1,28 @@
 """`srlhfv evaluate`: several policies on the same prompts, judged by the embedded task's oracle, by learned models, or by both.
 
-prompts -> every policy's answers (answering) -> their scores (scoring) -> numbers of each and of each against the baseline (compare)
+prompts -> every policy's answers, then their scores (policy_answers) -> numbers of each and of each against the baseline (compare)
 -> result.json, and the files that the report reads (records). One model is in memory at a time.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from srlhfv_jax.batches import PromptBatch, Rollout
-from srlhfv_jax.config import DataConfig, MeshConfig, ModelConfig, inference
-from srlhfv_jax.data import loader, sources
-from srlhfv_jax.data.chat import codec
+from srlhfv_jax.config import DataConfig, MeshConfig, inference
+from srlhfv_jax.data import sources
 from srlhfv_jax.data.given import RowSettings, single_pass
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import compare, measure_scorer, records, scoring
-from srlhfv_jax.evaluation.answering import Sampler, keys, named_paths, sample_answers
-from srlhfv_jax.evaluation.answers import Answers
+from srlhfv_jax.evaluation import compare, measure_scorer, policy_answers, records, scoring
+from srlhfv_jax.evaluation.answering import Sampler, named_paths
 from srlhfv_jax.evaluation.score_metrics import judge_metrics
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import use_mesh
-from srlhfv_jax.runs import checkpoints, inputs
+from srlhfv_jax.runs import checkpoints
 
 ALL_DEVICES = MeshConfig(data=-1, fsdp=1, tensor=1)
 
@@ -50,15 +46,6 @@ class Settings(RowSettings):
     seed: int
     samples: int  # rows of samples.jsonl
     dtype: str
-
-
-class SampledPolicy(NamedTuple):
-    """One policy's answers, and what a scorer needs to read them."""
-
-    answers: Answers
-    prompts: loader.Prepared
-    rollouts: tuple[Rollout, ...]  # one per batch, on the host, without features
-    vocabulary: Mapping[str, int]  # token ids of the policy's tokenizer
 
 
 def check(settings: Settings) -> None:
@@ -113,10 +100,12 @@ def _compare(settings: Settings, workdir: Path, policies: Mapping[str, str], sco
     data, model = _data(settings, settings.data), inference(settings.dtype)
     judge = settings.judge or ("models" if scorers else "oracle")
     sampler = Sampler(mesh, data, temperature=settings.temperature)
-    sampled = {name: _sample(name, checkpoints.load(path, model, mesh), sampler, settings) for name, path in policies.items()}
+    sampled = {
+        name: _sample(name, checkpoints.load(path, model, mesh), sampler, settings.seed) for name, path in policies.items()
+    }
     scores: dict[str, dict[str, Any]] = {name: {} for name in policies}
     for path in scorers:
-        for name, by_head in _score(path, sampled, sampler, model).items():
+        for name, by_head in policy_answers.score(path, sampled, sampler, model).items():
             scores[name] |= by_head
     examples = next(iter(sampled.values())).prompts.examples
     judged = {}
@@ -136,67 +125,10 @@ def _compare(settings: Settings, workdir: Path, policies: Mapping[str, str], sco
     return result
 
 
-def _sample(name: str, policy: Pretrained, sampler: Sampler, settings: Settings) -> SampledPolicy:
-    """Answer every prompt once, and keep the rollouts for a scorer."""
-    prompts, draw, rollouts = _prompts(sampler.data, policy), sampler.draw(policy, keys(settings.seed)), []
-
-    def draw_and_keep(batch: PromptBatch, index: int) -> Rollout:
-        rollouts.append(hosts.to_host(draw(batch, index)._replace(features=None)))
-        return rollouts[-1]
-
-    answers, _ = sample_answers(
-        draw_and_keep,
-        sampler.batches(prompts),
-        [row.row for row in prompts.rows],
-        prompts.codec.spoken,
-        temperature=sampler.temperature,
-        progress=_progress(name, len(prompts.rows)),
-    )
-    return SampledPolicy(answers, prompts, tuple(rollouts), prompts.codec.tokenizer.get_vocab())
-
-
-def _score(path: str, sampled: Mapping[str, SampledPolicy], sampler: Sampler, model: ModelConfig) -> dict[str, dict[str, Any]]:
-    """{policy: {head: scores_B}} of every answer, as sampled token by token.
-
-    Raises:
-        UserError: tokens mean something else to the scorer than to a policy.
-    """
-    mesh, data = sampler.mesh, sampler.data
-    checkpoint = checkpoints.load(path, model, mesh)
-    vocabulary, tree = codec(checkpoint.processor).tokenizer.get_vocab(), scoring.scorer_tree(checkpoint)
-    read, rows = scoring.jit_scores(checkpoint.config, mesh), hosts.own_rows(data.batch_size, mesh)
-
-    def score(pair: tuple[PromptBatch, Rollout]) -> dict[str, Any]:
-        batch, rollout = pair
-        placed = hosts.global_batch(jax.tree.map(lambda values: values[rows], rollout), mesh)
-        return hosts.to_host(read(tree, placed, batch.images))
-
-    scores = {}
-    for name, policy in sampled.items():
-        if policy.vocabulary != vocabulary:
-            raise UserError(
-                f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
-            )
-        batches = zip(sampler.batches(policy.prompts), policy.rollouts, strict=True)
-        scores[name] = scoring.model_scores(score, (((batch, rollout), real_B) for (batch, real_B), rollout in batches))
-    return scores
-
-
-def _prompts(data: DataConfig, policy: Pretrained) -> loader.Prepared:
-    """Rows to answer; P is that of the longest prompt unless it was given."""
-    if data.prompt_length:
-        return inputs.prepare("prompts", data, policy)
-    unlimited = dataclasses.replace(data, prompt_length=loader.UNLIMITED, batch_size=1)
-    prompts = inputs.prepare("prompts", unlimited, policy)
-    longest = max(len(row.prompt) for row in prompts.rows)
-    return prompts._replace(frame=prompts.frame._replace(prompt_length=longest))
+def _sample(name: str, policy: Pretrained, sampler: Sampler, seed: int) -> policy_answers.SampledPolicy:
+    return policy_answers.sample(name, policy, policy_answers.read_prompts(sampler.data, policy), sampler, seed)
 
 
 def _data(settings: Settings, path: str) -> DataConfig:
     lengths = dict(prompt_length=settings.prompt_length, response_length=settings.response_length)
     return single_pass(path, settings, **lengths, batch_size=settings.batch_size)
-
-
-def _progress(name: str, total: int) -> Callable[[int], None]:
-    hosts.say(f"{name}: compiling, then {total} answers")
-    return lambda done: hosts.say(f"{name}: {done} of {total} answers")
