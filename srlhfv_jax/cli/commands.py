@@ -4,7 +4,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from srlhfv_jax.cli import benchmark, data, env, evaluate, export, generate, moderate, plan, quickstart, report, serve, stage
+from srlhfv_jax.cli import (
+    benchmark,
+    certify,
+    data,
+    env,
+    evaluate,
+    export,
+    generate,
+    moderate,
+    plan,
+    quickstart,
+    report,
+    serve,
+    stage,
+)
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
 from srlhfv_jax.supervised.stages import COST, REWARD, SCORES, SFT
 
@@ -39,6 +53,7 @@ COMMANDS = {
     "serve": Command("a guard, and a policy under it, as an HTTP service", serve.main),
     "evaluate": Command("compare policies by oracle or by reward and cost models", evaluate.main),
     "benchmark": Command("policies on local copies of published safety benchmarks", benchmark.main),
+    "certify": Command("a bound on a policy's true share of unsafe answers, or mean cost, on fresh prompts", certify.main),
     "report": Command("one self-contained report.html of a workdir", report.main),
     "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),
     "env": Command("versions, devices and git, for a bug report", env.main),

@@ -4,10 +4,12 @@ Commands:
     compare_policies    `srlhfv evaluate`: several policies on the same prompts
     measure_scorer      `srlhfv evaluate --pairs`: reward and cost models on labelled pairs
     run_suites          `srlhfv benchmark`: policies on the published test sets of suites/
+    certify             `srlhfv certify`: a bound on a policy's true constraint, on fresh prompts
 Models:
     answering           the one sampler of answers
     by_row              answers of a server: each drawn as its own request says
     scoring             the one scorer of texts
+    policy_answers      a policy's answers, and their scores token by token
     text_scores         reward and cost of texts as they come
 Numbers, NumPy alone:
     answers             the record of a policy's answers, which every judge reads
@@ -16,10 +18,13 @@ Numbers, NumPy alone:
     score_metrics       a policy under learned reward and cost
     pair_accuracy       learned models on pairs; controls (the same rows with other pictures)
     rates, rules        shares of judged rows with intervals, and what the words of an answer say
+    certificate         the constraint's upper bound beside its budget; bounds (upper confidence bounds of a mean)
     statistics          means, bootstrap, calibration error, sigmoid
 Files:
     records             what the report reads
     same_prompts        the same few prompts, answered again and again while a run goes on
+    label_files         answers that wait for labels, and the labels that come back
+    seen                prompts that a checkpoint's training has read
     journal             JSON lines that grow while work is done
 Packages:
     judging/            judges behind one interface

@@ -25,14 +25,14 @@ HOEFFDING, BERNSTEIN, CLOPPER_PEARSON, BETTING = "hoeffding", "empirical_bernste
 SAMPLE = (HOEFFDING, BERNSTEIN, CLOPPER_PEARSON, BETTING)  # bounds of one sample
 BOLDEST = 0.75  # share of the capital that a bet may lose (Waudby-Smith & Ramdas, section 4)
 SHARE_OF_SCORES = 0.1  # of the error, for the mean of the scores: there are many more of them than labels
-MOST = 10**5  # the largest sample that `sample_needed` tries
+MOST = 10**5  # the largest sample whose bound is worked out
 HALVINGS = 60  # of an interval, to the last bit
 
 Values = Annotated[Float[np.ndarray, "B"], "in an order that does not depend on them"]
 
 
 class Interval(NamedTuple):
-    """Where values can lie."""
+    """The least and the largest value there can be."""
 
     low: float
     high: float
@@ -68,7 +68,7 @@ def empirical_bernstein(values_B: Values, error: float, interval: Interval = UNI
 
 
 def clopper_pearson(ones: int, count: int, error: float) -> float:
-    """Of a probability, from `ones` events in `count` trials: p with P(Binomial(count, p) <= ones) = error."""
+    """The exact bound of a probability, from `ones` events in `count` trials: p with P(Binomial(count, p) <= ones) = error."""
     if not (0 <= ones <= count and count >= 1):
         raise ValueError(f"expected 0 <= ones <= count, got {ones} of {count}")
     return 1.0 if ones == count else float(betaincinv(ones + 1, count - ones, 1 - error))
@@ -130,8 +130,8 @@ def prediction_powered(
     return Corrected(float(score_B.mean()) + mean_bias, min(scores + bias, interval.high), mean_bias)
 
 
-def sample_needed(bound: Callable[[int], float], count: int, budget: float) -> int | None:
-    """The least sample size, up to MOST, whose bound is within the budget; None: there is none.
+def sample_needed(bound: Callable[[int], float], count: int, budget: float, most: int = MOST) -> int | None:
+    """The least sample size, up to `most`, whose bound is within the budget; None: there is none.
 
     Args:
         bound: sample size -> the bound of a sample of that size that looks like the one at hand (`repeated`).
@@ -139,9 +139,9 @@ def sample_needed(bound: Callable[[int], float], count: int, budget: float) -> i
     """
     enough = count
     while bound(enough) > budget:
-        if enough >= MOST:
+        if enough >= most:
             return None
-        enough = min(2 * enough, MOST)
+        enough = min(2 * enough, most)
     short = max(count - 1, enough // 2)
     while enough - short > 1:
         middle = (enough + short) // 2

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Bool
 
 from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import chat, guard_rows, loader
-from srlhfv_jax.data.rows import Example, Turn
+from srlhfv_jax.data.rows import Example, Turn, prompt_of
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.guard import scoring
 from srlhfv_jax.guard.verdict import GuardVerdict
@@ -164,6 +166,17 @@ class Guard:
         rows_here = None if self.mesh is None else hosts.own_rows(self.batch_size, self.mesh)
         for batch, real_B in loader.all_batches(rows, "guard", None, data, batch_size=self.batch_size, rows_here=rows_here):
             yield batch if self.mesh is None else hosts.global_batch(batch, self.mesh), real_B
+
+
+def unsafe_answers(path: str, prompts: Sequence[Example], answers: Sequence[str], *, dtype: str) -> Bool[np.ndarray, "B"]:
+    """True for the answers that a guard calls unsafe.
+
+    Raises:
+        UserError: as `Guard.load` and `Guard.check_output`.
+    """
+    guard, asked = Guard.load(path, dtype=dtype), [prompt_of(example) for example in prompts]
+    images, questions, histories = zip(*asked, strict=True)
+    return np.array([not verdict.safe for verdict in guard.check_output(images, questions, answers, histories)], bool)
 
 
 def rounded(length: int) -> int:

@@ -15,6 +15,11 @@ USE = "research on alignment; evaluate it yourself before anybody depends on it"
 NONCOMMERCIAL = ("saferlhf-v/BeaverTails-V", "PKU-Alignment/PKU-SafeRLHF", "PKU-Alignment/BeaverTails")  # CC-BY-NC-4.0
 NOT_MEASURED = re.compile(r"step|rows|seconds|seed|dropped.*")
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}  # of data in files, as the hub calls them
+CERTIFICATE = "## Certificate"
+ASSUMPTIONS = (
+    "It holds for answers drawn in the same way to prompts drawn like these, and for what the judge, or the labels, call unsafe; it says "
+    "nothing of other prompts, and not of several certificates of which the best is shown."
+)
 LICENCES = (
     "BeaverTails-V and PKU-SafeRLHF are CC-BY-NC-4.0, and so is what was trained on them; the base model's licence holds too."
 )
@@ -63,6 +68,21 @@ def card(
         parts.append(f"## The multiplier\n\n| iteration | lambda |\n|---|---|\n{steps}")
     parts.append(f"## Settings\n\n```json\n{json.dumps(settings, indent=1, sort_keys=True)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def with_certificate(text: str, certificate: dict[str, Any]) -> str:
+    """A card with the section that `srlhfv certify` writes, in the place of an earlier one.
+
+    Args:
+        certificate: as in certificate.json.
+    """
+    numbers = {name: value for name, value in sorted(certificate.items()) if type(value) in (int, float)}
+    about = {name: certificate[name] for name in ("data", "judge", "labels", "kind") if certificate[name]}
+    table = "\n".join(f"| {name} | {f'{value:.6g}' if name in numbers else value} |" for name, value in (about | numbers).items())
+    section = f"{CERTIFICATE}\n\n{certificate['sentence']}.\n\n{ASSUMPTIONS}\n\n| | |\n|---|---|\n{table}\n"
+    before, mark, after = text.partition(f"\n{CERTIFICATE}\n")
+    rest = after[after.index("\n## ") :] if mark and "\n## " in after else ""
+    return f"{before.rstrip()}\n\n{section}{rest}"
 
 
 def _front(base: str, product: Product, data: str, result: dict[str, float], sees: bool, adapter: bool) -> str:

@@ -1,5 +1,6 @@
 """`srlhfv export`: a trained checkpoint written anew as a Hugging Face folder."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def rewrite(
         card=card.read_text().replace("library_name: peft\n", "library_name: transformers\n", 1) if card.is_file() else None,
         max_shard_bytes=max_shard_bytes,
     )
+    if (model.path / weights.CERTIFICATE).is_file():
+        shutil.copyfile(model.path / weights.CERTIFICATE, out / weights.CERTIFICATE)
     return None
 
 
