@@ -54,6 +54,7 @@ setup(
         "pyarrow",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "tensorboardX",
         "tensorflow-datasets",
         "transformers>=5.0",

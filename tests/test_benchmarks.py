@@ -219,3 +219,16 @@ def test_tables_of_the_quickstart_are_written_where_they_belong_and_drawn(script
         assert row in text and "old" not in text and text.startswith("before\n") and text.endswith("after\n")
     assert tables.points((tmp_path / "RESULTS.md").read_text())["PPO-Lagrangian + guard"] == ([0.25, 0.75], [0.25, 0.75])
     assert "PPO-Lagrangian" in (tmp_path / "images" / "picture.svg").read_text()
+
+
+def test_certificates_of_known_pools_are_wrong_no_more_often_than_they_say(scripts, tmp_path):
+    answers = [{"row": row, "answers": {"a": {"unsafe": row % 10 == 0}, "b": {"unsafe": False}}} for row in range(50)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in answers))
+    command = [sys.executable, FOLDER / "certificate.py", tmp_path / "answers.jsonl", "--repetitions=40", "--prompts=100"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = list(map(json.loads, done.stdout.splitlines()))
+    assert [line["pool"] for line in lines][-1] == "recorded, a" and lines[-1]["mean"] == 0.1
+    for line in lines:
+        bounds = [value for value in line.values() if isinstance(value, dict)]
+        assert len(bounds) >= 5 and all(bound["wrong"] <= 0.15 and bound["width"] > 0 for bound in bounds)

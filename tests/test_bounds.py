@@ -87,10 +87,11 @@ def test_prediction_powered_bounds_cover_however_wrong_the_scores_are(flips):
 
 
 def test_without_bias_the_corrected_mean_is_the_plain_mean_of_all_scores():
-    scores = np.random.default_rng(4).beta(0.4, 3.0, 500)
+    scores = np.random.default_rng(4).beta(0.4, 3.0, 2000)
     found = bounds.prediction_powered(scores, scores[:50], scores[:50], ERROR)
     assert found.mean == pytest.approx(scores.mean(), abs=1e-12) and found.bias == 0
-    assert found.upper < bounds.betting(scores[:50], ERROR)  # 450 more answers than the labels alone
+    uncertain = bounds.prediction_powered(scores, 1 - scores[:50], scores[:50], ERROR)
+    assert scores.mean() < found.upper < uncertain.upper
 
 
 def test_the_corrected_mean_adds_what_the_scores_are_wrong_by():

@@ -24,7 +24,7 @@ from srlhfv_jax.config import choose
 HOEFFDING, BERNSTEIN, CLOPPER_PEARSON, BETTING = "hoeffding", "empirical_bernstein", "clopper_pearson", "betting"
 SAMPLE = (HOEFFDING, BERNSTEIN, CLOPPER_PEARSON, BETTING)  # bounds of one sample
 BOLDEST = 0.75  # share of the capital that a bet may lose (Waudby-Smith & Ramdas, section 4)
-SHARE_OF_SCORES = 0.1  # of the error, for the mean of the scores: there are many more of them than labels
+SHARE_OF_SCORES = 0.2  # of the error, for the mean of the scores: there are many more of them than labels
 MOST = 10**5  # the largest sample whose bound is worked out
 HALVINGS = 60  # of an interval, to the last bit
 
@@ -113,8 +113,8 @@ def prediction_powered(
 ) -> Corrected:
     """E[y] = E[f] + E[y - f]: the mean of the scores f of all answers, and of what they are wrong by, each with a bound of its own.
 
-    The sum holds with probability 1 - error, as the first bound has SHARE_OF_SCORES of the error and the second the rest: no limit
-    theorem is needed, and the scores may be as wrong as they like.
+    Half of the error goes to this sum, SHARE_OF_SCORES of the half to its first term, and half to the bound of the labels by themselves,
+    which is the lower one where scores are poor. No limit theorem is needed, and the scores may be as wrong as they like.
 
     Args:
         score_B: f of all answers, those with labels included.
@@ -123,11 +123,10 @@ def prediction_powered(
     chex.assert_equal_shape([labels_n, scores_n])
     gap = Interval(interval.low - score_interval.high, interval.high - score_interval.low)
     bias_n = labels_n - scores_n
-    is_event = np.isin(score_B, (0.0, 1.0)).all() and score_interval == UNIT
-    scores = upper(CLOPPER_PEARSON if is_event else BETTING, score_B, SHARE_OF_SCORES * error, score_interval)
-    bias = upper(BETTING, bias_n, (1 - SHARE_OF_SCORES) * error, gap)
+    scores = _narrowest(score_B, SHARE_OF_SCORES * error / 2, score_interval)
+    bias = upper(BETTING, bias_n, (1 - SHARE_OF_SCORES) * error / 2, gap)
     mean_bias = float(bias_n.mean())
-    return Corrected(float(score_B.mean()) + mean_bias, min(scores + bias, interval.high), mean_bias)
+    return Corrected(float(score_B.mean()) + mean_bias, min(scores + bias, _narrowest(labels_n, error / 2, interval)), mean_bias)
 
 
 def sample_needed(bound: Callable[[int], float], count: int, budget: float, most: int = MOST) -> int | None:
@@ -153,6 +152,12 @@ def repeated(values_B: Float[np.ndarray, "B"], count: int) -> Float[np.ndarray, 
     """A sample of another size that looks like this one: its quantiles, shuffled."""
     places = np.floor((np.arange(count) + 0.5) * len(values_B) / count).astype(np.int64)
     return np.random.default_rng(0).permutation(np.sort(values_B)[places])
+
+
+def _narrowest(values_B: Values, error: float, interval: Interval) -> float:
+    """The exact bound where values can be events, else that of betting."""
+    is_event = interval == UNIT and bool(np.isin(values_B, (0.0, 1.0)).all())
+    return upper(CLOPPER_PEARSON if is_event else BETTING, values_B, error, interval)
 
 
 def _ones(values_B: Values, error: float, interval: Interval) -> float:

@@ -1,7 +1,7 @@
 """A certificate: an upper confidence bound of E[f(C)] beside a budget. Arrays in, numbers and one sentence out.
 
-The bound that decides is named before an answer is seen (`Claim.method`); the others stand beside it. HC-RLHF (arXiv 2506.08266) does
-the same with Student's t, which needs a normal mean; the bounds here hold for every sample size.
+The bound that decides is named before an answer is seen (`Claim.method`); the others stand beside it. It is the safety test of
+HC-RLHF (arXiv 2506.08266), with bounds that hold for every sample size.
 """
 
 from collections.abc import Callable, Sequence
