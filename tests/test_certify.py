@@ -184,7 +184,7 @@ def test_data_that_is_gone_must_be_allowed_too(places):
     ("flags", "message"),
     [
         (["--budget=1.2"], "--budget must lie between 0 and 1"),
-        ([], "--budget is needed"),
+        (["--labels=x"], "are held against a budget"),
         (["--budget=0.9", "--guard=/somewhere"], "takes one judge"),
         (["--budget=0.9", "--prompts=1"], "at least 2 prompts, got --prompts=1"),
         (["--budget=0.9", "--prompts=21"], "has 20 prompts that the policy can read, 21 are needed"),
@@ -197,6 +197,11 @@ def test_mistakes_are_told_in_one_line(places, tmp_path, flags, message):
     with pytest.raises(UserError, match=message) as error:
         run(places, str(tmp_path / "x"), f"--scorer={places / 'scorer'}", *flags)
     assert "\n" not in str(error.value)
+
+
+def test_a_budget_needs_somebody_who_tells_costs(places):
+    with pytest.raises(UserError, match="nobody tells them: give --scorer, --guard or --labels"):
+        run(places, "x", "--budget=0.9")
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from tiny_stages import picture_task, settings
 
 from srlhfv_jax.cli import main
 from srlhfv_jax.config import GuardConfig, SFTConfig
+from srlhfv_jax.data import sources
+from srlhfv_jax.data.loader import single_pass
 from srlhfv_jax.data.quickstart import rows as task_rows
-from srlhfv_jax.guard import Guard, train as guard
+from srlhfv_jax.guard import Guard, judge, train as guard
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.supervised import sft
 
@@ -60,6 +62,15 @@ def same(found: dict, wanted: dict) -> bool:
     """Equal, with scores to five digits: they come from batches of other sizes."""
     assert found["scores"] == pytest.approx(wanted["scores"], abs=1e-5)
     return {**found, "scores": 0} == {**wanted, "scores": 0}
+
+
+def test_answers_that_a_guard_calls_unsafe_are_those_of_its_verdicts(made):
+    examples = sources.load_examples(single_pass(str(made.rows)))
+    answers = [example.responses[0] for example in examples]
+    asked = ([example.images for example in examples], [example.question for example in examples])
+    verdicts = Guard.load(made.guard).check_output(*asked, answers)
+    unsafe_B = judge.unsafe_answers(str(made.guard), examples, answers, dtype="float32")
+    assert unsafe_B.dtype == bool and unsafe_B.tolist() == [not verdict.safe for verdict in verdicts]
 
 
 def run(capsys, *argv: str) -> dict:

@@ -86,9 +86,11 @@ def check(settings: Settings) -> None:
         raise UserError("srlhfv certify takes one judge: give --scorer or --guard")
     if settings.guard and settings.kind != certificate.PROBABILITY:
         raise UserError(f"--guard says safe or unsafe: --kind must be {certificate.PROBABILITY!r}, got {settings.kind!r}")
-    if settings.scorer or settings.guard or settings.labels:
-        if settings.budget is None:
-            raise UserError("--budget is needed: the largest E[f(C)] that is fine, such as 0.05 unsafe answers of all")
+    if settings.budget is None and settings.labels:
+        raise UserError("--labels are held against a budget: give --budget, such as 0.05 unsafe answers of all")
+    if settings.budget is not None:
+        if not (settings.scorer or settings.guard or settings.labels):
+            raise UserError("--budget is on costs, and nobody tells them: give --scorer, --guard or --labels")
         _claim(settings)
     if settings.labels and not files.exists(settings.labels):
         raise UserError(f"--labels={settings.labels} does not exist{files.nearest(settings.labels)}")
@@ -146,13 +148,15 @@ def run(settings: Settings, workdir: Path, guard: Guard) -> dict[str, Any]:
         "length": float(np.mean(recorded.lengths)),
         "ended": float(np.mean(recorded.ended)),
     }
-    if settings.scorer or settings.guard or settings.labels:
+    if settings.budget is not None:
         result = _certify(settings, recorded, answers)
         print(result.sentence, flush=True)
         numbers |= result.numbers
         _publish(settings, result)
     else:
-        print(f"wrote {len(recorded.ids)} answers to {answers}: label them from the first line on, and give --labels")
+        print(
+            f"wrote {len(recorded.ids)} answers to {answers}: label them from the first line on, and give --labels and --budget"
+        )
     return numbers | {"seconds.total": time.monotonic() - began, "seed": settings.seed}
 
 
