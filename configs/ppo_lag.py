@@ -47,6 +47,7 @@ def default() -> ConfigDict:
             # Only unsafe answers count, so that very safe answers elsewhere cannot pay for them.
             constraint=dict(
                 kind="rectified",  # max(0, C)
+                calibrated=False,  # of "probability": P(unsafe | C) of srlhfv calibrate
                 budget=0.1,  # its mean, in units of the learned cost
                 controller="projected",  # gradient steps, projected onto [0, max]
                 init=0.5,  # lambda at the start

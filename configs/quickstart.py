@@ -228,6 +228,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         ppo=sections.ppo(minibatches=1),
         constraint=dict(
             kind="rectified",  # max(0, C)
+            calibrated=False,  # of "probability": P(unsafe | C) of srlhfv calibrate
             budget=0.03,  # its mean, in units of the learned cost
             controller=controller,
             init=0.3,  # lambda at the start

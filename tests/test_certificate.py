@@ -91,7 +91,7 @@ def test_betting_decides_of_means():
         (lambda: claim("mean", 0.5, "0", "inf"), "two finite numbers"),
         (lambda: claim("rectified", 0.5, "-2", "-1"), "give a range that ends above 0"),
         (lambda: claim("probability", 0.5, "0", "2"), "a probability lies between 0 and 1"),
-        (lambda: claim("mean", 0.5, "0", "2", method="clopper_pearson"), "is for --kind=probability"),
+        (lambda: claim("mean", 0.5, "0", "2", method="clopper_pearson"), "is for values of 0 and 1"),
         (lambda: claim(confidence=1.0), "--confidence must lie between 0 and 1"),
         (lambda: certificate.certify(claim(), events(0, 1), None), "at least 2 prompts, got 1"),
         (lambda: certificate.certify(claim(), events(0, 9), Labels((0,), events(0, 1))), "at least 2 labels, got 1"),

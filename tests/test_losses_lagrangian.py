@@ -1,6 +1,7 @@
 """The multiplier's controllers: closed forms, direction, bounds, window, delay."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 from srlhfv_jax.config import ConstraintConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.losses.calibration import Calibration
 
 BASE = ConstraintConfig(
-    kind="mean", budget=-0.25, controller="log", init=0.8, max=5.0, learning_rate=0.1,
+    kind="mean", calibrated=False, budget=-0.25, controller="log", init=0.8, max=5.0, learning_rate=0.1,
     kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0, tolerance=0.0,
 )  # fmt: skip
 MOVING = ["log", "projected", "pid"]
@@ -190,3 +192,23 @@ def test_while_the_policy_stands_still_only_the_window_fills(controller):
     # Then all goes as it would have from the start, but for what the window holds.
     after = run(constraint, [COST_B[2:3], COST_B[3:]], held)[0]
     assert after == pytest.approx([0.8, run(dataclasses.replace(constraint, delay=0), [COST_B])[0][0]], rel=1e-6)
+
+
+def test_a_calibrated_probability_is_what_the_window_holds_and_the_budget_bounds():
+    """slope 2 and intercept ln 3 at costs 0 and -ln 3 / 2: probabilities 3/4 and 1/2."""
+    constraint = dataclasses.replace(BASE, kind="probability", calibrated=True, controller="projected", budget=0.125)
+    known = Calibration(2.0, math.log(3.0))
+    cost_B = jnp.array([0.0, -math.log(3.0) / 2])
+    np.testing.assert_allclose(lagrangian.statistic("probability", cost_B, known), [0.75, 0.5], rtol=1e-6)
+    state = lagrangian.update_multiplier(constraint, lagrangian.init(constraint), cost_B, calibration=known)
+    assert float(lagrangian.window_mean(state)) == pytest.approx(0.625)
+    assert float(state.value) == pytest.approx(0.8 + 0.1 * (0.625 - 0.125))
+
+
+def test_without_a_calibration_a_probability_is_the_sign():
+    assert lagrangian.statistic("probability", COST_B).tolist() == [1, 1, 0, 1]
+
+
+def test_only_a_probability_can_be_calibrated():
+    with pytest.raises(UserError, match="set config.constraint.kind='probability', got 'mean'"):
+        lagrangian.init(dataclasses.replace(BASE, calibrated=True))

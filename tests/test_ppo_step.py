@@ -13,6 +13,7 @@ from tiny_ppo import R, Step, models, rolled, static, step
 from tiny_vlm import CONFIG
 
 from srlhfv_jax.batches import Experience, Rollout
+from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.mesh import AXES
 from srlhfv_jax.ppo_lag import experience, roles, update as ppo
@@ -141,6 +142,22 @@ def test_the_last_token_of_a_row_costs_the_statistic_that_is_bounded_and_every_t
         reward[length - 1] += float(scored.reward_B[row])
         np.testing.assert_allclose(scored.token_BR["cost_critic"][row], cost, atol=1e-5)
         np.testing.assert_allclose(scored.token_BR["reward_critic"][row], reward, atol=1e-5)
+
+
+def test_a_calibrated_constraint_costs_the_probability_and_moves_the_multiplier_by_its_mean():
+    batch, rollout = rolled()
+    settings = {"constraint.kind": "probability", "constraint.calibrated": True, "constraint.learning_rate": 0.3}
+    known = static(**settings)._replace(calibration=Calibration(1.5, -0.25))
+    one = step(known, rollout, batch.images, models())
+    costs = np.asarray(one.experience.cost_B)
+    probabilities = 1 / (1 + np.exp(0.25 - 1.5 * costs))
+    for row, length in enumerate(np.asarray(rollout.response_mask_BR).sum(1)):
+        kl = np.asarray(rollout.logp_BR)[row, length - 1] - np.asarray(one.experience.ref_logp_BR)[row, length - 1]
+        np.testing.assert_allclose(
+            one.experience.token_BR["cost_critic"][row, length - 1], 0.13 * kl + probabilities[row], atol=1e-5
+        )
+    np.testing.assert_allclose(one.metrics["constraint"], probabilities.mean(), rtol=1e-5)
+    np.testing.assert_allclose(one.metrics["lambda"], np.clip(0.7 + 0.3 * (probabilities.mean() + 0.2), 0, 5), rtol=1e-5)
 
 
 def test_a_response_that_was_cut_pays_the_missing_end_penalty():

@@ -103,7 +103,8 @@ def iteration(known: Static, trees: dict[str, dict], mesh: Mesh) -> Iteration:
     placed = checkpoints.copy(rules.place(trees, mesh))
     trained = {name: placed.pop(name) for name in roles.trained_trees(known.places)}
     policy = Pretrained(known.model, params={}, heads={}, processor=None, path=Path())
-    return Iteration(known.settings, Models(policy, known.places, trained, placed, known.own_towers), mesh, VOCABULARY)
+    given = Models(policy, known.places, trained, placed, known.own_towers, known.calibration)
+    return Iteration(known.settings, given, mesh, VOCABULARY)
 
 
 def step(

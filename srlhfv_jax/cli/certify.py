@@ -47,6 +47,7 @@ def _flags() -> absl_flags.FlagValues:
     command.text("guard", "", "workdir of `srlhfv guard`, which judges the answers; of --kind=probability alone")
     command.text("labels", "", "file of JSON lines: id, and unsafe (or cost)")
     command.choice("kind", "probability", ["mean", "rectified", "probability"], "f, as config.constraint.kind")
+    command.switch("calibrated", False, "f(C) is the probability of `srlhfv calibrate`, in the place of 1 where C > 0")
     command.real("budget", None, "largest E[f(C)] that is fine; without: the answers are written, and judged, alone")
     command.real("confidence", 0.95, "of the bound: in at most 1 - confidence of all certificates the truth lies above it", 0.0)
     command.texts("range", [], "LOW,HIGH: f(C) of every answer lies between them; needed by the kinds mean and rectified")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from srlhfv_jax.cli import (
     benchmark,
+    calibrate,
     certify,
     data,
     env,
@@ -53,6 +54,7 @@ COMMANDS = {
     "serve": Command("a guard, and a policy under it, as an HTTP service", serve.main),
     "evaluate": Command("compare policies by oracle or by reward and cost models", evaluate.main),
     "benchmark": Command("policies on local copies of published safety benchmarks", benchmark.main),
+    "calibrate": Command("the probability that an answer of this cost is unsafe, from held-out labels", calibrate.main),
     "certify": Command("a bound on a policy's true share of unsafe answers, or mean cost, on fresh prompts", certify.main),
     "report": Command("one self-contained report.html of a workdir", report.main),
     "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),

@@ -74,6 +74,8 @@ class ConstraintConfig:
     """E[C] <= budget and the multiplier that enforces it."""
 
     kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
+    # of "probability": P(unsafe | C) of `srlhfv calibrate` in the place of 1[C > 0], so that the budget is a share by annotators' labels
+    calibrated: bool
     budget: Number  # d, in units of `kind`
     controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo", "p3o"
     init: Weight  # lambda at the start

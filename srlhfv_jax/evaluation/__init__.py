@@ -4,6 +4,7 @@ Commands:
     compare_policies    `srlhfv evaluate`: several policies on the same prompts
     measure_scorer      `srlhfv evaluate --pairs`: reward and cost models on labelled pairs
     run_suites          `srlhfv benchmark`: policies on the published test sets of suites/
+    calibrate           `srlhfv calibrate`: P(unsafe | cost) and normalisers of a scorer
     certify             `srlhfv certify`: a bound on a policy's true constraint, on fresh prompts
 Models:
     answering           the one sampler of answers
@@ -19,6 +20,7 @@ Numbers, NumPy alone:
     pair_accuracy       learned models on pairs; controls (the same rows with other pictures)
     rates, rules        shares of judged rows with intervals, and what the words of an answer say
     certificate         the constraint's upper bound beside its budget; bounds (upper confidence bounds of a mean)
+    calibrators         fits of P(unsafe | cost), and how well probabilities agree with labels
     statistics          means, bootstrap, calibration error, sigmoid
 Files:
     records             what the report reads

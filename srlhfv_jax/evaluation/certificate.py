@@ -31,6 +31,12 @@ class Claim(NamedTuple):
     interval: Interval  # of f(C)
     clip: bool  # values above it are cut, and the claim is about what is left of them
     method: str  # of METHODS: the bound that decides; "": by what there is
+    graded: bool = False  # of "probability": values lie between 0 and 1, as a calibrated scorer gives them
+
+    @property
+    def has_events(self) -> bool:
+        """Whether every value is 0 or 1."""
+        return self.kind == PROBABILITY and not self.graded
 
 
 class Labels(NamedTuple):
@@ -48,11 +54,14 @@ class Certificate(NamedTuple):
     numbers: dict[str, float]  # flat
 
 
-def claim(kind: str, budget: float, confidence: float, limits: Sequence[str], *, clip: bool, method: str) -> Claim:
+def claim(
+    kind: str, budget: float, confidence: float, limits: Sequence[str], *, clip: bool, method: str, graded: bool = False
+) -> Claim:
     """A claim from the words of a command line.
 
     Args:
         limits: the least and the largest f(C), as text; (): they are known (0 and 1) or missing.
+        graded: as in Claim.
 
     Raises:
         UserError: a budget that the statistic cannot be held under, or always is; a mean without limits, or with odd ones.
@@ -67,14 +76,16 @@ def claim(kind: str, budget: float, confidence: float, limits: Sequence[str], *,
         interval = UNIT
     else:
         interval = _interval(kind, limits)
-        if method == bounds.CLOPPER_PEARSON:
-            raise UserError(f"--method=clopper_pearson is for --kind=probability: values of {kind} are not 0 and 1; try betting")
+    if method == bounds.CLOPPER_PEARSON and (kind != PROBABILITY or graded):
+        raise UserError(
+            "--method=clopper_pearson is for values of 0 and 1, of --kind=probability that is not calibrated; try betting"
+        )
     if not interval.low < budget < interval.high:
         raise UserError(
             f"--budget must lie between {interval.low:g} and {interval.high:g}, which {kind} can reach, got {budget:g}: no sample could "
             "decide it"
         )
-    return Claim(kind, budget, confidence, interval, clip, method)
+    return Claim(kind, budget, confidence, interval, clip, method, graded)
 
 
 def statistic(claim: Claim, cost_B: Float[np.ndarray, "B"], origin: str) -> Float[np.ndarray, "B"]:
@@ -146,14 +157,14 @@ def _interval(kind: str, limits: Sequence[str]) -> Interval:
 
 def _possible(claim: Claim) -> tuple[str, ...]:
     """Bounds of one sample that hold for these values."""
-    return tuple(name for name in bounds.SAMPLE if name != bounds.CLOPPER_PEARSON or claim.kind == PROBABILITY)
+    return tuple(name for name in bounds.SAMPLE if name != bounds.CLOPPER_PEARSON or claim.has_events)
 
 
 def _usual(claim: Claim, value_B: np.ndarray | None, labels: Labels | None) -> str:
     """The narrowest bound, by what there is and not by what it says."""
     if value_B is not None and labels is not None:
         return POWERED
-    return bounds.CLOPPER_PEARSON if claim.kind == PROBABILITY else bounds.BETTING
+    return bounds.CLOPPER_PEARSON if claim.has_events else bounds.BETTING
 
 
 def _check_labels(labels: Labels) -> None:

@@ -20,14 +20,15 @@ from srlhfv_jax.data import sources
 from srlhfv_jax.data.given import RowSettings, single_pass
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError, short
-from srlhfv_jax.evaluation import certificate, label_files, policy_answers, scoring, seen
+from srlhfv_jax.evaluation import calibrators, certificate, label_files, policy_answers, scoring, seen
 from srlhfv_jax.evaluation.answering import Sampler
 from srlhfv_jax.evaluation.certificate import Certificate, Labels
 from srlhfv_jax.evaluation.compare_policies import ALL_DEVICES
 from srlhfv_jax.evaluation.label_files import Recorded
 from srlhfv_jax.evaluation.score_metrics import COST
-from srlhfv_jax.hf import card, weights
+from srlhfv_jax.hf import calibrations, card, weights
 from srlhfv_jax.hf.load import checkpoint_folder
+from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.runs import checkpoints
@@ -43,6 +44,7 @@ LATER = (
     "range",
     "clip",
     "method",
+    "calibrated",
     "allow_unchecked",
 )  # do not change an answer
 
@@ -60,6 +62,7 @@ class Settings(RowSettings):
     guard: str
     labels: str
     kind: str
+    calibrated: bool
     budget: float | None
     confidence: float
     range: tuple[str, ...]
@@ -92,6 +95,8 @@ def check(settings: Settings) -> None:
         if not (settings.scorer or settings.guard or settings.labels):
             raise UserError("--budget is on costs, and nobody tells them: give --scorer, --guard or --labels")
         _claim(settings)
+    if settings.calibrated:
+        _calibration(settings)
     if settings.labels and not files.exists(settings.labels):
         raise UserError(f"--labels={settings.labels} does not exist{files.nearest(settings.labels)}")
     hosts.check_batch(settings.batch_size, use_mesh(ALL_DEVICES), "--batch_size of")
@@ -164,6 +169,8 @@ def _certify(settings: Settings, recorded: Recorded, answers: Path) -> Certifica
     claim, labels, value_B = _claim(settings), None, None
     if recorded.cost_B is not None:
         value_B = certificate.statistic(claim, recorded.cost_B, f"--scorer={settings.scorer}")
+        if settings.calibrated:
+            value_B = calibrators.probability(_calibration(settings), recorded.cost_B)
     if settings.labels:
         name = "unsafe" if settings.kind == certificate.PROBABILITY else "cost"
         places, cost_n = label_files.read_labels(Path(settings.labels), recorded.ids, name, answers)
@@ -173,8 +180,27 @@ def _certify(settings: Settings, recorded: Recorded, answers: Path) -> Certifica
 
 def _claim(settings: Settings) -> certificate.Claim:
     return certificate.claim(
-        settings.kind, settings.budget, settings.confidence, settings.range, clip=settings.clip, method=settings.method
+        settings.kind,
+        settings.budget,
+        settings.confidence,
+        settings.range,
+        clip=settings.clip,
+        method=settings.method,
+        graded=settings.calibrated,
     )
+
+
+def _calibration(settings: Settings) -> Calibration:
+    """P(unsafe | C) beside the scorer's heads.
+
+    Raises:
+        UserError: there is none, or nothing to put it in the place of.
+    """
+    if settings.kind != certificate.PROBABILITY:
+        raise UserError(f"--calibrated is a probability: --kind must be 'probability', got {settings.kind!r}")
+    if not settings.scorer:
+        raise UserError("--calibrated is about a scorer's costs: give --scorer")
+    return calibrations.required(checkpoint_folder(settings.scorer), "--calibrated")
 
 
 def _is_recorded(settings: Settings, workdir: Path) -> bool:

@@ -7,6 +7,7 @@ config, fields             config.json, its types and ranges
 names, leaves              tensors and the parameters that they fill, both ways
 llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family
 heads, torch_scores        heads beside a backbone; a script that reads them with PyTorch
+calibrations               calibration.json beside score heads
 peft, adapter_config, own_files                   adapters in PEFT's layout
 processor, hub, published  tokenizer and image processor; hub ids; shapes of published checkpoints
 """

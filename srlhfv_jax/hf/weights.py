@@ -20,6 +20,7 @@ HEADS_FILE = "score_heads.safetensors"  # beside the backbone: one vector per he
 HEADS_META = "score_heads.json"
 GUARD_FILE = "guard_heads.safetensors"  # the guard's, with their biases
 GUARD_META = "guard.json"
+CALIBRATION = "calibration.json"  # of srlhfv calibrate: of these heads and no others
 CERTIFICATE = "certificate.json"  # of srlhfv certify: of these weights and no others
 HEADS_LOADER = "score_heads.py"  # reads both with torch
 

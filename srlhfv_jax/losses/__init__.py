@@ -23,6 +23,7 @@ Everything is float32.
     gae          advantages and returns
     groups       advantages without a critic
     ppo          clipped policy and value losses
+    calibration  P(unsafe | cost), a map that was fitted on labels
     lagrangian   the multiplier: its controllers, and A = (A_r - lambda A_c) / (1 + lambda)
     severity     the guard: severity and categories, each a binary loss with class weights
     masked       sums, counts and scales under a mask

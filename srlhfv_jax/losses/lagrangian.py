@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from srlhfv_jax.config import ConstraintConfig, choose
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses.calibration import Calibration, probability
 
 
 class ControllerState(NamedTuple):
@@ -35,9 +36,14 @@ class ControllerState(NamedTuple):
 
 
 def check(constraint: ConstraintConfig) -> None:
-    """Raise UserError for an unknown kind or controller, a start outside [0, max], or one that the controller cannot leave."""
+    """Raise UserError for an unknown kind or controller, a calibration of another kind than probability, a start outside [0, max], or one
+    that the controller cannot leave."""
     choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
     choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
+    if constraint.calibrated and constraint.kind != "probability":
+        raise UserError(
+            f"config.constraint.calibrated is P(unsafe | C): set config.constraint.kind='probability', got {constraint.kind!r}"
+        )
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
@@ -65,7 +71,11 @@ def init(constraint: ConstraintConfig) -> ControllerState:
 
 
 def update_multiplier(
-    constraint: ConstraintConfig, state: ControllerState, cost_B: Float[Array, "B"], hold: Bool[Array, ""] | bool = False
+    constraint: ConstraintConfig,
+    state: ControllerState,
+    cost_B: Float[Array, "B"],
+    hold: Bool[Array, ""] | bool = False,
+    calibration: Calibration | None = None,
 ) -> ControllerState:
     """Push the rollout's costs into the window, then one step of the controller on J - d; call once per rollout.
 
@@ -73,7 +83,7 @@ def update_multiplier(
     """
     chex.assert_rank([cost_B, state.window_W], 1)
     chex.assert_type([cost_B, state.window_W], float)
-    episodes = jnp.concatenate([state.window_W, statistic(constraint.kind, cost_B)])
+    episodes = jnp.concatenate([state.window_W, statistic(constraint.kind, cost_B, calibration)])
     state = state._replace(
         window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + cost_B.size, constraint.window)
     )
@@ -104,8 +114,9 @@ def window_mean(state: ControllerState) -> Float[Array, ""]:
     return jnp.sum(jnp.where(real_W, state.window_W, 0.0)) / jnp.maximum(state.filled, 1)
 
 
-def statistic(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
-    """f(C), whose mean is held under the budget: "mean": C; "rectified": max(0, C); "probability": 1[C > 0]. Float32.
+def statistic(kind: str, cost_B: Float[Array, "B"], calibration: Calibration | None = None) -> Float[Array, "B"]:
+    """f(C), whose mean is held under the budget: "mean": C; "rectified": max(0, C); "probability": 1[C > 0], or with a calibration
+    P(unsafe | C). Float32.
 
     It is the end cost of the token costs too: the policy gradient of E[f(C)] is that of an episode costing f(C).
     """
@@ -114,6 +125,8 @@ def statistic(kind: str, cost_B: Float[Array, "B"]) -> Float[Array, "B"]:
         return cost_B
     if kind == "rectified":
         return jnp.maximum(cost_B, 0.0)
+    if kind == "probability" and calibration is not None:
+        return probability(calibration, cost_B)
     if kind == "probability":
         return (cost_B > 0).astype(jnp.float32)
     raise ValueError(f"kind must be 'mean', 'rectified' or 'probability', got {kind!r}")

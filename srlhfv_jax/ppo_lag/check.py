@@ -8,6 +8,7 @@ from srlhfv_jax.config import PPOConfig, PPOLagConfig, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
+from srlhfv_jax.ppo_lag import load
 from srlhfv_jax.runs import checkpoints
 
 
@@ -45,6 +46,7 @@ def check(settings: PPOLagConfig) -> None:
 
 def check_checkpoints(settings: PPOLagConfig) -> None:
     """Open every checkpoint, without reading its weights."""
+    check_calibration(settings)
     checkpoints.check_checkpoint(settings.policy, "config.policy")
     if settings.reference and settings.keeps_reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
@@ -55,6 +57,15 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
     for head in settings.learned:
         path = settings.reward if head == "reward" else settings.cost
         checkpoints.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
+
+
+def check_calibration(settings: PPOLagConfig) -> None:
+    """Raise UserError unless the cost is that of a head alone, which is what was calibrated, and has a calibration."""
+    if settings.constraint.calibrated and (settings.learned.get("cost") != 1 or "cost" in settings.by_functions):
+        raise UserError(
+            "config.constraint.calibrated is about the cost head by itself: leave config.cost_fn empty, or set config.constraint.calibrated=False"
+        )
+    load.load_calibration(settings)
 
 
 def check_lora(settings: PPOLagConfig) -> None:

@@ -67,7 +67,7 @@ def score(
     rollout = rollout._replace(logp_BR=scores.logp_BR)
     end_B = {role: _end_score(static, role, scores.end_B, given) for role in SCORES}
     reward_B, cost_B = end_B["reward"] - _penalty(ppo, rollout), end_B["cost"]
-    end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)
+    end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B, static.calibration)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     beta = ppo.kl_coef if kl_coef is None else kl_coef
     shape = dict(kl_coef=beta if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
@@ -95,7 +95,7 @@ def metrics(
     numbers = {
         "reward": jnp.mean(experience.reward_B),
         "cost": jnp.mean(experience.cost_B),
-        "constraint": jnp.mean(lagrangian.statistic(static.settings.constraint.kind, experience.cost_B)),
+        "constraint": jnp.mean(lagrangian.statistic(static.settings.constraint.kind, experience.cost_B, static.calibration)),
         "harm_rate_model": jnp.mean(experience.cost_B > 0),
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(sampled.ended_B),

@@ -91,7 +91,7 @@ class Iteration:
         self.functions, self.by_functions = functions, settings.by_functions
         self.settings, self.models, self.mesh = settings, models, mesh
         model, places = models.policy.config, models.places
-        self.static = Static(settings, model, places, models.own_towers, vocabulary)
+        self.static = Static(settings, model, places, models.own_towers, vocabulary, models.calibration)
         rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
         trainable = {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()}
         schedules = {name: optimizers.learning_rate(rate, self.updates()) for name, rate in rates.items()}
@@ -328,7 +328,7 @@ def score_and_constrain(
     constraint, ppo = static.settings.constraint, static.settings.ppo
     streams = not is_single_step(static.settings.ppo)
     scored = experience.score(static, complete(trees), rollout, images, given, kl_coef, streams=streams)
-    before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
+    before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold, static.calibration)
     metrics = lagrangian.parts(constraint, before, controller) | {
         "window_cost": lagrangian.window_mean(controller),
         "budget": jnp.float32(constraint.budget),

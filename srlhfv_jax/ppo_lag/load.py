@@ -9,9 +9,10 @@ from typing import NamedTuple
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import templates
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import peft
+from srlhfv_jax.hf import calibrations, peft
 from srlhfv_jax.hf.heads import load_heads
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder
+from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.models import score_heads
 from srlhfv_jax.models.trees import BASE, complete, with_backbone
 from srlhfv_jax.parallel import hosts, offload, rules
@@ -28,6 +29,7 @@ class Models(NamedTuple):
     trained: dict[str, dict]
     frozen: dict[str, dict]  # where roles share one backbone, BASE among them
     own_towers: frozenset[str]  # trees whose vision tower differs from the policy's
+    calibration: Calibration | None = None  # of the cost, where config.constraint.calibrated
 
     @property
     def base(self) -> dict | None:
@@ -51,9 +53,21 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
         hosts.say(f"ppo_lag: {', '.join(sorted(own_towers))} run a vision tower of their own: it differs from the policy's")
     frozen = {name: checkpoints.frozen_in(settings.model.dtype, tree) for name, tree in frozen.items()}
     templates.override(policy.processor, settings.data.chat_template)
-    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_towers)
+    models = Models(policy._replace(params={}, adapter=None), places, trained, frozen, own_towers, load_calibration(settings))
     names = idle_trees(settings, models)
     return models._replace(trained=offload.rest(trained, names), frozen=offload.rest(frozen, names))
+
+
+def load_calibration(settings: PPOLagConfig) -> Calibration | None:
+    """P(unsafe | C) beside the cost head; None where the settings do not ask for it.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not settings.constraint.calibrated:
+        return None
+    path = (settings.cost if settings.sharing == "separate" else "") or settings.scorer
+    return calibrations.required(checkpoint_folder(path), "config.constraint.calibrated")
 
 
 def idle_trees(settings: PPOLagConfig, models: Models) -> frozenset[str]:

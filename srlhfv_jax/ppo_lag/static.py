@@ -3,6 +3,7 @@
 from typing import Mapping, NamedTuple
 
 from srlhfv_jax.config import PPOConfig, PPOLagConfig
+from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.ppo_lag.roles import Place
 from srlhfv_jax.rollout.generate import Vocabulary
@@ -16,6 +17,7 @@ class Static(NamedTuple):
     places: Mapping[str, Place]  # role -> tree and head
     own_towers: frozenset[str]  # trees whose vision tower differs from the policy's and runs on its own
     vocabulary: Vocabulary
+    calibration: Calibration | None = None  # of the cost, where config.constraint.calibrated
 
     @property
     def recomputes_logp(self) -> bool:

@@ -64,7 +64,9 @@ def make(
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
             feasible = numbers["cost"] <= settings.validation.budget
         else:
-            numbers["constraint"] = float(lagrangian.statistic(settings.constraint.kind, judged.cost_B).mean())
+            numbers["constraint"] = float(
+                lagrangian.statistic(settings.constraint.kind, judged.cost_B, models.calibration).mean()
+            )
             numbers |= {name: float(score_B.mean()) for name, score_B in scores.items() if name not in SCORES}
             feasible = numbers["constraint"] <= settings.constraint.budget
         if notes.get("judged_by", by) != by:

@@ -4,11 +4,12 @@
     build        the page, its sections in their order          page, style   HTML and the style sheet
     lead         the result in one sentence and its picture     samples       answers with their pictures; facts of the run
     curves       multiplier, PPO, supervised stages             guarded       the guard
+    calibration  P(unsafe | cost) beside labels
     results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
     policies     names, columns and numbers of policies         workdir       what a workdir holds
     watch        the page of a run that goes on
     figure       a drawing -> PNGs in HTML                      plots, labels what a drawing draws
 
-Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json), no checkpoints. What a workdir
-does not have is said on the page, not invented.
+Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json, calibration.json), no checkpoints.
+What a workdir does not have is said on the page, not invented.
 """

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from srlhfv_jax.report import curves, guarded, lead, page, results, samples
+from srlhfv_jax.report import calibration, curves, guarded, lead, page, results, samples
 from srlhfv_jax.report.workdir import Workdir, read
 
 TITLE = "Safe RLHF-V"
@@ -39,6 +39,7 @@ def render(work: Workdir, *, reload_seconds: int = 0) -> str:
         curves.supervised_section(work),
         results.histogram_section(work),
         guarded.guard_section(work),
+        calibration.calibration_section(work),
         results.policy_section(work),
         results.quadrant_section(work),
         samples.facts_section(work),

@@ -17,6 +17,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import same_prompts
 from srlhfv_jax.files import json_lines
 from srlhfv_jax.guard.stage import GUARD
+from srlhfv_jax.hf.weights import CALIBRATION
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
 from srlhfv_jax.supervised.stages import STAGES as SUPERVISED
 
@@ -46,6 +47,7 @@ class Workdir(NamedTuple):
     stages: tuple[Stage, ...]
     samples: tuple[dict[str, Any], ...]
     distributions: dict[str, Any]
+    calibration: dict[str, Any] = {}  # of `srlhfv calibrate`: of this workdir, or of the scorer that it exported
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -77,6 +79,7 @@ def read(path: Path) -> Workdir:
         stages=tuple(stages),
         samples=tuple(_jsonl(path / "samples.jsonl")),
         distributions=_json(path / "score_distributions.json"),
+        calibration=_json(path / CALIBRATION) or _json(path / "export" / CALIBRATION),
     )
     if not (work.result or work.stages or work.samples):
         raise UserError(
@@ -90,7 +93,7 @@ def sources(path: Path) -> list[Path]:
     logs = [file for pattern in PLACES for file in path.glob(pattern)]
     folders = dict.fromkeys([path, *(file.parent for file in logs)])
     others = [folder / name for folder in folders for name in ("result.json", "config.json", same_prompts.FILE)]
-    others += [path / name for name in ("samples.jsonl", "score_distributions.json")]
+    others += [path / name for name in ("samples.jsonl", "score_distributions.json", CALIBRATION, f"export/{CALIBRATION}")]
     return sorted({*logs, *(file for file in others if file.is_file())})
 
 

@@ -61,8 +61,9 @@ def rewrite(
         card=card.read_text().replace("library_name: peft\n", "library_name: transformers\n", 1) if card.is_file() else None,
         max_shard_bytes=max_shard_bytes,
     )
-    if (model.path / weights.CERTIFICATE).is_file():
-        shutil.copyfile(model.path / weights.CERTIFICATE, out / weights.CERTIFICATE)
+    for name in (weights.CERTIFICATE, *([weights.CALIBRATION] if head in ("", "cost") else [])):  # of these weights still
+        if (model.path / name).is_file():
+            shutil.copyfile(model.path / name, out / name)
     return None
 
 
