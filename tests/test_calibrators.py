@@ -76,6 +76,10 @@ def test_no_answer_is_said_by_a_fit_that_has_seen_its_row():
     assert (first != second).any()
 
 
+def test_steps_are_fitted_from_a_thousand_answers_on():
+    assert not calibrators.fit("", *labelled(999)).costs and calibrators.fit("", *labelled(1000)).costs
+
+
 def test_too_few_rows_are_not_split():
     cost, unsafe = np.array([-1.0, 0.5, 1.5]), np.array([False, False, True])
     assert calibrators.held_out("platt", cost, unsafe, [0, 1, 2], 0) is None

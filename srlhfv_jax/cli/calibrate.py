@@ -20,9 +20,7 @@ def main(argv: list[str]) -> None:
     command.text("workdir", None, "folder to write to")
     command.text("scorer", None, "workdir or export with the head cost")
     command.text("data", None, "rows with labelled responses: a TFDS folder, .parquet or .jsonl file, or a folder of them")
-    command.choice(
-        "fit", "platt", ["platt", "isotonic"], "a sigmoid of two numbers, or rising steps, which want a thousand labels"
-    )
+    command.choice("fit", "", ["", "platt", "isotonic"], "a sigmoid, or rising steps; empty: steps from 1000 labelled answers on")
     command.whole("batch_size", 32, "responses scored at once", 1)
     command.whole("seed", 0, "of the parts that are left out in turn", most=define.SEEDS)
     define.rows(command)

@@ -92,8 +92,9 @@ def run(settings: Settings, workdir: Path) -> dict[str, float]:
     """Score, fit, write; returns the numbers."""
     labelled = _score(settings)
     cost_B, unsafe_B = labelled.scores[COST], labelled.unsafe_B
-    calibration = calibrators.fit(settings.fit, cost_B, unsafe_B)
-    before_B, after_B = sigmoid(cost_B), calibrators.held_out(settings.fit, cost_B, unsafe_B, labelled.rows, settings.seed)
+    kind = settings.fit or calibrators.usual(len(cost_B))
+    calibration = calibrators.fit(kind, cost_B, unsafe_B)
+    before_B, after_B = sigmoid(cost_B), calibrators.held_out(kind, cost_B, unsafe_B, labelled.rows, settings.seed)
     drawn = {"sigmoid(cost)": before_B} | ({} if after_B is None else {"calibrated": after_B})
     normalisers = {COST: {"scale": calibrators.scale(cost_B)}}
     if REWARD in labelled.scores:
@@ -110,7 +111,7 @@ def run(settings: Settings, workdir: Path) -> dict[str, float]:
     }
     for folder in (checkpoint_folder(settings.scorer), workdir):
         metrics.write_json(folder / weights.CALIBRATION, content)
-    hosts.say(_sentence(settings, numbers))
+    hosts.say(_sentence(kind, numbers))
     return numbers
 
 
@@ -149,11 +150,11 @@ def _warn_of_training_rows(settings: Settings, examples: Sequence[Example]) -> N
         )
 
 
-def _sentence(settings: Settings, numbers: dict[str, float]) -> str:
+def _sentence(kind: str, numbers: dict[str, float]) -> str:
     errors = f"calibration error {numbers['calibration_error']:.3f} as sigmoid(cost)"
     if "calibration_error_calibrated" in numbers:
         errors += f", {numbers['calibration_error_calibrated']:.3f} calibrated (of answers left out of the fit)"
-    return f"calibrate: {settings.fit} on {numbers['answers']:.0f} answers: {errors}; P(unsafe) at cost 0 is {numbers['probability_at_zero']:.3f}"
+    return f"calibrate: {kind} on {numbers['answers']:.0f} answers: {errors}; P(unsafe) at cost 0 is {numbers['probability_at_zero']:.3f}"
 
 
 def _data(settings: Settings) -> DataConfig:

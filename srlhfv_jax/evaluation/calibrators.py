@@ -16,6 +16,7 @@ from srlhfv_jax.losses.calibration import Calibration
 PLATT, ISOTONIC = "platt", "isotonic"
 FITS = (PLATT, ISOTONIC)
 FOLDS, BINS = 5, 10
+ENOUGH = 1000  # answers from which on steps are the better fit (Niculescu-Mizil & Caruana, ICML 2005, figure 6)
 
 
 class Affine(NamedTuple):
@@ -28,12 +29,20 @@ class Affine(NamedTuple):
 def fit(kind: str, cost_B: Float[np.ndarray, "B"], unsafe_B: Bool[np.ndarray, "B"]) -> Calibration:
     """P(unsafe | cost) from labels.
 
+    Args:
+        kind: of FITS; "": by the number of answers.
+
     Raises:
         UserError: labels of one class alone, or costs that do not rise where answers are unsafe.
     """
     chex.assert_equal_shape([cost_B, unsafe_B])
     check_classes(unsafe_B)
-    return {PLATT: platt, ISOTONIC: isotonic}[choose(kind, "--fit", *FITS)](cost_B, unsafe_B)
+    return {PLATT: platt, ISOTONIC: isotonic}[choose(kind or usual(len(cost_B)), "--fit", *FITS)](cost_B, unsafe_B)
+
+
+def usual(answers: int) -> str:
+    """The fit that suits this number of answers."""
+    return ISOTONIC if answers >= ENOUGH else PLATT
 
 
 def check_classes(unsafe_B: Bool[np.ndarray, "B"]) -> None:
