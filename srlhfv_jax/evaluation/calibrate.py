@@ -79,11 +79,11 @@ def check(settings: Settings) -> None:
     """
     hosts.initialize()
     hosts.check_batch(settings.batch_size, use_mesh(ALL_DEVICES), "--batch_size of")
+    checkpoints.check_checkpoint(settings.scorer, "--scorer", COST)
     if hub.is_model_id(settings.scorer):
         raise UserError(
             f"--scorer={settings.scorer} is a model of the hub: give a folder, beside whose heads the numbers can be kept"
         )
-    checkpoints.check_checkpoint(settings.scorer, "--scorer", COST)
     scoring.check_score_heads(settings.scorer, inference(settings.dtype))
     sources.check(_data(settings))
 
