@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant(
         "the policy pays C where max(0, C) or 1[C > 0] is bounded",
         "ppo_lag/experience.py",
-        "end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B)",
+        "end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B, static.calibration)",
         'end_cost_B = lagrangian.statistic("mean", cost_B)',
         STEP,
     ),
