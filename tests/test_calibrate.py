@@ -111,6 +111,7 @@ def test_a_head_that_is_trained_anew_is_not_calibrated(places):
 def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
     run(places, "for_training")
     changes = {"constraint.kind": "probability", "constraint.calibrated": True, "constraint.budget": 0.05, "iterations": 1}
+    changes |= {"constraint.confidence": 0.9, "validation.path": str(places / "sft.parquet"), "validation.every_steps": 1}
     rows = ROWS | {"data.path": str(places / "sft.parquet"), "sharing": "shared"}
     base = dict(policy=str(places / "base_weights"), scorer=str(places / "scorer"))
     sft_rows = ROWS | {"data.path": str(places / "sft.parquet")}
@@ -118,6 +119,7 @@ def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
     wanted = settings(PPOLagConfig, "ppo_lag", **base | rows | changes)
     found = ppo_lag.run(wanted, tmp_path / "run")
     assert 0 < found["constraint"] < 1 and found["window_cost"] == pytest.approx(found["constraint"], rel=1e-4)
+    assert found["window_cost_upper"] > found["window_cost"] and found["best_feasible.step"] == -1
     (places / "scorer" / "calibration.json").unlink()
     with pytest.raises(UserError, match="config.constraint.calibrated needs calibration.json beside the cost head"):
         ppo_lag.run(wanted, tmp_path / "other")

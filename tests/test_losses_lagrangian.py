@@ -14,7 +14,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.losses.calibration import Calibration
 
 BASE = ConstraintConfig(
-    kind="mean", calibrated=False, budget=-0.25, controller="log", init=0.8, max=5.0, learning_rate=0.1,
+    kind="mean", calibrated=False, budget=-0.25, confidence=0.0, controller="log", init=0.8, max=5.0, learning_rate=0.1,
     kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0, tolerance=0.0,
 )  # fmt: skip
 MOVING = ["log", "projected", "pid"]
@@ -212,3 +212,27 @@ def test_without_a_calibration_a_probability_is_the_sign():
 def test_only_a_probability_can_be_calibrated():
     with pytest.raises(UserError, match="set config.constraint.kind='probability', got 'mean'"):
         lagrangian.init(dataclasses.replace(BASE, calibrated=True))
+
+
+def test_with_a_confidence_the_controller_follows_the_upper_bound_of_the_mean():
+    """Costs 0.5, 1.25, -0.75, 2.5 have mean 0.875 and standard deviation s = 1.36...: J + 1.645 s / 2."""
+    constraint = dataclasses.replace(BASE, controller="projected", confidence=0.95)
+    state = lagrangian.update_multiplier(constraint, lagrangian.init(constraint), COST_B)
+    bound = 0.875 + 1.6448536 * np.std(np.asarray(COST_B), ddof=1) / 2
+    assert float(lagrangian.window_mean(state)) == pytest.approx(0.875)
+    assert float(lagrangian.held(constraint, state)) == pytest.approx(bound, rel=1e-5)
+    assert float(state.value) == pytest.approx(0.8 + 0.1 * (bound + 0.25), rel=1e-5)
+
+
+def test_the_bound_counts_only_real_episodes_and_is_the_mean_at_one_half():
+    constraint = dataclasses.replace(BASE, controller="projected", confidence=0.9)
+    state = lagrangian.update_multiplier(constraint, lagrangian.init(constraint), COST_B[:2])
+    assert float(lagrangian.held(constraint, state)) == pytest.approx(0.875 + 1.2815516 * 0.5303301 / 2**0.5, rel=1e-5)
+    at_half = dataclasses.replace(constraint, confidence=0.5)
+    assert float(lagrangian.held(at_half, state)) == pytest.approx(0.875)
+    assert float(lagrangian.margin(0.95, COST_B[:1])) == 0
+
+
+def test_a_confidence_below_one_half_is_refused():
+    with pytest.raises(UserError, match="must be 0 .off. or from 0.5 on, such as 0.95, got 0.05"):
+        lagrangian.init(dataclasses.replace(BASE, confidence=0.05))

@@ -77,6 +77,8 @@ class ConstraintConfig:
     # of "probability": P(unsafe | C) of `srlhfv calibrate` in the place of 1[C > 0], so that the budget is a share by annotators' labels
     calibrated: bool
     budget: Number  # d, in units of `kind`
+    # above 0: the controller, and the choice of the best feasible policy, go by an upper bound of E[f(C)] of this confidence
+    confidence: Annotated[float, Range(0, 0.9999)]
     controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo", "p3o"
     init: Weight  # lambda at the start
     max: Weight  # largest lambda; of "crpo": lambda while the cost is too high; of "p3o": kappa

@@ -11,6 +11,7 @@ Left out: whatever the cost head is normalised by (`masked.scale` keeps its zero
 """
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import chex
@@ -44,6 +45,8 @@ def check(constraint: ConstraintConfig) -> None:
         raise UserError(
             f"config.constraint.calibrated is P(unsafe | C): set config.constraint.kind='probability', got {constraint.kind!r}"
         )
+    if 0 < constraint.confidence < 0.5:
+        raise UserError(f"config.constraint.confidence must be 0 (off) or from 0.5 on, such as 0.95, got {constraint.confidence}")
     if not 0 <= constraint.init <= constraint.max:
         raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
@@ -87,7 +90,7 @@ def update_multiplier(
     state = state._replace(
         window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + cost_B.size, constraint.window)
     )
-    moved = _step(constraint, state, window_mean(state))
+    moved = _step(constraint, state, held(constraint, state))
     active = ~jnp.asarray(hold) & (state.step >= constraint.delay)
     state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
     return state._replace(step=state.step + jnp.where(hold, 0, 1))
@@ -109,9 +112,26 @@ def parts(constraint: ConstraintConfig, before: ControllerState, state: Controll
 
 def window_mean(state: ControllerState) -> Float[Array, ""]:
     """J: the mean of f(C) over the episodes in the window (all there are, until it is full)."""
-    slots = state.window_W.size
-    real_W = jnp.arange(slots) >= slots - state.filled
-    return jnp.sum(jnp.where(real_W, state.window_W, 0.0)) / jnp.maximum(state.filled, 1)
+    return jnp.sum(jnp.where(_real(state), state.window_W, 0.0)) / jnp.maximum(state.filled, 1)
+
+
+def held(constraint: ConstraintConfig, state: ControllerState) -> Float[Array, ""]:
+    """J, which is held under the budget; with a confidence its upper bound."""
+    if constraint.confidence == 0:
+        return window_mean(state)
+    return window_mean(state) + margin(constraint.confidence, state.window_W, _real(state))
+
+
+def margin(confidence: float, value_B: Float[Array, "B"], real_B: Bool[Array, "B"] | None = None) -> Float[Array, ""]:
+    """z s / sqrt(n), by which an upper bound of the mean of n values with standard deviation s lies above it: that of the normal
+    distribution, since nothing is promised here. With a single value, nothing is known of s, and it is 0. (The pessimistic constraint
+    of HC-RLHF, arXiv 2506.08266; what a policy keeps is for `srlhfv certify` to say.)
+    """
+    real_B = jnp.ones(value_B.shape, bool) if real_B is None else real_B
+    count = jnp.sum(real_B)
+    mean = jnp.sum(jnp.where(real_B, value_B, 0.0)) / jnp.maximum(count, 1)
+    variance = jnp.sum(jnp.where(real_B, jnp.square(value_B - mean), 0.0)) / jnp.maximum(count - 1, 1)
+    return NormalDist().inv_cdf(confidence) * jnp.sqrt(variance / jnp.maximum(count, 1))
 
 
 def statistic(kind: str, cost_B: Float[Array, "B"], calibration: Calibration | None = None) -> Float[Array, "B"]:
@@ -142,6 +162,12 @@ def combine(reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam:
 def project(lam: Float[Array, ""], ceiling: float) -> Float[Array, ""]:
     """Onto [0, ceiling]. The ceiling is Safe RLHF-V's budget bound: cost never weighs more than ceiling / (1 + ceiling)."""
     return jnp.clip(lam, 0.0, ceiling)
+
+
+def _real(state: ControllerState) -> Bool[Array, "W"]:
+    """The slots of the window that hold an episode."""
+    slots = state.window_W.size
+    return jnp.arange(slots) >= slots - state.filled
 
 
 def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:

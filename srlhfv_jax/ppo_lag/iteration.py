@@ -331,11 +331,12 @@ def score_and_constrain(
     before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold, static.calibration)
     metrics = lagrangian.parts(constraint, before, controller) | {
         "window_cost": lagrangian.window_mean(controller),
+        **({"window_cost_upper": lagrangian.held(constraint, controller)} if constraint.confidence else {}),
         "budget": jnp.float32(constraint.budget),
         "lambda": lagrangian.multiplier(constraint, controller),
     }
     if constraint.controller == "p3o":
-        metrics["excess"] = metrics["window_cost"] - metrics["budget"]
+        metrics["excess"] = lagrangian.held(constraint, controller) - metrics["budget"]
     metrics |= experience.metrics(static, scored, rollout, given)
     if kl_coef is not None:
         metrics["kl_coef"] = kl_coef

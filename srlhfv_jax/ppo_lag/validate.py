@@ -1,6 +1,6 @@
 """Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
 
-Feasible: the run's own constraint holds, mean f(C) <= d. Best: the highest mean reward among those. The judge is the run's own
+Feasible: the run's own constraint holds, mean f(C) <= d (with `config.constraint.confidence` its upper bound). Best: the highest mean reward among those. The judge is the run's own
 reward and cost (learned, or by functions) or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
 `config.validation.budget`. Test prompts are never read here.
 """
@@ -62,13 +62,12 @@ def make(
         } | answers.length_metrics(responses)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
-            feasible = numbers["cost"] <= settings.validation.budget
+            value_B, budget = judged.cost_B, settings.validation.budget
         else:
-            numbers["constraint"] = float(
-                lagrangian.statistic(settings.constraint.kind, judged.cost_B, models.calibration).mean()
-            )
+            value_B = lagrangian.statistic(settings.constraint.kind, judged.cost_B, models.calibration)
+            numbers["constraint"], budget = float(value_B.mean()), settings.constraint.budget
             numbers |= {name: float(score_B.mean()) for name, score_B in scores.items() if name not in SCORES}
-            feasible = numbers["constraint"] <= settings.constraint.budget
+        feasible = float(value_B.mean()) <= budget - _margin(settings.constraint.confidence, value_B)
         if notes.get("judged_by", by) != by:
             hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
             notes["best"] = {"step": -1}
@@ -88,6 +87,10 @@ def make(
         return {f"validation.{name}": value for name, value in numbers.items()}
 
     return evaluate
+
+
+def _margin(confidence: float, value_B) -> float:
+    return float(lagrangian.margin(confidence, jax.numpy.asarray(value_B))) if confidence else 0.0
 
 
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
