@@ -13,6 +13,7 @@ stderr, after each killed run and each kind.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -34,7 +35,8 @@ from srlhfv_jax.data.quickstart import processor, rows as task
 from srlhfv_jax.quickstart.pipeline import write_rows
 
 STEPS = 6
-PATIENCE_S = 600  # of one start
+PATIENCE_S = 900  # of one start
+HUNG = 1000  # in the place of the exit code of a start that outlasts it
 STAGES = ("sft", "scores", "guard", "ppo_lag")
 KILL_FAULTS = ("different", "badly", "debris")
 
@@ -66,16 +68,17 @@ def command(stage: str, folder: Path, workdir: Path) -> list[str]:
 
 
 def start(stage: str, folder: Path, workdir: Path, kill_after_s: float | None = None, by: int = signal.SIGKILL) -> int:
-    """Run a stage, and send a signal after some time; returns the exit code, below 0 where a signal ended it."""
+    """Run a stage, and send a signal after some time; returns the exit code, below 0 where a signal ended it, or HUNG."""
     with (folder / "output.txt").open("ab") as said:
         process = subprocess.Popen(command(stage, folder, workdir), stdout=said, stderr=said, stdin=subprocess.DEVNULL)
         try:
-            return process.wait(PATIENCE_S if kill_after_s is None else kill_after_s)
-        except subprocess.TimeoutExpired:
-            if kill_after_s is None:
-                raise
-            process.send_signal(by)
+            if kill_after_s is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(kill_after_s)
+                process.send_signal(by)
             return process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return HUNG
         finally:
             process.kill()
             process.wait()
@@ -121,9 +124,9 @@ def kills(folder: Path, count: int, until: float, draw: random.Random) -> Iterat
             spent += 1
             yield stage, by.name.lower(), f"after {after_s:.2f} s"
             if code not in (0, -signal.SIGKILL, 128 + signal.SIGTERM):
-                yield stage, "badly", f"ended with {code} after {by.name} at {after_s:.2f} s"
+                yield stage, "badly", f"{_end(code)} after {by.name} at {after_s:.2f} s"
         if code := start(stage, folder, workdir):
-            yield stage, "different", f"{workdir} ended with {code} when it was started again"
+            yield stage, "different", f"{workdir} {_end(code)} when it was started again"
             continue
         if outputs(workdir) != complete[stage]:
             yield stage, "different", f"{workdir}"
@@ -167,6 +170,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     line |= {"faults": found, "by_stage": by_stage, "by_kind": by_kind}
     print(json.dumps(line))
     return line
+
+
+def _end(code: int) -> str:
+    return f"had not ended after {PATIENCE_S} s" if code == HUNG else f"ended with {code}"
 
 
 def _digest(path: Path) -> str:

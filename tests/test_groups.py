@@ -276,7 +276,13 @@ def test_a_run_without_critics_resumes_to_the_same_numbers(stages, tmp_path, adv
     where |= {"cost_fn": f"{tmp_path / 'costs.py'}:long*0.5,model", "reward_fn": f"{tmp_path / 'costs.py'}:long"}
     run = settings(PPOLagConfig, "ppo_lag", **where, **prompts, **parts, **ways, **watched)
     done = ppo_lag.run(run, tmp_path / "whole")
-    assert done["resampled"] >= 0 and 0 <= done["equal_groups"] <= 1 and done["kl_loss"] >= 0 and done["cost.long"] > 0 and "validation.helpful" in done
+    assert (
+        done["resampled"] >= 0
+        and 0 <= done["equal_groups"] <= 1
+        and done["kl_loss"] >= 0
+        and done["cost.long"] > 0
+        and "validation.helpful" in done
+    )
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for number in (3, 4):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(number))
