@@ -19,7 +19,7 @@ ROWS = {"data.split": "", "data.prompt_length": 40, "data.response_length": 24, 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> workdir.Workdir:
-    """A folder with a run of each stage; of PPO-Lagrangian three, since separate trees, options and groups log other metrics."""
+    """A folder with a run of each stage; of PPO-Lagrangian three, since separate trees, groups and options log other metrics."""
     out = picture_task(tmp_path_factory.mktemp("stages"))
     cells = task_rows.split_cells(0)
     write_rows(out / "pairs.parquet", labelled_pairs(cells))
@@ -36,9 +36,18 @@ def work(tmp_path_factory) -> workdir.Workdir:
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both, **shared), out / "ppo_lag")
     separate = {"sharing": "separate", "reward": str(out / "scores"), "cost": str(out / "scores"), "scorer": ""}
     options = {"rollout.old_logp": "recompute", "ptx.coef": 0.5, "ptx.path": str(out / "sft.parquet"), "validation.path": ""}
+    options |= {"constraint.controller": "p3o", "constraint.init": 0.0}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | separate | options), out / "separate")
-    groups = {"ppo.advantage": "group", "ppo.group_size": 2, "ppo.kl_in": "loss", "ppo.resample": 1, "validation.path": ""}
-    ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | {"scorer": str(out / "scores")} | groups), out / "groups")
+    groups = {
+        "scorer": str(out / "scores"),
+        "ppo.advantage": "group",
+        "ppo.group_size": 2,
+        "ppo.resample": 1,
+        "ppo.kl_in": "loss",
+    }
+    groups |= {"ppo.minibatches": 2, "ppo.target_kl": 1.0, "ppo.kl_target": 1.0, "ppo.dual_clip": 3.0}
+    groups |= {"rollout.old_logp": "recompute", "ppo.importance_cap": 2.0, "constraint.controller": "pid"}
+    ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | groups), out / "groups")
     return workdir.read(out)
 
 

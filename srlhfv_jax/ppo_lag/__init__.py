@@ -13,7 +13,7 @@ One iteration:
 
 `run` starts, validates and finishes; `iteration` has the order above, written once. A file imports those to its right alone; `stage` is what the command has to know, `curves` are those of the report:
 
-    stage -> run, curves -> check, rows, watch -> validate -> iteration -> load, critics, leash, selftest -> {experience, update} -> advantages, minibatches -> static -> roles
+    stage -> run, curves -> alarms, check, rows, watch -> validate -> iteration -> load, critics, leash, selftest -> {experience, update} -> advantages, minibatches -> static -> roles
 
     paper                       here
     R, C                        reward_B, cost_B (raw end scores; C > 0 is unsafe)

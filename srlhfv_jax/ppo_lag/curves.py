@@ -63,6 +63,24 @@ PPO_LAG = Curves(
         ),
         Curve(("kl_loss",), "KL as a loss", "In nats per token, never negative, before kl_coef (config.ppo.kl_in).", folded=True),
         Curve(("policy_loss",), "Policy loss", folded=True),
+        Curve(
+            ("lambda.p", "lambda.i", "lambda.d"), "Terms of the multiplier", "Their sum, projected, is lambda (pid).", folded=True
+        ),
+        Curve(("kl_coef",), "Coefficient of the KL", "Where it follows config.ppo.kl_target.", folded=True),
+        Curve(("penalty", "excess"), "Cost over budget", "What the penalty sees, and J - d (p3o).", folded=True),
+        Curve(("steps_taken",), "Gradient steps taken", "Of an iteration, until config.ppo.target_kl ends them.", folded=True),
+        Curve(
+            ("dual_clip_fraction",),
+            "Tokens at the second clip",
+            "Share with a negative advantage and a ratio above it.",
+            folded=True,
+        ),
+        Curve(
+            ("importance", "importance_capped"),
+            "Trainer against sampler",
+            "Mean weight of a token, and the share at config.ppo.importance_cap.",
+            folded=True,
+        ),
         Curve(("ptx_loss",), "Supervised loss beside the policy's", "In nats per token (config.ptx).", folded=True),
         Curve(
             ("reward_critic_loss", "cost_critic_loss", "critic_loss"),

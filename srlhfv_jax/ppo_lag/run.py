@@ -12,7 +12,7 @@ from srlhfv_jax.functions import load, score
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.ppo_lag import check, rows as prompts, validate, watch
+from srlhfv_jax.ppo_lag import alarms, check, rows as prompts, validate, watch
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import checkpoints, inputs
@@ -61,10 +61,12 @@ def run(
         asked = None if scorer is None else functools.partial(scorer, rows["validation"])
         evaluate = validate.make(settings, iteration, started, rows["validation"], notes, asked)
 
+    evaluate = alarms.listen(settings, notes, evaluate, hosts.say)
+
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
         final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra.controller))}
-        return last_numbers(started) | best | final
+        return last_numbers(started) | best | final | alarms.told(alarms.start(notes))
 
     def export(state: states.TrainState) -> None:
         config, policy = models.policy.config, state.params["policy"]
@@ -84,6 +86,7 @@ def run(
         show=("reward", "cost", "lambda", "kl"),
         notes=notes,
         export=export,
+        listen=lambda step, numbers: alarms.after_step(settings, alarms.start(notes), step, numbers),
         sample=watch.make(settings, iteration, started, rows, scorer),
     )
     if evaluate is not None and settings.constraint.controller != "none" and notes["best"]["step"] < 0:

@@ -14,7 +14,7 @@ import numpy as np
 from srlhfv_jax.batches import PromptBatch, Rollout
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import loader
-from srlhfv_jax.evaluation import answering, answers, compare, scoring
+from srlhfv_jax.evaluation import answering, answers, compare, rules, scoring
 from srlhfv_jax.functions.score import Scores
 from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
@@ -59,6 +59,7 @@ def make(
             "helpful": float(judged.helpful_B.mean()),
             "cost": float(judged.cost_B.mean()),
             "unsafe_rate": float(judged.unsafe_B.mean()),
+            "refusal_rate": float(np.mean([rules.xstest_refusal(text) for text in responses.texts])),
         } | answers.length_metrics(responses)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}

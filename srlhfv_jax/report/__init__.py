@@ -7,7 +7,7 @@
     calibration  P(unsafe | cost) beside labels
     results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
     policies     names, columns and numbers of policies         workdir       what a workdir holds
-    watch        the page of a run that goes on
+    watch        the page of a run that goes on                 warnings      what a run said of itself
     figure       a drawing -> PNGs in HTML                      plots, labels what a drawing draws
 
 Reads files only (result.json, config.json, metrics.jsonl, samples.jsonl, score_distributions.json, calibration.json), no checkpoints.

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from srlhfv_jax.report import calibration, curves, guarded, lead, page, results, samples
+from srlhfv_jax.report import calibration, curves, guarded, lead, page, results, samples, warnings
 from srlhfv_jax.report.workdir import Workdir, read
 
 TITLE = "Safe RLHF-V"
@@ -31,6 +31,7 @@ def write_report(workdir: Path | str, path: Path | str | None = None, *, reload_
 def render(work: Workdir, *, reload_seconds: int = 0) -> str:
     """The report as one HTML document that needs nothing else: the result, pictures, answers, curves, tables, and targets last."""
     everything = (
+        warnings.warning_section(work),
         lead.picture_section(work),
         samples.sample_section(work),
         samples.same_prompts_section(work),

@@ -75,21 +75,21 @@ def run(
     notes: dict[str, Any] | None = None,
     export: Callable[[Any], None] | None = None,
     sample: Callable[[Any, int], None] = lambda state, step: None,
+    listen: Callable[[int, dict[str, float]], list[str]] = lambda step, numbers: [],
 ) -> Any:
     """Train from the newest checkpoint, or from `state`, to `total_steps`; returns the last state, which is saved, or the `best`.
 
     Args:
-        name: of the stage, for progress and messages.
+        name, show: of the stage, for progress and messages; metrics on the progress line.
         step_fn: (state, batch) -> (state, metrics): device scalars, (sum, count) (none where the count is 0), under `ROWS` arrays [B].
         state: placed arrays (TrainState). Its buffers belong to the loop: they are donated, or freed before a checkpoint is read.
         evaluate: (state, step) -> numbers to be logged, every `evaluate_every` steps, after the last, and at 0 if `evaluate_first`.
         best: the state with the best evaluation keeps its checkpoint and is returned; the rule's patience may end the run.
         log_every: steps between lines of metrics.jsonl, which has the first and last as well; all are checked for non-finite numbers.
         stop: asked after each step; true = save and raise Preempted, as SIGTERM does.
-        show: metrics on the progress line.
         notes: a JSON-able dict of the stage (the best validation result, say), saved with each checkpoint and restored in place.
         export: called once with the last state, before that is evaluated.
-        sample: called with the state and 0 before the first step, and after each step, before that is saved.
+        sample: called with (state, 0) before the first step, and after each before it is saved. listen: (step, its numbers) -> warnings.
 
     Raises:
         Preempted, KeyboardInterrupt: after saving.
@@ -101,7 +101,7 @@ def run(
         progress = Progress(name, start, total_steps, show)
         came, watch = stack.enter_context(_signals()), stack.enter_context(Watch(progress.say))
         measure = _Evaluation(name, evaluate, evaluate_every, best, total_steps, writer, manager, batches, notes, watch)
-        report = _Report(name, measure, log_every, manager, writer, progress)
+        report = _Report(name, measure, log_every, manager, writer, progress, listen)
         if export is not None and start == total_steps:
             export(state)
         measure.begin(state, start, unevaluated, evaluate_first)
@@ -147,6 +147,7 @@ class _Report(NamedTuple):
     manager: Manager
     writer: Writer
     progress: Progress
+    listen: Callable[[int, dict[str, float]], list[str]]
 
     def __call__(self, running: tuple[int, dict[str, Any], float] | None) -> None:
         """Report (step, metrics, time.monotonic() at its start); of None there is nothing to say."""
@@ -160,6 +161,8 @@ class _Report(NamedTuple):
             self.writer.histograms(step, hosts.to_host(metrics.get(ROWS, {})))
         self.writer.timing(step, time.monotonic() - began)
         self.progress.update(step, values)
+        for text in self.listen(step, values):
+            self.progress.say(f"warning: {text}")
 
 
 class _Evaluation(NamedTuple):

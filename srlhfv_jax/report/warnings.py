@@ -1,0 +1,17 @@
+"""Warnings that PPO-Lagrangian gave while it ran."""
+
+from srlhfv_jax.ppo_lag import alarms
+from srlhfv_jax.report import page
+from srlhfv_jax.report.page import Section
+from srlhfv_jax.report.workdir import Workdir
+
+
+def warning_section(work: Workdir) -> Section:
+    """Every alarm of every stage, with its iteration; empty where there was none."""
+    lines = [
+        f"{stage.name}, iteration {stage.result[alarms.PREFIX + name]:g}: {text}."
+        for stage in work.stages
+        for name, text in alarms.TEXTS.items()
+        if isinstance(stage.result.get(alarms.PREFIX + name), (int, float))
+    ]
+    return Section("warnings", "Warnings", page.bullets(lines) if lines else "")
