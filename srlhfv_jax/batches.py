@@ -117,6 +117,14 @@ class Stream(NamedTuple):
     return_BR: Float[Array, "B R"]
 
 
+class GroupAdvantages(NamedTuple):
+    """Advantages of answers beside the others to their prompts, one for all tokens of an answer. float32."""
+
+    reward_B: Float[Array, "B"]
+    cost_B: Float[Array, "B"]
+    kl_B: Float[Array, "B"]  # of the KL, in nats, never divided by a deviation
+
+
 class Experience(NamedTuple):
     """A scored rollout: everything the PPO-Lagrangian update reads. All float32; [B, R] arrays are 0 off the mask."""
 
@@ -124,9 +132,9 @@ class Experience(NamedTuple):
     ref_logp_BR: Float[Array, "B R"]
     reward_B: Float[Array, "B"]  # end score of the reward head (raw)
     cost_B: Float[Array, "B"]  # end score of the cost head (raw; > 0 means unsafe)
-    token_BR: dict[str, Float[Array, "B R"]]  # critic role -> what it predicts the sum of: rewards, or costs, of each token
+    token_BR: dict[
+        str, Float[Array, "B R"]
+    ]  # critic role -> what it predicts the sum of: rewards, or costs, of each token; {} without
     streams: dict[str, Stream] | None  # critic role -> its stream; None: the update computes the values, and only once
     weight_BR: Float[Array, "B R"] | None  # of each token in the policy's loss: trainer against sampler; None: 1
-    group_adv_B: (
-        dict[str, Float[Array, "B"]] | None
-    )  # "reward", "cost" -> advantage in the group of its prompt; None with critics
+    groups: GroupAdvantages | None  # None with critics

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from srlhfv_jax.batches import Experience, Stream
+from srlhfv_jax.batches import Experience, GroupAdvantages, Stream
 from srlhfv_jax.config import PPOConfig
 from srlhfv_jax.losses import gae, groups, lagrangian, masked, ppo as ppo_losses
-from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES
+from srlhfv_jax.ppo_lag.roles import CRITICS
 
 
 def stream(token_BR: Float[Array, "B R"], value_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"], ppo: PPOConfig) -> Stream:
@@ -34,45 +34,47 @@ def combine(
 def of_cost(experience: Experience, ppo: PPOConfig) -> Float[Array, "B R"]:
     """The advantage of the cost stream alone, in its own units."""
     mask_BR = experience.rollout.response_mask_BR
-    if experience.group_adv_B is not None:
-        return jnp.where(mask_BR, experience.group_adv_B["cost"][:, None], 0.0)
+    if experience.groups is not None:
+        return jnp.where(mask_BR, experience.groups.cost_B[:, None], 0.0)
     return experience.streams["cost_critic"].adv_BR
 
 
-def in_groups(token_BR: Mapping[str, Float[Array, "B R"]], ppo: PPOConfig) -> dict[str, Float[Array, "B"]]:
-    """ "reward", "cost" -> the advantage of each answer in the group of its prompt, by the sum of its token rewards, or costs."""
-    sum_B = {role: jnp.sum(token_BR[f"{role}_critic"], axis=1) for role in SCORES}
-    how = dict(kind=ppo.advantage, scale=ppo.group_scale)
-    return {role: groups.advantages(score_B, ppo.group_size, **how) for role, score_B in sum_B.items()}
+def in_groups(reward_B: Float[Array, "B"], cost_B: Float[Array, "B"], kl_B: Float[Array, "B"], ppo: PPOConfig) -> GroupAdvantages:
+    """The advantage of each answer in the group of its prompt, by its end scores; of its KL without a division."""
+    scores = (groups.advantages(x_B, ppo.group_size, kind=ppo.advantage, scale=ppo.group_scale) for x_B in (reward_B, cost_B))
+    return GroupAdvantages(*scores, groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale="none"))
 
 
 def combine_groups(
-    group_adv_B: Mapping[str, Float[Array, "B"]], mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], ppo: PPOConfig
+    own: GroupAdvantages, mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], kl_coef: Float[Array, ""] | float, ppo: PPOConfig
 ) -> Float[Array, "B R"]:
-    """The same of groups: one advantage for all tokens of an answer."""
-    reward_BR, cost_BR = (jnp.where(mask_BR, group_adv_B[role][:, None], 0.0) for role in SCORES)
-    return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
+    """A = (Z_r - lambda Z_c) / (1 + lambda) - beta Z_kl: one advantage for all tokens of an answer.
+
+    The KL is no part of the scores that a group is divided by: where all answers are safe, Z_c would be its noise, as large as any cost.
+
+    Args:
+        kl_coef: beta; 0 where the KL is a loss.
+    """
+    reward_BR, cost_BR, kl_BR = (jnp.where(mask_BR, adv_B[:, None], 0.0) for adv_B in own)
+    return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo) - kl_coef * kl_BR
 
 
-def group_metrics(group_adv_B: Mapping[str, Float[Array, "B"]], size: int) -> dict[str, Float[Array, ""]]:
+def group_metrics(own: GroupAdvantages, size: int) -> dict[str, Float[Array, ""]]:
     """Shares of groups whose answers are all worth the same: by both scores, and by each; the correlation of both advantages."""
-    everywhere = jnp.ones((len(group_adv_B["cost"]), 1), bool)
-    reward_B1, cost_B1 = (group_adv_B[role][:, None] for role in SCORES)
-    shares = {f"{role}_equal_groups": groups.is_degenerate([adv_B], size) for role, adv_B in group_adv_B.items()}
-    shares["equal_groups"] = groups.is_degenerate(list(group_adv_B.values()), size)
-    correlation = {"advantage_correlation": _correlation(reward_B1, cost_B1, everywhere)}
-    return {name: jnp.mean(equal_N, dtype=jnp.float32) for name, equal_N in shares.items()} | correlation
+    everywhere = jnp.ones((len(own.cost_B), 1), bool)
+    by = {"reward_equal_groups": [own.reward_B], "cost_equal_groups": [own.cost_B], "equal_groups": [own.reward_B, own.cost_B]}
+    shares = {name: jnp.mean(groups.is_degenerate(scores, size), dtype=jnp.float32) for name, scores in by.items()}
+    return shares | {"advantage_correlation": _correlation(own.reward_B[:, None], own.cost_B[:, None], everywhere)}
 
 
 def count_equal_groups(experience: Experience, *, size: int) -> Int[Array, ""]:
     """Groups that teach nothing."""
-    return jnp.sum(groups.is_degenerate(list(experience.group_adv_B.values()), size), dtype=jnp.int32)
+    return jnp.sum(_equal(experience, size), dtype=jnp.int32)
 
 
 def replace_groups(experience: Experience, other: Experience, *, size: int) -> Experience:
     """An experience with another one's groups where its own teach nothing. Both are of the same prompts and pictures."""
-    equal_N = groups.is_degenerate(list(experience.group_adv_B.values()), size)
-    equal_B = jnp.repeat(equal_N, size)
+    equal_B = jnp.repeat(_equal(experience, size), size)
     features = experience.rollout.features
 
     def choose(old: Array, new: Array) -> Array:
@@ -81,6 +83,11 @@ def replace_groups(experience: Experience, other: Experience, *, size: int) -> E
     bare = [one._replace(rollout=one.rollout._replace(features=None)) for one in (experience, other)]
     chosen = jax.tree.map(choose, *bare)
     return chosen._replace(rollout=chosen.rollout._replace(features=features))
+
+
+def _equal(experience: Experience, size: int) -> Bool[Array, "N"]:
+    """Groups whose answers are all worth the same, in reward and in cost."""
+    return groups.is_degenerate([experience.groups.reward_B, experience.groups.cost_B], size)
 
 
 def _mixed(reward_BR, cost_BR, mask_BR, lam, ppo: PPOConfig) -> Float[Array, "B R"]:

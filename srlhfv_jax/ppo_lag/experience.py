@@ -48,8 +48,8 @@ def score(
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] f(C) (Safe RLHF, arXiv 2310.12773, section 3.3), where f is the statistic
-    that the constraint bounds; each stream has its own GAE. Without critics an answer's sum of each stream is compared with those of
-    the other answers to its prompt.
+    that the constraint bounds; each stream has its own GAE. Without critics R, f(C) and the KL of an answer are each compared with
+    those of the other answers to its prompt.
 
     Args:
         trees: those of the places, without the critics' where there are no streams.
@@ -70,15 +70,19 @@ def score(
     end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B, static.calibration)
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     beta = ppo.kl_coef if kl_coef is None else kl_coef
+    scaled = tuple(_scaled(x_B, ppo.scale_scores) for x_B in (reward_B, end_cost_B))
+    if not ppo.has_critics:
+        clipped = (jnp.clip(x_B, -ppo.clip_score, ppo.clip_score) for x_B in scaled)
+        groups = advantages.in_groups(*clipped, jnp.sum(masked.keep(kl_BR, mask_BR), axis=1), ppo)
+        return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, {}, None, weight_BR, groups)
     shape = dict(kl_coef=beta if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
     token_BR = {
-        "reward_critic": shaping.token_rewards(kl_BR, _scaled(reward_B, ppo.scale_scores), mask_BR, **shape),
-        "cost_critic": shaping.token_costs(kl_BR, _scaled(end_cost_B, ppo.scale_scores), mask_BR, **shape),
+        "reward_critic": shaping.token_rewards(kl_BR, scaled[0], mask_BR, **shape),
+        "cost_critic": shaping.token_costs(kl_BR, scaled[1], mask_BR, **shape),
     }
     both = {role: advantages.stream(token_BR[role], value_BR, mask_BR, ppo) for role, value_BR in scores.value_BR.items()}
-    group_adv_B = None if ppo.has_critics else advantages.in_groups(token_BR, ppo)
     streams = both if scores.value_BR else None
-    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, streams, weight_BR, group_adv_B)
+    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, streams, weight_BR, None)
 
 
 def metrics(
@@ -107,8 +111,8 @@ def metrics(
         if role in given:
             end_B = experience.reward_B + _penalty(static.settings.ppo, sampled) if role == "reward" else experience.cost_B
             numbers[f"{role}.{MODEL}"] = jnp.mean(end_B - given[role]) / weight
-    if experience.group_adv_B is not None:
-        numbers |= advantages.group_metrics(experience.group_adv_B, static.settings.ppo.group_size)
+    if experience.groups is not None:
+        numbers |= advantages.group_metrics(experience.groups, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
         if experience.weight_BR is not None:
             capped_BR = (experience.weight_BR >= static.settings.ppo.importance_cap).astype(jnp.float32)

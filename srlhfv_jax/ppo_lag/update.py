@@ -79,8 +79,9 @@ def update(
     """
     lam = multipliers.lam
     ppo, streams, mask_BR = static.settings.ppo, experience.streams, experience.rollout.response_mask_BR
-    if experience.group_adv_B is not None:
-        advantage_BR = advantages.combine_groups(experience.group_adv_B, mask_BR, lam, ppo)
+    if experience.groups is not None:
+        kl_coef = 0.0 if ppo.kl_in == "loss" else _kl_coef(static, multipliers)
+        advantage_BR = advantages.combine_groups(experience.groups, mask_BR, lam, kl_coef, ppo)
     else:
         advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
     features = _features(static, params, base, experience, repeat(images, ppo.group_size) if static.own_towers else None)
@@ -170,6 +171,10 @@ def gradient_step(
     return (params, opt_state), _means({name: mean for name, mean in metrics.items() if name != "loss"})
 
 
+def _kl_coef(static: Static, multipliers: Multipliers) -> Float[Array, ""] | float:
+    return static.settings.ppo.kl_coef if multipliers.kl_coef is None else multipliers.kl_coef
+
+
 def _gradient(static: Static, training: Training, base, loss, name: str, tree: dict, batch):
     """(gradient, metrics, rows) of `loss` by the trainable leaves of one tree, summed over microbatches."""
     return step.accumulate(
@@ -226,8 +231,7 @@ def _policy_loss(multipliers: Multipliers, static: Static, name: str, tree: dict
         loss = loss._replace(sum=loss.sum - settings.ppo.entropy_coef * bonus[0])
     if settings.ppo.kl_in == "loss":
         kl = ppo_losses.kl(logp_BR, batch.experience.ref_logp_BR, mask_BR, reduction=settings.ppo.reduction)
-        kl_coef = settings.ppo.kl_coef if multipliers.kl_coef is None else multipliers.kl_coef
-        loss = loss._replace(sum=loss.sum + kl_coef * kl[0])
+        loss = loss._replace(sum=loss.sum + _kl_coef(static, multipliers) * kl[0])
         logged["kl_loss"] = kl
     if multipliers.excess is not None:
         over = ppo_losses.penalty(
