@@ -46,7 +46,7 @@ def in_groups(reward_B: Float[Array, "B"], cost_B: Float[Array, "B"], kl_B: Floa
 
 
 def combine_groups(
-    own: GroupAdvantages, mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], kl_coef: Float[Array, ""] | float, ppo: PPOConfig
+    group: GroupAdvantages, mask_BR: Bool[Array, "B R"], lam: Float[Array, ""], kl_coef: Float[Array, ""] | float, ppo: PPOConfig
 ) -> Float[Array, "B R"]:
     """A = (Z_r - lambda Z_c) / (1 + lambda) - beta Z_kl: one advantage for all tokens of an answer.
 
@@ -55,16 +55,20 @@ def combine_groups(
     Args:
         kl_coef: beta; 0 where the KL is a loss.
     """
-    reward_BR, cost_BR, kl_BR = (jnp.where(mask_BR, adv_B[:, None], 0.0) for adv_B in own)
+    reward_BR, cost_BR, kl_BR = (jnp.where(mask_BR, adv_B[:, None], 0.0) for adv_B in group)
     return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo) - kl_coef * kl_BR
 
 
-def group_metrics(own: GroupAdvantages, size: int) -> dict[str, Float[Array, ""]]:
+def group_metrics(group: GroupAdvantages, size: int) -> dict[str, Float[Array, ""]]:
     """Shares of groups whose answers are all worth the same: by both scores, and by each; the correlation of both advantages."""
-    everywhere = jnp.ones((len(own.cost_B), 1), bool)
-    by = {"reward_equal_groups": [own.reward_B], "cost_equal_groups": [own.cost_B], "equal_groups": [own.reward_B, own.cost_B]}
+    everywhere = jnp.ones((len(group.cost_B), 1), bool)
+    by = {
+        "reward_equal_groups": [group.reward_B],
+        "cost_equal_groups": [group.cost_B],
+        "equal_groups": [group.reward_B, group.cost_B],
+    }
     shares = {name: jnp.mean(groups.is_degenerate(scores, size), dtype=jnp.float32) for name, scores in by.items()}
-    return shares | {"advantage_correlation": _correlation(own.reward_B[:, None], own.cost_B[:, None], everywhere)}
+    return shares | {"advantage_correlation": _correlation(group.reward_B[:, None], group.cost_B[:, None], everywhere)}
 
 
 def count_equal_groups(experience: Experience, *, size: int) -> Int[Array, ""]:
