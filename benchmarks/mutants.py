@@ -54,24 +54,15 @@ MUTANTS = (
     Mutant(
         "the multiplier moves after the update",
         "ppo_lag/iteration.py",
-        """    controller = lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
-    metrics = {
-        "window_cost": lagrangian.window_mean(controller),
-        "budget": jnp.float32(constraint.budget),
-        "lambda": lagrangian.multiplier(constraint, controller),""",
-        """    before = lagrangian.multiplier(constraint, controller)
-    controller = lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold)
-    metrics = {
-        "window_cost": lagrangian.window_mean(controller),
-        "budget": jnp.float32(constraint.budget),
-        "lambda": before,""",
+        '"lambda": lagrangian.multiplier(constraint, controller),',
+        '"lambda": lagrangian.multiplier(constraint, before),',
         STEP,
     ),
     Mutant(
         "the reference is the policy",
         "ppo_lag/experience.py",
-        'logp("reference"),',
-        'logp("policy"),',
+        'logp("reference") if',
+        'logp("policy") if',
         STEP,
     ),
     Mutant(
@@ -116,7 +107,7 @@ MUTANTS = (
     Mutant(
         "the policy is trained while the critics warm up",
         "ppo_lag/iteration.py",
-        "training._replace(optimizers=alone, train_policy=False)",
+        "training._replace(optimizers=alone, train_policy=False, rates={})",
         "training",
         STEP,
     ),
@@ -166,8 +157,8 @@ MUTANTS = (
     Mutant(
         "the ratio is clipped on the wrong side",
         "losses/ppo.py",
-        "-jnp.minimum(ratio_BR * adv_BR, clipped_BR * adv_BR)",
-        "-jnp.maximum(ratio_BR * adv_BR, clipped_BR * adv_BR)",
+        "gain_BR = jnp.minimum(ratio_BR * adv_BR, clipped_BR * adv_BR)",
+        "gain_BR = jnp.maximum(ratio_BR * adv_BR, clipped_BR * adv_BR)",
         LOSSES,
     ),
     Mutant(
@@ -215,9 +206,23 @@ MUTANTS = (
     Mutant(
         'whiten="scale" does nothing',
         "ppo_lag/advantages.py",
-        'if ppo.whiten == "scale":',
-        'if ppo.whiten == "scaled":',
+        'if ppo.whiten != "none":',
+        'if ppo.whiten == "reward_mean":',
         UPDATE,
+    ),
+    Mutant(
+        "answers are not compared with their group",
+        "losses/groups.py",
+        "centred_NG = score_NG - jnp.mean(score_NG, axis=1, keepdims=True)",
+        "centred_NG = score_NG - jnp.mean(score_NG)",
+        "test_groups.py",
+    ),
+    Mutant(
+        "the KL is normalised with the scores of its group",
+        "ppo_lag/advantages.py",
+        'groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale="none")',
+        "groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale=ppo.group_scale)",
+        "test_groups.py",
     ),
     Mutant(
         'scale_scores="std" does nothing',

@@ -28,7 +28,7 @@ WAYS = {"together": sequences.scores_together, "apart": sequences.scores_apart}
 
 def random_pairs(size: Size) -> PairBatch:
     """The prompts of the other benchmarks with two full answers each."""
-    prompts, rng = whole.random_prompts(size), np.random.default_rng(1)
+    prompts, rng = whole.random_prompts(size, size.batch), np.random.default_rng(1)
     B, T = size.batch, size.length
     tokens_BST = rng.integers(3, size.vocab - 1, (B, 2, T), dtype=np.int32)
     tokens_BST[:, :, : size.prompt] = prompts.tokens_BP[:, None]

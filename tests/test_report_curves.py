@@ -44,6 +44,7 @@ def work(tmp_path_factory) -> workdir.Workdir:
         "ppo.group_size": 2,
         "ppo.resample": 1,
         "ppo.kl_in": "loss",
+        "validation.path": "",
     }
     groups |= {"ppo.minibatches": 2, "ppo.target_kl": 1.0, "ppo.kl_target": 1.0, "ppo.dual_clip": 3.0}
     groups |= {"rollout.old_logp": "recompute", "ppo.importance_cap": 2.0, "constraint.controller": "pid"}
