@@ -1,0 +1,75 @@
+"""Variants of PPO-Lagrangian on the embedded task, beside the quickstart's own run: what the oracle says of each policy.
+
+    srlhfv quickstart                                                    # its supervised policy, scorer and prompts are used
+    python benchmarks/variants.py --quickstart=runs/quickstart --workdir=runs/variants --variants=group,rloo
+
+Each variant changes a few settings of the quickstart's stage and starts where that starts. Its best feasible policy by validation
+prompts (its last one, where none is feasible: `best_step` is -1) answers the test prompts at temperature 1. One JSON line each. A
+variant that is done is not trained again.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, to_dict
+from srlhfv_jax.configs import quickstart
+from srlhfv_jax.files import read_json
+from srlhfv_jax.parallel import host_cpu
+from srlhfv_jax.parsing import parse
+from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.quickstart.pipeline import Pipeline
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gae": {},
+    "group": {"ppo.advantage": "group", "ppo.group_size": 4},
+    "dr_grpo": {"ppo.advantage": "group", "ppo.group_size": 4, "ppo.group_scale": "none", "ppo.reduction": "fixed"},
+    "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 4},
+    "cpgd": {"ppo.objective": "log"},
+    "crpo": {"constraint.controller": "crpo", "constraint.max": 1e6},
+    "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
+}
+NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")
+
+
+def stage_of(pipeline: Pipeline, changes: dict[str, Any], iterations: int) -> PPOLagConfig:
+    """The quickstart's stage with other settings, from its supervised policy and its first scorer."""
+    stage = pipeline.constrained(pipeline.settings.ppo_lag, pipeline.workdir / "sft", pipeline.workdir / "round1_scores")
+    config = ConfigDict(to_dict(stage))
+    with config.unlocked():
+        config.update_from_flattened_dict(changes | ({"iterations": iterations} if iterations else {}))
+    return parse(PPOLagConfig, config)
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    flags.add_argument("--workdir", type=Path, default=Path("runs/variants"))
+    flags.add_argument("--variants", default="group,rloo", help=f"comma-separated, of {', '.join(VARIANTS)}")
+    flags.add_argument("--preset", default="default", help="of configs/quickstart.py, that the quickstart ran with")
+    flags.add_argument("--iterations", type=int, default=0, help="0: the preset's")
+    given = flags.parse_args()
+    host_cpu.prepare()
+    settings = parse(QuickstartConfig, quickstart.get_config(given.preset))
+    settings = dataclasses.replace(settings, seed=read_json(given.quickstart / "config.json")["seed"])
+    pipeline = Pipeline(settings, given.quickstart)
+    judged = Pipeline(settings, given.workdir)
+    judged.base, judged.data = pipeline.base, pipeline.data
+    for name in given.variants.split(","):
+        stage, folder = stage_of(pipeline, VARIANTS[name], given.iterations), given.workdir / name
+        began = time.monotonic()
+        done = ppo_lag.run(stage, folder)
+        seconds, best = time.monotonic() - began, done["best_feasible.step"]
+        policy = folder / ("best_feasible" if best >= 0 else "export")
+        numbers = judged.evaluate({name: policy}, folder / "evaluation")
+        line = {"variant": name, "seed": settings.seed, "seconds": seconds, "best_step": best, "lambda": done["lambda.final"]}
+        print(json.dumps(line | {key: numbers[f"{name}.{key}"] for key in NUMBERS if f"{name}.{key}" in numbers}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
