@@ -36,7 +36,7 @@ def test_sums_of_microbatches_equal_the_whole_batch():
 
 
 def test_an_unknown_reduction_is_refused():
-    with pytest.raises(ValueError, match="'token' or 'sequence', got 'mean'"):
+    with pytest.raises(ValueError, match="'token', 'sequence' or 'fixed', got 'mean'"):
         masked.reduce(X_BR, MASK_BR, "mean")
 
 
