@@ -70,6 +70,7 @@ def test_pictures_in_memory_come_back_from_the_workdir(tmp_path):
     assert example == back and example.meta == {"level": "1"}
 
 
+@pytest.mark.slow
 def test_ppo_lag_with_functions_of_ones_own_in_a_few_lines(tmp_path):
     tiny_hf.save(tmp_path / "llama", tiny_hf.llama_config())
 

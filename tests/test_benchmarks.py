@@ -46,6 +46,7 @@ def test_an_iteration_is_timed_and_its_line_is_complete(sharing, more):
     assert (line["batch"], line["prompts"]) == ((2, 1) if "--group_size=2" in more else (2, 2))
 
 
+@pytest.mark.slow
 def test_the_prompts_of_groups_take_the_operations_of_as_many_fewer_prompts(scripts, monkeypatch):
     import ppo_lag_iteration as whole
     import sizes

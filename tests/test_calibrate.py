@@ -108,6 +108,7 @@ def test_a_head_that_is_trained_anew_is_not_calibrated(places):
     assert not (places / "trained" / "export" / "calibration.json").exists()
 
 
+@pytest.mark.slow
 def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
     run(places, "for_training")
     changes = {"constraint.kind": "probability", "constraint.calibrated": True, "constraint.budget": 0.05, "iterations": 1}
@@ -125,6 +126,7 @@ def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
         ppo_lag.run(wanted, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_certificate_bounds_the_calibrated_probability(places):
     run(places, "for_certificate")
     known = calibrations.read(places / "scorer")

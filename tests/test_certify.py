@@ -56,6 +56,7 @@ def scored(places) -> dict:
     return run(places, "scored", f"--scorer={places / 'scorer'}", "--budget=0.9")
 
 
+@pytest.mark.slow
 def test_a_scorer_judges_every_fresh_prompt_once(places, scored):
     rows = lines(places, "scored")
     assert sorted(row["row"] for row in rows) == list(range(PROMPTS)) and [row["row"] for row in rows] != list(range(PROMPTS))

@@ -114,6 +114,7 @@ def warmed(text, tmp_path_factory):
     return numbers(workdir)
 
 
+@pytest.mark.slow
 def test_while_the_critics_learn_alone_the_multiplier_rests_and_its_window_fills(warmed):
     alone = [line for line in warmed if "policy_loss" not in line]
     assert 1 <= len(alone) <= WARM["critic_warmup"] and warmed[: len(alone)] == alone

@@ -302,6 +302,7 @@ def models(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_checkpoints_answer_once_and_learned_models_judge(root, models):
     flags = ["--config.judge=models", f"--config.scorer={models / 'scorer'}", "--config.temperature=1.0", "--config.samples=2"]
     result = run(root, *flags, "--config.pairwise=True", policies=f"a={models / 'policy'},b={root / 'ours.jsonl'}")

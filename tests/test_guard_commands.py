@@ -64,6 +64,7 @@ def same(found: dict, wanted: dict) -> bool:
     return {**found, "scores": 0} == {**wanted, "scores": 0}
 
 
+@pytest.mark.slow
 def test_answers_that_a_guard_calls_unsafe_are_those_of_its_verdicts(made):
     examples = sources.load_examples(single_pass(str(made.rows)))
     answers = [example.responses[0] for example in examples]

@@ -40,6 +40,7 @@ def same(one, other, atol=1e-6) -> bool:
 
 
 @pytest.mark.parametrize("kl_in", ("reward", "loss"))
+@pytest.mark.slow
 def test_an_adapted_beta_is_that_of_the_settings_at_first_and_another_one_next(kl_in):
     plain, adapted = run(**{"ppo.kl_in": kl_in}), run(**{"ppo.kl_in": kl_in, "ppo.kl_target": 0.5, "ppo.kl_horizon": 100.0})
     assert same(plain.params, adapted.params) and plain.state.extra.kl_coef is None
@@ -47,6 +48,7 @@ def test_an_adapted_beta_is_that_of_the_settings_at_first_and_another_one_next(k
     assert float(adapted.state.extra.kl_coef) == pytest.approx(float(expected), rel=1e-5) != 0.13
 
 
+@pytest.mark.slow
 def test_kl_as_a_loss_pulls_towards_the_reference_and_leaves_the_streams_alone():
     free, held = run(**{"ppo.kl_in": "loss", "ppo.kl_coef": 0.0}), run(**{"ppo.kl_in": "loss", "ppo.kl_coef": 5.0})
     np.testing.assert_array_equal(free.experience.token_BR["reward_critic"], held.experience.token_BR["reward_critic"])
@@ -85,6 +87,7 @@ def test_the_penalty_is_the_cost_over_budget_of_the_next_policy_and_never_negati
     assert penalty(adv, -5.0) == 0
 
 
+@pytest.mark.slow
 def test_p3o_is_ppo_while_the_cost_is_under_its_budget_and_lowers_it_above():
     how = {"constraint.controller": "p3o", "constraint.max": 20.0}
     under = run(**how | {"constraint.budget": 1e3})

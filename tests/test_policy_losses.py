@@ -94,6 +94,7 @@ def test_an_overlong_answer_loses_reward_and_no_cost():
     np.testing.assert_array_equal(plain.experience.cost_B, punished.experience.cost_B)
 
 
+@pytest.mark.slow
 def test_where_sampler_and_trainer_agree_importance_weights_change_nothing():
     recomputed = {"rollout.old_logp": "recompute"}
     plain, weighted = run(**recomputed), run(**recomputed | {"ppo.importance_cap": 2.0})

@@ -249,6 +249,7 @@ def assert_moved_alike(new: Any, expected: Any, old: Any) -> None:
     np.testing.assert_allclose(np.asarray(new, float) - old, change, atol=1e-3 * np.abs(change).max())
 
 
+@pytest.mark.slow
 def test_two_epochs_of_two_minibatches_are_four_steps_on_the_rows_of_their_permutations(one_device):
     known = static(model=MODEL, **LINEAR | {"ppo.epochs": 2, "ppo.minibatches": 2})
     whole, steps = run(known), dealt(known)
@@ -272,6 +273,7 @@ def gradient(new: np.ndarray, old: np.ndarray, rate: float) -> np.ndarray:
     return move / (1 - np.abs(move))
 
 
+@pytest.mark.slow
 def test_ptx_adds_its_coefficient_times_the_supervised_gradient():
     start = output(trees()["policy"])
     alone, beside = (run(static(model=MODEL, **LINEAR | {"ptx.coef": coef})) for coef in (0.0, 0.25))
