@@ -45,7 +45,7 @@ def policy(
     chex.assert_equal_shape(arrays)
     chex.assert_type(arrays, [float, float, float, bool])
 
-    log_ratio_BR = jnp.clip(masked.keep(logp_BR - old_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
     ratio_BR = jnp.exp(log_ratio_BR)
     low, high = 1 - clip_ratio, 1 + (clip_ratio_high or clip_ratio)
     clipped_BR = jnp.clip(ratio_BR, low, high)
@@ -94,7 +94,7 @@ def penalty(
     Args:
         excess: J - d.
     """
-    log_ratio_BR = jnp.clip(masked.keep(logp_BR - old_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
     ratio_BR, adv_BR = jnp.exp(log_ratio_BR), masked.keep(cost_adv_BR, mask_BR)
     clipped_BR = jnp.clip(ratio_BR, 1 - clip_ratio, 1 + clip_ratio)
     total, tokens = masked.token_mean(jnp.maximum(ratio_BR * adv_BR, clipped_BR * adv_BR), mask_BR)
@@ -106,7 +106,7 @@ def importance(
 ) -> Float[Array, "B R"]:
     """min(pi_trainer / pi_sampler, cap) of each token: weights for what a sampler drew with other rounding than the trainer's
     (truncated importance sampling, Ionides 2008). 0 off the mask."""
-    log_ratio_BR = jnp.clip(masked.keep(logp_BR - sampler_logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio_BR = _log_ratio(logp_BR, sampler_logp_BR, mask_BR)
     return masked.keep(jnp.minimum(jnp.exp(log_ratio_BR), cap), mask_BR)
 
 
@@ -117,7 +117,7 @@ def kl(
 
     GRPO (arXiv 2402.03300), equation 4.
     """
-    log_ratio_BR = jnp.clip(masked.keep(ref_logp_BR - logp_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio_BR = _log_ratio(ref_logp_BR, logp_BR, mask_BR)
     return masked.reduce(jnp.exp(log_ratio_BR) - 1 - log_ratio_BR, mask_BR, reduction)
 
 
@@ -158,6 +158,11 @@ def explained_variance(
     left = _variance(return_BR - value_BR, mask_BR)
     whole = _variance(return_BR, mask_BR)
     return jnp.where(whole > 0, 1 - left / jnp.where(whole > 0, whole, 1.0), 0.0)
+
+
+def _log_ratio(logp_BR: Float[Array, "B R"], other_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Float[Array, "B R"]:
+    """log pi - log pi_other within LOG_RATIO_BOUND; 0 off the mask."""
+    return jnp.clip(masked.keep(logp_BR - other_BR, mask_BR), -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def _variance(x_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Float[Array, ""]:

@@ -31,7 +31,7 @@ def combine(
     return _mixed(reward_BR, cost_BR, mask_BR, lam, ppo)
 
 
-def of_cost(experience: Experience, ppo: PPOConfig) -> Float[Array, "B R"]:
+def of_cost(experience: Experience) -> Float[Array, "B R"]:
     """The advantage of the cost stream alone, in its own units."""
     mask_BR = experience.rollout.response_mask_BR
     if experience.groups is not None:

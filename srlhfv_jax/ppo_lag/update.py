@@ -86,7 +86,7 @@ def update(
         advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
     features = _features(static, params, base, experience, repeat(images, ppo.group_size) if static.own_towers else None)
     known = advantage_BR is not None and multipliers.excess is not None
-    cost_adv_BR = advantages.of_cost(experience, ppo) if known else None
+    cost_adv_BR = advantages.of_cost(experience) if known else None
     rollout = Minibatch(experience, advantage_BR, features, cost_adv_BR)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(ppo.epochs))
     rows = jax.vmap(lambda key: minibatches.draw(key, len(mask_BR), ppo.minibatches))(keys)
