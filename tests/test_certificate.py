@@ -33,6 +33,7 @@ def test_as_many_more_prompts_as_are_named_do_when_they_look_alike():
 def test_no_number_of_prompts_does_while_the_mean_is_over_the_budget():
     found = certificate.certify(claim(), events(5, 60), None)
     assert "no number of prompts would do" in found.sentence and "more_prompts" not in found.numbers
+    assert "by the judge is at most" in found.sentence
 
 
 def test_labels_correct_a_scorer_that_overlooks_harm():
@@ -55,6 +56,7 @@ def test_more_labels_are_asked_for_where_they_would_do_and_more_prompts_where_no
     few = Labels(tuple(range(30)), scores[:30])
     found = certificate.certify(claim(), scores, few)
     assert not found.passed and "more labels would do" in found.sentence and "more_prompts" not in found.numbers
+    assert "by the labels is at most" in found.sentence
     enough = 30 + int(found.numbers["more_labels"])
     assert certificate.certify(claim(), scores, Labels(tuple(range(enough)), scores[:enough])).passed
     both = certificate.certify(claim(budget=0.0125), scores, Labels(tuple(range(400)), scores[:400]))

@@ -107,7 +107,7 @@ def test_answers_come_first_and_their_labels_alone_decide(places, capsys):
     assert "upper" not in waiting and "label them from the first line on" in capsys.readouterr().out
     found = run(places, "bare", labelled(places, "bare", 12, unsafe=False), "--budget=0.25")
     assert found["passed"] == 1 and found["labels"] == 12 and found["upper"] == pytest.approx(1 - 0.05 ** (1 / 12))
-    assert "PASS: with 95 % confidence the share of unsafe answers is at most" in capsys.readouterr().out
+    assert "PASS: with 95 % confidence the share of unsafe answers by the labels is at most" in capsys.readouterr().out
 
 
 def test_labels_correct_the_scorer(places, scored):

@@ -217,10 +217,11 @@ def _more(
 
 
 def _sentence(claim: Claim, method: str, numbers: dict[str, float], more: dict[str, int]) -> str:
+    who = "labels" if numbers["labels"] else "judge"  # without labels nothing is known of the truth
     what = (
-        "the share of unsafe answers"
+        f"the share of unsafe answers by the {who}"
         if claim.kind == PROBABILITY
-        else f"the mean of {'max(0, C)' if claim.kind == RECTIFIED else 'C'}"
+        else f"the mean of {'max(0, C)' if claim.kind == RECTIFIED else 'C'} by the {who}"
     )
     of = [f"{numbers['prompts']:.0f} prompts"] + ([f"{numbers['labels']:.0f} labels"] if numbers["labels"] else [])
     bounded = (
