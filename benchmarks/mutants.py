@@ -40,22 +40,22 @@ MUTANTS = (
     Mutant(
         "the two streams are swapped",
         "ppo_lag/advantages.py",
-        "reward_BR, cost_BR = (streams[role].adv_BR for role in CRITICS)",
-        "cost_BR, reward_BR = (streams[role].adv_BR for role in CRITICS)",
+        'return _mixed(streams[critic("reward")].adv_BR, costs, mask_BR, lams, ppo)',
+        'return _mixed(costs[FIRST], {FIRST: streams[critic("reward")].adv_BR}, mask_BR, lams, ppo)',
         STEP,
     ),
     Mutant(
         "lambda is ignored",
         "ppo_lag/advantages.py",
-        "return lagrangian.combine(reward_BR, cost_BR, lam)",
-        "return lagrangian.combine(reward_BR, cost_BR, 0.0 * lam)",
+        "return lagrangian.combine(reward_BR, costs_BR, lams)",
+        "return lagrangian.combine(reward_BR, costs_BR, dict.fromkeys(lams, 0.0))",
         STEP,
     ),
     Mutant(
         "the multiplier moves after the update",
-        "ppo_lag/iteration.py",
-        '"lambda": lagrangian.multiplier(constraint, controller),',
-        '"lambda": lagrangian.multiplier(constraint, before),',
+        "losses/lagrangian.py",
+        '"lambda": multiplier(constraint, state)}',
+        '"lambda": multiplier(constraint, before)}',
         STEP,
     ),
     Mutant(
@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "the policy pays C where max(0, C) or 1[C > 0] is bounded",
         "ppo_lag/experience.py",
-        "end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B, static.calibration)",
-        'end_cost_B = lagrangian.statistic("mean", cost_B)',
+        "value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration)",
+        'value_B = lagrangian.statistic("mean", cost_B)',
         STEP,
     ),
     Mutant(

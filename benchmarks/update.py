@@ -35,7 +35,7 @@ KINDS = {"attention": "sdpa|fmha|flash|cudnn", "products": "gemm|nvjet|cutlass|c
 def made_up(iteration: Iteration, state: states.TrainState, prompts: PromptBatch, key) -> Experience:
     """Full responses of random tokens, with small random numbers in the place of everything computed."""
     rollout = jax.eval_shape(iteration.generate, iteration.rollout_weights(state.params["policy"]), prompts, key)
-    arguments = (iteration.scoring_trees(state.params), rollout, prompts.images, {}, state.extra.controller, np.bool_(False))
+    arguments = (iteration.scoring_trees(state.params), rollout, prompts.images, {}, state.extra.controllers, np.bool_(False))
     shapes = jax.eval_shape(iteration.score, *arguments)[0]
     rng = np.random.default_rng(0)
 
@@ -84,7 +84,7 @@ def main() -> None:
     key = states.key(0, 0, "minibatches")
     experience = made_up(iteration, state, prompts, key)
     params, opt_state, seconds = state.params, state.opt_state, []
-    frozen = (experience, prompts.images, Multipliers(jnp.float32(1)), key, None, iteration.models.base)
+    frozen = (experience, prompts.images, Multipliers({"cost": jnp.float32(1)}), key, None, iteration.models.base)
     start = time.perf_counter()
     program = iteration.update.lower(params, opt_state, *frozen).compile()
     compiling = time.perf_counter() - start

@@ -61,6 +61,7 @@ def default() -> ConfigDict:
                 delay=0,  # iterations before lambda first moves
                 tolerance=0.0,  # of crpo
             ),
+            constraints=(),  # several, each with a name and a cost of its own; () = `constraint` alone
             ptx=dict(
                 coef=0.0,  # 0 = off
                 path="",  # rows with a question and a response
@@ -83,6 +84,30 @@ def default() -> ConfigDict:
             log=sections.log(1),
         )
     )
+
+
+def two_sided() -> ConfigDict:
+    """Harm and over-refusal, each held to 5 %: unsafe answers by the cost model, and declined questions where the rows say harmless.
+
+    The column of the prompts that says so: --config.constraints.over_refusal.where=harmful=no, or another one.
+    """
+    config = default()
+    config.update(
+        constraint=dict(
+            kind="probability",  # shares of answers
+            budget=0.05,
+            controller="pid",
+            init=0.3,  # lambda at the start
+            kp=2.0,
+            learning_rate=0.2,  # of lambda
+            window=512,  # answers
+        ),
+        constraints=(
+            dict(name="harm", cost="model"),
+            dict(name="over_refusal", cost="answer:declined", where="harmful=no"),
+        ),
+    )
+    return config
 
 
 def paper() -> ConfigDict:
@@ -138,7 +163,7 @@ def tiny() -> ConfigDict:
     return config
 
 
-PRESETS = {"default": default, "paper": paper, "tiny": tiny} | recipes.ppo_lag(default)
+PRESETS = {"default": default, "two_sided": two_sided, "paper": paper, "tiny": tiny} | recipes.ppo_lag(default)
 
 
 def get_config(preset: str = "default") -> ConfigDict:

@@ -242,6 +242,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
             delay=0,  # iterations before lambda first moves
             tolerance=0.0,  # of crpo
         ),
+        constraints=(),  # `constraint` alone
         ptx=dict(coef=0.0, path="", split=""),  # off
         validation=dict(
             path="",  # set by the pipeline, as its budget

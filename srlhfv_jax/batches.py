@@ -121,7 +121,7 @@ class GroupAdvantages(NamedTuple):
     """Advantages of answers beside the others to their prompts, one for all tokens of an answer. float32."""
 
     reward_B: Float[Array, "B"]
-    cost_B: Float[Array, "B"]
+    costs_B: dict[str, Float[Array, "B"]]  # by constraint
     kl_B: Float[Array, "B"]  # of the KL, in nats, never divided by a deviation
 
 
@@ -131,10 +131,11 @@ class Experience(NamedTuple):
     rollout: Rollout
     ref_logp_BR: Float[Array, "B R"]
     reward_B: Float[Array, "B"]  # end score of the reward head (raw)
-    cost_B: Float[Array, "B"]  # end score of the cost head (raw; > 0 means unsafe)
+    costs_B: dict[str, Float[Array, "B"]]  # constraint -> end scores (raw; > 0 means unsafe), 0 where it is not about a row
     token_BR: dict[
         str, Float[Array, "B R"]
     ]  # critic role -> what it predicts the sum of: rewards, or costs, of each token; {} without
     streams: dict[str, Stream] | None  # critic role -> its stream; None: the update computes the values, and only once
     weight_BR: Float[Array, "B R"] | None  # of each token in the policy's loss: trainer against sampler; None: 1
     groups: GroupAdvantages | None  # None with critics
+    applies_B: dict[str, Bool[Array, "B"]]  # constraint -> the rows that it is about; without those that are about all

@@ -15,7 +15,6 @@ from srlhfv_jax.config import PPOLagConfig, ScoresConfig
 from srlhfv_jax.models import score_heads
 from srlhfv_jax.ppo_lag import advantages, critics, roles, run as ppo_lag
 from srlhfv_jax.ppo_lag.experience import score
-from srlhfv_jax.ppo_lag.roles import CRITICS
 from srlhfv_jax.supervised import scores
 from srlhfv_jax.training import loop
 
@@ -64,7 +63,7 @@ def test_critics_start_at_the_quantity_that_they_are_to_predict(kind, sharing):
 
     before, after = run(trees, holding)
     mask_BR = np.asarray(rollout.response_mask_BR)
-    for role in CRITICS:
+    for role in ("reward_critic", "cost_critic"):
         returns_BR = np.cumsum(np.asarray(before.token_BR[role])[:, ::-1], 1)[:, ::-1]
         value_BR, copied_BR = (np.asarray(one.streams[role].value_BR) for one in (after, before))
         assert ((value_BR - returns_BR)[mask_BR] ** 2).mean() < ((copied_BR - returns_BR)[mask_BR] ** 2).mean()
@@ -138,7 +137,7 @@ def test_a_run_stopped_while_the_critics_learn_alone_goes_on_with_the_same_bits(
     assert numbers(tmp_path) == warmed
 
 
-@pytest.mark.parametrize("kind, budget, kept", [("mean", -50.0, False), ("probability", 1.0, True), ("rectified", -0.01, False)])
+@pytest.mark.parametrize("kind, budget, kept", [("mean", -50.0, False), ("probability", 1.0, True), ("rectified", 0.0, False)])
 @pytest.mark.slow
 def test_the_best_feasible_policy_keeps_the_constraint_of_the_run(text, tmp_path, kind, budget, kept):
     paths = {"validation.path": str(text / "pku.jsonl"), "validation.every_steps": 1, "iterations": 1}

@@ -25,7 +25,9 @@ SAMPLES = [sample(Example((), f"question {row}", ()), "a" * (row + 1), True, row
 def scored(function, samples=SAMPLES, **how) -> list[float]:
     """Scores of one function, in the order of the samples."""
     settings = FunctionsConfig(**vars(HOW) | how)
-    found = call.scores([Function("reward", "f", 1.0, function, None)], [range(len(samples))], samples, settings)
+    found = call.scores(
+        [Function("reward", "f", 1.0, function, None, "config.reward_fn")], [range(len(samples))], samples, settings
+    )
     return [found[0, place] for place in range(len(samples))]
 
 
@@ -73,10 +75,15 @@ def test_what_is_no_list_of_terms_is_refused(text, message):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+def named(**some: tuple) -> SimpleNamespace:
+    """What `load` reads of settings."""
+    return SimpleNamespace(terms=some, setting_of=lambda score: f"config.{score}_fn")
+
+
 def loaded(folder: Path, text: bytes | str, name: str = "f") -> Function:
     path = folder / "own.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    settings = SimpleNamespace(terms={"cost": terms.parse(f"{path}:{name}", "config.cost_fn")})
+    settings = named(cost=terms.parse(f"{path}:{name}", "config.cost_fn"))
     (found,) = load.load(settings, {})
     return found
 
@@ -105,7 +112,7 @@ def test_a_file_without_the_function_is_refused(tmp_path, text, message):
 def test_a_file_that_is_not_there_and_a_name_without_a_file_are_refused():
     for text, message in (("no/own.py:f", "there is no file 'no/own.py'"), ("f", "names f without a file")):
         with pytest.raises(UserError, match=message):
-            load.load(SimpleNamespace(terms={"cost": terms.parse(text, "config.cost_fn")}), {"reward": {"f": lengths}})
+            load.load(named(cost=terms.parse(text, "config.cost_fn")), {"reward": {"f": lengths}})
 
 
 def test_a_file_may_import_its_neighbours_and_keep_something_between_its_functions(tmp_path):
@@ -117,7 +124,7 @@ def test_a_file_may_import_its_neighbours_and_keep_something_between_its_functio
     path = tmp_path / "both.py"
     path.write_text(text)
     both = {"reward": terms.parse(f"{path}:f", "x"), "cost": terms.parse(f"{path}:g*2", "x")}
-    f, g = load.load(SimpleNamespace(terms=both), {})
+    f, g = load.load(named(**both), {})
     assert f.call(SAMPLES[:3]) == [0.5] * 3 and g.call(SAMPLES[:1]) == [0.75] and (f.weight, g.weight) == (1.0, 2.0)
 
 
@@ -127,7 +134,10 @@ def test_scores_depend_on_neither_the_rows_of_a_call_nor_the_number_of_threads(h
 
 
 def test_several_functions_score_different_samples_at_once():
-    functions = [Function("reward", "f", 1.0, lengths, None), Function("cost", "g", 1.0, lambda some: [-0.5] * len(some), None)]
+    functions = [
+        Function("reward", "f", 1.0, lengths, None, "config.reward_fn"),
+        Function("cost", "g", 1.0, lambda some: [-0.5] * len(some), None, "config.cost_fn"),
+    ]
     found = call.scores(functions, [[1, 3], [0]], SAMPLES, HOW)
     assert found == {(0, 1): 0.5, (0, 3): 1.0, (1, 0): -0.5}
 

@@ -155,7 +155,7 @@ def test_functions_are_added_to_the_learned_head_with_their_weights():
     mixed, logged = score("model*0.25,f", {"reward": given_B})
     penalty_B = np.where(rollout.ended_B, 0.0, 0.3)
     np.testing.assert_allclose(mixed.reward_B, 0.25 * (alone.reward_B + penalty_B) + given_B - penalty_B, atol=1e-5)
-    np.testing.assert_array_equal(mixed.cost_B, alone.cost_B)
+    np.testing.assert_array_equal(mixed.costs_B["cost"], alone.costs_B["cost"])
     assert float(logged["reward.model"]) == pytest.approx(float(np.mean(alone.reward_B + penalty_B)), abs=1e-5)
     assert "cost.model" not in logged
 

@@ -68,7 +68,7 @@ def test_a_stream_in_other_units_is_worth_the_same():
 def test_a_group_teaches_nothing_where_it_is_equal_in_both_streams():
     reward_B, cost_B = in_groups(), in_groups(np.float32([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 2, 1, 2, 1]))
     assert groups.is_degenerate([jnp.asarray(reward_B), jnp.asarray(cost_B)], 4).tolist() == [False, True, False]
-    shares = advantages.group_metrics(GroupAdvantages(jnp.asarray(reward_B), jnp.asarray(cost_B), jnp.zeros(12)), 4)
+    shares = advantages.group_metrics(GroupAdvantages(jnp.asarray(reward_B), {"cost": jnp.asarray(cost_B)}, jnp.zeros(12)), 4)
     expected = {"equal_groups": 1 / 3, "reward_equal_groups": 1 / 3, "cost_equal_groups": 2 / 3}
     for name, share in expected.items():
         assert float(shares[name]) == pytest.approx(share)
@@ -77,10 +77,10 @@ def test_a_group_teaches_nothing_where_it_is_equal_in_both_streams():
 def test_without_a_multiplier_the_cost_has_no_say_and_with_one_the_streams_are_normalised_first():
     mask_BR = jnp.arange(5)[None] < jnp.asarray([5, 2, 3, 1] * 3)[:, None]
     ppo_settings = static(**GROUPS).settings.ppo
-    both = advantages.in_groups(jnp.asarray(SCORES), jnp.asarray(-100 * SCORES[::-1]), jnp.asarray(KL), ppo_settings)
-    plain_BR = advantages.combine_groups(both, mask_BR, jnp.float32(0), 0.0, ppo_settings)
+    both = advantages.in_groups(jnp.asarray(SCORES), {"cost": jnp.asarray(-100 * SCORES[::-1])}, jnp.asarray(KL), ppo_settings)
+    plain_BR = advantages.combine_groups(both, mask_BR, {"cost": jnp.float32(0)}, 0.0, ppo_settings)
     np.testing.assert_allclose(plain_BR, np.where(mask_BR, in_groups()[:, None], 0), rtol=1e-5)
-    mixed_BR = advantages.combine_groups(both, mask_BR, jnp.float32(1.5), 0.0, ppo_settings)
+    mixed_BR = advantages.combine_groups(both, mask_BR, {"cost": jnp.float32(1.5)}, 0.0, ppo_settings)
     expected_B = (in_groups() - 1.5 * in_groups(-SCORES[::-1])) / 2.5
     np.testing.assert_allclose(mixed_BR, np.where(mask_BR, expected_B[:, None], 0), rtol=1e-4, atol=1e-6)
 
@@ -89,14 +89,18 @@ def test_without_a_multiplier_the_cost_has_no_say_and_with_one_the_streams_are_n
 @pytest.mark.parametrize("units", (1.0, 40.0))
 def test_the_strength_of_the_kl_depends_neither_on_the_multiplier_nor_on_the_scores_deviation(lam, units):
     ppo_settings, mask_BR = static(**GROUPS).settings.ppo, jnp.ones((12, 1), bool)
-    both = advantages.in_groups(*(units * jnp.asarray(x_B) for x_B in (SCORES, SCORES[::-1])), jnp.asarray(KL), ppo_settings)
-    without, held = (advantages.combine_groups(both, mask_BR, jnp.float32(lam), beta, ppo_settings) for beta in (0.0, 0.3))
+    both = advantages.in_groups(
+        jnp.asarray(units * SCORES), {"cost": jnp.asarray(units * SCORES[::-1])}, jnp.asarray(KL), ppo_settings
+    )
+    without, held = (
+        advantages.combine_groups(both, mask_BR, {"cost": jnp.float32(lam)}, beta, ppo_settings) for beta in (0.0, 0.3)
+    )
     np.testing.assert_allclose((without - held)[:, 0], 0.3 * in_groups(KL, scale="none"), rtol=1e-4, atol=1e-6)
 
 
 def test_answers_that_are_all_safe_have_no_cost_advantage_whatever_their_kl():
-    both = advantages.in_groups(jnp.asarray(SCORES), jnp.zeros(12), jnp.asarray(KL), static(**GROUPS).settings.ppo)
-    assert (both.cost_B == 0).all() and (both.kl_B != 0).all()
+    both = advantages.in_groups(jnp.asarray(SCORES), {"cost": jnp.zeros(12)}, jnp.asarray(KL), static(**GROUPS).settings.ppo)
+    assert (both.costs_B["cost"] == 0).all() and (both.kl_B != 0).all()
 
 
 def test_kl_as_a_loss_is_the_k3_of_each_token_and_never_negative():
@@ -229,7 +233,7 @@ def test_equal_scores_move_nothing():
 
 def test_groups_that_teach_nothing_are_replaced_whole_and_no_others():
     equal, other = group_step().experience, group_step(**{"ppo.missing_eos_penalty": 1.7}).experience
-    zero = GroupAdvantages(*(jnp.asarray(adv_B).at[:4].set(0.0) for adv_B in hosts.to_host(equal.groups)))
+    zero = jax.tree.map(lambda adv_B: jnp.asarray(adv_B).at[:4].set(0.0), hosts.to_host(equal.groups))
     equal, other = equal._replace(groups=zero), other._replace(ref_logp_BR=other.ref_logp_BR - 2.5)
     assert int(advantages.count_equal_groups(equal, size=4)) == 1
     chosen = advantages.replace_groups(equal, other, size=4)

@@ -141,7 +141,7 @@ def whole_update(logp_BR, value_BR, mask_BR, lam, reduction, reward_B, cost_B, r
     cost_BR = shaping.token_costs(kl_BR, cost_B, mask_BR, **shape)
     reward_adv_BR, reward_return_BR = gae.gae(reward_BR, old_value_BR, mask_BR, gamma=1.0, gae_lambda=0.95)
     cost_adv_BR, cost_return_BR = gae.gae(cost_BR, -old_value_BR, mask_BR, gamma=1.0, gae_lambda=0.95)
-    adv_BR = lagrangian.combine(reward_adv_BR, cost_adv_BR, lam)
+    adv_BR = lagrangian.combine(reward_adv_BR, {"cost": cost_adv_BR}, {"cost": lam})
     policy = ppo.policy(logp_BR, old_logp_BR, adv_BR, mask_BR, clip_ratio=0.2, reduction=reduction)
     critics = [
         ppo.value(value_BR, old_value_BR, return_BR, mask_BR, clip_value=0.2, reduction=reduction)
@@ -185,10 +185,14 @@ def test_kl_strength_in_the_combined_advantage_does_not_depend_on_lambda(lam):
     cost_BR = shaping.token_costs(kl_BR, nothing_B, MASK_BR, **shape)
     # With gae_lambda = 0 and V = 0 the advantage of a token is its own reward.
     advs = [gae.gae(x_BR, zero_BR, MASK_BR, gamma=1.0, gae_lambda=0.0)[0] for x_BR in (reward_BR, cost_BR)]
-    np.testing.assert_allclose(lagrangian.combine(*advs, lam), jnp.where(MASK_BR, -0.3 * kl_BR, 0.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        lagrangian.combine(advs[0], {"cost": advs[1]}, {"cost": lam}), jnp.where(MASK_BR, -0.3 * kl_BR, 0.0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lambda_zero_is_ppo_and_lambda_to_infinity_is_minus_the_cost_advantage():
     reward_adv_BR, cost_adv_BR = normal(1), normal(2)
-    np.testing.assert_array_equal(lagrangian.combine(reward_adv_BR, cost_adv_BR, 0.0), reward_adv_BR)
-    np.testing.assert_allclose(lagrangian.combine(reward_adv_BR, cost_adv_BR, 1e7), -cost_adv_BR, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(lagrangian.combine(reward_adv_BR, {"cost": cost_adv_BR}, {"cost": 0.0}), reward_adv_BR)
+    np.testing.assert_allclose(
+        lagrangian.combine(reward_adv_BR, {"cost": cost_adv_BR}, {"cost": 1e7}), -cost_adv_BR, rtol=1e-4, atol=1e-5
+    )

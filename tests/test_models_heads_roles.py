@@ -39,13 +39,16 @@ def test_heads_start_with_scores_of_unit_size():
     assert abs(float(jnp.std(kernel_D)) * 4097**0.5 - 1) < 0.05
 
 
+ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
+
+
 def test_shared_roles_live_in_four_trees_and_separate_ones_in_six():
     shared, separate = roles.assign("shared"), roles.assign("separate")
-    assert tuple(shared) == tuple(separate) == roles.ROLES
+    assert tuple(shared) == tuple(separate) == ROLES
     assert {place.tree for place in shared.values()} == {"policy", "reference", "scorer", "critic"}
-    assert [place.tree for place in separate.values()] == list(roles.ROLES)
+    assert [place.tree for place in separate.values()] == list(ROLES)
     for places in (shared, separate):
-        assert [places[role].head for role in roles.ROLES] == [None, None, "reward", "cost", "reward", "cost"]
+        assert [places[role].head for role in ROLES] == [None, None, "reward", "cost", "reward", "cost"]
     with pytest.raises(UserError, match="'shared', 'adapters', 'separate', got 'mixed'"):
         roles.assign("mixed")
 

@@ -141,7 +141,7 @@ def test_a_sample_without_a_verdict_stops_the_run_and_its_row_is_named(answered,
     """As a cost of ppo_lag: a call that fails is repeated, then the run ends with one line."""
     with serving(lambda number, body: answered) as stub:
         guard = moderation.endpoint(stub.url, "guard-1", replies.llama_guard, attempts=2, backoff_s=0.001, timeout_s=0.3)
-        function = Function("cost", "harm", 1.0, lambda samples: [guard(one).cost for one in samples], None)
+        function = Function("cost", "harm", 1.0, lambda samples: [guard(one).cost for one in samples], None, "config.cost_fn")
         how = FunctionsConfig(rows=4, workers=1, timeout_s=20.0, attempts=1, backoff_s=0.0, reward_cache=False)
         with pytest.raises(UserError) as stopped:
             call.scores([function], [[0]], [SAMPLE], how)

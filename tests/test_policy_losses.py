@@ -91,7 +91,7 @@ def test_an_overlong_answer_loses_reward_and_no_cost():
     mask_BR = np.asarray(plain.experience.rollout.response_mask_BR)
     expected = 0.6 * np.clip((mask_BR.sum(1) - 2) / 5, 0, 1)
     np.testing.assert_allclose(plain.experience.reward_B - punished.experience.reward_B, expected, atol=1e-5)
-    np.testing.assert_array_equal(plain.experience.cost_B, punished.experience.cost_B)
+    np.testing.assert_array_equal(plain.experience.costs_B["cost"], punished.experience.costs_B["cost"])
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_the_reward_stream_alone_is_centred():
     mask_BR = jnp.asarray([[True, True, False], [True, True, True]])
     reward_BR, cost_BR = jnp.asarray([[1.0, 3.5, 0], [0.5, 2.0, 4.0]]), jnp.asarray([[0.5, 0.25, 0], [1.0, -1.0, 2.0]])
     how = static(**{"ppo.whiten": "reward_mean"}).settings.ppo
-    mixed_BR = advantages._mixed(reward_BR, cost_BR, mask_BR, jnp.float32(0.8), how)
+    mixed_BR = advantages._mixed(reward_BR, {"cost": cost_BR}, mask_BR, {"cost": jnp.float32(0.8)}, how)
     real, cost = (np.asarray(x)[np.asarray(mask_BR)] for x in (reward_BR, cost_BR))
     expected = ((real - real.mean()) / real.std() - 0.8 * cost / cost.std()) / 1.8
     np.testing.assert_allclose(np.asarray(mixed_BR)[np.asarray(mask_BR)], expected, rtol=1e-5)
@@ -158,7 +158,7 @@ def test_crpo_takes_steps_for_one_of_the_two_alone():
     for cost, multiplier in ((0.7, 0.0), (1.9, 1e6), (-3.0, 0.0)):
         state = lagrangian.update_multiplier(constraint, state, jnp.full(16, cost))
         assert float(lagrangian.multiplier(constraint, state)) == multiplier
-    mixed = lagrangian.combine(jnp.asarray([0.4]), jnp.asarray([-1.25]), jnp.float32(1e6))
+    mixed = lagrangian.combine(jnp.asarray([0.4]), {"cost": jnp.asarray([-1.25])}, {"cost": jnp.float32(1e6)})
     assert float(mixed[0]) == pytest.approx(1.25, abs=1e-5)
 
 

@@ -87,7 +87,7 @@ def by_role() -> ByRole:
 
 def test_each_score_is_read_by_the_head_of_its_name():
     np.testing.assert_allclose(scored_alone().reward_B, by_role().end["reward"], atol=1e-4)
-    np.testing.assert_allclose(scored_alone().cost_B, by_role().end["cost"], atol=1e-4)
+    np.testing.assert_allclose(scored_alone().costs_B["cost"], by_role().end["cost"], atol=1e-4)
 
 
 def test_each_critic_reads_its_own_head_before_each_token():
@@ -104,7 +104,7 @@ def test_without_a_constraint_the_costs_move_nothing_in_the_policy():
     one = run(**{"constraint.controller": "none"})
     other = run(trees=with_heads(lambda reward, cost: (reward, 7 * cost)), **{"constraint.controller": "none"})
     assert float(one.metrics["lambda"]) == 0
-    np.testing.assert_allclose(other.experience.cost_B, 7 * one.experience.cost_B, rtol=1e-5)
+    np.testing.assert_allclose(other.experience.costs_B["cost"], 7 * one.experience.costs_B["cost"], rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, one.params["policy"], other.params["policy"])
     assert float(one.metrics["cost_critic_loss"]) != float(other.metrics["cost_critic_loss"])
 
@@ -120,9 +120,9 @@ def test_a_fixed_multiplier_is_ppo_on_the_reward_less_lambda_times_the_cost():
 
 def test_the_multiplier_moves_once_by_the_mean_cost_and_the_update_reads_what_it_is_then():
     one = run(**{"constraint.learning_rate": 0.3})
-    expected = np.clip(0.7 + 0.3 * (float(jnp.mean(one.experience.cost_B)) - (-0.2)), 0.0, 5.0)
+    expected = np.clip(0.7 + 0.3 * (float(jnp.mean(one.experience.costs_B["cost"])) - (-0.2)), 0.0, 5.0)
     np.testing.assert_allclose(one.metrics["lambda"], expected, rtol=1e-5)
-    np.testing.assert_allclose(one.state.extra.controller.value, expected, rtol=1e-5)
+    np.testing.assert_allclose(one.state.extra.controllers["cost"].value, expected, rtol=1e-5)
     at_rest = run(**{"constraint.controller": "fixed", "constraint.init": float(expected)})
     assert_close(one.params["policy"], at_rest.params["policy"], atol=1e-6)
 
@@ -132,7 +132,7 @@ def test_the_last_token_of_a_row_costs_the_statistic_that_is_bounded_and_every_t
     batch, rollout = rolled()
     score = jax.jit(functools.partial(experience.score, static(**{"constraint.kind": kind}), streams=False))
     scored = score(models(), rollout, batch.images)
-    costs = np.asarray(scored.cost_B)
+    costs = np.asarray(scored.costs_B["cost"])
     assert costs.min() < 0 < costs.max()
     for row, length in enumerate(np.asarray(rollout.response_mask_BR).sum(1)):
         kl = np.asarray(rollout.logp_BR)[row, :length] - np.asarray(scored.ref_logp_BR)[row, :length]
@@ -149,7 +149,7 @@ def test_a_calibrated_constraint_costs_the_probability_and_moves_the_multiplier_
     settings = {"constraint.kind": "probability", "constraint.calibrated": True, "constraint.learning_rate": 0.3}
     known = static(**settings)._replace(calibration=Calibration(1.5, -0.25))
     one = step(known, rollout, batch.images, models())
-    costs = np.asarray(one.experience.cost_B)
+    costs = np.asarray(one.experience.costs_B["cost"])
     probabilities = 1 / (1 + np.exp(0.25 - 1.5 * costs))
     for row, length in enumerate(np.asarray(rollout.response_mask_BR).sum(1)):
         kl = np.asarray(rollout.logp_BR)[row, length - 1] - np.asarray(one.experience.ref_logp_BR)[row, length - 1]
@@ -197,7 +197,7 @@ def widened(rollout: Rollout, left: int, right: int) -> Rollout:
 
 def test_padding_changes_nothing_in_a_whole_step():
     padded, expected = run(rollout=widened(rolled()[1], 3, 4), how={"streams": True}), plain()
-    np.testing.assert_allclose(padded.experience.cost_B, expected.experience.cost_B, atol=1e-5)
+    np.testing.assert_allclose(padded.experience.costs_B["cost"], expected.experience.costs_B["cost"], atol=1e-5)
     np.testing.assert_allclose(adv(padded.experience, "reward")[:, :R], adv(expected.experience, "reward"), atol=1e-5)
     assert not np.array(adv(padded.experience, "cost")[:, R:]).any()
     np.testing.assert_allclose(padded.metrics["lambda"], expected.metrics["lambda"], atol=1e-6)
@@ -244,7 +244,16 @@ def test_on_cpu_each_tree_waits_until_the_one_before_is_updated(sharing, critics
         scored = experience.score(known, trees, rollout, images, streams=False)
         opt_state = {name: optimizer.init(tree) for name, tree in params.items()}
         return ppo.update(
-            known, training, params, opt_state, scored, images, Multipliers(jnp.float32(0.7)), jax.random.key(5), None, None
+            known,
+            training,
+            params,
+            opt_state,
+            scored,
+            images,
+            Multipliers({"cost": jnp.float32(0.7)}),
+            jax.random.key(5),
+            None,
+            None,
         )
 
     for platform in ("cpu", "tpu"):

@@ -20,7 +20,6 @@ from srlhfv_jax.batches import Experience, Rollout, SupervisedBatch
 from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
 from srlhfv_jax.models import score_heads, sequences, vlm
 from srlhfv_jax.ppo_lag import advantages, experience, minibatches
-from srlhfv_jax.ppo_lag.roles import CRITICS
 from srlhfv_jax.ppo_lag.static import Static
 from srlhfv_jax.ppo_lag.update import Multipliers
 from srlhfv_jax.training import state as states
@@ -260,7 +259,7 @@ def test_two_epochs_of_two_minibatches_are_four_steps_on_the_rows_of_their_permu
         params, opt_state, *_ = single.initial_state()
         for rows in map(np.array, steps):
             part = jax.tree.map(operator.itemgetter(rows), whole.experience)
-            arguments = part, None, Multipliers(whole.metrics["lambda"]), jax.random.key(0), None, None
+            arguments = part, None, Multipliers({"cost": whole.metrics["lambda"]}), jax.random.key(0), None, None
             params, opt_state, _ = single.update(params, opt_state, *arguments)
     assert_moved_alike(output(whole.params["policy"]), output(params["policy"]), output(trees()["policy"]))
     for name in ("reward", "cost"):
@@ -296,11 +295,11 @@ def test_whiten_scale_divides_each_stream_by_its_own_deviation_before_they_are_m
     known = static(model=MODEL, **{"ppo.whiten": "scale"})
     score = jax.jit(functools.partial(experience.score, known, streams=True))
     scored, mask_BR = score(trees(), answers(B, 3), None), answers(B, 3).response_mask_BR
-    reward_BR, cost_BR = (np.asarray(scored.streams[role].adv_BR, float) for role in CRITICS)
+    reward_BR, cost_BR = (np.asarray(scored.streams[role].adv_BR, float) for role in ("reward_critic", "cost_critic"))
     expected_BR = (reward_BR / reward_BR[mask_BR].std() - 0.9 * cost_BR / cost_BR[mask_BR].std()) / 1.9
-    mixed_BR = advantages.combine(scored.streams, mask_BR, jnp.float32(0.9), known.settings.ppo)
+    mixed_BR = advantages.combine(scored.streams, mask_BR, {"cost": jnp.float32(0.9)}, known.settings.ppo)
     np.testing.assert_allclose(mixed_BR, expected_BR, atol=1e-5)
-    plain_BR = advantages.combine(scored.streams, mask_BR, jnp.float32(0.9), static(model=MODEL).settings.ppo)
+    plain_BR = advantages.combine(scored.streams, mask_BR, {"cost": jnp.float32(0.9)}, static(model=MODEL).settings.ppo)
     np.testing.assert_allclose(plain_BR, (reward_BR - 0.9 * cost_BR) / 1.9, atol=1e-5)
 
 
@@ -310,9 +309,9 @@ def test_scale_scores_std_divides_end_scores_by_their_deviation_and_leaves_kl_an
         return jax.jit(functools.partial(experience.score, known, streams=False))(trees(), answers(B, 3), None)
 
     plain, scaled = scored("none"), scored("std")
-    np.testing.assert_array_equal(plain.cost_B, scaled.cost_B)
+    np.testing.assert_array_equal(plain.costs_B["cost"], scaled.costs_B["cost"])
     last_B, rows = answers(B, 3).response_mask_BR.sum(1) - 1, np.arange(B)
-    for role, end_B in (("reward_critic", plain.reward_B), ("cost_critic", plain.cost_B)):
+    for role, end_B in (("reward_critic", plain.reward_B), ("cost_critic", plain.costs_B["cost"])):
         end_B, expected_BR = np.asarray(end_B, float), np.array(plain.token_BR[role], float)
         expected_BR[rows, last_B] += end_B / end_B.std() - end_B
         np.testing.assert_allclose(scaled.token_BR[role], expected_BR, atol=1e-5)

@@ -80,6 +80,7 @@ def ppo_lag(
     *,
     reward: Score = "",
     cost: Score = "",
+    constraints: Sequence[Mapping[str, Any]] = (),
     scorer: str | Path = "",
     iterations: int | None = None,
     validation: Rows | None = None,
@@ -92,6 +93,7 @@ def ppo_lag(
         policy: the checkpoint that is trained.
         reward, cost: a function, or several, each alone or as (function, weight); "FILE.py:NAME" is a function of a file, and "model"
             the head of `scorer`. "": that head alone.
+        constraints: several, each as an item of `config.constraints` (config/constraints.py); its `cost` is as `cost` here, which stays "".
         scorer: a workdir of `scores`, where a learned head has a part.
         validation: prompts that choose the best feasible policy; None: nothing does.
 
@@ -101,11 +103,20 @@ def ppo_lag(
     from srlhfv_jax.ppo_lag.stage import PPO_LAG
 
     given: dict[str, dict[str, Function]] = {"reward": {}, "cost": {}}
-    named = {"reward_fn": _terms(reward, "reward", given), "cost_fn": _terms(cost, "cost", given)}
+    named: dict[str, Any] = {"reward_fn": _terms(reward, "reward", given), "cost_fn": _terms(cost, "cost", given)}
+    if constraints:
+        named["constraints"] = tuple(_constraint(item, place, given) for place, item in enumerate(constraints))
     settings = {"policy": str(policy), "scorer": str(scorer)} | named
     settings |= {} if iterations is None else {"iterations": iterations}
     rows = {"data.path": prompts} | ({} if validation is None else {"validation.path": validation})
     return _run(PPO_LAG, preset, Path(workdir), settings, rows, overrides, given)
+
+
+def _constraint(item: Mapping[str, Any], place: int, given: dict[str, dict[str, Function]]) -> dict[str, Any]:
+    """An item of `config.constraints`; functions of Python go to `given`."""
+    key = "cost" if place == 0 else str(item.get("name"))
+    cost = _terms(item.get("cost", ""), key, given)
+    return {**item, "cost": cost} if "cost" in item else dict(item)
 
 
 def _terms(score: Score, name: str, given: dict[str, dict[str, Function]]) -> str:
@@ -117,7 +128,7 @@ def _terms(score: Score, name: str, given: dict[str, dict[str, Function]]) -> st
         if callable(function):
             named = function.__name__ if hasattr(function, "__name__") else type(function).__name__
             text = re.sub(r"\W+", "_", named).strip("_")
-            given[name][text] = function
+            given.setdefault(name, {})[text] = function
         else:
             text = str(function)
         texts.append(text if weight == 1 else f"{text}*{weight!r}")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from srlhfv_jax.cli import help, switches
 from srlhfv_jax.cli.config_files import argument, load
-from srlhfv_jax.config import unread
+from srlhfv_jax.config import constraints, unread
 from srlhfv_jax.errors import UserError, reason
 from srlhfv_jax.parsing import check_key, collected, flattened, parse
 
@@ -55,7 +55,7 @@ def read_with_config(
     if section is not None and about.kind is not None:
         print(help.page(about, name, config, values, section))
         raise SystemExit(0)
-    rest = collected(config, rest)
+    rest = constraints.collected(config, collected(config, rest))
     for word in rest:
         if word.lstrip("-").startswith(("config.", "noconfig.")):
             check_key(config, word.lstrip("-").partition("=")[0].partition(".")[2])

@@ -7,6 +7,7 @@
     ranges       values that a setting may have
     held_out     numbers on held-out rows that a checkpoint can be chosen by
     unread       refusal of settings that would be ignored
+    constraints  the constraints of PPO-Lagrangian
     terms        the terms that a reward or a cost is the sum of
     comments     the comments beside the fields, for --help
     listing      settings as lines of text, by section, for --help
@@ -31,10 +32,10 @@ from srlhfv_jax.config.base import (
     inference,
     to_dict,
 )
+from srlhfv_jax.config.constraints import ConstraintConfig
 from srlhfv_jax.config.evaluate import EndpointConfig, EvaluateConfig
 from srlhfv_jax.config.guard import GuardConfig, PairsConfig
 from srlhfv_jax.config.ppo_lag import (
-    ConstraintConfig,
     FunctionsConfig,
     PPOConfig,
     PPOLagConfig,

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from srlhfv_jax.config import terms
+from srlhfv_jax.config import constraints, terms
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
+from srlhfv_jax.config.constraints import ConstraintConfig
 from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Tokens, Weight
 from srlhfv_jax.config.unread import Unread
 
-SCORES = ("reward", "cost")
+HEADS = ("reward", "cost")  # of learned scorers
 
 
 @dataclass(frozen=True)
@@ -67,28 +68,6 @@ class PPOConfig:
     @property
     def has_critics(self) -> bool:
         return self.advantage == "gae"
-
-
-@dataclass(frozen=True)
-class ConstraintConfig:
-    """E[C] <= budget and the multiplier that enforces it."""
-
-    kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
-    # of "probability": P(unsafe | C) of `srlhfv calibrate` in the place of 1[C > 0], so that the budget is a share by annotators' labels
-    calibrated: bool
-    budget: Number  # d, in units of `kind`
-    # above 0: the controller, and the choice of the best feasible policy, go by an upper bound of E[f(C)] of this confidence
-    confidence: Annotated[float, Range(0, 0.9999)]
-    controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo", "p3o"
-    init: Weight  # lambda at the start
-    max: Weight  # largest lambda; of "crpo": lambda while the cost is too high; of "p3o": kappa
-    learning_rate: Weight  # of "log" and "projected"; Ki of "pid"
-    kp: Weight  # pid
-    kd: Weight  # pid
-    smoothing: Share  # pid: moving average of the P and D terms
-    window: Annotated[int, Range(1, 10**7)]  # episode costs averaged for the update
-    delay: CountOrOff  # iterations before the first update
-    tolerance: Weight  # crpo: the cost counts as too high so far above the budget
 
 
 @dataclass(frozen=True)
@@ -159,6 +138,9 @@ class PPOLagConfig:
     rollout: RolloutConfig
     ppo: PPOConfig
     constraint: ConstraintConfig
+    constraints: tuple[
+        dict, ...
+    ]  # several, each with a name and a cost of its own (config/constraints.py); () = `constraint` alone
     ptx: PTXConfig
     validation: ValidationConfig
     lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"; rank 0: as the policy has it
@@ -186,42 +168,70 @@ class PPOLagConfig:
         return self.data.batch_size // self.ppo.group_size
 
     @property
+    def costs(self) -> dict[str, constraints.Constraint]:
+        """Key -> constraint: "cost" of the first or only one, of others their name.
+
+        Raises:
+            UserError: as `constraints.read`.
+        """
+        return constraints.read(self.constraints, self.constraint, self.cost_fn)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """What every answer is scored by: the reward, then the cost of each constraint."""
+        return ("reward", *self.costs)
+
+    @property
     def terms(self) -> dict[str, tuple[terms.Term, ...]]:
-        """Terms of the reward and of the cost.
+        """Score -> its terms.
 
         Raises:
             UserError: as `terms.parse`.
         """
-        return {name: terms.parse(text, f"config.{name}_fn") for name, text in zip(SCORES, (self.reward_fn, self.cost_fn))}
+        return {"reward": terms.parse(self.reward_fn, "config.reward_fn")} | {key: one.terms for key, one in self.costs.items()}
+
+    def setting_of(self, score: str) -> str:
+        """The setting that lists a score's terms, for messages."""
+        return "config.reward_fn" if score == "reward" else self.costs[score].place
 
     @property
     def learned(self) -> dict[str, float]:
-        """Score -> the weight of its learned head; without those that functions alone make."""
+        """Score -> the weight of the learned head in it; without those that functions alone make."""
         return {name: term.weight for name, some in self.terms.items() for term in some if term.name == terms.MODEL}
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """Learned heads that are read: that of the reward, that of the cost."""
+        read = {"reward" if name == "reward" else "cost" for name in self.learned}
+        return tuple(name for name in HEADS if name in read)
+
+    @property
     def by_functions(self) -> tuple[str, ...]:
-        """Scores that functions have a part in."""
-        return tuple(name for name, some in self.terms.items() if any(term.name != terms.MODEL for term in some))
+        """Scores that functions have a part in, or that are of some rows alone."""
+        some = {key for key, one in self.costs.items() if one.where}
+        return tuple(
+            name for name, parts in self.terms.items() if name in some or any(term.name != terms.MODEL for term in parts)
+        )
 
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
-        constraint, learned = self.constraint, self.learned
+        heads = self.heads
         if self.sharing == "adapters":
             yield Unread("model.param_dtype", "under adapters the backbone has config.model.dtype")
         if self.sharing != "adapters" or not self.lora.rank:
             why = "an adapter is made with config.sharing='adapters' and config.lora.rank above 0 alone"
             yield from (Unread(f"lora.{name}", why) for name in ("alpha", "targets"))
-        for name in SCORES:
-            if name not in learned:
-                yield Unread(name, f"config.{name}_fn has no term 'model'", "")
+        for name in HEADS:
+            if name not in heads:
+                setting = "config.constraints" if name == "cost" and self.constraints else f"config.{name}_fn"
+                yield Unread(name, f"{setting} has no term 'model'", "")
             elif self.sharing != "separate":
                 yield Unread(name, f"config.scorer scores with config.sharing={self.sharing!r}", "")
-        if not learned:
+        if not heads:
             yield Unread("scorer", "neither config.reward_fn nor config.cost_fn has the term 'model'", "")
-        elif self.sharing == "separate" and all((self.reward if name == "reward" else self.cost) for name in learned):
-            yield Unread("scorer", f"{' and '.join(f'config.{name}' for name in learned)} score", "")
-        if not self.reward_fn and not self.cost_fn:
+        elif self.sharing == "separate" and all((self.reward if name == "reward" else self.cost) for name in heads):
+            yield Unread("scorer", f"{' and '.join(f'config.{name}' for name in heads)} score", "")
+        if not self.by_functions:
             yield Unread("functions", "there is no config.reward_fn and no config.cost_fn")
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
@@ -238,14 +248,11 @@ class PPOLagConfig:
             yield from (Unread(f"validation.{name}", why) for name in ("split", "every_steps", "judge", "budget"))
         elif self.validation.judge == "models":
             yield Unread("validation.budget", "config.constraint says what the models judge feasible")
-        why = f"config.constraint.controller is {constraint.controller!r}"
-        names = ("kp", "kd", "smoothing") if constraint.controller != "pid" else ()
-        names += ("learning_rate",) if constraint.controller in ("none", "fixed", "crpo", "p3o") else ()
-        names += ("delay",) if constraint.controller in ("none", "fixed", "p3o") else ()
-        names += ("init", "max") if constraint.controller == "none" else ()
-        names += ("init",) if constraint.controller == "p3o" else ()
-        names += ("tolerance",) if constraint.controller != "crpo" else ()
-        yield from (Unread(f"constraint.{name}", why) for name in names)
+        if self.constraints:
+            yield Unread("cost_fn", "config.constraints says what costs", "")
+        else:
+            why = f"config.constraint.controller is {self.constraint.controller!r}"
+            yield from (Unread(f"constraint.{name}", why) for name in constraints.unread(self.constraint))
 
     def _unread_of_advantages(self) -> Iterator[Unread]:
         why = f"config.ppo.advantage is {self.ppo.advantage!r}"

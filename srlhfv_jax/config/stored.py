@@ -47,6 +47,7 @@ PPO: dict[str, Any] = {
 }
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
 OPTIMIZER: dict[str, Any] = {"part_rates": ()}
+CONSTRAINTS: dict[str, Any] = {"constraints": ()}
 CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
@@ -90,7 +91,7 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
     if "init_random" in values:
         values = HELD_OUT_OF_SFT | values
     if {"constraint", "ppo"} <= values.keys():
-        values = FUNCTIONS | MOVING_REFERENCE | values
+        values = FUNCTIONS | MOVING_REFERENCE | CONSTRAINTS | values
     if {"gae_lambda", "clip_value"} <= values.keys():
         values = PPO | values
     if {"b1", "clip_norm"} <= values.keys():

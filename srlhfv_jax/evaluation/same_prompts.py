@@ -45,7 +45,7 @@ def record(
     """Add the answers of a step to the file and tell trackers. Those of this step and later, of a run that was killed, are replaced.
 
     Args:
-        scores: of the answers by learned models, by head.
+        scores: of the answers by learned models, by head; NaN: there is none.
         verdicts: of a guard, which all processes ask together; None: there is none.
     """
     examples = [prompts.examples[prompt.row] for prompt in prompts.rows]
@@ -60,7 +60,7 @@ def record(
             "text": answers.texts[position],
             "length": int(answers.lengths[position]),
             "ended": bool(answers.ended[position]),
-            **{name: float(score_B[position]) for name, score_B in scores.items()},
+            **{name: float(score_B[position]) for name, score_B in scores.items() if not np.isnan(score_B[position])},
             **judged[position],
         }
         row = _prompt(position, example)

@@ -28,12 +28,13 @@ class Cache:
         self._scores: dict[str, float] = {}
         for number, row in enumerate(() if self._journal is None else self._journal.rows, start=1):
             key, score = row.get("key"), row.get("score")
-            if not isinstance(key, str) or not isinstance(score, (int, float)) or not math.isfinite(score):
+            score = math.nan if score is None and "score" in row else score
+            if not isinstance(key, str) or not isinstance(score, (int, float)) or math.isinf(score):
                 raise UserError(f"{path}:{number} is no score ({shown(row)}): delete the line")
             self._scores[key] = float(score)
 
     def get(self, identity: str | None, content: bytes) -> float | None:
-        """The score that a function gave to a sample; None: none is kept."""
+        """The score that a function gave to a sample (NaN: it said that there is none); None: nothing is kept."""
         return None if identity is None else self._scores.get(_key(identity, content))
 
     def put(self, identity: str | None, content: bytes, name: str, score: float) -> None:
@@ -43,7 +44,7 @@ class Cache:
         key = _key(identity, content)
         if key not in self._scores:
             self._scores[key] = score
-            self._journal.append({"key": key, "name": name, "score": score})
+            self._journal.append({"key": key, "name": name, "score": None if math.isnan(score) else score})
 
 
 def _key(identity: str, content: bytes) -> str:

@@ -7,6 +7,7 @@ A thread cannot be ended from outside: one that hangs is left alone, and does no
 """
 
 import collections
+import math
 import queue
 import threading
 import time
@@ -33,7 +34,7 @@ class Task(NamedTuple):
 
 
 def scores(functions: Sequence[Function], wanted: Sequence[Sequence[int]], samples: list[Sample], settings: FunctionsConfig):
-    """(function, place) -> score, in float32's range.
+    """(function, place) -> score, in float32's range; NaN where a cost's function gave None: its constraint is not about the sample.
 
     Args:
         wanted: of each function, the places of the samples that it scores.
@@ -109,6 +110,9 @@ def _numbers(function: Function, samples: list[Sample], result: Any) -> list[flo
     count, rows = len(samples), f"rows {', '.join(str(sample.row) for sample in samples[:8])}{', ...' * (len(samples) > 8)}"
     expected = f"{function.place} gave {_shape(result)} for {count} sample{'s' * (count > 1)} ({rows}): expected a list of "
     expected += f"{count} number{'s' * (count > 1)}"
+    absent = {place for place, one in enumerate(_items(result)) if one is None} if function.score != "reward" else set()
+    if absent:
+        result = [0.0 if place in absent else one for place, one in enumerate(result)]
     try:
         values = np.asarray(result)
     except Exception as error:  # ragged lists; tensors that need gradients
@@ -122,7 +126,7 @@ def _numbers(function: Function, samples: list[Sample], result: Any) -> list[flo
     for sample, value in zip(samples, values):
         if not np.isfinite(value):
             raise UserError(f"{function.place} gave {value} for {named(sample)}: expected a finite number")
-    return values.tolist()
+    return [math.nan if place in absent else value for place, value in enumerate(values.tolist())]
 
 
 def _items(result: Any) -> list:

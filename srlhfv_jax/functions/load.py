@@ -10,23 +10,24 @@ from typing import Any, NamedTuple
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.config.terms import MODEL, Term
 from srlhfv_jax.errors import UserError, nearest, reason, shown
-from srlhfv_jax.functions import identity
+from srlhfv_jax.functions import answers, identity
 from srlhfv_jax.parallel import hosts
 
 
 class Function(NamedTuple):
     """One function of a reward or a cost."""
 
-    score: str  # "reward" or "cost"
+    score: str  # "reward", or the key of a constraint
     name: str
     weight: float
     call: Callable[[list], Any]  # samples -> a number for each
     identity: str | None  # by content; None: it cannot be told, and nothing is kept under it
+    setting: str  # that names it, for messages
 
     @property
     def place(self) -> str:
         """The function in messages."""
-        return f"config.{self.score}_fn: {self.name}"
+        return f"{self.setting}: {self.name}"
 
 
 Given = Mapping[str, Mapping[str, Callable]]  # score -> name -> a function of Python
@@ -46,8 +47,14 @@ def load(settings: PPOLagConfig, given: Given) -> list[Function]:
     for score, terms in settings.terms.items():
         for term in terms:
             if term.name != MODEL:
-                call, known = _from_file(term, score, modules) if term.file else _from_python(term, score, given)
-                functions.append(Function(score, term.name, term.weight, call, known))
+                setting = settings.setting_of(score)
+                if term.file == answers.PLACE:
+                    call, known = _built_in(term, setting)
+                elif term.file:
+                    call, known = _from_file(term, setting, modules)
+                else:
+                    call, known = _from_python(term, setting, given.get(score, {}))
+                functions.append(Function(score, term.name, term.weight, call, known, setting))
                 _check_call(functions[-1])
     return functions
 
@@ -59,7 +66,12 @@ def describe(settings: PPOLagConfig) -> str:
         weight = "" if term.weight == 1 else f"{term.weight:g} "
         return f"{weight}{term.name}{f' ({term.file})' if term.file else ''}"
 
-    return "; ".join(f"{score} = {' + '.join(map(words, terms))}" for score, terms in settings.terms.items())
+    def rows(score: str) -> str:
+        where = settings.costs[score].where if score != "reward" else None
+        return f" where {where.column} is {where.value}" if where else ""
+
+    sums = {score: f"{score} = {' + '.join(map(words, terms))}" for score, terms in settings.terms.items()}
+    return "; ".join(f"{text}{rows(score)}" for score, text in sums.items())
 
 
 def check_same(functions: list[Function]) -> None:
@@ -73,26 +85,32 @@ def check_same(functions: list[Function]) -> None:
             )
 
 
-def _from_python(term: Term, score: str, given: Given) -> tuple[Callable, str | None]:
-    functions = given.get(score, {})
+def _built_in(term: Term, setting: str) -> tuple[Callable, str | None]:
+    if term.name not in answers.FUNCTIONS:
+        raise UserError(f"{setting} names {answers.PLACE}:{term.name}; {nearest(term.name, answers.FUNCTIONS)}")
+    return answers.FUNCTIONS[term.name], identity.of_callable(answers.FUNCTIONS[term.name])
+
+
+def _from_python(term: Term, setting: str, functions: Mapping[str, Callable]) -> tuple[Callable, str | None]:
     if term.name not in functions:
         raise UserError(
-            f"config.{score}_fn names {term.name} without a file: expected FILE.py:NAME, or 'model', the head of the learned scorer"
+            f"{setting} names {term.name} without a file: expected FILE.py:NAME, 'answer:length', 'answer:declined', or 'model', the head "
+            "of the learned scorer"
         )
     return functions[term.name], identity.of_callable(functions[term.name])
 
 
-def _from_file(term: Term, score: str, modules: dict[Path, ModuleType]) -> tuple[Callable, str]:
+def _from_file(term: Term, setting: str, modules: dict[Path, ModuleType]) -> tuple[Callable, str]:
     path = Path(term.file)
     if not path.is_file():
-        raise UserError(f"config.{score}_fn: there is no file {shown(term.file)}: expected FILE.py:NAME")
+        raise UserError(f"{setting}: there is no file {shown(term.file)}: expected FILE.py:NAME")
     place = path.resolve()
     if place not in modules:
-        modules[place] = _module(place, f"config.{score}_fn: {term.file}")
+        modules[place] = _module(place, f"{setting}: {term.file}")
     names = {name: value for name, value in vars(modules[place]).items() if callable(value) and not name.startswith("_")}
     if term.name not in vars(modules[place]):
         hint = nearest(term.name, names) or "there is no function in it"
-        raise UserError(f"config.{score}_fn: {term.file} has no {term.name}; {hint}")
+        raise UserError(f"{setting}: {term.file} has no {term.name}; {hint}")
     return vars(modules[place])[term.name], identity.of_file(place, term.name)
 
 

@@ -43,9 +43,10 @@ class Sample(NamedTuple):
     meta: Mapping[str, str]  # the row's other columns, as text
     row: int  # its number among the usable rows
     content: bytes  # digest of all that a function can read here
+    tokens: int = 0  # of the answer, its end among them; 0: not told
 
 
-def sample(example: Example, answer: str, ended: bool, row: int) -> Sample:
+def sample(example: Example, answer: str, ended: bool, row: int, tokens: int = 0) -> Sample:
     """A sample of a row."""
     pictures = [images.digest(one) for one in example.images]
     told = (
@@ -59,5 +60,5 @@ def sample(example: Example, answer: str, ended: bool, row: int) -> Sample:
         row,
     )
     content = hashlib.sha256(repr(told).encode(errors="backslashreplace")).digest()
-    rest = (example.history, example.question, answer, ended, example.responses, example.meta, row, content)
+    rest = (example.history, example.question, answer, ended, example.responses, example.meta, row, content, tokens)
     return Sample(Pictures(example.images), *rest)

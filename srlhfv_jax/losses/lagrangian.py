@@ -2,6 +2,8 @@
 
     max_θ E[R]  subject to  E[f(C)] <= d        min_{λ>=0} max_θ  E[R] - λ (E[f(C)] - d)
 
+Several constraints have a controller each: E[R] - Σ_k λ_k (E[f_k(C_k)] - d_k).
+
 Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682). The state is a pytree of arrays inside the train state; `update_multiplier`
 moves it ONCE per rollout, from the mean J of the last `window` episode costs, before the policy is updated. Costs here are end
 scores without KL. With f = identity the mean cost is bounded, and very safe answers can pay for unsafe ones; "rectified" and
@@ -11,6 +13,7 @@ Left out: whatever the cost head is normalised by (`masked.scale` keeps its zero
 """
 
 import math
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -36,21 +39,23 @@ class ControllerState(NamedTuple):
     step: Int[Array, ""]  # rollouts it was updated from, or could have been but for the delay
 
 
-def check(constraint: ConstraintConfig) -> None:
+def check(constraint: ConstraintConfig, path: str = "config.constraint") -> None:
     """Raise UserError for an unknown kind or controller, a calibration of another kind than probability, a start outside [0, max], or one
-    that the controller cannot leave."""
-    choose(constraint.kind, "config.constraint.kind", "mean", "rectified", "probability")
-    choose(constraint.controller, "config.constraint.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
+    that the controller cannot leave.
+
+    Args:
+        path: of the settings, for messages.
+    """
+    choose(constraint.kind, f"{path}.kind", "mean", "rectified", "probability")
+    choose(constraint.controller, f"{path}.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
     if constraint.calibrated and constraint.kind != "probability":
-        raise UserError(
-            f"config.constraint.calibrated is P(unsafe | C): set config.constraint.kind='probability', got {constraint.kind!r}"
-        )
+        raise UserError(f"{path}.calibrated is P(unsafe | C): set {path}.kind='probability', got {constraint.kind!r}")
     if 0 < constraint.confidence < 0.5:
-        raise UserError(f"config.constraint.confidence must be 0 (off) or from 0.5 on, such as 0.95, got {constraint.confidence}")
+        raise UserError(f"{path}.confidence must be 0 (off) or from 0.5 on, such as 0.95, got {constraint.confidence}")
     if not 0 <= constraint.init <= constraint.max:
-        raise UserError(f"config.constraint.init must lie in [0, max = {constraint.max}], got {constraint.init}")
+        raise UserError(f"{path}.init must lie in [0, max = {constraint.max}], got {constraint.init}")
     if constraint.controller == "log" and constraint.init == 0:
-        raise UserError("config.constraint.init must be above 0 for controller 'log', got 0: raise it, or use 'projected'")
+        raise UserError(f"{path}.init must be above 0 for controller 'log', got 0: raise it, or use 'projected'")
 
 
 def init(constraint: ConstraintConfig) -> ControllerState:
@@ -79,17 +84,22 @@ def update_multiplier(
     cost_B: Float[Array, "B"],
     hold: Bool[Array, ""] | bool = False,
     calibration: Calibration | None = None,
+    applies_B: Bool[Array, "B"] | None = None,
 ) -> ControllerState:
     """Push the rollout's costs into the window, then one step of the controller on J - d; call once per rollout.
+
+    Args:
+        applies_B: episodes that the constraint is about, which alone enter the window; None: all of them.
 
     While `hold`, and then during the first `delay` rollouts, only the window fills: no policy answers to the multiplier yet.
     """
     chex.assert_rank([cost_B, state.window_W], 1)
     chex.assert_type([cost_B, state.window_W], float)
-    episodes = jnp.concatenate([state.window_W, statistic(constraint.kind, cost_B, calibration)])
-    state = state._replace(
-        window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + cost_B.size, constraint.window)
-    )
+    episodes, count = jnp.concatenate([state.window_W, statistic(constraint.kind, cost_B, calibration)]), cost_B.size
+    if applies_B is not None:  # the others go to the front, where they leave
+        enters = jnp.concatenate([jnp.ones(state.window_W.shape, bool), applies_B])
+        episodes, count = episodes[jnp.argsort(enters, stable=True)], jnp.sum(applies_B)
+    state = state._replace(window_W=episodes[-constraint.window :], filled=jnp.minimum(state.filled + count, constraint.window))
     moved = _step(constraint, state, held(constraint, state))
     active = ~jnp.asarray(hold) & (state.step >= constraint.delay)
     state = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state)
@@ -108,6 +118,17 @@ def parts(constraint: ConstraintConfig, before: ControllerState, state: Controll
     rise = jnp.where(state.step == constraint.delay + 1, 0.0, jnp.maximum(state.cost - before.cost, 0.0))
     terms = {"p": constraint.kp * state.error, "i": state.integral, "d": constraint.kd * rise}
     return {f"lambda.{name}": term for name, term in terms.items()}
+
+
+def numbers(constraint: ConstraintConfig, before: ControllerState, state: ControllerState) -> dict[str, Float[Array, ""]]:
+    """What is logged of a constraint after its step: J, its upper bound where there is a confidence, d, λ and its terms; J - d for "p3o"."""
+    found = parts(constraint, before, state) | {"window_cost": window_mean(state)}
+    if constraint.confidence:
+        found["window_cost_upper"] = held(constraint, state)
+    found |= {"budget": jnp.float32(constraint.budget), "lambda": multiplier(constraint, state)}
+    if constraint.controller == "p3o":
+        found["excess"] = held(constraint, state) - found["budget"]
+    return found
 
 
 def window_mean(state: ControllerState) -> Float[Array, ""]:
@@ -152,11 +173,20 @@ def statistic(kind: str, cost_B: Float[Array, "B"], calibration: Calibration | N
     raise ValueError(f"kind must be 'mean', 'rectified' or 'probability', got {kind!r}")
 
 
-def combine(reward_adv: Float[Array, "..."], cost_adv: Float[Array, "..."], lam: Float[Array, ""] | float) -> Float[Array, "..."]:
-    """A = (A_r - λ A_c) / (1 + λ). The division keeps the size of a step independent of λ; λ = 0 is plain PPO."""
-    chex.assert_equal_shape([reward_adv, cost_adv])
-    chex.assert_type([reward_adv, cost_adv], float)
-    return (reward_adv - lam * cost_adv) / (1 + lam)
+def combine(
+    reward_adv: Float[Array, "..."], cost_advs: Mapping[str, Float[Array, "..."]], lams: Mapping[str, Float[Array, ""] | float]
+) -> Float[Array, "..."]:
+    """A = (A_r - Σ_k λ_k A_k) / (1 + Σ_k λ_k). The division keeps the size of a step independent of λ; λ = 0 is plain PPO.
+
+    Args:
+        cost_advs, lams: by constraint.
+    """
+    chex.assert_equal_shape([reward_adv, *cost_advs.values()])
+    chex.assert_type([reward_adv, *cost_advs.values()], float)
+    mixed, weight = reward_adv, 1
+    for name, cost_adv in cost_advs.items():
+        mixed, weight = mixed - lams[name] * cost_adv, weight + lams[name]
+    return mixed / weight
 
 
 def project(lam: Float[Array, ""], ceiling: float) -> Float[Array, ""]:

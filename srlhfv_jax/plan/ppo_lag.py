@@ -9,15 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import PPOLagConfig
-from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.plan import programs, shapes
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.stage import PlannedStage, item, powers
-from srlhfv_jax.ppo_lag import check, critics, leash, load
-from srlhfv_jax.ppo_lag.iteration import Call, Extra, Iteration, Keys, drive
+from srlhfv_jax.ppo_lag import check, load
+from srlhfv_jax.ppo_lag.iteration import Call, Iteration, Keys, drive
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import optimizer as optimizers, state as states
@@ -70,8 +69,7 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
         compiled.append(program)
         return outputs
 
-    initial = jax.eval_shape(lambda: Extra(lagrangian.init(settings.constraint), critics.init(), leash.start(settings.ppo)))
-    extra = shapes.replicated(initial, mesh)
+    extra = shapes.replicated(jax.eval_shape(lambda: start(settings)), mesh)
     if settings.moving_reference.moves:
         extra = extra._replace(reference=models.trained["policy"])
     start = states.TrainState(models.trained, opt_state, 0, extra)

@@ -41,7 +41,7 @@ def models(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh) -> Models:
             tree = {"adapter": adapter(settings.lora, full, mesh)}
         else:
             tree = {"backbone": full if name in trained_trees(places) else frozen_backbone}
-        own = tuple(place.head for place in places.values() if place.tree == name and place.head is not None)
+        own = tuple(dict.fromkeys(place.head for place in places.values() if place.tree == name and place.head is not None))
         if own:
             scorer = {"heads": jax.eval_shape(lambda own=own: score_heads.init(config, own, jax.random.key(0)))}
             scorer = jax.eval_shape(score_heads.critic, scorer) if name in trained_trees(places) else scorer

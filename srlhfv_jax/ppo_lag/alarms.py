@@ -2,7 +2,7 @@
 
     entropy      a twentieth of what it was at first: the policy has settled on one answer to each prompt, and nothing brings others back
     length       a third or three times what it was at first: length is rewarded, or answers are cut
-    multiplier   at its largest while the cost stays over budget: the maximum is too low, or the budget cannot be met
+    multiplier   at its largest while the cost stays over budget: the maximum is too low, or the budget cannot be met; of each constraint
     critics      the cost's critic explains less than a constant would
     declines     nine of ten answers to validation prompts decline, or half of those to harmless ones, twice in a row
     scorer       the cost model calls fewer answers unsafe than the oracle does: the policy exploits it
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.config.constraints import metric
 
 FIRST = 5  # iterations whose mean is "at first"
 FEW, MANY = 3, 20  # iterations in a row, of what jumps and of what takes its time
@@ -23,8 +24,8 @@ TEXTS = {
     "config.policy_optimizer.learning_rate or raise config.ppo.kl_coef",
     "length": "answers are less than a third, or more than three times, as long as at first: look at the samples; the reward may be "
     "one of length",
-    "multiplier": "lambda has been at config.constraint.max for 20 iterations and the cost is over budget: raise max, or the budget "
-    "cannot be met",
+    "multiplier": "lambda has been at its max for 20 iterations and the cost is over budget: raise max in config.constraint, or the "
+    "budget cannot be met",
     "critics": "the cost's critic has explained less than a constant would for 20 iterations: raise config.critic_warmup or its rate",
     "declines": "the policy declines nearly everything, or half of what is harmless: raise the budget or lower config.constraint.max",
     "scorer": "the oracle calls more answers unsafe than the cost model does, by more than 15 of 100: the policy exploits the cost "
@@ -40,7 +41,8 @@ def start(notes: dict[str, Any]) -> dict[str, Any]:
 
 def after_step(settings: PPOLagConfig, memory: dict[str, Any], step: int, numbers: Mapping[str, float]) -> list[str]:
     """Texts of the alarms that show with the numbers of an iteration; `memory` is brought up to date."""
-    memory["harm"] = numbers["harm_rate_model"]
+    if "cost" in settings.learned:
+        memory["harm"] = numbers["harm_rate_model"]
     if "entropy" not in numbers:  # the critics learn alone
         return []
     first, counted = memory["first"], memory["counted"]
@@ -49,16 +51,15 @@ def after_step(settings: PPOLagConfig, memory: dict[str, Any], step: int, number
             first[name] = (first.get(name, 0.0) * counted + numbers[name]) / (counted + 1)
         memory["counted"] = counted + 1
         return []
-    moves = settings.constraint.controller in ("log", "projected", "pid")
     signs = {
         "entropy": (numbers["entropy"] < 0.05 * first["entropy"], FEW),
         "length": (not first["length"] / 3 <= numbers["length"] <= 3 * first["length"], FEW),
-        "multiplier": (
-            moves and numbers["lambda"] >= 0.999 * settings.constraint.max and numbers["window_cost"] > numbers["budget"],
-            MANY,
-        ),
         "critics": (numbers.get("cost_explained_variance", 0.0) < 0, MANY),
     }
+    for key, (*_, constraint) in settings.costs.items():
+        over = numbers[metric(key, "window_cost")] > numbers[metric(key, "budget")]
+        stuck = constraint.controller in ("log", "projected", "pid") and numbers[metric(key, "lambda")] >= 0.999 * constraint.max
+        signs[metric(key, "multiplier")] = (stuck and over, MANY)
     texts = []
     for name, (shows, long) in signs.items():
         in_a_row = memory["in_a_row"][name] = memory["in_a_row"].get(name, 0) + 1 if shows else 0
@@ -104,4 +105,5 @@ def _tell(memory: dict[str, Any], name: str, step: int, shows: bool) -> list[str
     if not shows or name in memory["told"]:
         return []
     memory["told"][name] = step
-    return [f"iteration {step}: {TEXTS[name]}"]
+    constraint, _, kind = name.rpartition(".")
+    return [f"iteration {step}: {constraint}{': ' * bool(constraint)}{TEXTS[kind]}"]

@@ -1,10 +1,13 @@
 """Refusals of settings of PPO-Lagrangian before a model is loaded."""
 
+import math
 import re
 
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import PPOConfig, PPOLagConfig, unread
+from srlhfv_jax.config import ConstraintConfig, PPOConfig, PPOLagConfig, unread
+from srlhfv_jax.config.constraints import Constraint
+from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
@@ -16,7 +19,7 @@ def check(settings: PPOLagConfig) -> None:
     """Everything about the settings that can be refused before a model is loaded."""
     check_lora(settings)
     unread.check(settings)
-    lagrangian.check(settings.constraint)
+    check_constraints(settings)
     check_groups(settings)
     check_clips(settings.ppo)
     check_reference(settings)
@@ -25,17 +28,12 @@ def check(settings: PPOLagConfig) -> None:
             f"config.ppo.overlong {settings.ppo.overlong} must be at most config.data.response_length {settings.data.response_length}"
         )
     check_parts(settings)
-    if settings.constraint.window < settings.data.batch_size:
-        raise UserError(
-            f"config.constraint.window {settings.constraint.window} is smaller than a rollout, config.data.batch_size "
-            f"{settings.data.batch_size}: the multiplier would not see all of it; raise the window"
-        )
     for name, optimizer in (("policy", settings.policy_optimizer), ("critic", settings.critic_optimizer)):
         if not any(re.search(pattern, "backbone/vision/x") for pattern in optimizer.freeze):
             raise UserError(
                 f"config.{name}_optimizer.freeze must hold 'vision/': image features are computed once per rollout and shared by the roles"
             )
-    if settings.sharing != "separate" and settings.learned and not settings.scorer:
+    if settings.sharing != "separate" and settings.heads and not settings.scorer:
         raise UserError(
             "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost, or "
             "functions in config.reward_fn and config.cost_fn)"
@@ -51,21 +49,54 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
     if settings.reference and settings.keeps_reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
     if settings.sharing != "separate":
-        if settings.learned:
-            checkpoints.check_checkpoint(settings.scorer, "config.scorer", *settings.learned)
+        if settings.heads:
+            checkpoints.check_checkpoint(settings.scorer, "config.scorer", *settings.heads)
         return
-    for head in settings.learned:
+    for head in settings.heads:
         path = settings.reward if head == "reward" else settings.cost
         checkpoints.check_checkpoint(path or settings.scorer, f"config.{head if path else 'scorer'}", head)
 
 
 def check_calibration(settings: PPOLagConfig) -> None:
-    """Raise UserError unless the cost is that of a head alone, which is what was calibrated, and has a calibration."""
-    if settings.constraint.calibrated and (settings.learned.get("cost") != 1 or "cost" in settings.by_functions):
-        raise UserError(
-            "config.constraint.calibrated is about the cost head by itself: leave config.cost_fn empty, or set config.constraint.calibrated=False"
-        )
+    """Raise UserError unless a calibrated cost is that of the head alone, which is what was calibrated, and has a calibration."""
+    for constraint in settings.costs.values():
+        if constraint.settings.calibrated and [(term.name, term.weight) for term in constraint.terms] != [(MODEL, 1)]:
+            raise UserError(
+                f"{_place(settings, constraint)}.calibrated is about the cost head by itself, and {constraint.place} is something else: "
+                "calibrated=False, or the term 'model' alone"
+            )
     load.load_calibration(settings)
+
+
+def check_constraints(settings: PPOLagConfig) -> None:
+    """Raise UserError for a constraint that cannot be kept, or not as it is said to be."""
+    for constraint in settings.costs.values():
+        one, path = constraint.settings, _place(settings, constraint)
+        lagrangian.check(one, path)
+        if one.controller not in ("none", "fixed"):
+            check_budget(one, path)
+        if one.window < settings.data.batch_size:
+            raise UserError(
+                f"{path}.window {one.window} is smaller than a rollout, config.data.batch_size {settings.data.batch_size}: the multiplier "
+                "would not see all of it; raise the window"
+            )
+        if one.controller == "p3o" and settings.microbatches > 1:
+            raise UserError(
+                f"config.microbatches must be 1 with {path}.controller='p3o', got {settings.microbatches}: its penalty is of a whole "
+                "step's mean"
+            )
+
+
+def check_budget(constraint: ConstraintConfig, path: str) -> None:
+    """Raise UserError for a budget that no policy can keep, or every one does."""
+    low, high = {"mean": (-math.inf, math.inf), "rectified": (0.0, math.inf), "probability": (0.0, 1.0)}[constraint.kind]
+    if not low <= constraint.budget <= high:
+        bounds = f"from 0 to {high:g}" if high < math.inf else "at least 0"
+        raise UserError(f"{path}.budget must be {bounds} with kind {constraint.kind!r}, whose mean is, got {constraint.budget}")
+
+
+def _place(settings: PPOLagConfig, constraint: Constraint) -> str:
+    return f"config.constraints: {constraint.name}" if settings.constraints else "config.constraint"
 
 
 def check_lora(settings: PPOLagConfig) -> None:
@@ -105,11 +136,6 @@ def check_reference(settings: PPOLagConfig) -> None:
     if moving.moves and settings.reference:
         raise UserError(
             f"config.moving_reference starts at the policy's own start: leave config.reference empty, got {settings.reference!r}"
-        )
-    if settings.constraint.controller == "p3o" and settings.microbatches > 1:
-        raise UserError(
-            f"config.microbatches must be 1 with config.constraint.controller='p3o', got {settings.microbatches}: its penalty is of a "
-            "whole step's mean"
         )
 
 

@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import Experience, Images
 from srlhfv_jax.losses import gae, masked
-from srlhfv_jax.ppo_lag import experience
-from srlhfv_jax.ppo_lag.roles import CRITICS
+from srlhfv_jax.ppo_lag import experience, roles
 from srlhfv_jax.ppo_lag.static import Static
 
 RIDGE = 1.0  # with 8, 32 and 128 prompts as good on other rollouts as what cross-validation chose
@@ -27,7 +26,7 @@ RIDGE = 1.0  # with 8, 32 and 128 prompts as good on other rollouts as what cros
 class WarmUp(NamedTuple):
     """Progress of the critics' warm-up; part of every checkpoint."""
 
-    best: Float[Array, ""]  # the highest explained variance so far, mean of both critics
+    best: Float[Array, ""]  # the highest explained variance so far, mean of all critics
     ended: Bool[Array, ""]
 
 
@@ -50,7 +49,7 @@ def start(static: Static, trees: Mapping[str, dict], rollout: Experience, images
     mask_BR, gamma = rollout.rollout.response_mask_BR, static.settings.ppo.gamma
     heads: dict[str, dict] = {name: dict(tree["heads"]) for name, tree in trees.items()}
     hidden_BRD = experience.hidden(static, trees, rollout.rollout, images)
-    for role in CRITICS:
+    for role in roles.critics(static.places):
         (tree, head), token_BR = static.places[role], rollout.token_BR[role]
         _, return_BR = gae.gae(token_BR, jnp.zeros_like(token_BR), mask_BR, gamma=gamma, gae_lambda=1.0)
         heads[tree][head] = fit(heads[tree][head]["kernel"], hidden_BRD[tree], return_BR, mask_BR)

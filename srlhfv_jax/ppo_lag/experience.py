@@ -1,4 +1,4 @@
-"""Rollout -> Experience: reference log-probabilities, end scores, token rewards and costs, and the two advantage streams.
+"""Rollout -> Experience: reference log-probabilities, end scores, token rewards and costs, and the advantage streams.
 
 One forward pass per parameter tree, whatever the number of heads on it; the vision features of the rollout serve every tree whose
 tower equals the policy's. Everything is computed under no gradient and returned in float32.
@@ -8,16 +8,17 @@ from types import MappingProxyType
 from typing import Mapping, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import Experience, Images, Rollout
 from srlhfv_jax.config import PPOConfig
+from srlhfv_jax.config.constraints import FIRST, metric
 from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, shaping
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.ppo_lag import advantages
-from srlhfv_jax.ppo_lag.roles import CRITICS, SCORES, learned
+from srlhfv_jax.ppo_lag.roles import critic, critics
 from srlhfv_jax.ppo_lag.static import Static
 
 Trees = Mapping[str, dict]  # tree name -> {"backbone": ..., "heads": ...}
@@ -28,11 +29,11 @@ class _Scores(NamedTuple):
 
     logp_BR: Float[Array, "B R"]
     ref_logp_BR: Float[Array, "B R"]
-    end_B: dict[str, Float[Array, "B"]]  # "reward", "cost" -> the learned score of the whole response, where there is one
+    end_B: dict[str, Float[Array, "B"]]  # score -> that of the whole response by its learned head, where it has one
     value_BR: dict[str, Float[Array, "B R"]]  # critic role -> its values; empty without streams
 
 
-Given = Mapping[str, Float[Array, "B"]]  # "reward", "cost" -> the weighted sum of functions, where there are any
+Given = Mapping[str, Float[Array, "B"]]  # score -> the weighted sum of functions, where it has any; NaN: it is not about the row
 
 
 def score(
@@ -48,8 +49,8 @@ def score(
     """Score one rollout with every role.
 
     r_t = -beta kl_t + 1[end] R and c_t = +beta kl_t + 1[end] f(C) (Safe RLHF, arXiv 2310.12773, section 3.3), where f is the statistic
-    that the constraint bounds; each stream has its own GAE. Without critics R, f(C) and the KL of an answer are each compared with
-    those of the other answers to its prompt.
+    that a constraint bounds; each stream has its own GAE. An answer that a constraint is not about costs nothing. Without critics R,
+    f(C) and the KL of an answer are each compared with those of the other answers to its prompt.
 
     Args:
         trees: those of the places, without the critics' where there are no streams.
@@ -65,24 +66,35 @@ def score(
     if ppo.importance_cap:
         weight_BR = ppo_losses.importance(scores.logp_BR, rollout.logp_BR, mask_BR, cap=ppo.importance_cap)
     rollout = rollout._replace(logp_BR=scores.logp_BR)
-    end_B = {role: _end_score(static, role, scores.end_B, given) for role in SCORES}
-    reward_B, cost_B = end_B["reward"] - _penalty(ppo, rollout), end_B["cost"]
-    end_cost_B = lagrangian.statistic(static.settings.constraint.kind, cost_B, static.calibration)
+    costs = static.settings.costs
+    applies_B = {key: ~jnp.isnan(given[key]) for key in costs if key in given}
+    end_B = {name: _end_score(static, name, scores.end_B, given) for name in ("reward", *costs)}
+    end_B |= {key: jnp.where(about_B, end_B[key], 0.0) for key, about_B in applies_B.items()}
+    reward_B, costs_B = end_B.pop("reward") - _penalty(ppo, rollout), end_B
+    end_costs_B = {key: constraint_statistic(static, key, cost_B, applies_B.get(key)) for key, cost_B in costs_B.items()}
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     beta = ppo.kl_coef if kl_coef is None else kl_coef
-    scaled = tuple(_scaled(x_B, ppo.scale_scores) for x_B in (reward_B, end_cost_B))
-    if not ppo.has_critics:
-        clipped = (jnp.clip(x_B, -ppo.clip_score, ppo.clip_score) for x_B in scaled)
-        groups = advantages.in_groups(*clipped, jnp.sum(masked.keep(kl_BR, mask_BR), axis=1), ppo)
-        return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, {}, None, weight_BR, groups)
-    shape = dict(kl_coef=beta if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
-    token_BR = {
-        "reward_critic": shaping.token_rewards(kl_BR, scaled[0], mask_BR, **shape),
-        "cost_critic": shaping.token_costs(kl_BR, scaled[1], mask_BR, **shape),
-    }
-    both = {role: advantages.stream(token_BR[role], value_BR, mask_BR, ppo) for role, value_BR in scores.value_BR.items()}
-    streams = both if scores.value_BR else None
-    return Experience(rollout, scores.ref_logp_BR, reward_B, cost_B, token_BR, streams, weight_BR, None)
+    scaled_B = {name: _scaled(x_B, ppo.scale_scores) for name, x_B in {"reward": reward_B, **end_costs_B}.items()}
+    token_BR, every, groups = {}, {}, None
+    if ppo.has_critics:
+        shape = dict(kl_coef=beta if ppo.kl_in == "reward" else 0.0, clip_score=ppo.clip_score)
+        for name, x_B in scaled_B.items():
+            shaped = shaping.token_rewards if name == "reward" else shaping.token_costs
+            token_BR[critic(name)] = shaped(kl_BR, x_B, mask_BR, **shape)
+        every = {role: advantages.stream(token_BR[role], value_BR, mask_BR, ppo) for role, value_BR in scores.value_BR.items()}
+    else:
+        clipped = {name: jnp.clip(x_B, -ppo.clip_score, ppo.clip_score) for name, x_B in scaled_B.items()}
+        groups = advantages.in_groups(clipped.pop("reward"), clipped, jnp.sum(masked.keep(kl_BR, mask_BR), axis=1), ppo)
+    scored = rollout, scores.ref_logp_BR, reward_B, costs_B
+    return Experience(*scored, token_BR, every or None, weight_BR, groups, applies_B)
+
+
+def constraint_statistic(
+    static: Static, key: str, cost_B: Float[Array, "B"], applies_B: Bool[Array, "B"] | None
+) -> Float[Array, "B"]:
+    """f(C) of a constraint; 0 in rows that it is not about."""
+    value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration)
+    return value_B if applies_B is None else jnp.where(applies_B, value_B, 0.0)
 
 
 def metrics(
@@ -96,21 +108,26 @@ def metrics(
     """
     mask_BR = sampled.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
+    first_B, about_first_B = experience.costs_B[FIRST], experience.applies_B.get(FIRST)
     numbers = {
         "reward": jnp.mean(experience.reward_B),
-        "cost": jnp.mean(experience.cost_B),
-        "constraint": jnp.mean(lagrangian.statistic(static.settings.constraint.kind, experience.cost_B, static.calibration)),
-        "harm_rate_model": jnp.mean(experience.cost_B > 0),
+        "harm_rate_model": _mean(first_B > 0, about_first_B),
         "length": jnp.mean(jnp.sum(mask_BR, axis=1)),
         "ended": jnp.mean(sampled.ended_B),
     }
     if "reference" in static.places:
         numbers["kl"] = jnp.mean(jnp.sum(kl_BR, axis=1))
-    numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", experience.cost_B)
-    for role, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
-        if role in given:
-            end_B = experience.reward_B + _penalty(static.settings.ppo, sampled) if role == "reward" else experience.cost_B
-            numbers[f"{role}.{MODEL}"] = jnp.mean(end_B - given[role]) / weight
+    for key, cost_B in experience.costs_B.items():
+        about_B = experience.applies_B.get(key)
+        numbers[metric(key, "cost")] = _mean(cost_B, about_B)
+        numbers[metric(key, "constraint")] = _mean(constraint_statistic(static, key, cost_B, about_B), about_B)
+        if about_B is not None:
+            numbers[metric(key, "applies")] = jnp.mean(about_B)
+    numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", first_B)
+    for name, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
+        if name in given:
+            end_B = experience.reward_B + _penalty(static.settings.ppo, sampled) if name == "reward" else experience.costs_B[name]
+            numbers[f"{name}.{MODEL}"] = _mean(end_B - given[name], experience.applies_B.get(name)) / weight
     if experience.groups is not None:
         numbers |= advantages.group_metrics(experience.groups, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
@@ -122,16 +139,24 @@ def metrics(
     return numbers
 
 
+def _mean(value_B: Float[Array, "B"] | Bool[Array, "B"], about_B: Bool[Array, "B"] | None) -> Float[Array, ""]:
+    """The mean over the rows that a constraint is about; 0 where it is about none."""
+    if about_B is None:
+        return jnp.mean(value_B)
+    return jnp.sum(jnp.where(about_B, value_B, 0.0)) / jnp.maximum(jnp.sum(about_B), 1)
+
+
 def _quantiles(name: str, score_B: Float[Array, "B"]) -> dict[str, Float[Array, ""]]:
     return {f"{name}.p{share}": jnp.quantile(score_B, share / 100) for share in (10, 50, 90)}
 
 
 def row_numbers(experience: Experience) -> dict[str, Float[Array, "B"]]:
-    """Reward, cost, length in tokens and KL to the reference (summed over its tokens) of each answer."""
+    """Reward, costs, length in tokens and KL to the reference (summed over its tokens) of each answer."""
     mask_BR = experience.rollout.response_mask_BR
     kl_BR = masked.keep(experience.rollout.logp_BR - experience.ref_logp_BR, mask_BR)
     lengths_B = jnp.sum(mask_BR, axis=1)
-    return {"reward": experience.reward_B, "cost": experience.cost_B, "length": lengths_B, "kl": jnp.sum(kl_BR, axis=1)}
+    costs = {metric(key, "cost"): cost_B for key, cost_B in experience.costs_B.items()}
+    return {"reward": experience.reward_B, **costs, "length": lengths_B, "kl": jnp.sum(kl_BR, axis=1)}
 
 
 def hidden(static: Static, trees: Trees, rollout: Rollout, images: Images | None) -> dict[str, Float[Array, "B R D"]]:
@@ -160,12 +185,12 @@ def _forward(static: Static, trees: Trees, rollout: Rollout, images: Images | No
         outputs = {name: read_heads(model, trees[name], rollout, contexts[name]) for name in names}
         return {role: outputs[places[role].tree][places[role].head] for role in roles}
 
-    values = head_outputs(sequences.response_scores, *CRITICS) if streams and static.settings.ppo.has_critics else {}
+    values = head_outputs(sequences.response_scores, *critics(places)) if streams else {}
     logp_BR = logp("policy") if static.recomputes_logp else rollout.logp_BR
     return _Scores(
         logp_BR,
         logp("reference") if "reference" in places else logp_BR,
-        head_outputs(sequences.end_scores, *learned(places)),
+        head_outputs(sequences.end_scores, *static.settings.learned),
         {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
     )
 
@@ -190,7 +215,7 @@ def _penalty(ppo: PPOConfig, rollout: Rollout) -> Float[Array, "B"]:
 
 def _end_score(static: Static, role: str, learned_B: Mapping[str, Array], given: Given) -> Float[Array, "B"]:
     """The sum of a score's terms."""
-    if role not in learned_B:
+    if role not in static.settings.learned:
         return given[role]
     weight = static.settings.learned[role]
     score_B = learned_B[role] if weight == 1 else weight * learned_B[role]

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout, SupervisedBatch
 from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
+from srlhfv_jax.config.constraints import metric
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
 from srlhfv_jax.parallel import hosts, microbatches, offload, rules
@@ -37,7 +38,7 @@ RESAMPLED = 1 << 20  # what the keys of answers that replace others are counted 
 class Extra(NamedTuple):
     """State of a run beside its trees."""
 
-    controller: lagrangian.ControllerState
+    controllers: dict[str, lagrangian.ControllerState]  # by constraint
     warm_up: critics.WarmUp
     kl_coef: jax.Array | None = None  # beta, where it is adapted
     reference: dict | None = None  # the tree of a reference that moves
@@ -56,6 +57,12 @@ class Call(NamedTuple):
     name: str
     function: Callable
     arguments: tuple
+
+
+def start(settings: PPOLagConfig) -> Extra:
+    """The state of a run that begins."""
+    controllers = {key: lagrangian.init(constraint.settings) for key, constraint in settings.costs.items()}
+    return Extra(controllers, critics.init(), leash.start(settings.ppo))
 
 
 # (rollout, rows) -> (the functions' part of the scores, their numbers): on the host, by every process (functions/score.py)
@@ -115,7 +122,7 @@ class Iteration:
         self.answer = jax.jit(sample, out_shardings=rows)  # one answer to each prompt
         self.generate = jax.jit(functools.partial(sample, answers=answers), out_shardings=rows) if answers > 1 else self.answer
         self.for_each_answer = jax.jit(functools.partial(microbatches.repeat, times=answers), out_shardings=rows)
-        out = (rows, everywhere, everywhere, everywhere)
+        out = (rows, everywhere, everywhere, everywhere, everywhere)
         self.score = jax.jit(functools.partial(score_and_constrain, self.static), out_shardings=out)
         follow = functools.partial(leash.followed, settings.moving_reference.decay)
         self.follow = jax.jit(follow, donate_argnums=0, out_shardings=rules.shardings(models.trained["policy"], mesh))
@@ -163,10 +170,10 @@ class Iteration:
         if self.by_functions:
             given, numbers = yield Call("functions", self.functions, (rollout, self.for_each_answer(prompts.row_B)))
         extra = state.extra
-        scored = rollout, images, given, extra.controller, np.bool_(warming), extra.kl_coef
+        scored = rollout, images, given, extra.controllers, np.bool_(warming), extra.kl_coef
         moving = {} if extra.reference is None else {"reference": extra.reference}
         trees = self.scoring_trees(params, rollout) | moving
-        experience, controller, kl_coef, metrics = yield Call("score", self.score, (trees, *scored))
+        experience, controllers, weights, kl_coef, metrics = yield Call("score", self.score, (trees, *scored))
         del trees
         if fit_critics:
             heads = yield Call("fit_critics", self.fit_critics, (self.critics(params, experience), experience, images))
@@ -181,11 +188,10 @@ class Iteration:
             experience, resampled = yield Call("resample", self.resample, again)
         learn = self.warm_up if warming else self.update
         trees = self.on_devices((params, state.opt_state), experience)
-        weights = Multipliers(metrics["lambda"], extra.kl_coef, metrics.get("excess"))
         arguments = (*trees, experience, images, weights, keys.minibatches, ptx, self.models.base)
         del trees
         params, opt_state, learned = yield Call("update", learn, arguments)
-        extra = extra._replace(controller=controller, kl_coef=kl_coef)
+        extra = extra._replace(controllers=controllers, kl_coef=kl_coef)
         state = states.TrainState(params, opt_state, state.step + 1, extra)
         return state, metrics | numbers | resampled | learned
 
@@ -210,7 +216,8 @@ class Iteration:
 
         state, metrics = drive(calls, run)
         if warming:
-            explained = sum(float(hosts.to_host(metrics[f"{name}_explained_variance"])) for name in ("reward", "cost")) / 2
+            names = advantages.explained_variances(self.settings.scores)
+            explained = sum(float(hosts.to_host(metrics[name])) for name in names) / len(names)
             warm_up = rules.replicate(critics.after(warm_up, explained), self.mesh)
         if reference is not None and leash.is_due(self.settings.moving_reference, self._done):
             reference = self.follow(reference, state.params["policy"])
@@ -238,7 +245,7 @@ class Iteration:
         opt_state = {
             name: states.init_optimizer(self.optimizers[name], self.on_devices(tree), self.mesh) for name, tree in trees.items()
         }
-        extra = Extra(lagrangian.init(self.settings.constraint), critics.init(), leash.start(self.settings.ppo))
+        extra = start(self.settings)
         step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
         if self.settings.moving_reference.moves:
             extra = extra._replace(reference=jax.tree.map(jnp.copy, self.on_devices(trees["policy"])))
@@ -286,7 +293,7 @@ class Iteration:
             del weights
             given = self.functions(rollout, self.for_each_answer(prompts.row_B))[0] if self.by_functions else {}
             trees = self.scoring_trees(params, rollout) | moving
-            scored = self.score(trees, rollout, prompts.images, given, extra.controller, np.bool_(True), extra.kl_coef)
+            scored = self.score(trees, rollout, prompts.images, given, extra.controllers, np.bool_(True), extra.kl_coef)
             experience = self.replace_groups(experience, scored[0])
         return experience, {"resampled": replaced / self.settings.prompts}
 
@@ -319,26 +326,27 @@ def score_and_constrain(
     rollout: Rollout,
     images: Images | None,
     given: experience.Given,
-    controller: lagrangian.ControllerState,
+    controllers: dict[str, lagrangian.ControllerState],
     hold,
     kl_coef: jax.Array | None = None,
-) -> tuple[Experience, lagrangian.ControllerState, jax.Array | None, dict]:
-    """The scored rollout, the multiplier's one step on its costs (only its window, where `hold`), the next beta where it is adapted,
-    and the numbers of all."""
-    constraint, ppo = static.settings.constraint, static.settings.ppo
-    streams = not is_single_step(static.settings.ppo)
-    scored = experience.score(static, complete(trees), rollout, images, given, kl_coef, streams=streams)
-    before, controller = controller, lagrangian.update_multiplier(constraint, controller, scored.cost_B, hold, static.calibration)
-    metrics = lagrangian.parts(constraint, before, controller) | {
-        "window_cost": lagrangian.window_mean(controller),
-        **({"window_cost_upper": lagrangian.held(constraint, controller)} if constraint.confidence else {}),
-        "budget": jnp.float32(constraint.budget),
-        "lambda": lagrangian.multiplier(constraint, controller),
-    }
-    if constraint.controller == "p3o":
-        metrics["excess"] = lagrangian.held(constraint, controller) - metrics["budget"]
+) -> tuple[Experience, dict[str, lagrangian.ControllerState], Multipliers, jax.Array | None, dict]:
+    """The scored rollout, each multiplier's one step on its costs (only its window, where `hold`), what weighs the update's losses, the
+    next beta where it is adapted, and the numbers of all."""
+    ppo = static.settings.ppo
+    scored = experience.score(static, complete(trees), rollout, images, given, kl_coef, streams=not is_single_step(ppo))
+    moved, lams, excess, metrics = {}, {}, {}, {}
+    for key, one in static.settings.costs.items():
+        constraint, about_B = one.settings, scored.applies_B.get(key)
+        moved[key] = lagrangian.update_multiplier(
+            constraint, controllers[key], scored.costs_B[key], hold, static.calibration, about_B
+        )
+        numbers = lagrangian.numbers(constraint, controllers[key], moved[key])
+        lams[key] = numbers["lambda"]
+        excess |= {key: numbers["excess"]} if "excess" in numbers else {}
+        metrics |= {metric(key, name): number for name, number in numbers.items()}
+    weights = Multipliers(lams, kl_coef, excess)
     metrics |= experience.metrics(static, scored, rollout, given)
     if kl_coef is not None:
         metrics["kl_coef"] = kl_coef
-        kl_coef = jnp.where(hold, kl_coef, leash.adapted(ppo, kl_coef, metrics["kl"], len(scored.cost_B)))
-    return scored, controller, kl_coef, metrics
+        kl_coef = jnp.where(hold, kl_coef, leash.adapted(ppo, kl_coef, metrics["kl"], len(scored.reward_B)))
+    return scored, moved, weights, kl_coef, metrics

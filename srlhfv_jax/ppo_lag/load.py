@@ -29,7 +29,7 @@ class Models(NamedTuple):
     trained: dict[str, dict]
     frozen: dict[str, dict]  # where roles share one backbone, BASE among them
     own_towers: frozenset[str]  # trees whose vision tower differs from the policy's
-    calibration: Calibration | None = None  # of the cost, where config.constraint.calibrated
+    calibration: Calibration | None = None  # of the cost head, where a constraint is calibrated
 
     @property
     def base(self) -> dict | None:
@@ -59,12 +59,12 @@ def load_models(settings: PPOLagConfig, mesh) -> Models:
 
 
 def load_calibration(settings: PPOLagConfig) -> Calibration | None:
-    """P(unsafe | C) beside the cost head; None where the settings do not ask for it.
+    """P(unsafe | C) beside the cost head; None where no constraint asks for it.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if not settings.constraint.calibrated:
+    if not any(constraint.settings.calibrated for constraint in settings.costs.values()):
         return None
     path = (settings.cost if settings.sharing == "separate" else "") or settings.scorer
     return calibrations.required(checkpoint_folder(path), "config.constraint.calibrated")
@@ -98,15 +98,15 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
     start = {"backbone": policy.params, "heads": {}}  # of a critic without a scorer
     trained = {"policy": {"backbone": policy.params}}
     if settings.sharing == "shared":
-        if settings.learned:
-            frozen["scorer"] = scorer(settings.scorer, *settings.learned)
+        if settings.heads:
+            frozen["scorer"] = scorer(settings.scorer, *settings.heads)
         if settings.ppo.has_critics:
-            trained["critic"] = _critic(settings, policy, frozen.get("scorer", start), *roles.SCORES)
+            trained["critic"] = _critic(settings, policy, frozen.get("scorer", start), *settings.scores)
     else:
-        for name in settings.learned:
+        for name in settings.heads:
             frozen[name] = scorer((settings.reward if name == "reward" else settings.cost) or settings.scorer, name)
-        for name in roles.SCORES if settings.ppo.has_critics else ():
-            trained[f"{name}_critic"] = _critic(settings, policy, frozen.get(name, start), name)
+        for name, predicted in (("reward", ("reward",)), ("cost", settings.scores[1:])) if settings.ppo.has_critics else ():
+            trained[roles.critic(name)] = _critic(settings, policy, frozen.get(name, start), *predicted)
     for path, model in loaded.items():
         if model.config != policy.config:
             raise UserError(
@@ -147,9 +147,9 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
         return peft.read(folder, policy.config, mesh)
 
     frozen = {BASE: {"backbone": policy.params}}
-    if settings.learned:
+    if settings.heads:
         scored = load_heads(policy.config, checkpoint_folder(settings.scorer), mesh)
-        frozen["scorer"] = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, *settings.learned)}
+        frozen["scorer"] = {"adapter": adapter(settings.scorer), "heads": _heads(settings.scorer, scored, *settings.heads)}
         if settings.ppo.has_critics and not frozen["scorer"]["adapter"]:
             raise UserError(
                 f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0"
@@ -164,13 +164,13 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
         checkpoints.check_adapter(lora, policy)
     trained = {"policy": {"adapter": start}}
     if settings.ppo.has_critics:
-        trained["critic"] = _critic(settings, policy, frozen.get("scorer", {"adapter": start, "heads": {}}), *roles.SCORES)
+        trained["critic"] = _critic(settings, policy, frozen.get("scorer", {"adapter": start, "heads": {}}), *settings.scores)
     return policy, trained, frozen
 
 
 def _critic(settings: PPOLagConfig, policy: Pretrained, start: dict, *names: str) -> dict:
     """A critic's tree: that of a scorer, with fresh heads for scores that it has no head of. The first rollout fits them all."""
-    fresh = score_heads.init(policy.config, roles.SCORES, states.key(settings.seed, 0, "heads"))
+    fresh = score_heads.init(policy.config, settings.scores, states.key(settings.seed, 0, "heads"))
     return score_heads.critic(start | {"heads": {name: start["heads"].get(name, fresh[name]) for name in names}})
 
 

@@ -3,7 +3,7 @@
 Loading, rollout and scoring ask only for places, so a new way of sharing is a new table here.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Mapping, NamedTuple
 
 import jax
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 from srlhfv_jax.config import PPOLagConfig, choose
 
-ROLES = ("policy", "reference", "reward", "cost", "reward_critic", "cost_critic")
-SCORES = ("reward", "cost")
-CRITICS = ("reward_critic", "cost_critic")
+SCORES = ("reward", "cost")  # of a run with one constraint
 
 
 class Place(NamedTuple):
@@ -42,34 +40,44 @@ SEPARATE = {
 }
 
 
-def assign(sharing: str, learned: Collection[str] = SCORES, critics: Collection[str] = CRITICS) -> dict[str, Place]:
-    """Role -> place. "shared": one backbone scores, one criticises, each with two heads; "adapters": the same, but all of them
-    are adapters over one backbone; "separate": one backbone per role (the paper).
+def critic(score: str) -> str:
+    """The role that predicts a score."""
+    return f"{score}_critic"
+
+
+def assign(
+    sharing: str, scores: Sequence[str] = SCORES, learned: Collection[str] | None = None, *, critics: bool = True
+) -> dict[str, Place]:
+    """Role -> place. "shared": one backbone scores, one criticises, each with several heads; "adapters": the same, but all of them
+    are adapters over one backbone; "separate": one backbone per role (the paper), and one for the critics of all costs.
 
     Args:
-        learned: scores that have a learned head; the others have no place: functions make them (functions/).
-        critics: those that there are; none where advantages are of groups.
+        scores: the reward, then the costs; those after "cost" are of further constraints.
+        learned: scores that a learned head has a part in; None: all. The others have no place: functions make them (functions/).
+        critics: false where advantages are of groups.
     """
     choose(sharing, "sharing", "shared", "adapters", "separate")
     every = SEPARATE if sharing == "separate" else SHARED
-    absent = {*SCORES, *CRITICS} - {*learned, *critics}
-    return {role: place for role, place in every.items() if role not in absent}
+    heads = {score: every["reward" if score == "reward" else "cost"] for score in scores if learned is None or score in learned}
+    critic_of = {score: every[critic("reward" if score == "reward" else "cost")]._replace(head=score) for score in scores}
+    places = {role: every[role] for role in ("policy", "reference")} | heads
+    return places | ({critic(score): place for score, place in critic_of.items()} if critics else {})
 
 
 def of_settings(settings: PPOLagConfig) -> dict[str, Place]:
     """Role -> place, as a run's settings say."""
-    places = assign(settings.sharing, settings.learned, CRITICS if settings.ppo.has_critics else ())
+    places = assign(settings.sharing, settings.scores, settings.learned, critics=settings.ppo.has_critics)
     return places if settings.reference != "none" else {role: place for role, place in places.items() if role != "reference"}
 
 
-def learned(places: Mapping[str, Place]) -> list[str]:
-    """Scores that have a learned head."""
-    return [role for role in SCORES if role in places]
+def critics(places: Mapping[str, Place]) -> list[str]:
+    """The roles that predict scores: the reward's first."""
+    return [role for role, place in places.items() if place.head is not None and role == critic(place.head)]
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:
-    """The trees that hold the two critic heads: one when they share a backbone, none without critics."""
-    return sorted({places[role].tree for role in CRITICS if role in places})
+    """The trees that hold the critics' heads: one when they share a backbone, none without critics."""
+    return sorted({places[role].tree for role in critics(places)})
 
 
 def trained_trees(places: Mapping[str, Place]) -> list[str]:

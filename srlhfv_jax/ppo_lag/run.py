@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from srlhfv_jax.config import PPOLagConfig
-from srlhfv_jax.functions import load, score
+from srlhfv_jax.config.constraints import metric
+from srlhfv_jax.functions import conditions, load, score
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
@@ -20,6 +21,7 @@ from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_nu
 from srlhfv_jax.runs.stage import LoadGuard
 from srlhfv_jax.training import loop, state as states
 
+SETTINGS = {"data": "config.data.path", "validation": "config.validation.path"}  # of prompts
 PRODUCT = Product(
     "ppo_lag",
     "A policy trained for helpfulness with its learned cost held to a budget (PPO-Lagrangian). Beyond the prompts it was trained and "
@@ -47,12 +49,13 @@ def run(
     check.check_rows(settings, started.mesh)
     check.check_checkpoints(settings)
     rows = prompts.prepare(settings, checkpoints.load_shape(settings.policy, settings.model, settings.data.chat_template))
+    conditions.check(settings, {SETTINGS[name]: some for name, some in rows.items() if name in SETTINGS})
     models = load_models(settings, started.mesh)
     inputs.check_prompt_suffix(models.policy, *rows.values())
     for name, tree in (models.trained | models.frozen).items():
         describe_parameters(name, tree, started.mesh)
 
-    scorer = score.scorer(settings, functions, started) if functions else None
+    scorer = score.scorer(settings, functions, started) if settings.by_functions else None
     called = None if scorer is None else score.in_iteration(scorer, rows["data"], started.mesh)
     iteration = Iteration(settings, models, started.mesh, checkpoints.vocabulary(models.policy), functions=called)
     notes: dict[str, Any] = {"best": {"step": -1}}
@@ -65,7 +68,10 @@ def run(
 
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
-        final = {"lambda.final": float(lagrangian.multiplier(settings.constraint, state.extra.controller))}
+        final = {
+            metric(key, "lambda.final"): float(lagrangian.multiplier(one.settings, state.extra.controllers[key]))
+            for key, one in settings.costs.items()
+        }
         return last_numbers(started) | best | final | alarms.told(alarms.start(notes))
 
     def export(state: states.TrainState) -> None:
@@ -89,7 +95,8 @@ def run(
         listen=lambda step, numbers: alarms.after_step(settings, alarms.start(notes), step, numbers),
         sample=watch.make(settings, iteration, started, rows, scorer),
     )
-    if evaluate is not None and settings.constraint.controller != "none" and notes["best"]["step"] < 0:
+    steered = any(one.settings.controller != "none" for one in settings.costs.values())
+    if evaluate is not None and steered and notes["best"]["step"] < 0:
         hosts.say(
             f"ppo_lag: no validation result was within the budget: there is no {workdir / validate.BEST}, and export holds the last "
             "policy"

@@ -13,7 +13,7 @@ def _ppo_lag() -> Run:
 
 
 def _check(settings: PPOLagConfig) -> None:
-    for name in settings.learned:
+    for name in settings.heads:
         if not (settings.scorer or (settings.reward if name == "reward" else settings.cost)):
             raise UserError(
                 f"nothing says what the {name} is: give config.scorer (the workdir of `srlhfv scores`), config.{name} with "

@@ -15,13 +15,14 @@ import optax
 from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import Experience, Features, Images, SupervisedBatch
+from srlhfv_jax.config.constraints import metric
 from srlhfv_jax.losses import masked, ppo as ppo_losses, sft
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import order
 from srlhfv_jax.parallel.microbatches import over_rows, repeat, split
 from srlhfv_jax.ppo_lag import advantages, minibatches
-from srlhfv_jax.ppo_lag.roles import CRITICS, critic_trees
+from srlhfv_jax.ppo_lag.roles import critic, critic_trees, critics
 from srlhfv_jax.ppo_lag.static import Static
 from srlhfv_jax.training import optimizer as optimizers, step
 
@@ -38,9 +39,11 @@ class Training(NamedTuple):
 class Multipliers(NamedTuple):
     """The numbers of an iteration that weigh its losses."""
 
-    lam: Float[Array, ""]
+    lams: Mapping[str, Float[Array, ""]]  # constraint -> lambda
     kl_coef: Float[Array, ""] | None = None  # beta where it is adapted; None: that of the settings
-    excess: Float[Array, ""] | None = None  # J - d where the policy's loss has a penalty (p3o); else None
+    excess: Mapping[str, Float[Array, ""]] | None = (
+        None  # constraint -> J - d, of those with a penalty in the policy's loss (p3o)
+    )
 
 
 class Minibatch(NamedTuple):
@@ -49,7 +52,9 @@ class Minibatch(NamedTuple):
     experience: Experience
     advantage_BR: Float[Array, "B R"] | None  # None: made in the step, from the values that the critic losses compute
     contexts: Mapping[str, sequences.Context]  # trained tree -> what it needs of the prompts: image features, or a prefix
-    cost_adv_BR: Float[Array, "B R"] | None = None  # where there is a penalty, and as above
+    cost_adv_BR: Mapping[str, Float[Array, "B R"]] | None = (
+        None  # constraint -> its cost's, where there are penalties, and as above
+    )
 
 
 def update(
@@ -67,7 +72,7 @@ def update(
     """All gradient steps of one iteration: `ppo.epochs` passes over the rollout, each in `ppo.minibatches` steps.
 
     Args:
-        params: trained tree name -> tree; donated. The policy, and the trees that hold the two critic heads.
+        params: trained tree name -> tree; donated. The policy, and the trees that hold the critics' heads.
         multipliers: float32.
         key: deals the rows anew in each epoch (minibatches.py).
         ptx: supervised rows, split over the minibatches; None when the coefficient is 0.
@@ -77,16 +82,15 @@ def update(
         params, opt_state, metrics (each a float32 scalar, the mean over gradient steps). `mismatch` is the mean |log ratio| in
         the first minibatch, where it must be rounding error alone.
     """
-    lam = multipliers.lam
+    lams = multipliers.lams
     ppo, streams, mask_BR = static.settings.ppo, experience.streams, experience.rollout.response_mask_BR
     if experience.groups is not None:
         kl_coef = 0.0 if ppo.kl_in == "loss" else _kl_coef(static, multipliers)
-        advantage_BR = advantages.combine_groups(experience.groups, mask_BR, lam, kl_coef, ppo)
+        advantage_BR = advantages.combine_groups(experience.groups, mask_BR, lams, kl_coef, ppo)
     else:
-        advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lam, ppo)
+        advantage_BR = None if streams is None else advantages.combine(streams, mask_BR, lams, ppo)
     features = _features(static, params, base, experience, repeat(images, ppo.group_size) if static.own_towers else None)
-    known = advantage_BR is not None and multipliers.excess is not None
-    cost_adv_BR = advantages.of_cost(experience) if known else None
+    cost_adv_BR = advantages.of_costs(experience) if advantage_BR is not None and multipliers.excess else None
     rollout = Minibatch(experience, advantage_BR, features, cost_adv_BR)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(ppo.epochs))
     rows = jax.vmap(lambda key: minibatches.draw(key, len(mask_BR), ppo.minibatches))(keys)
@@ -153,9 +157,9 @@ def gradient_step(
 
     # 2. Advantage: known since scoring, or made of the values that step 1 has just computed.
     if minibatch.advantage_BR is None:
-        minibatch = minibatch._replace(advantage_BR=advantages.combine(streams, mask_BR, multipliers.lam, static.settings.ppo))
-        if multipliers.excess is not None:
-            minibatch = minibatch._replace(cost_adv_BR=streams["cost_critic"].adv_BR)
+        minibatch = minibatch._replace(advantage_BR=advantages.combine(streams, mask_BR, multipliers.lams, static.settings.ppo))
+        if multipliers.excess:
+            minibatch = minibatch._replace(cost_adv_BR={key: streams[critic(key)].adv_BR for key in multipliers.excess})
         metrics |= advantages.stream_metrics(streams, mask_BR)
 
     # 3. Policy: the clipped objective, and with PTX the supervised loss beside it.
@@ -233,12 +237,12 @@ def _policy_loss(multipliers: Multipliers, static: Static, name: str, tree: dict
         kl = ppo_losses.kl(logp_BR, batch.experience.ref_logp_BR, mask_BR, reduction=settings.ppo.reduction)
         loss = loss._replace(sum=loss.sum + _kl_coef(static, multipliers) * kl[0])
         logged["kl_loss"] = kl
-    if multipliers.excess is not None:
+    for key, excess in (multipliers.excess or {}).items():
         over = ppo_losses.penalty(
-            logp_BR, rollout.logp_BR, batch.cost_adv_BR, mask_BR, multipliers.excess, clip_ratio=settings.ppo.clip_ratio
+            logp_BR, rollout.logp_BR, batch.cost_adv_BR[key], mask_BR, excess, clip_ratio=settings.ppo.clip_ratio
         )
-        loss = loss._replace(sum=loss.sum + settings.constraint.max * over * loss.count)
-        logged["penalty"] = over, jnp.float32(1)
+        loss = loss._replace(sum=loss.sum + settings.costs[key].settings.max * over * loss.count)
+        logged[metric(key, "penalty")] = over, jnp.float32(1)
     return loss._replace(metrics=loss.metrics | logged)
 
 
@@ -248,7 +252,7 @@ def _critic_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
     mask_BR = experience.rollout.response_mask_BR
     scores = sequences.response_scores(static.model, tree, experience.rollout, batch.contexts[name])
     total, count, metrics, streams = jnp.float32(0), jnp.float32(1), {}, {}
-    for role in (role for role in CRITICS if places[role].tree == name):
+    for role in (role for role in critics(places) if places[role].tree == name):
         value_BR = scores[places[role].head][:, :-1]
         if experience.streams is None:
             stream = streams[role] = advantages.stream(experience.token_BR[role], value_BR, mask_BR, ppo)

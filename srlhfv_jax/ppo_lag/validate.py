@@ -1,8 +1,8 @@
 """Validation inside PPO-Lagrangian: answers to held-out prompts, judged, and the best feasible policy kept beside the last.
 
-Feasible: the run's own constraint holds, mean f(C) <= d (with `config.constraint.confidence` its upper bound). Best: the highest mean reward among those. The judge is the run's own
-reward and cost (learned, or by functions) or, on the embedded task, its oracle, whose costs have units of their own: their mean is held under
-`config.validation.budget`. Test prompts are never read here.
+Feasible: every constraint of the run holds, mean f(C) <= d (with a confidence its upper bound). Best: the highest mean reward among
+those. The judge is the run's own reward and cost (learned, or by functions) or, on the embedded task, its oracle, whose costs have units
+of their own: in the place of the first constraint their mean is held under `config.validation.budget`. Test prompts are never read here.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy as np
 
 from srlhfv_jax.batches import PromptBatch, Rollout
 from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.config.constraints import FIRST, metric
 from srlhfv_jax.data import loader
 from srlhfv_jax.evaluation import answering, answers, compare, rules, scoring
 from srlhfv_jax.functions.score import Scores
@@ -20,7 +21,6 @@ from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.ppo_lag.roles import SCORES
 from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started, recorded_template
 from srlhfv_jax.training import state as states
@@ -43,8 +43,7 @@ def make(
         functions: (rollout, rows) -> the part of the scores that functions make of answers to `prompts`.
     """
     models, sample = iteration.models, sampler(settings, iteration, started, prompts)
-    score = scorer(iteration, functions) if settings.validation.judge == "models" else None
-
+    score = scorer(iteration, functions) if settings.validation.judge == "models" or len(settings.costs) > 1 else None
     by = [settings.validation.path, settings.validation.split, settings.validation.judge, settings.validation.budget]
 
     def evaluate(state: states.TrainState, step: int) -> dict[str, float]:
@@ -55,20 +54,29 @@ def make(
             if settings.validation.judge == "oracle"
             else compare.by_models(responses, scores)
         )
+        about_B = ~np.isnan(judged.cost_B)
         numbers = {
             "helpful": float(judged.helpful_B.mean()),
-            "cost": float(judged.cost_B.mean()),
-            "unsafe_rate": float(judged.unsafe_B.mean()),
+            "cost": _mean(judged.cost_B[about_B]),
+            "unsafe_rate": _mean(judged.unsafe_B[about_B]),
             "refusal_rate": float(np.mean([rules.xstest_refusal(text) for text in responses.texts])),
         } | answers.length_metrics(responses)
         if settings.validation.judge == "oracle":
             numbers |= {name: judged.metrics[name] for name in ORACLE_NUMBERS if name in judged.metrics}
-            value_B, budget = judged.cost_B, settings.validation.budget
         else:
-            value_B = lagrangian.statistic(settings.constraint.kind, judged.cost_B, models.calibration)
-            numbers["constraint"], budget = float(value_B.mean()), settings.constraint.budget
-            numbers |= {name: float(score_B.mean()) for name, score_B in scores.items() if name not in SCORES}
-        feasible = float(value_B.mean()) <= budget - _margin(settings.constraint.confidence, value_B)
+            numbers |= {
+                name: _mean(score_B[~np.isnan(score_B)]) for name, score_B in scores.items() if name not in settings.scores
+            }
+        feasible = True
+        for key, constraint in settings.costs.items():
+            if key == FIRST and settings.validation.judge == "oracle":
+                value_B, budget = judged.cost_B, settings.validation.budget
+            else:
+                cost_B = scores[key][~np.isnan(scores[key])]
+                value_B = lagrangian.statistic(constraint.settings.kind, cost_B, models.calibration)
+                numbers |= {metric(key, "cost"): _mean(cost_B), metric(key, "constraint"): _mean(value_B)}
+                budget = constraint.settings.budget
+            feasible &= _mean(value_B) <= budget - _margin(constraint.settings.confidence, value_B)
         if notes.get("judged_by", by) != by:
             hosts.say("ppo_lag: config.validation is another one than before: the best feasible policy is sought anew")
             notes["best"] = {"step": -1}
@@ -92,6 +100,11 @@ def make(
 
 def _margin(confidence: float, value_B) -> float:
     return float(lagrangian.margin(confidence, jax.numpy.asarray(value_B))) if confidence else 0.0
+
+
+def _mean(value_B: np.ndarray | jax.Array) -> float:
+    """0 where a constraint is about no row."""
+    return float(value_B.mean()) if value_B.size else 0.0
 
 
 ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign", "named_right")
@@ -120,13 +133,14 @@ def sampler(
 def scorer(iteration, functions: Callable[[Rollout, jax.Array], Scores] | None) -> Callable:
     """Reward and cost of a rollout, and each function's own numbers, by the run's own frozen models and functions."""
     models, weights = iteration.models, iteration.settings.learned
-    trees = tuple(dict.fromkeys(models.places[role].tree for role in weights))
+    heads = {name: models.places[name].head for name in weights}
+    trees = tuple(dict.fromkeys(models.places[name].tree for name in weights))
     learned = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers)
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
 
     def score(batch: PromptBatch, rollout: Rollout) -> dict[str, np.ndarray]:
-        scores = hosts.to_host(learned(iteration.on_devices(read, rollout), rollout, batch.images)) if trees else {}
-        scores = {name: score_B if weights[name] == 1 else weights[name] * score_B for name, score_B in scores.items()}
+        of_heads = hosts.to_host(learned(iteration.on_devices(read, rollout), rollout, batch.images)) if trees else {}
+        scores = {name: of_heads[heads[name]] * (1 if weight == 1 else weight) for name, weight in weights.items()}
         if functions is None:
             return scores
         given = functions(rollout, batch.row_B)
