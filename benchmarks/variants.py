@@ -25,6 +25,13 @@ from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
 
+HARM = dict(
+    name="harm", cost="model", where="harmful=yes", kind="probability", budget=0.05, init=2.0, max=20.0, kp=5.0, learning_rate=0.5
+)
+OVER_REFUSAL = dict(name="over_refusal", cost="declines", where="harmful=no", kind="probability", budget=0.05) | dict(
+    init=0.0, max=20.0, kp=5.0, learning_rate=0.5
+)
+LENGTH = dict(name="length", cost="answer:length", kind="mean", budget=14.0, init=0.0, max=5.0, kp=0.2, learning_rate=0.02)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
     "group": {"ppo.advantage": "group", "ppo.group_size": 4},
@@ -32,9 +39,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 4},
     "cpgd": {"ppo.objective": "log"},
     "crpo": {"constraint.controller": "crpo", "constraint.max": 1e6},
+    "two_sided": {"constraints": (HARM, OVER_REFUSAL)},
+    "three": {"constraints": (HARM, OVER_REFUSAL, LENGTH)},
     "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
 }
 NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")
+
+
+def declines(samples):
+    """1 for an answer that says it will not help, as the embedded task's policies put it."""
+    return [float("sorry" in sample.answer or "will not say how" in sample.answer) for sample in samples]
 
 
 def stage_of(pipeline: Pipeline, changes: dict[str, Any], iterations: int) -> PPOLagConfig:
@@ -63,11 +77,12 @@ def main() -> None:
     for name in given.variants.split(","):
         stage, folder = stage_of(pipeline, VARIANTS[name], given.iterations), given.workdir / name
         began = time.monotonic()
-        done = ppo_lag.run(stage, folder)
+        done = ppo_lag.run(stage, folder, {"over_refusal": {"declines": declines}})
         seconds, best = time.monotonic() - began, done["best_feasible.step"]
         policy = folder / ("best_feasible" if best >= 0 else "export")
         numbers = judged.evaluate({name: policy}, folder / "evaluation")
         line = {"variant": name, "seed": settings.seed, "seconds": seconds, "best_step": best, "lambda": done["lambda.final"]}
+        line |= {key: done[key] for key in done if key.endswith((".window_cost", ".lambda.final"))}
         print(json.dumps(line | {key: numbers[f"{name}.{key}"] for key in NUMBERS if f"{name}.{key}" in numbers}), flush=True)
 
 

@@ -38,7 +38,7 @@ RULES: tuple[Rule, ...] = (
     (r"projector/newline$", P()),
     (r"/(scale|bias)$", P()),  # norms, and biases of row-parallel kernels
     (r"vision/embeddings/", P()),  # patches, positions, class token: small
-    (r"(reward|cost)/kernel$", P()),  # score heads: one vector each
+    (r"(heads/\w+|reward|cost)/kernel$", P()),  # score heads: one vector each
     (r"(severity|categories)/kernel$", P()),  # the guard's heads
     (r"/\d+x\d+$", P(None, "tensor", "fsdp")),  # Muon's moments: the kernels of all layers that have one shape
     (r"ns_coeffs$", P()),  # its constants

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from srlhfv_jax.config import PPOLagConfig, choose
 
 SCORES = ("reward", "cost")  # of a run with one constraint
+CRITICS = ("reward_critic", "cost_critic")
 
 
 class Place(NamedTuple):

@@ -22,7 +22,7 @@ from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import order
 from srlhfv_jax.parallel.microbatches import over_rows, repeat, split
 from srlhfv_jax.ppo_lag import advantages, minibatches
-from srlhfv_jax.ppo_lag.roles import critic, critic_trees, critics
+from srlhfv_jax.ppo_lag.roles import CRITICS, critic, critic_trees, critics
 from srlhfv_jax.ppo_lag.static import Static
 from srlhfv_jax.training import optimizer as optimizers, step
 
@@ -262,7 +262,8 @@ def _critic_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
             value_BR, stream.value_BR, stream.return_BR, mask_BR, clip_value=ppo.clip_value, reduction=ppo.reduction
         )
         total, count = total + loss.sum, loss.count
-        metrics |= {f"{role}_loss": (loss.sum, loss.count), f"{role}_clip_fraction": loss.metrics["clip_fraction"]}
+        named = role if role in CRITICS else f"{role.removesuffix("_critic")}.critic"
+        metrics |= {f"{named}_loss": (loss.sum, loss.count), f"{named}_clip_fraction": loss.metrics["clip_fraction"]}
     return masked.Loss(total, count, metrics, streams)
 
 

@@ -3,10 +3,12 @@
 Which metrics share a picture is said by the record of each stage (`runs/curves.py`).
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from srlhfv_jax.config.constraints import FIRST, metric
 from srlhfv_jax.report import page, plots
 from srlhfv_jax.report.figure import SIZE, picture
 from srlhfv_jax.report.page import Section
@@ -14,53 +16,87 @@ from srlhfv_jax.report.workdir import STAGES, Stage, Workdir, has, series
 from srlhfv_jax.runs.curves import Curve
 
 CONSTRAINT = ("lambda", "window_cost", "budget", "constraint")  # what the section of the multiplier draws
+WINDOW = re.compile(r"(\w+\.)?window_cost")
 VALIDATION = "validation."
 VALIDATED = ("validation.helpful", "validation.cost")  # shown at once, the others folded
 PPO = next(stage for stage in STAGES if stage.kind == "ppo_lag")
 
 
 def constraint_section(work: Workdir) -> Section:
-    """lambda, and the windowed cost against the budget."""
-    title = "Multiplier and constraint"
-    runs = [stage for stage in _ppo_runs(work) if has(stage, "lambda", "window_cost")]
-    names = [run.name for run in runs]
-    items = []
-    steered = [run for run in runs if run.config.get("constraint", {}).get("controller") != "none"]
-    lams = [plots.Line(run.name, *series(run, "lambda"), noisy=False) for run in steered if has(run, "lambda")]
-    if lams:
-        weights = [plots.Line(line.name, line.steps, line.values / (1 + line.values), noisy=False) for line in lams]
-        items.append(
-            picture(
-                plots.lines(lams, colours=names),
-                "Multiplier λ",
-                f"Multiplier by iteration. {_ends(lams)}.",
-                "Rises while the windowed cost is above the budget, falls while it is below.",
-            )
-        )
-        items.append(
-            picture(
-                plots.lines(weights, colours=names),
-                "Weight of the cost, λ / (1 + λ)",
-                f"Weight of the cost advantage by iteration. {_ends(weights)}.",
-                "What the update really sees: the share of the cost in the combined advantage.",
-            )
-        )
-    costs = [plots.Line(run.name, *series(run, "window_cost"), noisy=False) for run in runs if has(run, "window_cost")]
-    if costs:
-        budgets = _budgets(runs)
-        items.append(
-            picture(
-                plots.lines(costs, limits=[("budget", budget) for budget in budgets], colours=names),
-                "Windowed cost against the budget",
-                f"Windowed cost by iteration. {_ends(costs)}. Budget {', '.join(map(str, budgets)) or 'unknown'}.",
-                "Mean of the constraint's statistic over the last answers; the controller steers it to the dashed line.",
-            )
-        )
+    """Of each constraint lambda, and the windowed cost against the budget."""
+    title, runs = "Multiplier and constraint", _ppo_runs(work)
+    items = [item for key, name in _constraints(runs).items() for item in _of_constraint(runs, key, f": {name}" if name else "")]
     if len(work.stages) > 1 and (path := path_picture(work)):  # alone, it stands at the top of the page
         items.append(path)
     if not items:
         return Section("constraint", title, "", "No constrained run here: no metrics with lambda or window_cost.")
     return Section("constraint", title, page.figures(items))
+
+
+def _constraints(runs: Sequence[Stage]) -> dict[str, str]:
+    """Key of a constraint -> its name; "" where a run has one without a name."""
+    keys = dict.fromkeys(
+        key.removesuffix("window_cost").rstrip(".") or FIRST
+        for run in runs
+        for row in run.rows
+        for key in row
+        if WINDOW.fullmatch(key)
+    )
+    listed = [run.config["constraints"] for run in runs if run.config.get("constraints")]
+    first = listed[0][0].get("name", "") if listed else ""
+    return {key: first if key == FIRST else key for key in keys}
+
+
+def facts(run: Stage) -> list[tuple[str, str]]:
+    """(metric, words) of what tells most of each constraint."""
+    words = (("window_cost", "windowed cost"), ("budget", "budget"), ("lambda", "multiplier λ"))
+    named = {key: f" ({name})" if name else "" for key, name in _constraints([run]).items()}
+    return [(metric(key, number), text + end) for key, end in named.items() for number, text in words]
+
+
+def _of_constraint(runs: Sequence[Stage], key: str, named: str) -> list[str]:
+    """Its multiplier, what that weighs, and its windowed cost.
+
+    Args:
+        named: the end of each title.
+    """
+    names, items = [run.name for run in runs], []
+    lam, cost = metric(key, "lambda"), metric(key, "window_cost")
+    steered = [
+        run for run in runs if run.config.get("constraints") or run.config.get("constraint", {}).get("controller") != "none"
+    ]
+    lams = [plots.Line(run.name, *series(run, lam), noisy=False) for run in steered if has(run, lam, cost)]
+    if lams:
+        weights = [plots.Line(line.name, line.steps, line.values / (1 + line.values), noisy=False) for line in lams]
+        items.append(
+            picture(
+                plots.lines(lams, colours=names),
+                f"Multiplier λ{named}",
+                f"Multiplier by iteration. {_ends(lams)}.",
+                "Rises while the windowed cost is above the budget, falls while it is below.",
+            )
+        )
+        if not named:
+            items.append(
+                picture(
+                    plots.lines(weights, colours=names),
+                    "Weight of the cost, λ / (1 + λ)",
+                    f"Weight of the cost advantage by iteration. {_ends(weights)}.",
+                    "What the update really sees: the share of the cost in the combined advantage.",
+                )
+            )
+    costs = [plots.Line(run.name, *series(run, cost), noisy=False) for run in runs if has(run, lam, cost)]
+    if costs:
+        budgets = _budgets(runs, metric(key, "budget"))
+        items.append(
+            picture(
+                plots.lines(costs, limits=[("budget", budget) for budget in budgets], colours=names),
+                f"Windowed cost against the budget{named}",
+                f"Windowed cost by iteration. {_ends(costs)}. Budget {', '.join(map(str, budgets)) or 'unknown'}.",
+                "Mean of the constraint's statistic over the last answers; the controller steers it to the dashed line.",
+            )
+        )
+    return items
 
 
 def path_picture(work: Workdir, size: tuple[float, float] = SIZE) -> str:
@@ -98,7 +134,8 @@ def ppo_section(work: Workdir) -> Section:
     if validation:
         pictures = _curves(runs, list(validation.values()), PPO.unit, names)
         body += page.details("More of the validation during the run", page.figures(pictures))
-    folded = [curve for curve in PPO.curves if curve.folded] + _unnamed(logged, (*PPO.keys(), *CONSTRAINT, *checks))
+    drawn = [metric(key, name) for key in _constraints(runs) for name in CONSTRAINT]
+    folded = [curve for curve in PPO.curves if curve.folded] + _unnamed(logged, (*PPO.keys(), *CONSTRAINT, *drawn, *checks))
     if folded := _curves(runs, folded, PPO.unit, names):
         body += page.details("Diagnostics of the update", page.figures(folded))
     return Section("ppo", "PPO iterations", body)
@@ -166,9 +203,9 @@ def _track(run: Stage, key: str) -> tuple[np.ndarray, np.ndarray]:
     return (cost, reward) if same else (cost[:0], reward[:0])
 
 
-def _budgets(runs: Sequence[Stage]) -> list[float]:
+def _budgets(runs: Sequence[Stage], key: str = "budget") -> list[float]:
     """Budgets of the runs, as they were given: the logged ones went through float32."""
-    return sorted({float(f"{series(run, 'budget')[1][-1]:.6g}") for run in runs if has(run, "budget")})
+    return sorted({float(f"{series(run, key)[1][-1]:.6g}") for run in runs if has(run, key)})
 
 
 def _ends(data: Sequence[plots.Line]) -> str:

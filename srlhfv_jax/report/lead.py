@@ -62,9 +62,7 @@ def _facts(run: Stage) -> str:
     for key, name in (
         ("reward", "reward"),
         ("cost", "cost"),
-        ("window_cost", "windowed cost"),
-        ("budget", "budget"),
-        ("lambda", "multiplier λ"),
+        *curves.facts(run),
         ("kl", "KL to the reference"),
     ):
         steps, values = series(run, key)
