@@ -1,0 +1,344 @@
+"""Several constraints: settings, the mixed advantage, windows of the rows that each is about, and whole runs."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_hf
+from tiny_ppo import models, rolled, static, step
+from tiny_stages import numbers, settings
+
+import srlhfv_jax as sv
+from srlhfv_jax.config import PPOLagConfig, constraints, stored, unread
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parsing import parse
+from srlhfv_jax.ppo_lag import alarms, check, experience, run as ppo_lag
+from srlhfv_jax.report.build import write_report
+from srlhfv_jax.training import loop
+
+HARM = dict(name="harm", cost="model")
+SHORT = dict(name="short", cost="answer:length", kind="mean", budget=4.5, controller="pid", kp=0.25)
+POLITE = dict(name="polite", cost="answer:declined", where="level=l1", kind="probability", budget=0.25)
+
+
+def known(*items: dict, **changes) -> PPOLagConfig:
+    return settings(PPOLagConfig, "ppo_lag", policy="p", scorer="s", constraints=items, **changes)
+
+
+def test_an_item_has_its_own_values_and_those_of_the_common_section():
+    costs = known(HARM, SHORT, **{"constraint.kp": 0.5, "constraint.controller": "pid", "constraint.max": 7.5}).costs
+    assert list(costs) == ["cost", "short"] and [one.name for one in costs.values()] == ["harm", "short"]
+    harm, short = (one.settings for one in costs.values())
+    assert (harm.kind, harm.budget, harm.kp, harm.max) == ("rectified", 0.1, 0.5, 7.5)
+    assert (short.kind, short.budget, short.kp, short.max) == ("mean", 4.5, 0.25, 7.5)
+    assert known(HARM, POLITE).costs["polite"].where == ("level", "l1")
+
+
+def test_without_a_list_there_is_the_one_constraint_of_before():
+    alone = known(**{"constraint.budget": 0.375})
+    ((key, one),) = alone.costs.items()
+    assert (key, one.name, one.where, one.settings) == ("cost", "cost", None, alone.constraint)
+    assert constraints.metric("cost", "lambda") == "lambda" and constraints.metric("short", "lambda") == "short.lambda"
+
+
+@pytest.mark.parametrize(
+    ("items", "text"),
+    [
+        ([HARM, HARM], "config.constraints has two of the name harm"),
+        ([HARM, SHORT | {"name": "harm"}], "has two of the name harm"),
+        ([HARM, SHORT | {"name": "cost"}], "[1].name is 'cost': expected"),
+        ([HARM, SHORT | {"name": "reward"}], "[1].name is 'reward'"),
+        ([HARM, SHORT | {"name": "my_critic"}], "none that ends in _critic"),
+        ([HARM | {"name": "x"}], "[0].name is 'x': expected two or more"),
+        ([HARM | {"name": "Over refusal"}], "[0].name is 'Over refusal'"),
+        ([{"cost": "model"}], "config.constraints[0] has no name: expected dict(name='harm', cost='model'"),
+        ([{"name": "harm"}], "config.constraints[0] has no cost"),
+        ([HARM | {"cost": ""}], "config.constraints[0].cost is empty"),
+        ([HARM | {"bugdet": 0.1}], "config.constraints[0] has the key 'bugdet'; did you mean 'budget'?"),
+        ([HARM | {"budget": "low"}], "config.constraints[0].budget must be float, got 'low'"),
+        ([HARM | {"window": 0}], "config.constraints[0].window must be from 1"),
+        ([HARM | {"where": "harmful"}], "config.constraints[0].where is 'harmful': expected COLUMN=VALUE"),
+        ([HARM | {"kp": 0.5}], "config.constraints[0].kp would be ignored: its controller is 'projected'"),
+        ([HARM | {"kind": "median"}], "config.constraints: harm.kind must be one of"),
+        (
+            [HARM | {"kind": "probability", "budget": 1.5}],
+            "config.constraints: harm.budget must be from 0 to 1 with kind 'probability'",
+        ),
+        ([HARM, SHORT | {"window": 2}], "config.constraints: short.window 2 is smaller than a rollout, config.data.batch_size 4"),
+        ([HARM | {"calibrated": True}], "set config.constraints: harm.kind='probability'"),
+        ([HARM, SHORT | {"init": 9.0}], "config.constraints: short.init must lie in [0, max = 5.0]"),
+        (["harm"], "config.constraints[0] must be dict, got 'harm'"),
+    ],
+)
+def test_a_list_that_cannot_be_kept_is_refused(items, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        check.check(known(*items))
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("probability", 1.25), ("probability", -0.05), ("rectified", -0.01)])
+def test_a_budget_outside_what_its_statistic_reaches_is_refused_unless_nothing_steers(kind, budget):
+    changes = {"constraint.kind": kind, "constraint.budget": budget}
+    with pytest.raises(UserError, match=f"config.constraint.budget must be .* with kind '{kind}'"):
+        check.check(known(**changes))
+    check.check(known(**changes, **{"constraint.controller": "none", "constraint.init": 0.0}))
+
+
+def test_a_cost_function_beside_a_list_is_refused():
+    with pytest.raises(UserError, match="config.cost_fn is 'own.py:f' and would be ignored: config.constraints says what costs"):
+        unread.check(known(HARM, cost_fn="own.py:f"))
+
+
+def test_a_command_line_changes_and_adds_items():
+    config = sv.config("ppo_lag:two_sided")
+    words = [
+        "--config.constraints.over_refusal.budget=0.02",
+        "--config.constraints.over_refusal.where=is_bad=false",
+        "--config.seed=3",
+    ]
+    words += ["--config.constraints.brevity.cost=answer:length", "--config.constraints.brevity.kind=mean"]
+    *rest, flag = constraints.collected(config, words)
+    assert rest == ["--config.seed=3"]
+    changed = sv.config("ppo_lag:two_sided", {"constraints": eval(flag.partition("=")[2])})
+    costs = parse(PPOLagConfig, changed).costs
+    assert list(costs) == ["cost", "over_refusal", "brevity"]
+    assert costs["over_refusal"].settings.budget == 0.02 and costs["over_refusal"].where == ("is_bad", "false")
+    assert costs["brevity"].settings.kind == "mean"
+
+
+def test_stored_settings_have_the_list_and_older_ones_have_none():
+    config = json.loads(sv.config("ppo_lag:two_sided").to_json())
+    assert list(stored.read(config, "config.json").costs) == ["cost", "over_refusal"]
+    del config["constraints"]
+    assert list(stored.read(config, "config.json").costs) == ["cost"]
+
+
+def test_three_costs_are_subtracted_with_their_multipliers_and_the_sum_is_divided_once():
+    costs = {"a": jnp.asarray([0.5]), "b": jnp.asarray([-1.25]), "c": jnp.asarray([2.0])}
+    lams = {"a": 0.75, "b": 0.5, "c": 1.25}
+    expected = (0.4 - 0.75 * 0.5 + 0.5 * 1.25 - 1.25 * 2.0) / 3.5
+    np.testing.assert_allclose(lagrangian.combine(jnp.asarray([0.4]), costs, lams), [expected], rtol=1e-6)
+    np.testing.assert_array_equal(lagrangian.combine(jnp.asarray([0.4]), costs, dict.fromkeys(costs, 0.0)), jnp.asarray([0.4]))
+
+
+@pytest.mark.parametrize("controller", ("projected", "pid"))
+def test_a_window_holds_the_rows_alone_that_its_constraint_is_about(controller):
+    one = static(**{"constraint.window": 5, "constraint.controller": controller}).settings.constraint
+    move = jax.jit(functools.partial(lagrangian.update_multiplier, one))
+    state = bare = lagrangian.init(one)
+    rng = np.random.default_rng(3)
+    for about in ([1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]):
+        about_B, cost_B = np.array(about, bool), rng.normal(size=4).astype(np.float32)
+        state = move(state, jnp.asarray(cost_B), applies_B=jnp.asarray(about_B))
+        bare = move(bare, jnp.asarray(cost_B[about_B]))
+        for new, expected in zip(state, bare, strict=True):
+            np.testing.assert_allclose(new, expected, rtol=1e-6)
+    assert int(state.filled) == 5
+
+
+def test_where_a_constraint_is_not_about_a_row_its_answer_costs_nothing():
+    batch, rollout = rolled()
+    alone = static()._replace(own_towers=frozenset())
+    score = jax.jit(functools.partial(experience.score, alone, models(), rollout, batch.images, streams=False))
+    plain = score({})
+    some_B = np.array([True, False] * 4)
+    masked = score({"cost": jnp.where(some_B, 0.0, jnp.nan)})
+    np.testing.assert_array_equal(masked.applies_B["cost"], some_B)
+    np.testing.assert_array_equal(masked.costs_B["cost"], np.where(some_B, plain.costs_B["cost"], 0.0))
+    ends = np.asarray(plain.token_BR["cost_critic"] - masked.token_BR["cost_critic"]).sum(axis=1)
+    np.testing.assert_allclose(ends, np.where(some_B, 0.0, plain.costs_B["cost"]), rtol=1e-5, atol=1e-6)
+    logged = experience.metrics(alone, masked, rollout, {"cost": jnp.where(some_B, 0.0, jnp.nan)})
+    assert float(logged["cost"]) == pytest.approx(float(np.mean(np.asarray(plain.costs_B["cost"])[some_B])), rel=1e-5)
+    assert float(logged["applies"]) == 0.5
+
+
+WAYS = {
+    "gae": {},
+    "streams": {"ppo.minibatches": 2, "ppo.whiten": "scale"},
+    "group": {"ppo.advantage": "group", "ppo.group_size": 4},
+}
+
+
+def stepped(way: dict, *items: dict, **changes):
+    """One iteration of the tiny models with these constraints, critics for all of them."""
+    trees = models()
+    if "ppo.advantage" in way:
+        del trees["critic"]
+    else:
+        heads = trees["critic"]["heads"]
+        trees["critic"] = trees["critic"] | {"heads": heads | {item["name"]: dict(heads["cost"]) for item in items[1:]}}
+    batch, rollout = rolled()
+    known = static(constraints=items, **way | changes)._replace(own_towers=frozenset())
+    return step(known, rollout, batch.images, trees)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_one_constraint_in_a_list_is_the_run_without_a_list_bit_for_bit(way):
+    plain, listed = stepped(way), stepped(way, HARM)
+    jax.tree.map(np.testing.assert_array_equal, *(hosts.to_host((one.params, one.metrics)) for one in (plain, listed)))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_two_constraints_on_one_cost_weigh_as_much_as_one_with_the_sum_of_their_multipliers(way):
+    fixed = {"constraint.controller": "fixed"}
+    one = stepped(way, HARM | {"init": 0.75}, **fixed)
+    two = stepped(way, HARM | {"init": 0.5}, HARM | {"name": "again", "init": 0.25}, **fixed)
+    assert float(two.metrics["lambda"]) == 0.5 and float(two.metrics["again.lambda"]) == 0.25
+    moved = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(hosts.to_host(run.params["policy"]))]) for run in (one, two)]
+    start = np.concatenate([np.ravel(x) for x in jax.tree.leaves(models()["policy"])])
+    assert np.abs(moved[0] - start).max() > 1e-4
+    np.testing.assert_allclose(moved[0] - start, moved[1] - start, rtol=2e-3, atol=2e-6)
+
+
+def test_each_multiplier_follows_its_own_cost_and_budget():
+    held = {"constraint.controller": "projected", "constraint.init": 0.75, "constraint.learning_rate": 0.25}
+    both = stepped(
+        {}, HARM | {"budget": -0.5}, HARM | {"name": "again", "kind": "rectified", "budget": 0.125, "init": 1.5}, **held
+    )
+    cost_B = np.asarray(both.experience.costs_B["cost"])
+    np.testing.assert_array_equal(cost_B, both.experience.costs_B["again"])
+    assert float(both.metrics["lambda"]) == pytest.approx(0.75 + 0.25 * (cost_B.mean() + 0.5), rel=1e-5)
+    assert float(both.metrics["again.lambda"]) == pytest.approx(1.5 + 0.25 * (np.maximum(cost_B, 0).mean() - 0.125), rel=1e-5)
+    assert float(both.metrics["again.window_cost"]) == pytest.approx(np.maximum(cost_B, 0).mean(), rel=1e-5)
+    assert {"again.explained_variance", "again.cost", "again.constraint", "again.budget"} <= both.metrics.keys()
+
+
+def test_a_multiplier_at_its_largest_is_told_by_the_name_of_its_constraint():
+    memory, told = alarms.start({}), []
+    line = {"harm_rate_model": 0.1, "entropy": 1.0, "length": 10.0, "lambda": 0.5, "window_cost": 0.2, "budget": 0.1}
+    line |= {"short.lambda": 5.0, "short.window_cost": 9.0, "short.budget": 4.5}
+    for number in range(alarms.FIRST + alarms.MANY + 1):
+        told += alarms.after_step(known(HARM, SHORT), memory, number, line)
+    assert len(told) == 1 and "short: lambda has been at its max" in told[0]
+    assert list(alarms.told(memory)) == ["alarm.short.multiplier"]
+
+
+ROWS = [{"prompt": f"w{7 + row} w{9 + row}", "level": f"l{row % 3}"} for row in range(6)]
+OWN = """
+def words(samples):
+    return [None if sample.meta["level"] == "l2" else sum(word in sample.answer.split() for word in ("w6", "w8", "w12")) - 0.5 for sample in samples]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random Llama, prompts with a column of their own, and own.py."""
+    made = tmp_path_factory.mktemp("constraints")
+    tiny_hf.save(made / "llama", tiny_hf.llama_config())
+    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (made / "own.py").write_text(OWN)
+    return made
+
+
+def asked(folder, *items: dict, **changes) -> PPOLagConfig:
+    data = {"data.path": str(folder / "prompts.jsonl"), "data.split": "", "data.response_length": 5, "data.batch_size": 4}
+    small = {
+        "iterations": 4,
+        "reward_fn": "answer:length*-0.25",
+        "validation.path": data["data.path"],
+        "validation.every_steps": 2,
+    }
+    small |= {"constraint.controller": "pid", "constraint.window": 8, "checkpoint.every_steps": 1, "log.samples_every": 2}
+    return settings(PPOLagConfig, "ppo_lag", policy=str(folder / "llama"), constraints=items, **data | small | changes)
+
+
+def three(folder) -> list[dict]:
+    own = dict(name="harm", cost=f"{folder / 'own.py'}:words*2", kind="rectified", budget=0.25)
+    return [own, SHORT, POLITE]
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    ppo_lag.run(asked(folder, *three(folder)), workdir)
+    return workdir
+
+
+def test_a_run_logs_every_constraint_under_its_name_and_over_its_own_rows(whole):
+    log = numbers(whole)
+    lines = [line for line in log if "lambda" in line]
+    assert len(lines) == 4
+    for line in lines:
+        assert {
+            "lambda",
+            "short.lambda",
+            "polite.lambda",
+            "applies",
+            "polite.applies",
+        } <= line.keys() and "short.applies" not in line
+        assert line["short.cost"] == pytest.approx(line["length"]) and line["short.window_cost"] > 0
+        assert line["cost"] == pytest.approx(2 * line["cost.words"], abs=1e-6)
+        assert 0 < line["applies"] <= 1
+    result = json.loads((whole / "result.json").read_text())
+    assert {"lambda.final", "short.lambda.final", "polite.lambda.final", "best_feasible.step"} <= result.keys()
+
+
+def test_the_best_policy_keeps_every_constraint(folder, tmp_path):
+    for budget, kept in ((5.0, True), (0.5, False)):
+        items = [three(folder)[0] | {"budget": 50.0}, SHORT | {"budget": budget}]
+        done = ppo_lag.run(asked(folder, *items, iterations=2), tmp_path / str(budget))
+        assert (done["best_feasible.step"] >= 0) == kept, (budget, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", (1, 3))
+def test_a_run_with_three_constraints_goes_on_with_the_same_bits(folder, whole, tmp_path, monkeypatch, stop):
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "run", functools.partial(loop.run, stop=lambda done: done == stop))
+        with pytest.raises(loop.Preempted):
+            ppo_lag.run(asked(folder, *three(folder)), tmp_path)
+    ppo_lag.run(asked(folder, *three(folder)), tmp_path)
+    assert numbers(tmp_path) == numbers(whole)
+
+
+def test_the_report_draws_every_multiplier_and_cost_against_its_budget(whole):
+    page = write_report(whole).read_text()
+    for name in ("short", "polite"):
+        assert f"Multiplier λ: {name}" in page and f"Windowed cost against the budget: {name}" in page
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ("levle=l1", "polite: 6 of 6 rows of config.data.path have no 'levle'; did you mean 'level'?"),
+        ("level=l7", "polite is about rows with level=l7, and config.data.path has none: it has 'l0', 'l1', 'l2'"),
+    ],
+)
+def test_a_condition_that_no_row_meets_is_refused_before_anything_is_trained(folder, tmp_path, where, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        ppo_lag.run(asked(folder, three(folder)[0], POLITE | {"where": where}), tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        ("answer:lenght", "config.constraints[0].cost names answer:lenght; did you mean 'length'?"),
+        ("mine", "config.constraints[0].cost names mine without a file"),
+        ("no/such.py:f", "config.constraints[0].cost: there is no file 'no/such.py'"),
+    ],
+)
+def test_a_cost_that_is_not_given_is_refused(folder, tmp_path, cost, text):
+    with pytest.raises(UserError, match=re.escape(text)):
+        ppo_lag.run(asked(folder, {"name": "harm", "cost": cost}), tmp_path)
+
+
+def test_none_from_a_rewards_function_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="reward_fn: words gave a list of .*expected a list of"):
+        ppo_lag.run(asked(folder, SHORT, reward_fn=f"{folder / 'own.py'}:words"), tmp_path)
+
+
+def test_functions_of_python_are_costs_of_a_list(folder, tmp_path):
+    def shouting(samples):
+        return [float(sample.answer.isupper()) for sample in samples]
+
+    items = [dict(name="loud", cost=shouting, kind="probability", budget=0.25), SHORT]
+    small = {"data.response_length": 5, "data.batch_size": 4, "data.prompt_length": 16, "constraint.controller": "pid"}
+    small |= {"mesh.data": 1, "mesh.fsdp": 1, "reward_fn": "answer:length"}
+    result = sv.ppo_lag(folder / "llama", ROWS, tmp_path, constraints=items, iterations=1, preset="tiny", overrides=small)
+    assert result.numbers["cost.shouting"] == 0 and result.numbers["short.budget"] == 4.5
