@@ -262,7 +262,7 @@ def _critic_loss(static: Static, name: str, tree: dict, batch: Minibatch) -> mas
             value_BR, stream.value_BR, stream.return_BR, mask_BR, clip_value=ppo.clip_value, reduction=ppo.reduction
         )
         total, count = total + loss.sum, loss.count
-        named = role if role in CRITICS else f"{role.removesuffix("_critic")}.critic"
+        named = role if role in CRITICS else f"{role.removesuffix('_critic')}.critic"
         metrics |= {f"{named}_loss": (loss.sum, loss.count), f"{named}_clip_fraction": loss.metrics["clip_fraction"]}
     return masked.Loss(total, count, metrics, streams)
 
