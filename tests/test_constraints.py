@@ -341,3 +341,25 @@ def test_functions_of_python_are_costs_of_a_list(folder, tmp_path):
     small |= {"mesh.data": 1, "mesh.fsdp": 1, "reward_fn": "answer:length"}
     result = sv.ppo_lag(folder / "llama", ROWS, tmp_path, constraints=items, iterations=1, preset="tiny", overrides=small)
     assert result.numbers["cost.shouting"] == 0 and result.numbers["short.budget"] == 4.5
+
+
+def test_the_label_of_a_question_is_a_column_to_choose_rows_by_and_samples_have_it(folder, tmp_path):
+    labelled = [{"prompt": f"w{7 + row} w{9 + row}", "harmful": "no" if row % 3 else "yes"} for row in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    seen = []
+
+    def kind(samples):
+        seen.extend(samples)
+        return [1.0] * len(samples)
+
+    items = [dict(name="harm", cost="kind", where="harmful=true", kind="probability", budget=0.25, learning_rate=0.5)]
+    once = asked(
+        folder,
+        *items,
+        **{"data.path": str(tmp_path / "prompts.jsonl"), "validation.path": "", "iterations": 3, "log.samples_every": 0},
+    )
+    done = ppo_lag.run(once, tmp_path / "run", {"cost": {"kind": kind}})
+    assert seen and all(sample.harmful is True for sample in seen) and all(sample.tokens for sample in seen)
+    assert (
+        sum(4 * line["applies"] for line in numbers(tmp_path / "run")) == 4 and done["window_cost"] == 1
+    )  # of two epochs of six rows

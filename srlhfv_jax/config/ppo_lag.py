@@ -178,7 +178,7 @@ class PPOLagConfig:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """What every answer is scored by: the reward, then the cost of each constraint."""
+        """Scores of every answer: the reward, then the cost of each constraint."""
         return ("reward", *self.costs)
 
     @property

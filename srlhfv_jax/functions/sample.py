@@ -44,6 +44,7 @@ class Sample(NamedTuple):
     row: int  # its number among the usable rows
     content: bytes  # digest of all that a function can read here
     tokens: int = 0  # of the answer, its end among them; 0: not told
+    harmful: bool | None = None  # the row's label: would answering its question do harm; None: it has none
 
 
 def sample(example: Example, answer: str, ended: bool, row: int, tokens: int = 0) -> Sample:
@@ -60,5 +61,16 @@ def sample(example: Example, answer: str, ended: bool, row: int, tokens: int = 0
         row,
     )
     content = hashlib.sha256(repr(told).encode(errors="backslashreplace")).digest()
-    rest = (example.history, example.question, answer, ended, example.responses, example.meta, row, content, tokens)
+    rest = (
+        example.history,
+        example.question,
+        answer,
+        ended,
+        example.responses,
+        example.meta,
+        row,
+        content,
+        tokens,
+        example.harmful,
+    )
     return Sample(Pictures(example.images), *rest)

@@ -121,7 +121,7 @@ def parts(constraint: ConstraintConfig, before: ControllerState, state: Controll
 
 
 def numbers(constraint: ConstraintConfig, before: ControllerState, state: ControllerState) -> dict[str, Float[Array, ""]]:
-    """What is logged of a constraint after its step: J, its upper bound where there is a confidence, d, λ and its terms; J - d for "p3o"."""
+    """Numbers of a constraint for the log, after its step: J, its upper bound where there is a confidence, d, λ and its terms; J - d for "p3o"."""
     found = parts(constraint, before, state) | {"window_cost": window_mean(state)}
     if constraint.confidence:
         found["window_cost_upper"] = held(constraint, state)

@@ -7,7 +7,7 @@ alone, the policy and the multiplier stand still.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from srlhfv_jax.batches import Experience, Images, PromptBatch, Rollout, SupervisedBatch
 from srlhfv_jax.config import OptimizerConfig, PPOLagConfig
-from srlhfv_jax.config.constraints import metric
+from srlhfv_jax.config.constraints import FIRST, metric
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import complete, with_backbone
 from srlhfv_jax.parallel import hosts, microbatches, offload, rules
@@ -38,10 +38,20 @@ RESAMPLED = 1 << 20  # what the keys of answers that replace others are counted 
 class Extra(NamedTuple):
     """State of a run beside its trees."""
 
-    controllers: dict[str, lagrangian.ControllerState]  # by constraint
+    controller: lagrangian.ControllerState  # of the first constraint
     warm_up: critics.WarmUp
     kl_coef: jax.Array | None = None  # beta, where it is adapted
     reference: dict | None = None  # the tree of a reference that moves
+    further: Mapping[str, lagrangian.ControllerState] | None = None  # of other constraints, where there are any
+
+    @property
+    def controllers(self) -> dict[str, lagrangian.ControllerState]:
+        """The state of every constraint, by its key."""
+        return {FIRST: self.controller, **(self.further or {})}
+
+    def with_controllers(self, controllers: Mapping[str, lagrangian.ControllerState]) -> "Extra":
+        further = {key: state for key, state in controllers.items() if key != FIRST}
+        return self._replace(controller=controllers[FIRST], further=further or None)
 
 
 class Keys(NamedTuple):
@@ -62,7 +72,7 @@ class Call(NamedTuple):
 def start(settings: PPOLagConfig) -> Extra:
     """The state of a run that begins."""
     controllers = {key: lagrangian.init(constraint.settings) for key, constraint in settings.costs.items()}
-    return Extra(controllers, critics.init(), leash.start(settings.ppo))
+    return Extra(controllers[FIRST], critics.init(), leash.start(settings.ppo)).with_controllers(controllers)
 
 
 # (rollout, rows) -> (the functions' part of the scores, their numbers): on the host, by every process (functions/score.py)
@@ -191,7 +201,7 @@ class Iteration:
         arguments = (*trees, experience, images, weights, keys.minibatches, ptx, self.models.base)
         del trees
         params, opt_state, learned = yield Call("update", learn, arguments)
-        extra = extra._replace(controllers=controllers, kl_coef=kl_coef)
+        extra = extra.with_controllers(controllers)._replace(kl_coef=kl_coef)
         state = states.TrainState(params, opt_state, state.step + 1, extra)
         return state, metrics | numbers | resampled | learned
 

@@ -23,7 +23,7 @@ PPO = next(stage for stage in STAGES if stage.kind == "ppo_lag")
 
 
 def constraint_section(work: Workdir) -> Section:
-    """Of each constraint lambda, and the windowed cost against the budget."""
+    """lambda of each constraint, and its windowed cost against the budget."""
     title, runs = "Multiplier and constraint", _ppo_runs(work)
     items = [item for key, name in _constraints(runs).items() for item in _of_constraint(runs, key, f": {name}" if name else "")]
     if len(work.stages) > 1 and (path := path_picture(work)):  # alone, it stands at the top of the page
