@@ -185,8 +185,8 @@ MUTANTS = (
     Mutant(
         "the advantage is not divided by 1 + lambda",
         "losses/lagrangian.py",
-        "return (reward_adv - lam * cost_adv) / (1 + lam)",
-        "return reward_adv - lam * cost_adv",
+        "return mixed / weight",
+        "return mixed",
         LOSSES,
     ),
     Mutant(
@@ -220,8 +220,8 @@ MUTANTS = (
     Mutant(
         "the KL is normalised with the scores of its group",
         "ppo_lag/advantages.py",
-        'groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale="none")',
-        "groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale=ppo.group_scale)",
+        'advantages(kl_B, "none")',
+        "advantages(kl_B, ppo.group_scale)",
         "test_groups.py",
     ),
     Mutant(

@@ -25,13 +25,10 @@ from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
 
-HARM = dict(
-    name="harm", cost="model", where="harmful=yes", kind="probability", budget=0.05, init=2.0, max=20.0, kp=5.0, learning_rate=0.5
-)
-OVER_REFUSAL = dict(name="over_refusal", cost="declines", where="harmful=no", kind="probability", budget=0.05) | dict(
-    init=0.0, max=20.0, kp=5.0, learning_rate=0.5
-)
-LENGTH = dict(name="length", cost="answer:length", kind="mean", budget=14.0, init=0.0, max=5.0, kp=0.2, learning_rate=0.02)
+# Costs of one size: an unsafe answer costs about 3, and so does a declined one. Budgets are 5 % of what one costs, of the rows each is about.
+HARM = dict(name="harm", cost="model", where="harmful=yes", budget=0.1)
+OVER_REFUSAL = dict(name="over_refusal", cost="declines*3", where="harmful=no", budget=0.15)
+LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.5)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
     "group": {"ppo.advantage": "group", "ppo.group_size": 4},

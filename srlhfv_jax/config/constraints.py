@@ -94,13 +94,13 @@ def read(items: Sequence[Mapping[str, Any]], common: ConstraintConfig, cost_fn: 
     if not items:
         place = "config.cost_fn"
         return {FIRST: Constraint(FIRST, place, terms.parse(cost_fn, place), None, common)}
-    found: dict[str, Constraint] = {}
+    costs: dict[str, Constraint] = {}
     for number, item in enumerate(items):
         constraint = _read(item, common, f"config.constraints[{number}]")
-        if constraint.name in [one.name for one in found.values()]:
+        if constraint.name in [one.name for one in costs.values()]:
             raise UserError(f"config.constraints has two of the name {constraint.name}: each is logged under its own")
-        found[constraint.name if found else FIRST] = constraint
-    return found
+        costs[constraint.name if costs else FIRST] = constraint
+    return costs
 
 
 def collected(config: ConfigDict, words: Sequence[str]) -> list[str]:

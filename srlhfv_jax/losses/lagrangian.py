@@ -122,13 +122,13 @@ def parts(constraint: ConstraintConfig, before: ControllerState, state: Controll
 
 def numbers(constraint: ConstraintConfig, before: ControllerState, state: ControllerState) -> dict[str, Float[Array, ""]]:
     """Numbers of a constraint for the log, after its step: J, its upper bound where there is a confidence, d, λ and its terms; J - d for "p3o"."""
-    found = parts(constraint, before, state) | {"window_cost": window_mean(state)}
+    logged = parts(constraint, before, state) | {"window_cost": window_mean(state)}
     if constraint.confidence:
-        found["window_cost_upper"] = held(constraint, state)
-    found |= {"budget": jnp.float32(constraint.budget), "lambda": multiplier(constraint, state)}
+        logged["window_cost_upper"] = held(constraint, state)
+    logged |= {"budget": jnp.float32(constraint.budget), "lambda": multiplier(constraint, state)}
     if constraint.controller == "p3o":
-        found["excess"] = held(constraint, state) - found["budget"]
-    return found
+        logged["excess"] = held(constraint, state) - logged["budget"]
+    return logged
 
 
 def window_mean(state: ControllerState) -> Float[Array, ""]:

@@ -71,16 +71,16 @@ def check_calibration(settings: PPOLagConfig) -> None:
 def check_constraints(settings: PPOLagConfig) -> None:
     """Raise UserError for a constraint that cannot be kept, or not as it is said to be."""
     for constraint in settings.costs.values():
-        one, path = constraint.settings, _place(settings, constraint)
-        lagrangian.check(one, path)
-        if one.controller not in ("none", "fixed"):
-            check_budget(one, path)
-        if one.window < settings.data.batch_size:
+        limits, path = constraint.settings, _place(settings, constraint)
+        lagrangian.check(limits, path)
+        if limits.controller not in ("none", "fixed"):
+            check_budget(limits, path)
+        if limits.window < settings.data.batch_size:
             raise UserError(
-                f"{path}.window {one.window} is smaller than a rollout, config.data.batch_size {settings.data.batch_size}: the multiplier "
+                f"{path}.window {limits.window} is smaller than a rollout, config.data.batch_size {settings.data.batch_size}: the multiplier "
                 "would not see all of it; raise the window"
             )
-        if one.controller == "p3o" and settings.microbatches > 1:
+        if limits.controller == "p3o" and settings.microbatches > 1:
             raise UserError(
                 f"config.microbatches must be 1 with {path}.controller='p3o', got {settings.microbatches}: its penalty is of a whole "
                 "step's mean"
