@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "crpo": {"constraint.controller": "crpo", "constraint.max": 1e6},
     "two_sided": {"constraints": (HARM, OVER_REFUSAL)},
     "three": {"constraints": (HARM, OVER_REFUSAL, LENGTH)},
+    "prompts_96": {"data.batch_size": 96},
+    "prompts_64": {"data.batch_size": 64},
     "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
 }
 NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")
