@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "the policy pays C where max(0, C) or 1[C > 0] is bounded",
         "ppo_lag/experience.py",
-        "value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration)",
+        "value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration_of(key))",
         'value_B = lagrangian.statistic("mean", cost_B)',
         STEP,
     ),
@@ -178,8 +178,8 @@ MUTANTS = (
     Mutant(
         "lambda falls over the budget",
         "losses/lagrangian.py",
-        "over = cost - constraint.budget\n    match",
-        "over = constraint.budget - cost\n    match",
+        "over = error(constraint, cost)\n    match",
+        "over = -error(constraint, cost)\n    match",
         LAGRANGIAN,
     ),
     Mutant(

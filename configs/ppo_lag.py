@@ -50,6 +50,7 @@ def default() -> ConfigDict:
                 calibrated=False,  # of "probability": P(unsafe | C) of srlhfv calibrate
                 budget=0.1,  # its mean, in units of the learned cost
                 confidence=0.0,  # above 0: an upper bound of the mean is held under it
+                error="difference",  # J - d
                 controller="projected",  # gradient steps, projected onto [0, max]
                 init=0.5,  # lambda at the start
                 max=5.0,

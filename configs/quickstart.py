@@ -231,6 +231,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
             calibrated=False,  # of "probability": P(unsafe | C) of srlhfv calibrate
             budget=0.03,  # its mean, in units of the learned cost
             confidence=0.0,  # above 0: an upper bound of the mean is held under it
+            error="difference",  # J - d
             controller=controller,
             init=0.3,  # lambda at the start
             max=5.0,

@@ -16,6 +16,7 @@ import srlhfv_jax as sv
 from srlhfv_jax.config import PPOLagConfig, constraints, stored, unread
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import lagrangian
+from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import alarms, check, experience, run as ppo_lag
@@ -363,3 +364,15 @@ def test_the_label_of_a_question_is_a_column_to_choose_rows_by_and_samples_have_
     assert (
         sum(4 * line["applies"] for line in numbers(tmp_path / "run")) == 4 and done["window_cost"] == 1
     )  # of two epochs of six rows
+
+
+def test_a_calibration_is_that_of_the_constraint_that_asks_for_it_alone():
+    batch, rollout = rolled()
+    items = [HARM | {"kind": "probability", "calibrated": True}, HARM | {"name": "again", "kind": "probability"}]
+    known = static(constraints=items, **WAYS["group"])._replace(own_towers=frozenset(), calibration=Calibration(1.5, -0.25))
+    trees = {name: tree for name, tree in models().items() if name != "critic"}
+    done = step(known, rollout, batch.images, trees)
+    cost_B = np.asarray(done.experience.costs_B["cost"])
+    np.testing.assert_allclose(done.metrics["window_cost"], (1 / (1 + np.exp(0.25 - 1.5 * cost_B))).mean(), rtol=1e-5)
+    np.testing.assert_allclose(done.metrics["again.window_cost"], (cost_B > 0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(done.metrics["again.constraint"], (cost_B > 0).mean(), rtol=1e-5)

@@ -14,7 +14,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.losses.calibration import Calibration
 
 BASE = ConstraintConfig(
-    kind="mean", calibrated=False, budget=-0.25, confidence=0.0, controller="log", init=0.8, max=5.0, learning_rate=0.1,
+    kind="mean", calibrated=False, budget=-0.25, confidence=0.0, error="difference", controller="log", init=0.8, max=5.0, learning_rate=0.1,
     kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0, tolerance=0.0,
 )  # fmt: skip
 MOVING = ["log", "projected", "pid"]
@@ -83,6 +83,33 @@ def test_pid_controller_equals_a_loop_of_its_equations():
         rise = 0.0 if last is None else max(0.0, smoothed - last)
         integral = min(max(integral + 0.1 * over, 0.0), 1.4)
         np.testing.assert_allclose(got, min(max(0.5 * error + integral + 0.3 * rise, 0.0), 1.4), rtol=1e-5, atol=1e-6)
+
+
+RATIO = dataclasses.replace(BASE, kind="rectified", error="ratio", controller="projected", window=1, init=2.0, max=9.0)
+
+
+def test_by_the_ratio_a_multiplier_falls_at_a_tenth_of_the_budget_as_it_rises_at_ten_times_it():
+    constraint = dataclasses.replace(RATIO, budget=0.04)
+    up, down = (run(constraint, [[cost]])[0][0] for cost in (0.4, 0.004))
+    np.testing.assert_allclose([up - 2.0, 2.0 - down], [0.1 * 9 / 11] * 2, rtol=1e-5)
+    np.testing.assert_allclose(run(constraint, [[0.0]] * 3)[0], [1.9, 1.8, 1.7], rtol=1e-6)
+    slow = dataclasses.replace(constraint, error="difference")
+    np.testing.assert_allclose(run(slow, [[0.0]] * 3)[0], [1.996, 1.992, 1.988], rtol=1e-6)
+
+
+@pytest.mark.parametrize("controller", ("projected", "pid", "log"))
+def test_by_the_ratio_the_unit_of_a_cost_does_not_count(controller):
+    costs = [[0.75], [1.5], [0.0], [0.03], [2.25]]
+    constraint = dataclasses.replace(RATIO, controller=controller, budget=0.375)
+    other = dataclasses.replace(constraint, budget=40 * 0.375)
+    scaled = [[40 * cost] for (cost,) in costs]
+    np.testing.assert_allclose(run(constraint, costs)[0], run(other, scaled)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("mean", 0.5), ("rectified", 0.0)])
+def test_the_ratio_is_refused_where_it_has_no_meaning(kind, budget):
+    with pytest.raises(UserError, match=f"config.constraint.error='ratio' is for costs .* got '{kind}' and {budget}"):
+        lagrangian.check(dataclasses.replace(RATIO, kind=kind, budget=budget))
 
 
 def test_pid_has_no_start_up_kick():

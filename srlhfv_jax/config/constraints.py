@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple
 from ml_collections import ConfigDict
 
 from srlhfv_jax.config import terms
-from srlhfv_jax.config.ranges import CountOrOff, Number, Range, Share, Weight
+from srlhfv_jax.config.ranges import CountOrOff, Number, OneOf, Range, Share, Weight
 from srlhfv_jax.errors import UserError, nearest, shown
 from srlhfv_jax.parsing import check_key, checked, flattened
 
@@ -34,6 +34,7 @@ READS = {  # field -> the controllers that read it; every controller reads the o
     "kd": ("pid",),
     "smoothing": ("pid",),
     "learning_rate": ("log", "projected", "pid"),
+    "error": ("log", "projected", "pid"),
     "delay": ("log", "projected", "pid", "crpo"),
     "init": ("fixed", "log", "projected", "pid", "crpo"),
     "max": ("fixed", "log", "projected", "pid", "crpo", "p3o"),
@@ -51,6 +52,8 @@ class ConstraintConfig:
     budget: Number  # d, in units of `kind`
     # above 0: the controller, and the choice of the best feasible policy, go by an upper bound of E[f(C)] of this confidence
     confidence: Annotated[float, Range(0, 0.9999)]
+    # J - d, or (J - d) / (J + d): between -1 and 1 in all units, as far below 0 at a tenth of the budget as above it at ten times it
+    error: Annotated[str, OneOf("difference", "ratio")]
     controller: str  # "none" (plain PPO), "fixed" (reward shaping), "log", "projected", "pid", "crpo", "p3o"
     init: Weight  # lambda at the start
     max: Weight  # largest lambda; of "crpo": lambda while the cost is too high; of "p3o": kappa

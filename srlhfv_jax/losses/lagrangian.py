@@ -50,6 +50,11 @@ def check(constraint: ConstraintConfig, path: str = "config.constraint") -> None
     choose(constraint.controller, f"{path}.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
     if constraint.calibrated and constraint.kind != "probability":
         raise UserError(f"{path}.calibrated is P(unsafe | C): set {path}.kind='probability', got {constraint.kind!r}")
+    if constraint.error == "ratio" and (constraint.kind == "mean" or constraint.budget <= 0):
+        raise UserError(
+            f"{path}.error='ratio' is for costs that are never negative and a budget above 0: kind 'rectified' or 'probability', got "
+            f"{constraint.kind!r} and {constraint.budget}"
+        )
     if 0 < constraint.confidence < 0.5:
         raise UserError(f"{path}.confidence must be 0 (off) or from 0.5 on, such as 0.95, got {constraint.confidence}")
     if not 0 <= constraint.init <= constraint.max:
@@ -143,6 +148,13 @@ def held(constraint: ConstraintConfig, state: ControllerState) -> Float[Array, "
     return window_mean(state) + margin(constraint.confidence, state.window_W, _real(state))
 
 
+def error(constraint: ConstraintConfig, cost: Float[Array, ""]) -> Float[Array, ""]:
+    """J - d, or (J - d) / (J + d), the hyperbolic tangent of half of log(J / d). Of a cost that is never negative J - d is -d at most,
+    however safe the answers are, and a multiplier that rose by it in ten iterations falls in hundreds; the ratio falls as it rose."""
+    over = cost - constraint.budget
+    return over if constraint.error == "difference" else over / (cost + constraint.budget)
+
+
 def margin(confidence: float, value_B: Float[Array, "B"], real_B: Bool[Array, "B"] | None = None) -> Float[Array, ""]:
     """z s / sqrt(n), by which an upper bound of the mean of n values with standard deviation s lies above it: that of the normal
     distribution, since nothing is promised here. With a single value, nothing is known of s, and it is 0. (The pessimistic constraint
@@ -201,18 +213,18 @@ def _real(state: ControllerState) -> Bool[Array, "W"]:
 
 
 def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array, ""]) -> ControllerState:
-    """One move of each controller, from the windowed cost J:
+    """One move of each controller, from the windowed cost J and its error e, which is J - d, or (J - d) / (J + d):
 
     none       λ = 0: plain PPO
     fixed      λ = init: reward shaping
-    log        ℓ <- min(ℓ + η λ (J - d), log max), λ = exp ℓ     the released code of both papers: multiplicative, quick when λ is
+    log        ℓ <- min(ℓ + η λ e, log max), λ = exp ℓ     the released code of both papers: multiplicative, quick when λ is
                                                                  large, and nearly stuck once λ is small
-    projected  λ <- project(λ + η (J - d))                       Safe RLHF-V, the paper: additive, with a budget bound
+    projected  λ <- project(λ + η e)                             Safe RLHF-V, the paper: additive, with a budget bound
     crpo       λ = max while J > d + tolerance, else 0: steps for one of the two alone (Xu et al., arXiv 2011.05869, algorithm 1)
     p3o        λ = 0; the policy's loss has a penalty, max times the cost that is over budget (ppo.penalty)
-    pid        I <- project(I + η (J - d)),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
+    pid        I <- project(I + η e),  λ <- project(Kp P + I + Kd D)       Stooke et al., arXiv 2007.03964, algorithm 2
     """
-    over = cost - constraint.budget
+    over = error(constraint, cost)
     match constraint.controller:
         case "none" | "fixed":
             return state
@@ -224,7 +236,8 @@ def _step(constraint: ConstraintConfig, state: ControllerState, cost: Float[Arra
         case "p3o":
             return state._replace(value=jnp.zeros_like(state.value))
         case "crpo":
-            return state._replace(value=jnp.where(over > constraint.tolerance, constraint.max, 0.0).astype(jnp.float32))
+            above = cost - constraint.budget > constraint.tolerance
+            return state._replace(value=jnp.where(above, constraint.max, 0.0).astype(jnp.float32))
         case "pid":
             return _pid(constraint, state, cost)
     raise ValueError(
@@ -236,10 +249,11 @@ def _pid(constraint: ConstraintConfig, state: ControllerState, cost: Float[Array
     """P and D on moving averages of J. Two departures from common code: I stops at the ceiling (no wind-up), and the averages
     start at the first measurement, not at 0, so that D has no start-up kick."""
     keep = jnp.where(state.step == constraint.delay, 0.0, constraint.smoothing)
-    over = cost - constraint.budget
-    error = keep * state.error + (1 - keep) * over
-    smoothed = keep * state.cost + (1 - keep) * cost
+    over = error(constraint, cost)
+    level = cost if constraint.error == "difference" else over  # whose increase is D
+    smoothed_error = keep * state.error + (1 - keep) * over
+    smoothed = keep * state.cost + (1 - keep) * level
     rise = jnp.where(state.step == constraint.delay, 0.0, jnp.maximum(smoothed - state.cost, 0.0))
     integral = project(state.integral + constraint.learning_rate * over, constraint.max)
-    value = project(constraint.kp * error + integral + constraint.kd * rise, constraint.max)
-    return state._replace(value=value, integral=integral, error=error, cost=smoothed)
+    value = project(constraint.kp * smoothed_error + integral + constraint.kd * rise, constraint.max)
+    return state._replace(value=value, integral=integral, error=smoothed_error, cost=smoothed)

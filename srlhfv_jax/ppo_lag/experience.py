@@ -68,9 +68,8 @@ def score(
     rollout = rollout._replace(logp_BR=scores.logp_BR)
     costs = static.settings.costs
     applies_B = {key: ~jnp.isnan(given[key]) for key in costs if key in given}
-    end_B = {name: _end_score(static, name, scores.end_B, given) for name in ("reward", *costs)}
-    end_B |= {key: jnp.where(about_B, end_B[key], 0.0) for key, about_B in applies_B.items()}
-    reward_B, costs_B = end_B.pop("reward") - _penalty(ppo, rollout), end_B
+    reward_B = _end_score(static, "reward", scores.end_B, given) - _penalty(ppo, rollout)
+    costs_B = {key: _about(_end_score(static, key, scores.end_B, given), applies_B.get(key)) for key in costs}
     end_costs_B = {key: constraint_statistic(static, key, cost_B, applies_B.get(key)) for key, cost_B in costs_B.items()}
     kl_BR = rollout.logp_BR - scores.ref_logp_BR
     beta = ppo.kl_coef if kl_coef is None else kl_coef
@@ -93,7 +92,11 @@ def constraint_statistic(
     static: Static, key: str, cost_B: Float[Array, "B"], applies_B: Bool[Array, "B"] | None
 ) -> Float[Array, "B"]:
     """f(C) of a constraint; 0 in rows that it is not about."""
-    value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration)
+    value_B = lagrangian.statistic(static.settings.costs[key].settings.kind, cost_B, static.calibration_of(key))
+    return _about(value_B, applies_B)
+
+
+def _about(value_B: Float[Array, "B"], applies_B: Bool[Array, "B"] | None) -> Float[Array, "B"]:
     return value_B if applies_B is None else jnp.where(applies_B, value_B, 0.0)
 
 

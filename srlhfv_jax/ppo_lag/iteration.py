@@ -348,7 +348,7 @@ def score_and_constrain(
     for key, one in static.settings.costs.items():
         constraint, about_B = one.settings, scored.applies_B.get(key)
         moved[key] = lagrangian.update_multiplier(
-            constraint, controllers[key], scored.costs_B[key], hold, static.calibration, about_B
+            constraint, controllers[key], scored.costs_B[key], hold, static.calibration_of(key), about_B
         )
         numbers = lagrangian.numbers(constraint, controllers[key], moved[key])
         lams[key] = numbers["lambda"]

@@ -19,6 +19,10 @@ class Static(NamedTuple):
     vocabulary: Vocabulary
     calibration: Calibration | None = None  # of the cost, where config.constraint.calibrated
 
+    def calibration_of(self, key: str) -> Calibration | None:
+        """The calibration that a constraint's statistic is taken with; None: it is not calibrated."""
+        return self.calibration if self.settings.costs[key].settings.calibrated else None
+
     @property
     def recomputes_logp(self) -> bool:
         """Whether the training graph's log-probabilities take the place of the sampler's."""

@@ -73,7 +73,8 @@ def make(
                 value_B, budget = judged.cost_B, settings.validation.budget
             else:
                 cost_B = scores[key][~np.isnan(scores[key])]
-                value_B = lagrangian.statistic(constraint.settings.kind, cost_B, models.calibration)
+                calibration = models.calibration if constraint.settings.calibrated else None
+                value_B = lagrangian.statistic(constraint.settings.kind, cost_B, calibration)
                 numbers |= {metric(key, "cost"): _mean(cost_B), metric(key, "constraint"): _mean(value_B)}
                 budget = constraint.settings.budget
             feasible &= _mean(value_B) <= budget - _margin(constraint.settings.confidence, value_B)
