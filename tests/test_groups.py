@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from srlhfv_jax.losses import groups, masked, ppo
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.microbatches import repeat
 from srlhfv_jax.plan import ppo_lag as planned
-from srlhfv_jax.ppo_lag import advantages, check, run as ppo_lag
+from srlhfv_jax.ppo_lag import advantages, check, roles, run as ppo_lag, validate
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import generate
 
@@ -259,6 +260,21 @@ def test_groups_that_teach_nothing_are_replaced_whole_and_no_others():
 def test_groups_that_cannot_be_are_refused(changes, text):
     with pytest.raises(UserError, match=text):
         check.check(settings(PPOLagConfig, "ppo_lag", policy="p", scorer="s", **changes))
+
+
+@pytest.mark.parametrize(("parts", "expected"), [(1, 1), (2, 1), (8, 2), (32, 8)])
+def test_validation_takes_no_more_rows_at_a_time_than_an_iteration(monkeypatch, parts, expected):
+    known = settings(PPOLagConfig, "ppo_lag", **GROUPS | {"data.batch_size": 32, "rollout.score_microbatches": parts})
+    seen = {}
+    monkeypatch.setattr(validate.inputs, "in_order", lambda prompts, data, mesh: seen.update(prompts=data.batch_size))
+    monkeypatch.setattr(validate.answering, "sample_answers", lambda *given, **named: None)
+    monkeypatch.setattr(validate.scoring, "jit_scores", lambda *given: seen.update(parts=given[-1]))
+    models = SimpleNamespace(places=roles.of_settings(known), policy=SimpleNamespace(config=None), own_towers=(), frozen={})
+    iteration = SimpleNamespace(settings=known, models=models, mesh=None, rollout_weights=lambda policy: None)
+    prompts = SimpleNamespace(rows=(), codec=SimpleNamespace(spoken=None))
+    validate.sampler(known, iteration, SimpleNamespace(mesh=None), prompts)(None, None)
+    validate.scorer(iteration, None)
+    assert seen == {"prompts": 8, "parts": expected} and 8 // expected <= 32 // parts
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ import math
 
 import jax
 import pytest
+import tiny_hf
 
 from srlhfv_jax.cli import flags
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, MeshConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.published import published
+from srlhfv_jax.models import vlm
+from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.plan import search
+from srlhfv_jax.plan import memory, programs, search
 from srlhfv_jax.plan.programs import Compiled, Plan
 from srlhfv_jax.plan.supervised import state_bytes
 from srlhfv_jax.plan.topology import DEVICES
@@ -111,3 +114,22 @@ def test_rows_that_nothing_divides_and_trees_that_fit_nowhere_are_refused():
         ordered(settings(batch=2 * 7))
     with pytest.raises(UserError, match="nothing was compiled: trees, cache and activations need at least"):
         search.candidates(settings(), CONFIG, jax.devices(), DEVICE._replace(limit_gib=0.25))
+
+
+def test_a_guard_that_watches_is_in_memory_beside_everything(tmp_path):
+    tiny_hf.save(tmp_path / "guard", tiny_hf.llama_config())
+    known = dataclasses.replace(
+        settings(SFTConfig), log=dataclasses.replace(settings(SFTConfig).log, guard=str(tmp_path / "guard"))
+    )
+    config = memory.shape(known.log.guard, known.model)
+    bytes_each = {"bfloat16": 2, "float32": 4}[known.model.dtype]
+    size = bytes_each * sum(
+        math.prod(x.shape) for x in jax.tree.leaves(jax.eval_shape(lambda: vlm.init(config, jax.random.key(0))))
+    )
+    step = programs.Compiled("update", 0.5, 1000, 600, 400, 50, True, None)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
+    for room, fits in ((0, True), (-1, False)):
+        with jax.set_mesh(mesh):
+            plan = memory.with_guard(programs.Plan({"trained": 600}, [step]), known, mesh, 1050 + size + room)
+        assert plan.state == {"trained": 600, "guard": size}
+        assert plan.compiled == [step._replace(beside=50 + size, fits=fits)]

@@ -18,6 +18,7 @@ from srlhfv_jax.hf.published import CONFIGS, published
 from srlhfv_jax.models import attention
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel.mesh import check_tensor_axis
+from srlhfv_jax.plan import shapes
 from srlhfv_jax.plan.ppo_lag import PPO_LAG
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.supervised import OBJECTIVES, SUPERVISED
@@ -41,4 +42,15 @@ def of(settings: Trained, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
         config = dataclasses.replace(config, activation=(0,) * PROMPT_SUFFIX)
     with jax.set_mesh(mesh):
         plan = STAGES[settings.stage].compile(settings, config, mesh, limit)
+        if settings.log.guard:
+            plan = with_guard(plan, settings, mesh, limit)
         return plan._replace(kv_copies=attention.copies(config.text.heads, config.text.kv_heads))
+
+
+def with_guard(plan: Plan, settings: Trained, mesh: Mesh, limit: int) -> Plan:
+    """The plan with the guard of `log.guard` on the devices all the while."""
+    size = shapes.size(shapes.backbone(shape(settings.log.guard, settings.model), settings.model.dtype, mesh))
+    compiled = [
+        one._replace(beside=one.beside + size, fits=one.fits and one.peak + one.beside + size <= limit) for one in plan.compiled
+    ]
+    return plan._replace(state=plan.state | {"guard": size}, compiled=compiled)

@@ -5,6 +5,8 @@ those. The judge is the run's own reward and cost (learned, or by functions) or,
 of their own: in the place of the first constraint their mean is held under `config.validation.budget`. Test prompts are never read here.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -114,14 +116,17 @@ ORACLE_NUMBERS = ("harm_rate", "over_refusal", "evasion_rate", "helpful_benign",
 def sampler(
     settings: PPOLagConfig, iteration, started: Started, prompts: loader.Prepared
 ) -> Callable[[Any, Callable | None], tuple[answers.Answers, dict[str, np.ndarray]]]:
-    """(policy, score) -> an answer to each prompt, and its scores: with the run's own sampler, and the same random numbers each time."""
-    keys = answering.keys(settings.seed)
+    """(policy, score) -> an answer to each prompt, and its scores: with the run's own sampler, and the same random numbers each time.
+
+    As many prompts at a time as in an iteration: no more memory than its rollout.
+    """
+    keys, data = answering.keys(settings.seed), dataclasses.replace(settings.data, batch_size=settings.prompts)
 
     def sample(policy, score):
         weights = iteration.rollout_weights(policy)
         return answering.sample_answers(
             lambda batch, index: iteration.answer(weights, batch, keys(index)),
-            inputs.in_order(prompts, settings.data, started.mesh),
+            inputs.in_order(prompts, data, started.mesh),
             [row.row for row in prompts.rows],
             prompts.codec.spoken,
             temperature=settings.rollout.temperature,
@@ -132,11 +137,14 @@ def sampler(
 
 
 def scorer(iteration, functions: Callable[[Rollout, jax.Array], Scores] | None) -> Callable:
-    """Reward and cost of a rollout, and each function's own numbers, by the run's own frozen models and functions."""
-    models, weights = iteration.models, iteration.settings.learned
+    """Reward and cost of a rollout, and each function's own numbers, by the run's own frozen models and functions. No part of its rows
+    is larger than one that an iteration scores."""
+    settings, models = iteration.settings, iteration.models
+    weights, largest = settings.learned, settings.data.batch_size // settings.rollout.score_microbatches
+    parts = settings.prompts // math.gcd(settings.prompts, largest)
     heads = {name: models.places[name].head for name in weights}
     trees = tuple(dict.fromkeys(models.places[name].tree for name in weights))
-    learned = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers)
+    learned = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers, parts)
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
 
     def score(batch: PromptBatch, rollout: Rollout) -> dict[str, np.ndarray]:
