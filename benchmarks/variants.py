@@ -9,20 +9,26 @@ variant that is done is not trained again.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from srlhfv_jax.batches import GroupAdvantages
 from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, to_dict
 from srlhfv_jax.configs import quickstart
 from srlhfv_jax.files import read_json
+from srlhfv_jax.losses import groups
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.ppo_lag import advantages, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
 
 # Costs of one size: an unsafe answer costs about 3, and so does a declined one. Budgets are 5 % of what one costs, of the rows each is about.
@@ -32,6 +38,7 @@ LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.5)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
     "group": {"ppo.advantage": "group", "ppo.group_size": 4},
+    "scalarised": {"ppo.advantage": "group", "ppo.group_size": 4},  # an ablation, see below
     "dr_grpo": {"ppo.advantage": "group", "ppo.group_size": 4, "ppo.group_scale": "none", "ppo.reduction": "fixed"},
     "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 4},
     "cpgd": {"ppo.objective": "log"},
@@ -51,6 +58,24 @@ NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "ev
 def declines(samples):
     """1 for an answer that says it will not help, as the embedded task's policies put it."""
     return [float("sorry" in sample.answer or "will not say how" in sample.answer) for sample in samples]
+
+
+@contextlib.contextmanager
+def of_one_score() -> Iterator[None]:
+    """Groups that compare R - lambda f(C), one score, instead of each stream: what arXiv 2602.05863 warns of. Their deviation grows with
+    lambda, and divides it out again."""
+
+    def unnormalised(reward_B, costs_B, kl_B, ppo):
+        kl_B = groups.advantages(kl_B, ppo.group_size, kind=ppo.advantage, scale="none")
+        return GroupAdvantages(reward_B, costs_B, kl_B)
+
+    def mixed(group, mask_BR, lams, kl_coef, ppo):
+        score_B = group.reward_B - sum(lams[key] * cost_B for key, cost_B in group.costs_B.items())
+        advantage_B = groups.advantages(score_B, ppo.group_size, kind=ppo.advantage, scale=ppo.group_scale)
+        return jnp.where(mask_BR, (advantage_B - kl_coef * group.kl_B)[:, None], 0.0)
+
+    with mock.patch.multiple(advantages, in_groups=unnormalised, combine_groups=mixed):
+        yield
 
 
 def stage_of(pipeline: Pipeline, changes: dict[str, Any], iterations: int) -> PPOLagConfig:
@@ -79,7 +104,8 @@ def main() -> None:
     for name in given.variants.split(","):
         stage, folder = stage_of(pipeline, VARIANTS[name], given.iterations), given.workdir / name
         began = time.monotonic()
-        done = ppo_lag.run(stage, folder, {"over_refusal": {"declines": declines}})
+        with of_one_score() if name == "scalarised" else contextlib.nullcontext():
+            done = ppo_lag.run(stage, folder, {"over_refusal": {"declines": declines}})
         seconds, best = time.monotonic() - began, done["best_feasible.step"]
         policy = folder / ("best_feasible" if best >= 0 else "export")
         numbers = judged.evaluate({name: policy}, folder / "evaluation")
