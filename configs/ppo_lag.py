@@ -34,6 +34,7 @@ def default() -> ConfigDict:
             scorer="",  # workdir of scores; or give reward and cost
             reward="",
             cost="",
+            guard="",  # of terms such as guard:unsafe
             reward_fn="",  # "" = the learned reward; or terms such as "rewards.py:length*0.5,model"
             cost_fn="",  # the same of the cost
             functions=sections.functions(),

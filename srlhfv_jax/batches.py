@@ -139,3 +139,4 @@ class Experience(NamedTuple):
     weight_BR: Float[Array, "B R"] | None  # of each token in the policy's loss: trainer against sampler; None: 1
     groups: GroupAdvantages | None  # None with critics
     applies_B: dict[str, Bool[Array, "B"]]  # constraint -> the rows that it is about; without those that are about all
+    terms_B: dict[str, Float[Array, "B"]]  # "cost.model" -> that head's own score, of scores that have several terms

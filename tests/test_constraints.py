@@ -9,12 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
+from safetensors.numpy import save_file
 from tiny_ppo import models, rolled, static, step
 from tiny_stages import numbers, settings
 
 import srlhfv_jax as sv
 from srlhfv_jax.config import PPOLagConfig, constraints, stored, unread
+from srlhfv_jax.data import chat
+from srlhfv_jax.data.taxonomies import SEVERITIES
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import same_prompts
+from srlhfv_jax.guard import scoring
+from srlhfv_jax.hf import load_config_and_processor, weights
+from srlhfv_jax.hf.heads import PLACE
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.parallel import hosts
@@ -376,3 +383,64 @@ def test_a_calibration_is_that_of_the_constraint_that_asks_for_it_alone():
     np.testing.assert_allclose(done.metrics["window_cost"], (1 / (1 + np.exp(0.25 - 1.5 * cost_B))).mean(), rtol=1e-5)
     np.testing.assert_allclose(done.metrics["again.window_cost"], (cost_B > 0).mean(), rtol=1e-5)
     np.testing.assert_allclose(done.metrics["again.constraint"], (cost_B > 0).mean(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def guard(folder):
+    """A guard of random heads on another random Llama: its direction of severity, and two categories."""
+    place, rng = folder / "guard", np.random.default_rng(5)
+    width = tiny_hf.save(place, tiny_hf.llama_config(), seed=5).config.hidden_size
+    tensors = {"severity.kernel": rng.normal(size=width), "severity.bias": np.array([0.25, -0.5, -1.0])}
+    tensors |= {"categories.kernel": rng.normal(size=(2, width)), "categories.bias": np.array([-0.125, 0.375])}
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, place / weights.GUARD_FILE)
+    codec = chat.codec(load_config_and_processor(place)[1])
+    about = {"categories": ["weapon", "Hate speech, politics"], "thresholds": {"output": 0.5}, "max_pixels": 0}
+    about |= {"template": scoring.template_hash(codec), "severities": list(SEVERITIES)} | PLACE
+    (place / weights.GUARD_META).write_text(json.dumps(about))
+    return place
+
+
+def by_guard(folder, place, cost: str, **changes) -> PPOLagConfig:
+    items = [dict(name="harm", cost=cost, kind="mean", budget=0.25), SHORT]
+    return asked(folder, *items, **{"guard": str(place)} | changes)
+
+
+def test_heads_of_a_guard_are_costs_as_the_guard_itself_gives_them(folder, guard, tmp_path):
+    """What a run says of the answers that it samples, against the guard's own verdicts on the same texts."""
+    cost = "guard:unsafe,guard:hate_speech_politics*0.5,answer:length*0.25"
+    known = by_guard(folder, guard, cost, iterations=2, **{"log.samples": 6})
+    ppo_lag.run(known, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / same_prompts.FILE).read_text().splitlines()]
+    verdicts = sv.load(guard).check([{"prompt": row["question"], "response": row["answers"]["2"]["text"]} for row in rows])
+    compared = 0
+    for row, verdict in zip(rows, verdicts, strict=True):
+        answer = row["answers"]["2"]
+        if not answer["ended"] or not answer["text"]:
+            continue
+        p, compared = verdict.answers[0].scores, compared + 1
+        expected = np.log(p["unsafe"] / (1 - p["unsafe"])) + 0.5 * np.log(
+            p["Hate speech, politics"] / (1 - p["Hate speech, politics"])
+        )
+        assert answer["cost"] - 0.25 * answer["length"] == pytest.approx(expected, abs=1e-3)
+    assert compared >= 2
+    (last,) = [line for line in numbers(tmp_path) if line["step"] == 2 and "lambda" in line]
+    terms = last["cost.unsafe"] + 0.5 * last["cost.hate_speech_politics"] + 0.25 * last["cost.length"]
+    assert last["cost"] == pytest.approx(terms, abs=1e-5) and last["cost_explained_variance"] != 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "changes", "text"),
+    [
+        ("guard:wepon", {}, "config.guard=.*guard has no category wepon; did you mean 'weapon'?"),
+        (
+            "guard:unsafe",
+            {"data.system_prompt": "Be kind."},
+            "was trained with config.data.system_prompt='', and here it is 'Be kind.'",
+        ),
+        ("guard:unsafe", {"guard": ""}, "config.guard is empty: expected the workdir or export of srlhfv guard"),
+        ("answer:length", {}, "config.guard is '.*guard' and would be ignored: no term of a reward or a cost is of a guard"),
+    ],
+)
+def test_a_guard_that_cannot_be_a_cost_is_refused(folder, guard, tmp_path, cost, changes, text):
+    with pytest.raises(UserError, match=text):
+        ppo_lag.run(by_guard(folder, guard, cost, **changes), tmp_path)

@@ -126,6 +126,7 @@ class PPOLagConfig:
     scorer: str  # reward and cost heads on one backbone ("" when reward and cost are given)
     reward: str  # separate reward model ("" when scorer is given)
     cost: str  # separate cost model ("" when scorer is given)
+    guard: str  # workdir or export of a guard whose heads are terms of a cost, as guard:unsafe or guard:CATEGORY
     reward_fn: str  # terms of the reward, "FILE.py:NAME*0.5,model"; "" = the learned head alone (config/terms.py)
     cost_fn: str  # terms of the cost; above 0 means unsafe
     functions: FunctionsConfig
@@ -195,23 +196,30 @@ class PPOLagConfig:
         return "config.reward_fn" if score == "reward" else self.costs[score].place
 
     @property
-    def learned(self) -> dict[str, float]:
-        """Score -> the weight of the learned head in it; without those that functions alone make."""
-        return {name: term.weight for name, some in self.terms.items() for term in some if term.name == terms.MODEL}
+    def learned(self) -> dict[str, dict[str, float]]:
+        """Score -> the weight of each learned head in it, by its role: "reward", "cost", "guard_CATEGORY"; {} where functions alone make it."""
+        return {
+            score: {terms.role(score, term): term.weight for term in some if term.is_learned}
+            for score, some in self.terms.items()
+        }
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Heads of the guard that are read: "unsafe", or categories."""
+        names = (term.name for some in self.terms.values() for term in some if term.file == terms.GUARD)
+        return tuple(dict.fromkeys(names))
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Learned heads that are read: that of the reward, that of the cost."""
-        read = {"reward" if name == "reward" else "cost" for name in self.learned}
+        read = {role for roles in self.learned.values() for role in roles}
         return tuple(name for name in HEADS if name in read)
 
     @property
     def by_functions(self) -> tuple[str, ...]:
         """Scores that functions have a part in, or that are of some rows alone."""
         some = {key for key, one in self.costs.items() if one.where}
-        return tuple(
-            name for name, parts in self.terms.items() if name in some or any(term.name != terms.MODEL for term in parts)
-        )
+        return tuple(name for name, parts in self.terms.items() if name in some or not all(term.is_learned for term in parts))
 
     def unread(self) -> Iterator[Unread]:
         """Settings that nothing reads in the mode that the others choose."""
@@ -231,6 +239,8 @@ class PPOLagConfig:
             yield Unread("scorer", "neither config.reward_fn nor config.cost_fn has the term 'model'", "")
         elif self.sharing == "separate" and all((self.reward if name == "reward" else self.cost) for name in heads):
             yield Unread("scorer", f"{' and '.join(f'config.{name}' for name in heads)} score", "")
+        if not self.guarded:
+            yield Unread("guard", "no term of a reward or a cost is of a guard", "")
         if not self.by_functions:
             yield Unread("functions", "there is no config.reward_fn and no config.cost_fn")
         if self.log.samples_every == 0:

@@ -3,6 +3,8 @@
     FILE.py:NAME            a function of a Python file
     NAME                    one that `srlhfv_jax.ppo_lag` was given
     model                   the head of the learned scorer
+    guard:unsafe            a head of the guard in `config.guard`: log-odds that the answer is unsafe; or of a category of harm
+    answer:length           about the answer itself (functions/answers.py)
     FILE.py:NAME*0.5        the same with a weight
 
 Several are separated by commas. An empty list is the learned head alone.
@@ -13,7 +15,7 @@ from typing import NamedTuple
 
 from srlhfv_jax.errors import UserError, shown
 
-MODEL = "model"
+MODEL, GUARD = "model", "guard"
 SHAPE = "expected FILE.py:NAME, or several separated by commas, each with a weight if it is not 1: rewards.py:length*0.5,model"
 
 
@@ -23,6 +25,16 @@ class Term(NamedTuple):
     name: str  # of a function, or MODEL
     file: str  # "": a function that Python was given, or the model
     weight: float
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether a head of a model gives it, and no function."""
+        return self.file == GUARD or (self.name == MODEL and not self.file)
+
+
+def role(score: str, term: Term) -> str:
+    """The head that gives a learned term of a score, as a role of a run (ppo_lag/roles.py)."""
+    return f"guard_{term.name}" if term.file == GUARD else "reward" if score == "reward" else "cost"
 
 
 def parse(text: str, path: str) -> tuple[Term, ...]:

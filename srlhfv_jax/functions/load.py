@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from srlhfv_jax.config import PPOLagConfig
-from srlhfv_jax.config.terms import MODEL, Term
+from srlhfv_jax.config.terms import Term
 from srlhfv_jax.errors import UserError, nearest, reason, shown
 from srlhfv_jax.functions import answers, identity
 from srlhfv_jax.parallel import hosts
@@ -46,7 +46,7 @@ def load(settings: PPOLagConfig, given: Given) -> list[Function]:
     functions = []
     for score, terms in settings.terms.items():
         for term in terms:
-            if term.name != MODEL:
+            if not term.is_learned:
                 setting = settings.setting_of(score)
                 if term.file == answers.PLACE:
                     call, known = _built_in(term, setting)

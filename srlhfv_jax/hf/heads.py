@@ -55,8 +55,7 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
     path, meta = folder / weights.GUARD_FILE, folder / weights.GUARD_META
     if not (path.is_file() and meta.is_file()):
         raise UserError(f"{folder} has no guard ({weights.GUARD_FILE}, {weights.GUARD_META}): give what srlhfv guard made")
-    described = read_json(meta)
-    _check_guard(described, meta)
+    described = describe_guard(folder)
     count = len(described["categories"])
     expected = {"severity.kernel": (config.text.width,), "severity.bias": (LEVELS,)}
     expected |= {"categories.kernel": (count, config.text.width), "categories.bias": (count,)}
@@ -69,6 +68,20 @@ def load_guard(config: VLMConfig, folder: Path, mesh: Mesh | None) -> tuple[dict
         head, part = name.split(".")
         heads[head][part] = jnp.asarray(weights.numbers(path, name, tensor))
     return (heads if mesh is None else rules.place(heads, mesh)), described
+
+
+def describe_guard(folder: Path) -> dict[str, Any]:
+    """The content of guard.json: categories, thresholds, and how the guard was asked in training.
+
+    Raises:
+        UserError: there is none, or it is not of a guard.
+    """
+    meta = folder / weights.GUARD_META
+    if not meta.is_file():
+        raise UserError(f"{folder} has no guard ({weights.GUARD_META}): give what srlhfv guard made")
+    described = read_json(meta)
+    _check_guard(described, meta)
+    return described
 
 
 def _check_guard(described: dict[str, Any], meta: Path) -> None:

@@ -13,7 +13,7 @@ What they remember is in the notes of each checkpoint: a run that was stopped te
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.config import PPOLagConfig, constraints
 from srlhfv_jax.config.constraints import metric
 
 FIRST = 5  # iterations whose mean is "at first"
@@ -41,7 +41,7 @@ def start(notes: dict[str, Any]) -> dict[str, Any]:
 
 def after_step(settings: PPOLagConfig, memory: dict[str, Any], step: int, numbers: Mapping[str, float]) -> list[str]:
     """Texts of the alarms that show with the numbers of an iteration; `memory` is brought up to date."""
-    if "cost" in settings.learned:
+    if "cost" in settings.learned[constraints.FIRST]:
         memory["harm"] = numbers["harm_rate_model"]
     if "entropy" not in numbers:  # the critics learn alone
         return []

@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 from srlhfv_jax.config import ConstraintConfig, PPOConfig, PPOLagConfig, unread
 from srlhfv_jax.config.constraints import Constraint
 from srlhfv_jax.config.terms import MODEL
-from srlhfv_jax.errors import UserError
+from srlhfv_jax.errors import UserError, nearest, shown
+from srlhfv_jax.hf import heads
+from srlhfv_jax.hf.load import checkpoint_folder
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
 from srlhfv_jax.ppo_lag import load
@@ -38,6 +40,8 @@ def check(settings: PPOLagConfig) -> None:
             "config.scorer is empty: expected the workdir or export of srlhfv scores (or sharing=separate with reward and cost, or "
             "functions in config.reward_fn and config.cost_fn)"
         )
+    if settings.guarded and not settings.guard:
+        raise UserError("config.guard is empty: expected the workdir or export of srlhfv guard, whose heads are costs here")
     if not settings.policy:
         raise UserError("config.policy is empty: expected the workdir or export of srlhfv sft, or a Hugging Face folder")
 
@@ -45,6 +49,7 @@ def check(settings: PPOLagConfig) -> None:
 def check_checkpoints(settings: PPOLagConfig) -> None:
     """Open every checkpoint, without reading its weights."""
     check_calibration(settings)
+    check_guard(settings)
     checkpoints.check_checkpoint(settings.policy, "config.policy")
     if settings.reference and settings.keeps_reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
@@ -66,6 +71,33 @@ def check_calibration(settings: PPOLagConfig) -> None:
                 "calibrated=False, or the term 'model' alone"
             )
     load.load_calibration(settings)
+
+
+def check_guard(settings: PPOLagConfig) -> None:
+    """Raise UserError unless the guard judges answers, has the categories that are costs, and is asked as in its training."""
+    if not settings.guarded:
+        return
+    checkpoints.check_checkpoint(settings.guard, "config.guard")
+    about = heads.describe_guard(checkpoint_folder(settings.guard))
+    known = [load.UNSAFE, *map(load.category_name, about["categories"])]
+    for name in settings.guarded:
+        if name not in known:
+            raise UserError(f"config.guard={settings.guard} has no category {name}; {nearest(name, known)}")
+    if "output" not in about["thresholds"]:
+        raise UserError(
+            f"config.guard={settings.guard} judges questions only: give one that was trained with 'output' in config.parts"
+        )
+    data = settings.data
+    pairs = {
+        "system_prompt": (about.get("system_prompt", ""), data.system_prompt),
+        "max_pixels": (about["max_pixels"], data.max_pixels),
+    }
+    for name, (value, asked) in pairs.items():
+        if value != asked:
+            raise UserError(
+                f"config.guard={settings.guard} was trained with config.data.{name}={shown(value)}, and here it is {shown(asked)}: it "
+                "reads what the policy reads"
+            )
 
 
 def check_constraints(settings: PPOLagConfig) -> None:

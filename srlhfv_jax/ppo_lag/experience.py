@@ -11,14 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from srlhfv_jax.batches import Experience, Images, Rollout
-from srlhfv_jax.config import PPOConfig
+from srlhfv_jax.config import PPOConfig, terms
 from srlhfv_jax.config.constraints import FIRST, metric
-from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.losses import lagrangian, masked, ppo as ppo_losses, shaping
 from srlhfv_jax.models import sequences
 from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.ppo_lag import advantages
-from srlhfv_jax.ppo_lag.roles import critic, critics
+from srlhfv_jax.ppo_lag.roles import critic, critics, heads
 from srlhfv_jax.ppo_lag.static import Static
 
 Trees = Mapping[str, dict]  # tree name -> {"backbone": ..., "heads": ...}
@@ -29,7 +28,7 @@ class _Scores(NamedTuple):
 
     logp_BR: Float[Array, "B R"]
     ref_logp_BR: Float[Array, "B R"]
-    end_B: dict[str, Float[Array, "B"]]  # score -> that of the whole response by its learned head, where it has one
+    end_B: dict[str, Float[Array, "B"]]  # role of a head -> its score of the whole response
     value_BR: dict[str, Float[Array, "B R"]]  # critic role -> its values; empty without streams
 
 
@@ -85,7 +84,13 @@ def score(
         clipped = {name: jnp.clip(x_B, -ppo.clip_score, ppo.clip_score) for name, x_B in scaled_B.items()}
         groups = advantages.in_groups(clipped.pop("reward"), clipped, jnp.sum(masked.keep(kl_BR, mask_BR), axis=1), ppo)
     scored = rollout, scores.ref_logp_BR, reward_B, costs_B
-    return Experience(*scored, token_BR, every or None, weight_BR, groups, applies_B)
+    terms_B = {
+        f"{name}.{term.name}": scores.end_B[terms.role(name, term)]
+        for name, some in static.settings.terms.items()
+        for term in some
+        if term.is_learned and len(some) > 1
+    }
+    return Experience(*scored, token_BR, every or None, weight_BR, groups, applies_B, terms_B)
 
 
 def constraint_statistic(
@@ -127,10 +132,7 @@ def metrics(
         if about_B is not None:
             numbers[metric(key, "applies")] = jnp.mean(about_B)
     numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", first_B)
-    for name, weight in static.settings.learned.items():  # of each term by itself; functions have theirs already
-        if name in given:
-            end_B = experience.reward_B + _penalty(static.settings.ppo, sampled) if name == "reward" else experience.costs_B[name]
-            numbers[f"{name}.{MODEL}"] = _mean(end_B - given[name], experience.applies_B.get(name)) / weight
+    numbers |= {name: jnp.mean(term_B) for name, term_B in experience.terms_B.items()}  # functions have theirs already
     if experience.groups is not None:
         numbers |= advantages.group_metrics(experience.groups, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
@@ -193,7 +195,7 @@ def _forward(static: Static, trees: Trees, rollout: Rollout, images: Images | No
     return _Scores(
         logp_BR,
         logp("reference") if "reference" in places else logp_BR,
-        head_outputs(sequences.end_scores, *static.settings.learned),
+        head_outputs(sequences.end_scores, *heads(places)),
         {role: score_BR1[:, :-1] for role, score_BR1 in values.items()},
     )
 
@@ -216,13 +218,12 @@ def _penalty(ppo: PPOConfig, rollout: Rollout) -> Float[Array, "B"]:
     return cut_B + ppo.overlong_penalty * shaping.overlong(rollout.response_mask_BR, last=ppo.overlong)
 
 
-def _end_score(static: Static, role: str, learned_B: Mapping[str, Array], given: Given) -> Float[Array, "B"]:
+def _end_score(static: Static, score: str, end_B: Mapping[str, Array], given: Given) -> Float[Array, "B"]:
     """The sum of a score's terms."""
-    if role not in static.settings.learned:
-        return given[role]
-    weight = static.settings.learned[role]
-    score_B = learned_B[role] if weight == 1 else weight * learned_B[role]
-    return score_B + given[role] if role in given else score_B
+    weights = static.settings.learned[score]
+    parts = [end_B[role] if weight == 1 else weight * end_B[role] for role, weight in weights.items()]
+    first_B, *rest = parts + ([given[score]] if score in given else [])
+    return sum(rest, first_B)
 
 
 def _scaled(score_B: Float[Array, "B"], scale_scores: str) -> Float[Array, "B"]:

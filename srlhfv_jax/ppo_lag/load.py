@@ -4,13 +4,14 @@ A critic starts as a copy of the scorer. Of a score that functions alone make th
 the backbone of the scorer of the other score, or on the policy's.
 """
 
+import re
 from typing import NamedTuple
 
 from srlhfv_jax.config import PPOLagConfig
 from srlhfv_jax.data import templates
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import calibrations, peft
-from srlhfv_jax.hf.heads import load_heads
+from srlhfv_jax.hf.heads import load_guard, load_heads
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder
 from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.models import score_heads
@@ -19,6 +20,8 @@ from srlhfv_jax.parallel import hosts, offload, rules
 from srlhfv_jax.ppo_lag import roles
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.training import state as states
+
+UNSAFE = "unsafe"  # a guard's head of severities, at its first level
 
 
 class Models(NamedTuple):
@@ -97,6 +100,8 @@ def _load_backbones(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dic
         frozen["reference"] = {"backbone": load(settings.reference or settings.policy).params}
     start = {"backbone": policy.params, "heads": {}}  # of a critic without a scorer
     trained = {"policy": {"backbone": policy.params}}
+    if settings.guarded:
+        frozen["guard"] = {"backbone": load(settings.guard).params, "heads": guard_heads(settings, policy, mesh)}
     if settings.sharing == "shared":
         if settings.heads:
             frozen["scorer"] = scorer(settings.scorer, *settings.heads)
@@ -154,6 +159,8 @@ def _load_adapters(settings: PPOLagConfig, mesh) -> tuple[Pretrained, dict, dict
             raise UserError(
                 f"{settings.scorer} has no adapter for the critic to start from: train it with config.lora.rank above 0"
             )
+    if settings.guarded:
+        frozen["guard"] = {"adapter": adapter(settings.guard), "heads": guard_heads(settings, policy, mesh)}
     if settings.keeps_reference:
         frozen["reference"] = {"adapter": adapter(settings.reference or settings.policy)}
     start = policy.adapter
@@ -172,6 +179,29 @@ def _critic(settings: PPOLagConfig, policy: Pretrained, start: dict, *names: str
     """A critic's tree: that of a scorer, with fresh heads for scores that it has no head of. The first rollout fits them all."""
     fresh = score_heads.init(policy.config, settings.scores, states.key(settings.seed, 0, "heads"))
     return score_heads.critic(start | {"heads": {name: start["heads"].get(name, fresh[name]) for name in names}})
+
+
+def guard_heads(settings: PPOLagConfig, policy: Pretrained, mesh) -> dict[str, dict]:
+    """The heads of a guard that are terms of a cost, as score heads: log-odds that an answer is unsafe, or does the harm of a category.
+
+    Raises:
+        UserError: as `load_guard`.
+    """
+    heads, about = load_guard(policy.config, checkpoint_folder(settings.guard), None)
+    severity, categories = heads["severity"], heads["categories"]
+    rows = {category_name(name): row for row, name in enumerate(about["categories"])}
+
+    def head(name: str) -> dict:
+        if name == UNSAFE:
+            return {"kernel": severity["kernel"], "bias": severity["bias"][0]}
+        return {"kernel": categories["kernel"][rows[name]], "bias": categories["bias"][rows[name]]}
+
+    return rules.place({"heads": {f"guard_{name}": head(name) for name in settings.guarded}}, mesh)["heads"]
+
+
+def category_name(category: str) -> str:
+    """A category as terms name it: "hate_speech,offensive_language" is hate_speech_offensive_language."""
+    return re.sub(r"\W+", "_", category.strip().lower())
 
 
 def _heads(path: str, found: dict, *names: str) -> dict:

@@ -3,7 +3,7 @@
 Loading, rollout and scoring ask only for places, so a new way of sharing is a new table here.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Mapping, NamedTuple
 
 import jax
@@ -47,33 +47,47 @@ def critic(score: str) -> str:
 
 
 def assign(
-    sharing: str, scores: Sequence[str] = SCORES, learned: Collection[str] | None = None, *, critics: bool = True
+    sharing: str,
+    scores: Sequence[str] = SCORES,
+    heads: Sequence[str] = SCORES,
+    *,
+    guarded: Sequence[str] = (),
+    critics: bool = True,
 ) -> dict[str, Place]:
     """Role -> place. "shared": one backbone scores, one criticises, each with several heads; "adapters": the same, but all of them
     are adapters over one backbone; "separate": one backbone per role (the paper), and one for the critics of all costs.
 
     Args:
-        scores: the reward, then the costs; those after "cost" are of further constraints.
-        learned: scores that a learned head has a part in; None: all. The others have no place: functions make them (functions/).
+        scores: the reward, then the costs; those after "cost" are of further constraints. Each has a critic.
+        heads: of the scorer, those that are read; functions make what has none (functions/).
+        guarded: of the guard, those that are read.
         critics: false where advantages are of groups.
     """
     choose(sharing, "sharing", "shared", "adapters", "separate")
     every = SEPARATE if sharing == "separate" else SHARED
-    heads = {score: every["reward" if score == "reward" else "cost"] for score in scores if learned is None or score in learned}
-    critic_of = {score: every[critic("reward" if score == "reward" else "cost")]._replace(head=score) for score in scores}
-    places = {role: every[role] for role in ("policy", "reference")} | heads
-    return places | ({critic(score): place for score, place in critic_of.items()} if critics else {})
+    places = {role: every[role] for role in ("policy", "reference", *heads)}
+    places |= {f"guard_{name}": Place("guard", f"guard_{name}") for name in guarded}
+    if critics:
+        places |= {
+            critic(score): every[critic("reward" if score == "reward" else "cost")]._replace(head=score) for score in scores
+        }
+    return places
 
 
 def of_settings(settings: PPOLagConfig) -> dict[str, Place]:
     """Role -> place, as a run's settings say."""
-    places = assign(settings.sharing, settings.scores, settings.learned, critics=settings.ppo.has_critics)
+    places = assign(settings.sharing, settings.scores, settings.heads, guarded=settings.guarded, critics=settings.ppo.has_critics)
     return places if settings.reference != "none" else {role: place for role, place in places.items() if role != "reference"}
 
 
 def critics(places: Mapping[str, Place]) -> list[str]:
     """The roles that predict scores: the reward's first."""
     return [role for role, place in places.items() if place.head is not None and role == critic(place.head)]
+
+
+def heads(places: Mapping[str, Place]) -> list[str]:
+    """The roles that score answers."""
+    return [role for role, place in places.items() if place.head is not None and role not in critics(places)]
 
 
 def critic_trees(places: Mapping[str, Place]) -> list[str]:

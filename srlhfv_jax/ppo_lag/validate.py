@@ -23,6 +23,7 @@ from srlhfv_jax.hf.export import export_pretrained
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.models.trees import BASE
 from srlhfv_jax.parallel import hosts
+from srlhfv_jax.ppo_lag import roles
 from srlhfv_jax.runs import inputs
 from srlhfv_jax.runs.run import Started, recorded_template
 from srlhfv_jax.training import state as states
@@ -140,16 +141,19 @@ def scorer(iteration, functions: Callable[[Rollout, jax.Array], Scores] | None) 
     """Reward and cost of a rollout, and each function's own numbers, by the run's own frozen models and functions. No part of its rows
     is larger than one that an iteration scores."""
     settings, models = iteration.settings, iteration.models
-    weights, largest = settings.learned, settings.data.batch_size // settings.rollout.score_microbatches
+    largest = settings.data.batch_size // settings.rollout.score_microbatches
     parts = settings.prompts // math.gcd(settings.prompts, largest)
-    heads = {name: models.places[name].head for name in weights}
-    trees = tuple(dict.fromkeys(models.places[name].tree for name in weights))
+    trees = tuple(dict.fromkeys(models.places[role].tree for role in roles.heads(models.places)))
     learned = scoring.jit_scores(models.policy.config, iteration.mesh, trees, models.own_towers, parts)
     read = {name: tree for name, tree in models.frozen.items() if name in (*trees, BASE)}
 
     def score(batch: PromptBatch, rollout: Rollout) -> dict[str, np.ndarray]:
         of_heads = hosts.to_host(learned(iteration.on_devices(read, rollout), rollout, batch.images)) if trees else {}
-        scores = {name: of_heads[heads[name]] * (1 if weight == 1 else weight) for name, weight in weights.items()}
+        scores = {
+            name: sum(of_heads[models.places[role].head] * (1 if weight == 1 else weight) for role, weight in weights.items())
+            for name, weights in settings.learned.items()
+            if weights
+        }
         if functions is None:
             return scores
         given = functions(rollout, batch.row_B)
