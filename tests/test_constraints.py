@@ -408,7 +408,7 @@ def by_guard(folder, place, cost: str, **changes) -> PPOLagConfig:
 def test_heads_of_a_guard_are_costs_as_the_guard_itself_gives_them(folder, guard, tmp_path):
     """What a run says of the answers that it samples, against the guard's own verdicts on the same texts."""
     cost = "guard:unsafe,guard:hate_speech_politics*0.5,answer:length*0.25"
-    known = by_guard(folder, guard, cost, iterations=2, **{"log.samples": 6})
+    known = by_guard(folder, guard, cost, iterations=2, **{"log.samples": 6, "data.response_length": 64})
     ppo_lag.run(known, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / same_prompts.FILE).read_text().splitlines()]
     verdicts = sv.load(guard).check([{"prompt": row["question"], "response": row["answers"]["2"]["text"]} for row in rows])
