@@ -218,6 +218,27 @@ MUTANTS = (
         "test_groups.py",
     ),
     Mutant(
+        "a further constraint's multiplier is left out of the sum",
+        "losses/lagrangian.py",
+        "mixed, weight = mixed - lams[name] * cost_adv, weight + lams[name]",
+        "mixed, weight = mixed - lams[name] * cost_adv, 1 + lams[name]",
+        "test_constraints.py",
+    ),
+    Mutant(
+        "rows that a constraint is not about enter its window",
+        "losses/lagrangian.py",
+        "if applies_B is not None:  # the others",
+        "if False:  # the others",
+        "test_constraints.py",
+    ),
+    Mutant(
+        "every constraint steers by the first one's cost",
+        "ppo_lag/iteration.py",
+        "constraint, controllers[key], scored.costs_B[key], hold,",
+        "constraint, controllers[key], scored.costs_B[FIRST], hold,",
+        "test_constraints.py",
+    ),
+    Mutant(
         "the KL is normalised with the scores of its group",
         "ppo_lag/advantages.py",
         'advantages(kl_B, "none")',
