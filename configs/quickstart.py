@@ -214,6 +214,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         reference="",
         moving_reference=sections.moving_reference(),
         scorer="",
+        guard="",
         reward="",
         cost="",
         reward_fn="",  # "" = the learned reward
