@@ -49,6 +49,7 @@ def default() -> ConfigDict:
             constraint=dict(
                 kind="rectified",  # max(0, C)
                 calibrated=False,  # of "probability": P(unsafe | C) of srlhfv calibrate
+                softness=0.0,  # of "probability": a sharp border
                 budget=0.1,  # its mean, in units of the learned cost
                 confidence=0.0,  # above 0: an upper bound of the mean is held under it
                 error="difference",  # J - d

@@ -14,7 +14,7 @@ from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.losses.calibration import Calibration
 
 BASE = ConstraintConfig(
-    kind="mean", calibrated=False, budget=-0.25, confidence=0.0, error="difference", controller="log", init=0.8, max=5.0, learning_rate=0.1,
+    kind="mean", calibrated=False, softness=0.0, budget=-0.25, confidence=0.0, error="difference", controller="log", init=0.8, max=5.0, learning_rate=0.1,
     kp=0.5, kd=0.3, smoothing=0.6, window=4, delay=0, tolerance=0.0,
 )  # fmt: skip
 MOVING = ["log", "projected", "pid"]
@@ -149,6 +149,17 @@ def test_the_three_statistics():
     np.testing.assert_array_equal(lagrangian.statistic("mean", cost_B), cost_B)
     np.testing.assert_array_equal(lagrangian.statistic("rectified", cost_B), [0.0, 0.0, 0.25, 3.5])
     np.testing.assert_array_equal(lagrangian.statistic("probability", cost_B), [0.0, 0.0, 1.0, 1.0])
+
+
+def test_a_soft_border_counts_an_answer_by_its_distance_from_it():
+    soft = dataclasses.replace(BASE, kind="probability", softness=0.5)
+    cost_B = jnp.array([-1.5, 0.0, 0.25])
+    expected = 1 / (1 + np.exp(-np.asarray(cost_B) / 0.5))
+    np.testing.assert_allclose(lagrangian.statistic("probability", cost_B, lagrangian.border(soft, None)), expected, rtol=1e-6)
+    assert lagrangian.border(dataclasses.replace(BASE, kind="probability"), Calibration(1.5, -0.25)) is None
+    for other in ({"kind": "rectified"}, {"calibrated": True}):
+        with pytest.raises(UserError, match="config.constraint.softness is of kind 'probability' without a calibration"):
+            lagrangian.check(dataclasses.replace(soft, **other))
 
 
 def test_very_safe_answers_pay_for_unsafe_ones_under_the_mean_only():

@@ -49,6 +49,8 @@ class ConstraintConfig:
     kind: str  # "mean": C; "rectified": max(0, C); "probability": 1[C > 0]
     # of "probability": P(unsafe | C) of `srlhfv calibrate` in the place of 1[C > 0], so that the budget is a share by annotators' labels
     calibrated: bool
+    # of "probability": above 0, 1 / (1 + exp(-C / softness)) in the place of 1[C > 0], so that an answer near the border counts as half
+    softness: Weight
     budget: Number  # d, in units of `kind`
     # above 0: the controller, and the choice of the best feasible policy, go by an upper bound of E[f(C)] of this confidence
     confidence: Annotated[float, Range(0, 0.9999)]

@@ -48,7 +48,7 @@ PPO: dict[str, Any] = {
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
 OPTIMIZER: dict[str, Any] = {"part_rates": ()}
 CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": ""}
-CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0, "error": "difference"}
+CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0, "error": "difference", "softness": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}

@@ -50,6 +50,11 @@ def check(constraint: ConstraintConfig, path: str = "config.constraint") -> None
     choose(constraint.controller, f"{path}.controller", "none", "fixed", "log", "projected", "pid", "crpo", "p3o")
     if constraint.calibrated and constraint.kind != "probability":
         raise UserError(f"{path}.calibrated is P(unsafe | C): set {path}.kind='probability', got {constraint.kind!r}")
+    if constraint.softness and (constraint.kind != "probability" or constraint.calibrated):
+        raise UserError(
+            f"{path}.softness is of kind 'probability' without a calibration, got {constraint.kind!r} and calibrated={constraint.calibrated}: "
+            "leave it at 0"
+        )
     if constraint.error == "ratio" and (constraint.kind == "mean" or constraint.budget <= 0):
         raise UserError(
             f"{path}.error='ratio' is for costs that are never negative and a budget above 0: kind 'rectified' or 'probability', got "
@@ -183,6 +188,17 @@ def statistic(kind: str, cost_B: Float[Array, "B"], calibration: Calibration | N
     if kind == "probability":
         return (cost_B > 0).astype(jnp.float32)
     raise ValueError(f"kind must be 'mean', 'rectified' or 'probability', got {kind!r}")
+
+
+def border(constraint: ConstraintConfig, calibration: Calibration | None) -> Calibration | None:
+    """What takes the place of 1[C > 0] in a constraint's statistic; None: nothing.
+
+    Args:
+        calibration: of the cost head, where there is one.
+    """
+    if constraint.softness:
+        return Calibration(1.0 / constraint.softness, 0.0)
+    return calibration if constraint.calibrated else None
 
 
 def combine(

@@ -3,6 +3,7 @@
 from typing import Mapping, NamedTuple
 
 from srlhfv_jax.config import PPOConfig, PPOLagConfig
+from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.losses.calibration import Calibration
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.ppo_lag.roles import Place
@@ -20,8 +21,8 @@ class Static(NamedTuple):
     calibration: Calibration | None = None  # of the cost, where config.constraint.calibrated
 
     def calibration_of(self, key: str) -> Calibration | None:
-        """The calibration that a constraint's statistic is taken with; None: it is not calibrated."""
-        return self.calibration if self.settings.costs[key].settings.calibrated else None
+        """The calibration that a constraint's statistic is taken with; None: it has none."""
+        return lagrangian.border(self.settings.costs[key].settings, self.calibration)
 
     @property
     def recomputes_logp(self) -> bool:

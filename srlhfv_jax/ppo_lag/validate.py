@@ -76,7 +76,7 @@ def make(
                 value_B, budget = judged.cost_B, settings.validation.budget
             else:
                 cost_B = scores[key][~np.isnan(scores[key])]
-                calibration = models.calibration if constraint.settings.calibrated else None
+                calibration = lagrangian.border(constraint.settings, models.calibration)
                 value_B = lagrangian.statistic(constraint.settings.kind, cost_B, calibration)
                 numbers |= {metric(key, "cost"): _mean(cost_B), metric(key, "constraint"): _mean(value_B)}
                 budget = constraint.settings.budget
