@@ -1,7 +1,7 @@
 """Wrong certificates, counted: answers are drawn again and again from a pool whose true mean is known.
 
     python benchmarks/certificate.py                                     made values
-    python benchmarks/certificate.py WORKDIR/evaluation/answers.jsonl    recorded answers of `srlhfv quickstart` or `evaluate` too
+    python benchmarks/certificate.py E/answers.jsonl                     recorded answers of `srlhfv evaluate --workdir=E` too
 
 Each repetition draws `--prompts` values with replacement. The budget of the first count is the pool's own mean less 1e-9, the worst
 there is: every PASS is wrong, and at most 1 - confidence of the repetitions may have one. `width` is the mean distance of the bound from
