@@ -123,7 +123,8 @@ def collected(config: ConfigDict, words: Sequence[str]) -> list[str]:
         setting, name, key, text = match["setting"], match["name"], match["key"], match["value"]
         check_key(config, setting)
         if setting not in items:
-            items[setting] = {item["name"]: dict(item) for item in flattened(config)[setting]}
+            listed = [item for item in flattened(config)[setting] if isinstance(item, dict) and "name" in item]
+            items[setting] = {item["name"]: dict(item) for item in listed}
         items[setting].setdefault(name, {"name": name})[key] = text if key in OWN + WORDS else _value(text)
     return [*arguments, *(f"--config.{setting}={tuple(named.values())!r}" for setting, named in items.items())]
 

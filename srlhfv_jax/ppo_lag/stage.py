@@ -27,7 +27,8 @@ PPO_LAG = Stage(
 
 config.constraint.controller: none (plain PPO), fixed (reward shaping), log, projected, pid, crpo or p3o.
 The scores come from config.scorer (the workdir of `srlhfv scores`), from config.reward and config.cost, or from
-functions of your own, f(samples) -> list of numbers: config.reward_fn=FILE.py:NAME and config.cost_fn.""",
+functions of your own, f(samples) -> list of numbers: config.reward_fn=FILE.py:NAME and config.cost_fn.
+Several constraints: config.constraints, of which --config.constraints.NAME.KEY=VALUE changes one or adds it.""",
     settings=PPOLagConfig,
     needed={
         "policy": "the supervised policy: a workdir, an export or a Hugging Face folder",
