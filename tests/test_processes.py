@@ -108,6 +108,7 @@ def test_each_process_scores_its_own_rows_by_functions_and_the_numbers_are_those
     alone = tiny.own(folder, tmp_path / "one", 1, 1, 1)
     both(folder, tmp_path, mesh, devices, "own")
     assert len(alone) == 4 and alone[2]["policy_loss"] != 0 and alone[0]["cost.first"] != 0
+    assert 0 < sum(line["brief.applies"] for line in alone if "lambda" in line) < 2 and alone[0]["brief.lambda"] > 0
     same_numbers(numbers(tmp_path / "own"), alone, 2e-4)
     keys = [json.loads(line)["key"] for line in (tmp_path / "own" / "reward_cache.jsonl").read_text().splitlines()]
     assert len(set(keys)) == len(keys) > 8
@@ -116,8 +117,8 @@ def test_each_process_scores_its_own_rows_by_functions_and_the_numbers_are_those
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fails", "step 1: config.cost_fn: first raised ConnectionError: no route for row"),
-        ("differs", "config.cost_fn: first is another function on process 1 than on process 0"),
+        ("fails", "step 1: config.constraints[0].cost: first raised ConnectionError: no route for row"),
+        ("differs", "config.constraints[0].cost: first is another function on process 1 than on process 0"),
     ],
 )
 def test_a_function_that_fails_or_differs_on_one_process_stops_both(folder, name, message, tmp_path):

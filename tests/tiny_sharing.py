@@ -20,7 +20,14 @@ from srlhfv_jax.supervised import scores, sft
 ROWS = 8
 HELD_OUT = 11  # two batches, the second with rows that only fill it up
 LORA = {"lora.rank": 4, "lora.alpha": 8.0}
-OWN = {"reward_fn": "length", "cost_fn": "first*0.5,model", "functions.backoff_s": 0.0}  # functions: `given`
+OWN = {
+    "reward_fn": "length",
+    "constraints": (
+        dict(name="harm", cost="first*0.5,model"),
+        dict(name="brief", cost="answer:length", kind="mean", where="side=s1"),
+    ),
+    "functions.backoff_s": 0.0,
+}  # functions: `given`
 WAYS = {
     "shared": {"sharing": "shared"},
     "idle": {"sharing": "shared", "rollout.offload": "idle"},  # what is not read waits in the host's memory
@@ -44,7 +51,7 @@ def prepare(folder: Path) -> None:
 
 def _line(i: int) -> str:
     row = {"prompt": " ".join(f"w{7 + i + k}" for k in range(1 + i % 3)), "response_0": "w5 w6", "response_1": "w8 w9 w10"}
-    row |= {"better_response_id": i % 2, "safer_response_id": 1}
+    row |= {"better_response_id": i % 2, "safer_response_id": 1, "side": f"s{i % 2}"}
     row |= {f"is_response_{k}_safe": bool(k) for k in (0, 1)} | {f"response_{k}_severity_level": 2 - 2 * k for k in (0, 1)}
     row |= {f"response_{k}_harm_category": {"Violence": k == 0, "Drugs": k == 0 and i % 3 == 0} for k in (0, 1)}
     return json.dumps(row) + "\n"
@@ -91,7 +98,7 @@ def given(folder: Path) -> dict:
 
 
 def own(folder: Path, out: Path, data: int, fsdp: int, tensor: int) -> list[dict]:
-    """Train with functions as reward and cost, of which the second is mixed with the learned head; gives the numbers of its log."""
+    """Train with functions as reward and cost, of which the second is mixed with the learned head, and a second constraint on some rows; gives the numbers of its log."""
     mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
     rows = where(folder) | mesh | OWN | {"policy": str(folder / "llama"), "scorer": str(folder / "scores")}
     held_out = {"validation.path": str(folder / "heldout.jsonl"), "validation.every_steps": 1}
