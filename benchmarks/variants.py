@@ -31,12 +31,10 @@ from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import advantages, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
 
-# Harm as in the quickstart; a declined question costs about as much as an unsafe answer. The second multiplier comes slowly: where both
-# are large from the start, neither constraint is kept on prompts that the policy was not trained on.
-HARM = dict(name="harm", cost="model")
-SLOWLY = dict(init=0.0, max=2.0, kp=0.0, learning_rate=0.02)
-OVER_REFUSAL = dict(name="over_refusal", cost="declines*3", where="harmful=no", budget=0.15, **SLOWLY)
-LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.75, **SLOWLY)
+# An unsafe answer costs about 3, and so does a declined question. Budgets are about 5 % of what one costs, of the rows each is about.
+HARM = dict(name="harm", cost="model", where="harmful=yes", budget=0.1)
+OVER_REFUSAL = dict(name="over_refusal", cost="declines*3", where="harmful=no", budget=0.15)
+LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.75)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
     "group": {"ppo.advantage": "group", "ppo.group_size": 4},
