@@ -3,7 +3,6 @@
 Which metrics share a picture is said by the record of each stage (`runs/curves.py`).
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,6 @@ from srlhfv_jax.report.workdir import STAGES, Stage, Workdir, has, series
 from srlhfv_jax.runs.curves import Curve
 
 CONSTRAINT = ("lambda", "window_cost", "budget", "constraint")  # what the section of the multiplier draws
-WINDOW = re.compile(r"(\w+\.)?window_cost")
 VALIDATION = "validation."
 VALIDATED = ("validation.helpful", "validation.cost")  # shown at once, the others folded
 PPO = next(stage for stage in STAGES if stage.kind == "ppo_lag")
@@ -34,17 +32,12 @@ def constraint_section(work: Workdir) -> Section:
 
 
 def _constraints(runs: Sequence[Stage]) -> dict[str, str]:
-    """Key of a constraint -> its name; "" where a run has one without a name."""
-    keys = dict.fromkeys(
-        key.removesuffix("window_cost").rstrip(".") or FIRST
-        for run in runs
-        for row in run.rows
-        for key in row
-        if WINDOW.fullmatch(key)
-    )
-    listed = [run.config["constraints"] for run in runs if run.config.get("constraints")]
-    first = listed[0][0].get("name", "") if listed else ""
-    return {key: first if key == FIRST else key for key in keys}
+    """Key of a constraint -> its name, in the order of the settings; "" where a run has one without a name."""
+    logged = {key for run in runs for row in run.rows for key in row}
+    listed = next((run.config["constraints"] for run in runs if run.config.get("constraints")), [])
+    names = [str(item.get("name", "")) for item in listed]
+    named = dict(zip([FIRST, *names[1:]], names)) if names else {FIRST: ""}
+    return {key: name for key, name in named.items() if metric(key, "window_cost") in logged}
 
 
 def facts(run: Stage) -> list[tuple[str, str]]:
