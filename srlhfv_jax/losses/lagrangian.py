@@ -191,7 +191,7 @@ def statistic(kind: str, cost_B: Float[Array, "B"], calibration: Calibration | N
 
 
 def border(constraint: ConstraintConfig, calibration: Calibration | None) -> Calibration | None:
-    """What takes the place of 1[C > 0] in a constraint's statistic; None: nothing.
+    """The map that takes the place of 1[C > 0] in a constraint's statistic; None: there is none.
 
     Args:
         calibration: of the cost head, where there is one.
