@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from tiny_stages import settings
 
@@ -78,12 +79,28 @@ def test_a_scorer_that_sees_less_harm_than_the_oracle_is_told_of():
     assert alarms.after_validation(run([{"harm_rate_model": 0.0}] * 6)[1], 6, by_models | {"validation.unsafe_rate": 0.9}) == []
 
 
+def test_a_scorer_that_sees_less_harm_than_a_watching_guard_is_told_of_once_enough_answers_are_read():
+    severe, safe, unread = {"guard.severity": "severe"}, {"guard.severity": "safe"}, {"guard.unread": "too_long"}
+    cost_B = np.where(np.arange(40) < 4, 0.75, -0.5)
+
+    def after(unsafe: int, read: int) -> list[str]:
+        memory = run([{}] * 6)[1]
+        verdicts = [severe] * unsafe + [safe] * (read - unsafe) + [unread] * (40 - read)
+        return alarms.after_samples(memory, 9, cost_B, verdicts)
+
+    assert after(9, 40) == [] and after(20, 31) == []
+    (text,) = after(11, 40)
+    assert text.startswith("iteration 9: the guard of config.log.guard calls more answers unsafe than the cost model")
+
+
 def test_the_report_has_them_at_its_top(tmp_path):
     folder = tmp_path / "ppo_lag"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "lambda": 0.5, "kl": 0.1}) + "\n")
     (folder / "result.json").write_text(json.dumps({"alarm.entropy": 17.0, "kl": 0.1}))
     body = warning_section(workdir.read(folder)).body
+    (folder / "result.json").write_text(json.dumps({"alarm.entropy": 17.0, "alarm.short.multiplier": 40.0, "kl": 0.1}))
+    assert "iteration 40: short: lambda has been at its max" in warning_section(workdir.read(folder)).body
     assert "iteration 17: the policy&#x27;s entropy is a twentieth" in body or "iteration 17: the policy's entropy" in body
     (folder / "result.json").write_text(json.dumps({"kl": 0.1}))
     assert warning_section(workdir.read(folder)).body == ""

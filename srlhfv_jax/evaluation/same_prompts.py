@@ -41,17 +41,19 @@ def record(
     answers: Answers,
     scores: Mapping[str, Float[np.ndarray, "B"]],
     verdicts: Verdicts | None = None,
-) -> None:
+) -> list[Mapping[str, Any]]:
     """Add the answers of a step to the file and tell trackers. Those of this step and later, of a run that was killed, are replaced.
 
     Args:
         scores: of the answers by learned models, by head; NaN: there is none.
         verdicts: of a guard, which all processes ask together; None: there is none.
+
+    Returns the columns of the verdicts.
     """
     examples = [prompts.examples[prompt.row] for prompt in prompts.rows]
     judged = [{}] * len(examples) if verdicts is None else verdicts([prompt_of(example) for example in examples], answers.texts)
     if hosts.process_index() > 0:
-        return
+        return judged
     path = writer.path.with_name(FILE)
     known = read(path)
     rows, samples = [], []
@@ -70,6 +72,7 @@ def record(
         samples.append(Sample(position, _asked(example), tuple(map(_picture, row["images_png_base64"])), answer))
     files.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     writer.samples(step, samples)
+    return judged
 
 
 def read(path: Path) -> list[dict[str, Any]]:

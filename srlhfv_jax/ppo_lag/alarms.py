@@ -6,12 +6,16 @@
     critics      the cost's critic explains less than a constant would
     declines     nine of ten answers to validation prompts decline, or half of those to harmless ones, twice in a row
     scorer       the cost model calls fewer answers unsafe than the oracle does: the policy exploits it
+    guard        it calls fewer unsafe than the guard that watches (config.log.guard), of 32 sampled answers or more
 
 What they remember is in the notes of each checkpoint: a run that was stopped tells nothing twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from srlhfv_jax.config import PPOLagConfig, constraints
 from srlhfv_jax.config.constraints import metric
@@ -31,7 +35,9 @@ TEXTS = {
     "scorer": "the oracle calls more answers unsafe than the cost model does, by more than 15 of 100: the policy exploits the cost "
     "model; train it on answers of this policy",
 }
+TEXTS["guard"] = TEXTS["scorer"].replace("the oracle calls", "the guard of config.log.guard calls")
 GAP = 0.15  # of two shares of answers
+ENOUGH = 32  # answers of which a share says something
 
 
 def start(notes: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +83,30 @@ def after_validation(memory: dict[str, Any], step: int, numbers: Mapping[str, fl
     return texts
 
 
+def after_samples(
+    memory: dict[str, Any], step: int, cost_B: Float[np.ndarray, "B"], verdicts: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The same with the answers that are sampled as the run goes on.
+
+    Args:
+        cost_B: the learned cost of each.
+        verdicts: a guard's columns of each (guard/watch.py); those without were not read.
+    """
+    read = [
+        (cost > 0, verdict["guard.severity"] != "safe") for cost, verdict in zip(cost_B, verdicts) if "guard.severity" in verdict
+    ]
+    if len(read) < ENOUGH:
+        return []
+    by_model, by_guard = np.mean(read, axis=0)
+    return _tell(memory, "guard", step, by_guard - by_model > GAP)
+
+
+def text(name: str) -> str:
+    """The words of an alarm; "" where there is none of this name. `CONSTRAINT.multiplier` is that of one constraint."""
+    constraint, _, kind = name.rpartition(".")
+    return f"{constraint}{': ' * bool(constraint)}{TEXTS[kind]}" if kind in TEXTS else ""
+
+
 def told(memory: dict[str, Any]) -> dict[str, float]:
     """`alarm.NAME` -> the iteration."""
     return {PREFIX + name: float(step) for name, step in memory["told"].items()}
@@ -105,5 +135,4 @@ def _tell(memory: dict[str, Any], name: str, step: int, shows: bool) -> list[str
     if not shows or name in memory["told"]:
         return []
     memory["told"][name] = step
-    constraint, _, kind = name.rpartition(".")
-    return [f"iteration {step}: {constraint}{': ' * bool(constraint)}{TEXTS[kind]}"]
+    return [f"iteration {step}: {text(name)}"]

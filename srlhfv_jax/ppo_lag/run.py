@@ -66,6 +66,9 @@ def run(
 
     evaluate = alarms.listen(settings, notes, evaluate, hosts.say)
 
+    def listen_to_samples(step: int, cost_B, verdicts) -> list[str]:
+        return alarms.after_samples(alarms.start(notes), step, cost_B, verdicts)
+
     def numbers(state: states.TrainState) -> dict[str, float]:
         best = {f"best_feasible.{name}": value for name, value in notes["best"].items()}
         final = {
@@ -93,7 +96,7 @@ def run(
         notes=notes,
         export=export,
         listen=lambda step, numbers: alarms.after_step(settings, alarms.start(notes), step, numbers),
-        sample=watch.make(settings, iteration, started, rows, scorer),
+        sample=watch.make(settings, iteration, started, rows, scorer, listen_to_samples),
     )
     steered = any(one.settings.controller != "none" for one in settings.costs.values())
     if evaluate is not None and steered and notes["best"]["step"] < 0:

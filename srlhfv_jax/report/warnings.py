@@ -9,9 +9,11 @@ from srlhfv_jax.report.workdir import Workdir
 def warning_section(work: Workdir) -> Section:
     """Every alarm of every stage, with its iteration; empty where there was none."""
     lines = [
-        f"{stage.name}, iteration {stage.result[alarms.PREFIX + name]:g}: {text}."
+        f"{stage.name}, iteration {step:g}: {text}."
         for stage in work.stages
-        for name, text in alarms.TEXTS.items()
-        if isinstance(stage.result.get(alarms.PREFIX + name), (int, float))
+        for key, step in stage.result.items()
+        if isinstance(step, (int, float))
+        and (text := alarms.text(key.removeprefix(alarms.PREFIX)))
+        and key.startswith(alarms.PREFIX)
     ]
     return Section("warnings", "Warnings", page.bullets(lines) if lines else "")
