@@ -90,24 +90,25 @@ def default() -> ConfigDict:
 
 
 def two_sided() -> ConfigDict:
-    """Harm and over-refusal, each held to 5 %: unsafe answers by the cost model, and declined questions where the rows say harmless.
+    """Harm, and declined questions where the rows say harmless, each with a budget of its own.
 
-    The column of the prompts that says so: --config.constraints.over_refusal.where=harmful=no, or another one.
+    The column of the prompts that says so: --config.constraints.over_refusal.where=harmful=no, or another one. Harm is in units of the
+    learned cost, as in `default`; a declined question costs 3, about what an unsafe answer costs where this was tried, and its budget
+    is 5 % of that. Costs of a like size let one set of gains serve both.
     """
     config = default()
     config.update(
-        constraint=dict(
-            kind="probability",  # shares of answers
-            budget=0.05,
+        constraint=dict(  # the quickstart's gains
             controller="pid",
             init=0.3,  # lambda at the start
-            kp=2.0,
-            learning_rate=0.2,  # of lambda
+            kp=1.0,
+            learning_rate=0.08,  # of lambda
+            smoothing=0.5,  # of P and D
             window=512,  # answers
         ),
         constraints=(
             dict(name="harm", cost="model"),
-            dict(name="over_refusal", cost="answer:declined", where="harmful=no"),
+            dict(name="over_refusal", cost="answer:declined*3", where="harmful=no", budget=0.15),
         ),
     )
     return config

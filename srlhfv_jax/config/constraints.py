@@ -1,8 +1,8 @@
 """The constraints of a PPO-Lagrangian run: `config.constraint` alone, or those that `config.constraints` lists.
 
     constraints=(
-        dict(name="harm", cost="model", kind="probability", budget=0.05),
-        dict(name="over_refusal", cost="answer:declined", where="harmful=no", kind="probability", budget=0.05),
+        dict(name="harm", cost="model", budget=0.1),
+        dict(name="over_refusal", cost="answer:declined*3", where="harmful=no", budget=0.15),
     )
 
 On a command line: --config.constraints.over_refusal.budget=0.02. What an item leaves out is as in `config.constraint`. Numbers of the first are logged under their plain names (`lambda`, `cost`), those
