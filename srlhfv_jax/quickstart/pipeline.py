@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srlhfv_jax import files
-from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, TaskConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, QuickstartConfig, TaskConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.data.quickstart import oracle, processor, rows as task_rows
 from srlhfv_jax.errors import UserError, reason
@@ -46,11 +46,7 @@ def run(settings: QuickstartConfig, workdir: Path, sweep: bool = False) -> dict[
     """
     pipeline = Pipeline(settings, Path(workdir))
     write_settings(pipeline.workdir, settings)
-    result: dict[str, Any] = pipeline.step("data", pipeline.write_data)
-    pipeline.step("naming", lambda folder: sft.run(pipeline.supervised(settings.naming, pipeline.base, "naming", True), folder))
-    pipeline.step(
-        "sft", lambda folder: sft.run(pipeline.supervised(settings.sft, pipeline.workdir / "naming", "sft", False), folder)
-    )
+    result: dict[str, Any] = pipeline.start()
     policy, scorer = pipeline.workdir / "sft", pipeline.workdir / "sft"
     for number in range(1, settings.rounds + 1):
         policy, scorer, numbers = pipeline.round(number, policy, scorer)
@@ -130,6 +126,14 @@ class Pipeline:
         for name, rows in tables.items():
             write_rows(folder / f"{name}.parquet", rows)
         return {"oracle_budget": oracle_budget(task), "controller_budget": self.settings.ppo_lag.constraint.budget}
+
+    def start(self) -> dict[str, float]:
+        """Rows, names, and the supervised policy."""
+        numbers = self.step("data", self.write_data)
+        naming, answers = self.settings.naming, self.settings.sft
+        self.step("naming", lambda folder: sft.run(self.supervised(naming, self.base, "naming", True), folder))
+        self.step("sft", lambda folder: sft.run(self.supervised(answers, self.workdir / "naming", "sft", False), folder))
+        return numbers
 
     def supervised(self, stage, init: Path, rows: str, random: bool):
         """An SFT stage's settings with its paths filled in."""
@@ -258,9 +262,9 @@ class Pipeline:
                 records.write_distributions(self.workdir / records.DISTRIBUTIONS, judged)
         return numbers
 
-    def guarded(self, policies: dict[str, Path]) -> dict[str, float]:
-        """Train a guard from the SFT model, measure it, and let it filter and regenerate what each policy says."""
-        data, base = self.settings.ppo_lag.data, self.settings.guard
+    def guard(self) -> tuple[GuardConfig, dict[str, float]]:
+        """Train a guard from the SFT model; gives its settings, and what was measured on held-out rows."""
+        base = self.settings.guard
         stage = dataclasses.replace(
             base,
             seed=self.settings.seed,
@@ -269,9 +273,13 @@ class Pipeline:
             calibration=str(self.data / "guard_validation.parquet"),
             evaluation=str(self.data / "guard_test.parquet"),
         )
-        folder = self.workdir / "guard"
         trained = self.step("guard", lambda folder: guard_training.run(stage, folder))
-        numbers = {key: value for key, value in trained.items() if key.startswith("guard.")}
+        return stage, {key: value for key, value in trained.items() if key.startswith("guard.")}
+
+    def guarded(self, policies: dict[str, Path]) -> dict[str, float]:
+        """Train a guard, measure it, and let it filter and regenerate what each policy says."""
+        data, folder = self.settings.ppo_lag.data, self.workdir / "guard"
+        stage, numbers = self.guard()
         rows, unseen = self.data / "guard_test.parquet", self.data / "guard_unseen.parquet"
         numbers |= self.step("guard_probes", lambda _: quickstart_guard.probe(folder, rows, unseen, stage))
         return numbers | self.step(
