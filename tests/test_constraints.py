@@ -444,3 +444,13 @@ def test_heads_of_a_guard_are_costs_as_the_guard_itself_gives_them(folder, guard
 def test_a_guard_that_cannot_be_a_cost_is_refused(folder, guard, tmp_path, cost, changes, text):
     with pytest.raises(UserError, match=text):
         ppo_lag.run(by_guard(folder, guard, cost, **changes), tmp_path)
+
+
+def test_a_condition_needs_no_function(folder, guard, tmp_path):
+    """Reward and cost are heads of the guard alone, and the constraint is about a third of the prompts."""
+    items = [dict(name="harm", cost="guard:unsafe", kind="probability", where="level=l1", budget=0.25, learning_rate=0.5)]
+    changes = {"guard": str(guard), "reward_fn": "guard:weapon*-1", "iterations": 3, "log.samples_every": 0}
+    done = ppo_lag.run(asked(folder, *items, **changes), tmp_path)
+    log = [line for line in numbers(tmp_path) if "lambda" in line]
+    assert sum(4 * line["applies"] for line in log) == 4 and done["validation.constraint"] in (0, 0.5, 1)
+    assert log[0]["reward"] != 0 and not (tmp_path / "reward_cache.jsonl").exists()

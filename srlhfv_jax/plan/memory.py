@@ -53,4 +53,4 @@ def with_guard(plan: Plan, settings: Trained, mesh: Mesh, limit: int) -> Plan:
     compiled = [
         one._replace(beside=one.beside + size, fits=one.fits and one.peak + one.beside + size <= limit) for one in plan.compiled
     ]
-    return plan._replace(state=plan.state | {"guard": size}, compiled=compiled)
+    return plan._replace(state=plan.state | {"log.guard": size}, compiled=compiled)

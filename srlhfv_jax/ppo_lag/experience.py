@@ -132,7 +132,8 @@ def metrics(
         if about_B is not None:
             numbers[metric(key, "applies")] = jnp.mean(about_B)
     numbers |= _quantiles("reward", experience.reward_B) | _quantiles("cost", first_B)
-    numbers |= {name: jnp.mean(term_B) for name, term_B in experience.terms_B.items()}  # functions have theirs already
+    for name, term_B in experience.terms_B.items():  # functions have theirs already
+        numbers[name] = _mean(term_B, experience.applies_B.get(name.partition(".")[0]))
     if experience.groups is not None:
         numbers |= advantages.group_metrics(experience.groups, static.settings.ppo.group_size)
     if static.recomputes_logp:  # corrected for in every iteration; else the update's `mismatch` says it
