@@ -69,7 +69,7 @@ def compile_calls(settings: PPOLagConfig, config: VLMConfig, mesh: Mesh, limit: 
         compiled.append(program)
         return outputs
 
-    extra = shapes.replicated(jax.eval_shape(lambda: start(settings)), mesh)
+    extra = shapes.replicated(jax.eval_shape(lambda: initial_extra(settings)), mesh)
     if settings.moving_reference.moves:
         extra = extra._replace(reference=models.trained["policy"])
     start = states.TrainState(models.trained, opt_state, 0, extra)

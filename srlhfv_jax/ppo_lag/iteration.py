@@ -69,7 +69,7 @@ class Call(NamedTuple):
     arguments: tuple
 
 
-def start(settings: PPOLagConfig) -> Extra:
+def initial_extra(settings: PPOLagConfig) -> Extra:
     """The state of a run that begins."""
     controllers = {key: lagrangian.init(constraint.settings) for key, constraint in settings.costs.items()}
     return Extra(controllers[FIRST], critics.init(), leash.start(settings.ppo)).with_controllers(controllers)
@@ -255,7 +255,7 @@ class Iteration:
         opt_state = {
             name: states.init_optimizer(self.optimizers[name], self.on_devices(tree), self.mesh) for name, tree in trees.items()
         }
-        extra = start(self.settings)
+        extra = initial_extra(self.settings)
         step, extra = rules.replicate((jnp.int32(0), extra), self.mesh)
         if self.settings.moving_reference.moves:
             extra = extra._replace(reference=jax.tree.map(jnp.copy, self.on_devices(trees["policy"])))
