@@ -149,7 +149,7 @@ def scorer(settings: PPOLagConfig, functions: Sequence[Function], started: Start
     if settings.functions.reward_cache:
         for place in (function.place for function in functions if function.identity is None):
             hosts.say(f"{place} does not tell its content: its scores are not kept, and it is called anew for the same sample")
-    cache = Cache(started.workdir / FILE if settings.functions.reward_cache else None)
+    cache = Cache(started.workdir / FILE if settings.functions.reward_cache and functions else None)
     about = {key: one.where for key, one in settings.costs.items() if one.where}
     return Scorer(functions, settings.functions, cache, started.mesh, about)
 

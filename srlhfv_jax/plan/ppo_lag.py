@@ -16,7 +16,7 @@ from srlhfv_jax.plan import programs, shapes
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.stage import PlannedStage, item, powers
 from srlhfv_jax.ppo_lag import check, load
-from srlhfv_jax.ppo_lag.iteration import Call, Iteration, Keys, drive
+from srlhfv_jax.ppo_lag.iteration import Call, Iteration, Keys, drive, initial_extra
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.training import optimizer as optimizers, state as states
