@@ -236,7 +236,7 @@ MUTANTS = (
         "ppo_lag/iteration.py",
         "constraint, controllers[key], scored.costs_B[key], hold,",
         "constraint, controllers[key], scored.costs_B[FIRST], hold,",
-        "test_constraints.py",
+        "test_constraints_run.py",
     ),
     Mutant(
         "the KL is normalised with the scores of its group",

@@ -206,3 +206,17 @@ class Watched:
     def __call__(self, images, **how):
         self._seen += [(image.height, image.width) for image in images]
         return self._processor(images=images, **how)
+
+
+def test_pixels_are_those_of_the_checkpoints_image_processor():
+    from tiny_data import PATCH, SIZE, png, processor
+
+    image = images.decode(png(5))
+    expected = processor()(images=image, text="<image>", return_tensors="np")["pixel_values"][0]
+    got = next(pictures.cut(pictures.reader(processor()), [image]))
+    n = SIZE // PATCH
+    assert got.dtype == np.float32 and got.shape == (n * n, 3 * PATCH * PATCH)
+    by_patch = got.reshape(n, n, 3, PATCH, PATCH)
+    for y in range(n):
+        for x in range(n):
+            np.testing.assert_array_equal(by_patch[y, x], expected[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH])

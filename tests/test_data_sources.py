@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_data import bomb, dual_row, jpeg, pku_row, png, processor, settings
 
-from srlhfv_jax.data import images, loader, pictures
+from srlhfv_jax.data import images, loader
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.sources import load_examples, open_rows
 from srlhfv_jax.errors import UserError
@@ -396,17 +396,3 @@ def test_links_are_followed_inside_the_data_the_hub_s_cache_and_a_folder_that_is
     assert (
         len(load_examples(settings(beside, image_dir=str(snapshot / "images")))) == 1
     )  # the tree of the data, not of the pictures
-
-
-def test_pixels_are_those_of_the_checkpoints_image_processor():
-    from tiny_data import PATCH, SIZE, processor
-
-    image = images.decode(png(5))
-    expected = processor()(images=image, text="<image>", return_tensors="np")["pixel_values"][0]
-    got = next(pictures.cut(pictures.reader(processor()), [image]))
-    n = SIZE // PATCH
-    assert got.dtype == np.float32 and got.shape == (n * n, 3 * PATCH * PATCH)
-    by_patch = got.reshape(n, n, 3, PATCH, PATCH)
-    for y in range(n):
-        for x in range(n):
-            np.testing.assert_array_equal(by_patch[y, x], expected[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH])
