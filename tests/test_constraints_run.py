@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 import pytest
+import tiny_functions
 import tiny_hf
 from safetensors.numpy import save_file
+from tiny_functions import ROWS
 from tiny_stages import numbers, settings
 
 import srlhfv_jax as sv
@@ -28,7 +30,6 @@ SHORT = dict(name="short", cost="answer:length", kind="mean", budget=4.5, contro
 POLITE = dict(name="polite", cost="answer:declined", where="level=l1", kind="probability", budget=0.25)
 
 
-ROWS = [{"prompt": f"w{7 + row} w{9 + row}", "level": f"l{row % 3}"} for row in range(6)]
 OWN = """
 def words(samples):
     return [None if sample.meta["level"] == "l2" else sum(word in sample.answer.split() for word in ("w6", "w8", "w12")) - 0.5 for sample in samples]
@@ -38,15 +39,11 @@ def words(samples):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random Llama, prompts with a column of their own, and own.py."""
-    made = tmp_path_factory.mktemp("constraints")
-    tiny_hf.save(made / "llama", tiny_hf.llama_config())
-    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (made / "own.py").write_text(OWN)
-    return made
+    return tiny_functions.save(tmp_path_factory.mktemp("constraints"), OWN, ROWS)
 
 
 def asked(folder, *items: dict, **changes) -> PPOLagConfig:
-    data = {"data.path": str(folder / "prompts.jsonl"), "data.split": "", "data.response_length": 5, "data.batch_size": 4}
+    data = tiny_functions.data(folder)
     small = {
         "iterations": 4,
         "reward_fn": "answer:length*-0.25",

@@ -7,7 +7,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-import tiny_hf
+import tiny_functions
 import tiny_ppo
 from tiny_stages import numbers, settings
 
@@ -17,7 +17,7 @@ from srlhfv_jax.errors import UserError
 from srlhfv_jax.ppo_lag import experience, run as ppo_lag
 from srlhfv_jax.ppo_lag.load import load_models
 
-ROWS = [{"prompt": f"w{7 + row} w{9 + row}", "level": f"l{row % 3}"} for row in range(6)]
+ROWS = [dict(row) for row in tiny_functions.ROWS]
 ROWS[2]["history"] = [{"role": "user", "content": "w6"}, {"role": "assistant", "content": "w7"}]
 OWN = """
 def length(samples):
@@ -31,16 +31,12 @@ def words(samples):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random Llama, prompts with a column of their own, and own.py."""
-    made = tmp_path_factory.mktemp("functions")
-    tiny_hf.save(made / "llama", tiny_hf.llama_config())
-    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (made / "own.py").write_text(OWN)
-    return made
+    return tiny_functions.save(tmp_path_factory.mktemp("functions"), OWN, ROWS)
 
 
 def asked(folder, **changes) -> PPOLagConfig:
     """Settings of a run with the functions of own.py."""
-    data = {"data.path": str(folder / "prompts.jsonl"), "data.split": "", "data.response_length": 5, "data.batch_size": 4}
+    data = tiny_functions.data(folder)
     own = {"reward_fn": f"{folder / 'own.py'}:length*0.5", "cost_fn": f"{folder / 'own.py'}:words"}
     small = {"iterations": 3, "functions.backoff_s": 0.0, "validation.path": data["data.path"], "validation.every_steps": 1}
     return settings(PPOLagConfig, "ppo_lag", policy=str(folder / "llama"), **data | own | small | changes)

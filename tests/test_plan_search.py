@@ -130,6 +130,6 @@ def test_a_guard_that_watches_is_in_memory_beside_everything(tmp_path):
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=1))
     for room, fits in ((0, True), (-1, False)):
         with jax.set_mesh(mesh):
-            plan = memory.with_guard(programs.Plan({"trained": 600}, [step]), known, mesh, 1050 + size + room)
+            plan = memory.with_watching_guard(programs.Plan({"trained": 600}, [step]), known, mesh, 1050 + size + room)
         assert plan.state == {"trained": 600, "log.guard": size}
         assert plan.compiled == [step._replace(beside=50 + size, fits=fits)]

@@ -114,7 +114,9 @@ def ppo_lag(
 
 def _constraint(item: Mapping[str, Any], place: int, given: dict[str, dict[str, Function]]) -> dict[str, Any]:
     """An item of `config.constraints`; functions of Python go to `given`."""
-    key = "cost" if place == 0 else str(item.get("name"))
+    from srlhfv_jax.config.constraints import FIRST
+
+    key = FIRST if place == 0 else str(item.get("name"))
     cost = _terms(item.get("cost", ""), key, given)
     return {**item, "cost": cost} if "cost" in item else dict(item)
 

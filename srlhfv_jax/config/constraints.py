@@ -26,7 +26,6 @@ from srlhfv_jax.parsing import check_key, checked, flattened
 FIRST = "cost"  # the first constraint's key in a run: its score, its head, its critic
 OWN = ("name", "cost", "where")  # keys of an item beside those of ConstraintConfig
 TAKEN = ("reward", FIRST, "lambda", "validation", "best_feasible", "alarm", "policy", "reference", "critic", "scorer")
-WORDS = ("kind", "controller")  # fields that are text
 NAME = re.compile(r"[a-z][a-z0-9_]+")
 FLAG = re.compile(r"--?config\.(?P<setting>(\w+\.)?constraints)\.(?P<name>\w+)\.(?P<key>\w+)=(?P<value>.*)", re.DOTALL)
 READS = {  # field -> the controllers that read it; every controller reads the others
@@ -125,7 +124,7 @@ def collected(config: ConfigDict, words: Sequence[str]) -> list[str]:
         if setting not in items:
             listed = [item for item in flattened(config)[setting] if isinstance(item, dict) and "name" in item]
             items[setting] = {item["name"]: dict(item) for item in listed}
-        items[setting].setdefault(name, {"name": name})[key] = text if key in OWN + WORDS else _value(text)
+        items[setting].setdefault(name, {"name": name})[key] = text if key in OWN else _value(text)
     return [*arguments, *(f"--config.{setting}={tuple(named.values())!r}" for setting, named in items.items())]
 
 

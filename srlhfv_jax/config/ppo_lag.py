@@ -139,9 +139,8 @@ class PPOLagConfig:
     rollout: RolloutConfig
     ppo: PPOConfig
     constraint: ConstraintConfig
-    constraints: tuple[
-        dict, ...
-    ]  # several, each with a name and a cost of its own (config/constraints.py); () = `constraint` alone
+    # several, each with a name and a cost of its own (config/constraints.py); () = `constraint` alone
+    constraints: tuple[dict, ...]
     ptx: PTXConfig
     validation: ValidationConfig
     lora: LoraConfig  # of a policy that starts without an adapter, where sharing is "adapters"; rank 0: as the policy has it

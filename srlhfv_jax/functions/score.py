@@ -52,7 +52,8 @@ class Scorer:
     ) -> None:
         self._functions, self._settings, self._cache, self._mesh = functions, settings, cache, mesh
         self._conditions = conditions
-        self._holds: dict[int, dict[str, np.ndarray]] = {}  # of each source of prompts
+        # Of each source of prompts, which is kept with it: an id is another object's once its own is gone.
+        self._holds: dict[int, tuple[Prepared, dict[str, np.ndarray]]] = {}
 
     def __call__(self, prompts: Prepared, rollout: Rollout, row_B: Int[Array, "B"]) -> Scores:
         """Score a rollout.
@@ -90,8 +91,8 @@ class Scorer:
     def _about(self, prompts: Prepared, row_B: Int[np.ndarray, "B"]) -> dict[str, Bool[np.ndarray, "B"]]:
         """Constraint -> whether it is about each row; without those that are about all."""
         if id(prompts) not in self._holds:
-            self._holds[id(prompts)] = {key: conditions.rows(one, prompts) for key, one in self._conditions.items()}
-        return {key: holds[row_B] for key, holds in self._holds[id(prompts)].items()}
+            self._holds[id(prompts)] = prompts, {key: conditions.rows(one, prompts) for key, one in self._conditions.items()}
+        return {key: holds[row_B] for key, holds in self._holds[id(prompts)][1].items()}
 
     def _samples(self, prompts: Prepared, rollout: Rollout, row_B: Array, places_B: Int[np.ndarray, "B"]) -> list[Sample]:
         """The samples of this process."""

@@ -43,11 +43,11 @@ def of(settings: Trained, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
     with jax.set_mesh(mesh):
         plan = STAGES[settings.stage].compile(settings, config, mesh, limit)
         if settings.log.guard:
-            plan = with_guard(plan, settings, mesh, limit)
+            plan = with_watching_guard(plan, settings, mesh, limit)
         return plan._replace(kv_copies=attention.copies(config.text.heads, config.text.kv_heads))
 
 
-def with_guard(plan: Plan, settings: Trained, mesh: Mesh, limit: int) -> Plan:
+def with_watching_guard(plan: Plan, settings: Trained, mesh: Mesh, limit: int) -> Plan:
     """The plan with the guard of `log.guard` on the devices all the while."""
     size = shapes.size(shapes.backbone(shape(settings.log.guard, settings.model), settings.model.dtype, mesh))
     compiled = [

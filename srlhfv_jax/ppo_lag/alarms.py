@@ -32,10 +32,11 @@ TEXTS = {
     "budget cannot be met",
     "critics": "the cost's critic has explained less than a constant would for 20 iterations: raise config.critic_warmup or its rate",
     "declines": "the policy declines nearly everything, or half of what is harmless: raise the budget or lower config.constraint.max",
+    "guard": "the guard of config.log.guard calls more answers unsafe than the cost model does, by more than 15 of 100: the policy "
+    "exploits the cost model; train it on answers of this policy",
     "scorer": "the oracle calls more answers unsafe than the cost model does, by more than 15 of 100: the policy exploits the cost "
     "model; train it on answers of this policy",
 }
-TEXTS["guard"] = TEXTS["scorer"].replace("the oracle calls", "the guard of config.log.guard calls")
 GAP = 0.15  # of two shares of answers
 ENOUGH = 32  # answers of which a share says something
 

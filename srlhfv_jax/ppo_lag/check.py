@@ -67,7 +67,7 @@ def check_calibration(settings: PPOLagConfig) -> None:
     for constraint in settings.costs.values():
         if constraint.settings.calibrated and [(term.name, term.weight) for term in constraint.terms] != [(MODEL, 1)]:
             raise UserError(
-                f"{_place(settings, constraint)}.calibrated is about the cost head by itself, and {constraint.place} is something else: "
+                f"{_path(settings, constraint)}.calibrated is about the cost head by itself, and {constraint.place} is something else: "
                 "calibrated=False, or the term 'model' alone"
             )
     load.load_calibration(settings)
@@ -103,7 +103,7 @@ def check_guard(settings: PPOLagConfig) -> None:
 def check_constraints(settings: PPOLagConfig) -> None:
     """Raise UserError for a constraint that cannot be kept, or not as it is said to be."""
     for constraint in settings.costs.values():
-        limits, path = constraint.settings, _place(settings, constraint)
+        limits, path = constraint.settings, _path(settings, constraint)
         lagrangian.check(limits, path)
         if limits.controller not in ("none", "fixed"):
             check_budget(limits, path)
@@ -127,7 +127,7 @@ def check_budget(constraint: ConstraintConfig, path: str) -> None:
         raise UserError(f"{path}.budget must be {bounds} with kind {constraint.kind!r}, whose mean is, got {constraint.budget}")
 
 
-def _place(settings: PPOLagConfig, constraint: Constraint) -> str:
+def _path(settings: PPOLagConfig, constraint: Constraint) -> str:
     return f"config.constraints: {constraint.name}" if settings.constraints else "config.constraint"
 
 
