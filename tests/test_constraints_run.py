@@ -104,6 +104,8 @@ def test_a_run_with_three_constraints_goes_on_with_the_same_bits(folder, whole, 
 
 def test_the_report_draws_every_multiplier_and_cost_against_its_budget(whole):
     page = write_report(whole).read_text()
+    order = [page.index(f"Multiplier λ: {name}<") for name in ("harm", "short", "polite")]
+    assert order == sorted(order)  # that of the settings
     for name in ("short", "polite"):
         assert f"Multiplier λ: {name}" in page and f"Windowed cost against the budget: {name}" in page
 
