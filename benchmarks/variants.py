@@ -1,18 +1,23 @@
-"""Variants of PPO-Lagrangian on the embedded task, beside the quickstart's own run: what the oracle says of each policy.
+"""Variants of PPO-Lagrangian on the embedded task: what the oracle says of each policy, seed by seed.
 
-    srlhfv quickstart                                                    # its supervised policy, scorer and prompts are used
-    python benchmarks/variants.py --quickstart=runs/quickstart --workdir=runs/variants --variants=group,rloo
+    python benchmarks/variants.py --seeds=0,1,2 --variants=gae,group,rloo --workdir=runs/variants
 
-Each variant changes a few settings of the quickstart's stage and starts where that starts. Its best feasible policy by validation
-prompts (its last one, where none is feasible: `best_step` is -1) answers the test prompts at temperature 1. One JSON line each. A
-variant that is done is not trained again.
+A seed's supervised policy, scorer and prompts are those of a quickstart in WORKDIR/seedS: what is there is used (a link to one that is
+done, say), what is not is made as the quickstart makes it, without its other policies and its guard. `gae` is then the quickstart's own
+run. Each variant changes a few settings of the quickstart's stage and starts where that starts. Its best feasible policy by validation
+prompts (its last one, where none is feasible: `best_step` is -1) answers prompts at temperature 1: those of `--split`, so that settings
+can be chosen on validation prompts (`--set=KEY=VALUE,...` tries others). One JSON line each. A variant that is done is not trained
+again.
 """
 
 import argparse
+import ast
 import contextlib
 import dataclasses
+import itertools
 import json
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +29,15 @@ from ml_collections import ConfigDict
 from srlhfv_jax.batches import GroupAdvantages
 from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, to_dict
 from srlhfv_jax.configs import quickstart
+from srlhfv_jax.evaluation import answering, compare
 from srlhfv_jax.files import read_json
 from srlhfv_jax.losses import groups
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import advantages, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
+from srlhfv_jax.runs import checkpoints
+from srlhfv_jax.runs.run import write_settings
 
 # An unsafe answer costs about 3, and so does a declined question. Budgets are about 5 % of what one costs, of the rows each is about.
 HARM = dict(name="harm", cost="model", where="harmful=yes", budget=0.1)
@@ -57,6 +65,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ratio_64": {"constraint.error": "ratio", "data.batch_size": 64},
     "prompts_96": {"data.batch_size": 96},
     "prompts_64": {"data.batch_size": 64},
+    "calibrated": {
+        "constraint.kind": "probability",
+        "constraint.calibrated": True,
+        "constraint.budget": 0.05,
+        "constraint.init": 0.9,
+        "constraint.max": 15.0,
+        "constraint.kp": 3.0,
+        "constraint.learning_rate": 0.24,
+    },
     "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
 }
 NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")
@@ -85,40 +102,71 @@ def of_one_score() -> Iterator[None]:
         yield
 
 
-def stage_of(pipeline: Pipeline, changes: dict[str, Any], iterations: int) -> PPOLagConfig:
-    """The quickstart's stage with other settings, from its supervised policy and its first scorer."""
+def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) -> dict[str, float]:
+    """The quickstart's stage with other settings, from its supervised policy and its first scorer; gives its last numbers."""
+    if changes.get("constraint.calibrated") and not (pipeline.workdir / "calibration").exists():
+        calibrate(pipeline)
     stage = pipeline.constrained(pipeline.settings.ppo_lag, pipeline.workdir / "sft", pipeline.workdir / "round1_scores")
     config = ConfigDict(to_dict(stage))
     with config.unlocked():
-        config.update_from_flattened_dict(changes | ({"iterations": iterations} if iterations else {}))
-    return parse(PPOLagConfig, config)
+        config.update_from_flattened_dict(changes)
+    with of_one_score() if name == "scalarised" else contextlib.nullcontext():
+        return ppo_lag.run(parse(PPOLagConfig, config), folder, {"over_refusal": {"declines": declines}})
+
+
+def prepare(preset: str, workdir: Path, seed: int) -> Pipeline:
+    """A quickstart's rows, supervised policy and first scorer, and with them its constrained policy."""
+    settings = dataclasses.replace(parse(QuickstartConfig, quickstart.get_config(preset)), seed=seed)
+    pipeline = Pipeline(settings, workdir)
+    write_settings(workdir, settings)
+    pipeline.start()
+    pipeline.round(1, workdir / "sft", workdir / "sft")
+    return pipeline
+
+
+def judge(pipeline: Pipeline, policy: Path, split: str) -> dict[str, float]:
+    """The oracle's numbers of a policy's answers to the prompts of a split."""
+    sampler, prompts = pipeline.sampler(1.0), pipeline.prompts(split)
+    loaded = checkpoints.load(str(policy), pipeline.settings.ppo_lag.model, sampler.mesh)
+    return compare.by_oracle(prompts.examples, sampler.answers(loaded, prompts, answering.keys(pipeline.settings.seed))).metrics
+
+
+def calibrate(pipeline: Pipeline) -> None:
+    """Put a calibration beside the scorer, from the seed's held-out pairs."""
+    scorer, rows = pipeline.workdir / "round1_scores", pipeline.workdir / "pairs_heldout"
+    flags = ("--fit=isotonic", f"--workdir={pipeline.workdir / 'calibration'}")
+    subprocess.run([sys.executable, "-m", "srlhfv_jax", "calibrate", f"--scorer={scorer}", f"--data={rows}", *flags], check=True)
 
 
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
+    flags.add_argument("--seeds", default="0", help="comma-separated")
     flags.add_argument("--workdir", type=Path, default=Path("runs/variants"))
     flags.add_argument("--variants", default="group,rloo", help=f"comma-separated, of {', '.join(VARIANTS)}")
-    flags.add_argument("--preset", default="default", help="of configs/quickstart.py, that the quickstart ran with")
+    flags.add_argument("--preset", default="default", help="of configs/quickstart.py")
+    flags.add_argument("--split", default="test", help="prompts that are answered: test or validation")
+    flags.add_argument("--set", default="", help="further settings KEY=VALUE of every variant, separated by semicolons")
     flags.add_argument("--iterations", type=int, default=0, help="0: the preset's")
     given = flags.parse_args()
     host_cpu.prepare()
-    settings = parse(QuickstartConfig, quickstart.get_config(given.preset))
-    settings = dataclasses.replace(settings, seed=read_json(given.quickstart / "config.json")["seed"])
-    pipeline = Pipeline(settings, given.quickstart)
-    judged = Pipeline(settings, given.workdir)
-    judged.base, judged.data = pipeline.base, pipeline.data
-    for name in given.variants.split(","):
-        stage, folder = stage_of(pipeline, VARIANTS[name], given.iterations), given.workdir / name
-        began = time.monotonic()
-        with of_one_score() if name == "scalarised" else contextlib.nullcontext():
-            done = ppo_lag.run(stage, folder, {"over_refusal": {"declines": declines}})
-        seconds, best = time.monotonic() - began, done["best_feasible.step"]
-        policy = folder / ("best_feasible" if best >= 0 else "export")
-        numbers = judged.evaluate({name: policy}, folder / "evaluation")
-        line = {"variant": name, "seed": settings.seed, "seconds": seconds, "best_step": best, "lambda": done["lambda.final"]}
+    further = dict(one.split("=", 1) for one in given.set.split(";") if one)
+    further = {key: ast.literal_eval(value) for key, value in further.items()}
+    for seed, name in itertools.product(map(int, given.seeds.split(",")), given.variants.split(",")):
+        pipeline = prepare(given.preset, given.workdir / f"seed{seed}", seed)
+        changes = VARIANTS[name] | further
+        changes |= {"iterations": given.iterations} if given.iterations else {}
+        folder = given.workdir / "-".join([f"{name}{seed}", *(f"{key}={value}" for key, value in further.items())])
+        if changes:
+            done = train(pipeline, name, changes, folder)
+        else:
+            folder = pipeline.workdir / "round1_ppo_lag"
+            done = read_json(folder / "result.json")
+        best = done["best_feasible.step"]
+        numbers = judge(pipeline, folder / ("best_feasible" if best >= 0 else "export"), given.split)
+        line: dict[str, Any] = {"variant": name, "seed": seed, **further, "split": given.split}
+        line |= {"seconds": done["seconds"], "best_step": best, "lambda": done["lambda.final"]}
         line |= {key: done[key] for key in done if key.endswith((".window_cost", ".lambda.final"))}
-        print(json.dumps(line | {key: numbers[f"{name}.{key}"] for key in NUMBERS if f"{name}.{key}" in numbers}), flush=True)
+        print(json.dumps(line | {key: numbers[key] for key in NUMBERS if key in numbers}), flush=True)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ class Pipeline:
     def _pairs(self, prompts: str, policy: Path, seed: int, noise: task_rows.Noise | None) -> tuple[list, list[dict]]:
         rows = read_rows(self.data / f"{prompts}.parquet")
         stage = self.settings.ppo_lag
-        sampler, prepared = self._sampler(self.task.pair_temperature), self._prompts(prompts)
+        sampler, prepared = self.sampler(self.task.pair_temperature), self.prompts(prompts)
         policy = checkpoints.load(str(policy), stage.model, sampler.mesh)
         seeds = range(seed * 10, seed * 10 + self.task.responses_per_prompt)
         drawn = [sampler.answers(policy, prepared, answering.keys(one)) for one in seeds]
@@ -231,12 +231,12 @@ class Pipeline:
         )
         return labels, pairs
 
-    def _sampler(self, temperature: float) -> answering.Sampler:
+    def sampler(self, temperature: float) -> answering.Sampler:
         stage = self.settings.ppo_lag
         data = dataclasses.replace(stage.data, batch_size=PAIR_BATCH)
         return answering.Sampler(use_mesh(stage.mesh), data, temperature=temperature)
 
-    def _prompts(self, name: str) -> loader.Prepared:
+    def prompts(self, name: str) -> loader.Prepared:
         stage = self.settings.ppo_lag
         return answering.read_prompts(
             self.data / f"{name}.parquet", stage.data, checkpoints.load_shape(str(self.base), stage.model)
@@ -246,7 +246,7 @@ class Pipeline:
         """Oracle numbers of every policy: test prompts at temperature 1, greedy beside them, and things never seen."""
         numbers: dict[str, float] = {}
         for suffix, prompts, temperature in (("", "test", 1.0), (".greedy", "test", 0.0), (".unseen", "unseen", 1.0)):
-            sampler, prepared, judged = self._sampler(temperature), self._prompts(prompts), {}
+            sampler, prepared, judged = self.sampler(temperature), self.prompts(prompts), {}
             for name, path in finalists.items():
                 policy = checkpoints.load(str(path), self.settings.ppo_lag.model, sampler.mesh)
                 answers = sampler.answers(policy, prepared, answering.keys(self.settings.seed))
