@@ -14,11 +14,13 @@ neither a result nor a gradient.
 
 Every loss and every metric is a pair (sum, count), added over microbatches and hosts and divided once: padding, accumulation and
 sharding cannot change a mean. Terms that count different things (reward and cost, severity and categories) are pairs of their own.
-Everything is float32.
+Everything is float32; `dual` alone is NumPy in float64, on the host.
 
     logprob      log-probabilities at the rollout temperature, chunked over positions
     sft          supervised loss, also the PTX term
     reward, cost the two heads: Bradley-Terry; Bradley-Terry plus sign
+    preference   pairs of answers without a reward model: DPO and what differs from it by an offset, a flip or a target; KTO, unlearning
+    dual         the multiplier of a constraint from samples alone
     shaping      token rewards and token costs with -+ beta KL
     gae          advantages and returns
     groups       advantages without a critic
