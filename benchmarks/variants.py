@@ -102,8 +102,8 @@ def of_one_score() -> Iterator[None]:
         yield
 
 
-def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) -> dict[str, float]:
-    """The quickstart's stage with other settings, from its supervised policy and its first scorer; gives its last numbers."""
+def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) -> None:
+    """The quickstart's stage with other settings, from its supervised policy and its first scorer."""
     if changes.get("constraint.calibrated") and not (pipeline.workdir / "calibration").exists():
         calibrate(pipeline)
     stage = pipeline.constrained(pipeline.settings.ppo_lag, pipeline.workdir / "sft", pipeline.workdir / "round1_scores")
@@ -111,7 +111,7 @@ def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) 
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     with of_one_score() if name == "scalarised" else contextlib.nullcontext():
-        return ppo_lag.run(parse(PPOLagConfig, config), folder, {"over_refusal": {"declines": declines}})
+        ppo_lag.run(parse(PPOLagConfig, config), folder, {"over_refusal": {"declines": declines}})
 
 
 def prepare(preset: str, workdir: Path, seed: int) -> Pipeline:
@@ -157,10 +157,10 @@ def main() -> None:
         changes |= {"iterations": given.iterations} if given.iterations else {}
         folder = given.workdir / "-".join([f"{name}{seed}", *(f"{key}={value}" for key, value in further.items())])
         if changes:
-            done = train(pipeline, name, changes, folder)
+            train(pipeline, name, changes, folder)
         else:
             folder = pipeline.workdir / "round1_ppo_lag"
-            done = read_json(folder / "result.json")
+        done = read_json(folder / "result.json")
         best = done["best_feasible.step"]
         numbers = judge(pipeline, folder / ("best_feasible" if best >= 0 else "export"), given.split)
         line: dict[str, Any] = {"variant": name, "seed": seed, **further, "split": given.split}
