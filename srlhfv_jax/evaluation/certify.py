@@ -20,7 +20,7 @@ from srlhfv_jax.data import sources
 from srlhfv_jax.data.given import RowSettings, single_pass
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError, short
-from srlhfv_jax.evaluation import calibrators, certificate, label_files, policy_answers, scoring, seen
+from srlhfv_jax.evaluation import calibrators, certificate, label_files, policy_answers, sampled_with, scoring, seen
 from srlhfv_jax.evaluation.answering import Sampler
 from srlhfv_jax.evaluation.certificate import Certificate, Labels
 from srlhfv_jax.evaluation.compare_policies import ALL_DEVICES
@@ -34,7 +34,6 @@ from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.training import metrics
 
-SAMPLED = "sampled.json"  # the settings that answers.jsonl was made with
 LATER = (
     "workdir",
     "labels",
@@ -145,7 +144,7 @@ def run(settings: Settings, workdir: Path, guard: Guard) -> dict[str, Any]:
         guard: says which answers are unsafe by a guard (`guard.judge.unsafe_answers`).
     """
     began, answers = time.monotonic(), workdir / label_files.ANSWERS
-    if not _is_recorded(settings, workdir):
+    if not sampled_with.is_there("certify", answers, _sampled_by(settings)):
         _sample(settings, workdir, guard)
     recorded = label_files.read(answers)
     numbers: dict[str, Any] = {
@@ -203,24 +202,8 @@ def _calibration(settings: Settings) -> Calibration:
     return calibrations.required(checkpoint_folder(settings.scorer), "--calibrated")
 
 
-def _is_recorded(settings: Settings, workdir: Path) -> bool:
-    """Whether the workdir has the answers that these settings would sample."""
-    path = workdir / SAMPLED
-    if not (path.is_file() and (workdir / label_files.ANSWERS).is_file()):
-        return False
-    if files.read_json(path, advice=label_files.ADVICE) == _sampled_by(settings):
-        hosts.say(f"certify: the answers are those of {workdir / label_files.ANSWERS}, which was made with the same settings")
-        return True
-    hosts.say(f"certify: {workdir / label_files.ANSWERS} was made with other settings, or of other weights: sampled anew")
-    return False
-
-
 def _sampled_by(settings: Settings) -> dict[str, Any]:
-    """All that answers and costs depend on, as JSON has it."""
-    values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in LATER}
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    paths = [path for path in (settings.policy, settings.scorer, settings.guard) if path]
-    return values | {"weights": [label_files.fingerprint(checkpoint_folder(path)) for path in paths]}
+    return sampled_with.described(settings, LATER, (settings.policy, settings.scorer, settings.guard))
 
 
 def _sample(settings: Settings, workdir: Path, guard: Guard) -> None:
@@ -244,7 +227,7 @@ def _sample(settings: Settings, workdir: Path, guard: Guard) -> None:
         cost_B = guard(settings.guard, examples, answered.answers.texts).astype(np.float64)
     if hosts.process_index() == 0:
         label_files.write(workdir / label_files.ANSWERS, prompts.examples, answered.answers, cost_B)
-        metrics.write_json(workdir / SAMPLED, _sampled_by(settings))
+        metrics.write_json(workdir / sampled_with.FILE, _sampled_by(settings))
     hosts.barrier("the answers are written")
 
 

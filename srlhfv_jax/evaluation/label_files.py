@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,10 +17,10 @@ from jaxtyping import Float
 from srlhfv_jax import files
 from srlhfv_jax.data.rows import Example, history_json
 from srlhfv_jax.errors import UserError, shown
+from srlhfv_jax.evaluation import sampled_with
 from srlhfv_jax.evaluation.answers import Answers
 
 ANSWERS = "answers.jsonl"
-ADVICE = "remove the file, and the answers are sampled again"
 FIELDS = {"id": str, "row": int, "answer": str, "length": int, "ended": bool, "cost": float | None}
 
 
@@ -53,13 +53,13 @@ def read(path: Path) -> Recorded:
     """
     rows = []
     with path.open("rb") as lines:
-        for number, row in files.json_lines(lines, path, advice=ADVICE):
+        for number, row in files.json_lines(lines, path, advice=sampled_with.ADVICE):
             for name, kind in FIELDS.items():
-                files.take(row, name, kind, f"{path}:{number}", advice=ADVICE)
+                files.take(row, name, kind, f"{path}:{number}", advice=sampled_with.ADVICE)
             rows.append(row)
     costs = [row["cost"] for row in rows]
     if len({cost is None for cost in costs}) == 2:
-        raise UserError(f"{path} has costs on some lines only: {ADVICE}")
+        raise UserError(f"{path} has costs on some lines only: {sampled_with.ADVICE}")
     ids, lengths, ended = (tuple(row[name] for row in rows) for name in ("id", "length", "ended"))
     return Recorded(ids, lengths, ended, None if None in costs else np.array(costs, np.float64))
 
@@ -97,9 +97,3 @@ def read_labels(path: Path, ids: Sequence[str], name: str, answers: Path) -> tup
             )
     places = tuple(sorted(labels))
     return places, np.array([labels[place] for place in places], np.float64)
-
-
-def fingerprint(folder: Path) -> list[Any]:
-    """Names, sizes and times of a checkpoint's files: others are another checkpoint, most likely."""
-    stats = sorted((file.name, file.stat()) for file in folder.iterdir() if file.is_file() and file.suffix == ".safetensors")
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
