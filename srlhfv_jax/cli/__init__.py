@@ -8,5 +8,6 @@
     help         --help of a command with a config
     define       defining a command's own flags, one a line
 
-Others, a file each: quickstart, data, plan, generate, moderate, serve, evaluate, benchmark, calibrate, certify, report, export, env.
+Others, a file each: quickstart, data, plan, generate, moderate, serve, evaluate, benchmark, calibrate, certify, dual, report, export,
+env.
 """

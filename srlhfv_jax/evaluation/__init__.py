@@ -6,11 +6,12 @@ Commands:
     run_suites          `srlhfv benchmark`: policies on the published test sets of suites/
     calibrate           `srlhfv calibrate`: P(unsafe | cost) and normalisers of a scorer
     certify             `srlhfv certify`: a bound on a policy's true constraint, on fresh prompts
+    dual                `srlhfv dual`: the multiplier of a budget, from a policy's scored answers
 Models:
     answering           the one sampler of answers
     by_row              answers of a server: each drawn as its own request says
     scoring             the one scorer of texts
-    policy_answers      a policy's answers, and their scores token by token
+    policy_answers      a policy's answers, and their scores and log-probabilities token by token
     text_scores         reward and cost of texts as they come
 Numbers, NumPy alone:
     answers             the record of a policy's answers, which every judge reads
@@ -26,6 +27,7 @@ Files:
     records             what the report reads
     same_prompts        the same few prompts, answered again and again while a run goes on
     label_files         answers that wait for labels, and the labels that come back
+    sampled_with        whether answers in a workdir are those of the settings of now
     seen                prompts that a checkpoint's training has read
     journal             JSON lines that grow while work is done
 Packages:

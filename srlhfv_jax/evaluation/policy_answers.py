@@ -1,12 +1,15 @@
 """Policies' answers with what a scorer needs to read them token by token: one model is in memory at a time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
-from srlhfv_jax.batches import PromptBatch, Rollout
+from srlhfv_jax.batches import Images, PromptBatch, Rollout
 from srlhfv_jax.config import DataConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.data.chat import codec
@@ -53,22 +56,53 @@ def score(path: str, sampled: Mapping[str, SampledPolicy], sampler: Sampler, mod
     Raises:
         UserError: tokens mean something else to the scorer than to a policy.
     """
-    mesh, data = sampler.mesh, sampler.data
-    checkpoint = checkpoints.load(path, model, mesh)
-    vocabulary, tree = codec(checkpoint.processor).tokenizer.get_vocab(), scoring.scorer_tree(checkpoint)
-    read, rows = scoring.jit_scores(checkpoint.config, mesh), hosts.own_rows(data.batch_size, mesh)
+    checkpoint = checkpoints.load(path, model, sampler.mesh)
+    read = functools.partial(scoring.jit_scores(checkpoint.config, sampler.mesh), scoring.scorer_tree(checkpoint))
+    return _read(f"--scorer={path}", checkpoint, read, sampled, sampler)
+
+
+def log_probabilities(
+    option: str, path: str, read: scoring.Logp, sampled: Mapping[str, SampledPolicy], sampler: Sampler, model: ModelConfig
+) -> dict[str, Float[np.ndarray, "B"]]:
+    """{policy: log π(y|x)} of every answer, as sampled token by token, under the checkpoint at `path`; in nats.
+
+    Args:
+        option: names the checkpoint in messages.
+        read: of `scoring.jit_logp`, on the sampler's mesh.
+
+    Raises:
+        UserError: tokens mean something else to the checkpoint than to a policy.
+    """
+    checkpoint = checkpoints.load(path, model, sampler.mesh)
+    of_rollout = functools.partial(read, checkpoint.config, checkpoints.vocabulary(checkpoint), checkpoint.params)
+    read_by = _read(f"{option}={path}", checkpoint, of_rollout, sampled, sampler)
+    return {name: by_head[scoring.LOGP] for name, by_head in read_by.items()}
+
+
+def _read(
+    option: str,
+    checkpoint: Pretrained,
+    read: Callable[[Rollout, Images | None], Mapping[str, Any]],
+    sampled: Mapping[str, SampledPolicy],
+    sampler: Sampler,
+) -> dict[str, dict[str, Any]]:
+    """{policy: {number: [B]}}: what a checkpoint says of each answer.
+
+    Raises:
+        UserError: tokens mean something else to it than to a policy.
+    """
+    mesh, vocabulary = sampler.mesh, codec(checkpoint.processor).tokenizer.get_vocab()
+    rows = hosts.own_rows(sampler.data.batch_size, mesh)
 
     def read_pair(pair: tuple[PromptBatch, Rollout]) -> dict[str, Any]:
         batch, rollout = pair
         placed = hosts.global_batch(jax.tree.map(lambda values: values[rows], rollout), mesh)
-        return hosts.to_host(read(tree, placed, batch.images))
+        return hosts.to_host(read(placed, batch.images))
 
     scores = {}
     for name, policy in sampled.items():
         if policy.vocabulary != vocabulary:
-            raise UserError(
-                f"--scorer={path} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing"
-            )
+            raise UserError(f"{option} and policy {name!r} have different tokenizers: scores of its tokens would mean nothing")
         batches = zip(sampler.batches(policy.prompts), policy.rollouts, strict=True)
         scores[name] = scoring.model_scores(read_pair, (((batch, rollout), real_B) for (batch, real_B), rollout in batches))
     return scores

@@ -1,6 +1,7 @@
 """The one scorer of texts: reward and cost of answers, each read after its last token by checkpoints with score heads.
 
 jit_scores     -> of a rollout, a supervised batch or a pair, by one tree or several
+jit_logp       -> of a rollout, its log-probability under a policy
 model_scores   the loop over batches of answers
 score_pairs    the loop over labelled pairs
 """
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
@@ -25,11 +27,15 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import complete
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.microbatches import over_rows
+from srlhfv_jax.rollout.generate import Vocabulary
 from srlhfv_jax.runs import checkpoints, inputs
 
 Scores = dict[str, Float[Array, "B *S"]]  # head -> [B], or [B, 2] of pairs
 
+Logp = Callable[[VLMConfig, Vocabulary, Mapping[str, Any], Any, Images | None], Scores]  # of `jit_logp`
+
 SCORER = "scorer"  # the name of a tree that is alone
+LOGP = "log-probability"  # of an answer, beside scores of heads
 LABELS = ("chosen_B", "helpful_weight_B", "safer_B", "safety_weight_B", "sign_BS")  # as `pair_accuracy.model_metrics` takes them
 
 
@@ -62,6 +68,22 @@ def jit_scores(
         return over_rows(lambda rows: of_rows(by_name, *rows), (batch, images), microbatches)
 
     return score
+
+
+def jit_logp(mesh: Mesh) -> Logp:
+    """(config, vocabulary, params, sequences, images) -> {LOGP: log π(y|x)} of each response, in nats at temperature 1, jitted.
+
+    Checkpoints of one architecture and vocabulary compile once. As in a rollout, ids that are never sampled have no probability.
+    """
+
+    def log_probability(
+        config: VLMConfig, vocabulary: Vocabulary, params: Mapping[str, Any], batch: Any, images: Images | None
+    ) -> Scores:
+        tree = {"backbone": params}
+        features, never_V = sequences.encode(config, tree, images), vocabulary.never_V(config.text.vocab)
+        return {LOGP: jnp.sum(sequences.response_logp(config, tree, batch, features, never_V=never_V)[0], axis=1)}
+
+    return jax.jit(log_probability, static_argnames=("config", "vocabulary"), out_shardings=hosts.row_sharding(mesh))
 
 
 def scorer_tree(checkpoint: Pretrained) -> dict[str, Any]:

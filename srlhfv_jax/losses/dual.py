@@ -22,12 +22,22 @@ TOLERANCE = 1e-6  # no multiplier of several moves by more: they are solved
 SWEEPS = 1000  # over all constraints; the more alike their costs are, the less a sweep brings
 
 
-def expected_cost(lam: float, reward_NG: Scores, cost_NG: Scores, beta: float) -> float:
-    """E_x E_{π_λ}[c], in the units of the cost; never increases with λ."""
+def weights(lam: float, reward_NG: Scores, cost_NG: Scores, beta: float) -> Scores:
+    """π_λ of the samples: of each prompt's answers they add up to 1."""
     reward_NG, cost_NG = _float64(reward_NG, cost_NG)
     logit_NG = (reward_NG - lam * cost_NG) / beta
     weight_NG = np.exp(logit_NG - np.max(logit_NG, axis=1, keepdims=True))
-    return float(np.mean(np.sum(weight_NG * cost_NG, axis=1) / np.sum(weight_NG, axis=1)))
+    return weight_NG / np.sum(weight_NG, axis=1, keepdims=True)
+
+
+def expected(score_NG: Scores, weight_NG: Scores) -> float:
+    """E_x E_y[score] under such weights, in the units of the score."""
+    return float(np.mean(np.sum(weight_NG * np.asarray(score_NG, np.float64), axis=1)))
+
+
+def expected_cost(lam: float, reward_NG: Scores, cost_NG: Scores, beta: float) -> float:
+    """E_x E_{π_λ}[c], in the units of the cost; never increases with λ."""
+    return expected(cost_NG, weights(lam, reward_NG, cost_NG, beta))
 
 
 def gradient(lam: float, reward_NG: Scores, cost_NG: Scores, budget: float, beta: float) -> float:
