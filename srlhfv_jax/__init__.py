@@ -7,7 +7,7 @@ Rooms from the ground up; a file imports from lower lines, from its own room, an
     losses data                            mathematics; rows to batches
     parallel                               meshes, shardings, several hosts
     models hf                              backbones and heads; Hugging Face checkpoints in and out
-    checkpoint rollout training            saves, sampling, the one loop
+    checkpoint rollout training weights    saves, sampling, the one loop, weights changed without training
     runs                                   start, rows, checkpoints, export and finish of a run
     evaluation functions                   answers of policies, judges, published test sets; rewards and costs of one's own
     supervised ppo_lag guard               the trained things

@@ -22,7 +22,7 @@ LINES = (
     ("losses", "data"),
     ("parallel",),
     ("models", "hf"),
-    ("checkpoint", "rollout", "training"),
+    ("checkpoint", "rollout", "training", "weights"),
     ("runs",),
     ("evaluation", "functions"),
     ("supervised", "ppo_lag", "guard"),

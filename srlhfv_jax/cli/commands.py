@@ -20,6 +20,7 @@ from srlhfv_jax.cli import (
     report,
     serve,
     stage,
+    weights,
 )
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
 from srlhfv_jax.supervised.stages import COST, REWARD, SCORES, SFT
@@ -60,5 +61,6 @@ COMMANDS = {
     "dual": Command("the multiplier of a budget, from a policy's scored answers, before anything is trained", dual.main),
     "report": Command("one self-contained report.html of a workdir", report.main),
     "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),
+    "weights": Command("policies between two: merge their weights, an export each", weights.main),
     "env": Command("versions, devices and git, for a bug report", env.main),
 }

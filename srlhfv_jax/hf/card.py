@@ -70,6 +70,45 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
+def merged(start: str, end: str, *, q: str, origin: str, sees: bool) -> str:
+    """The card of a policy between two.
+
+    Args:
+        start, end: the two, as `hub.pinned` names them.
+        q: share of the second.
+        origin: what the first one started from; "" where its card does not say.
+        sees: the model takes pictures.
+    """
+    ours = [hub.name(model) for model in (start, end) if hub.is_model_id(model)]
+    facts = ModelCardData(
+        base_model=ours or None,
+        base_model_relation="merge" if ours else None,
+        library_name="transformers",
+        license="other",
+        license_name="of-base-model-and-data",
+        license_link="README.md",
+        model_name="merge",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        tags=["srlhfv-jax", "safe-rlhf", "merge"],
+    )
+    parts = [
+        f"---\n{facts.to_yaml()}\n---",
+        f"# merge of {start} and {end}",
+        f"A policy between two: (1 - q) A + q B with q = {q}, number by number (P-SACPO, arXiv 2404.11049). Nothing was trained or "
+        "measured after that.",
+        f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n- A: {start}\n- B: {end}\n"
+        + (f"- base model of A: {origin}\n" if origin else "")
+        + f"- data: see the cards of both\n- licence: {LICENCES}\n- intended use: {USE}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_named_in(text: str) -> str:
+    """The base model that a card of ours names, in that of a merge the one of A; "" where none is named."""
+    line = re.search(r"^- base model(?: of A)?: (.+)$", text, re.MULTILINE)
+    return line[1] if line else ""
+
+
 def with_certificate(text: str, certificate: dict[str, Any]) -> str:
     """A card with the section that `srlhfv certify` writes, in the place of an earlier one.
 

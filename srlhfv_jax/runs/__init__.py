@@ -8,6 +8,7 @@ few_shapes     rows of requests in batches of few shapes
 labelled       how many rows each head learns from
 unfinished     the newest checkpoint of a run without an export
 rewrite        `srlhfv export`
+merge          `srlhfv weights merge`
 curves         what a report draws of a stage
 environment    `srlhfv env`
 """

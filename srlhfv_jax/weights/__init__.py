@@ -1,0 +1,4 @@
+"""Interventions on the weights of trained policies, as pure functions on parameter trees.
+
+merge    policies between two
+"""
