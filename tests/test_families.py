@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_hf
+import tiny_pairs
 import torch
 import transformers
 from tiny_families import VARIANTS, R, batch, logits_of, theirs
 
-from srlhfv_jax.batches import PairBatch, SupervisedBatch
+from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.hf import export_pretrained, load_pretrained, names
 from srlhfv_jax.hf.leaves import leaf as leaf_at, stored_shape
 from srlhfv_jax.hf.published import CONFIGS, published
@@ -112,23 +113,9 @@ def test_an_export_is_the_same_checkpoint(family, tmp_path):
 def test_two_answers_in_one_sequence_score_as_in_two(family):
     """Whatever the family makes of positions, pictures and windows."""
     _, _, pretrained, prompts, _ = family
-    rng, length_S, B = np.random.default_rng(5), (5, 3), len(prompts.row_B)
+    batch = tiny_pairs.pairs(prompts, [[5, 3]] * len(prompts.row_B), 5, words=(40, tiny_hf.VOCAB), seed=5)
+    sides = [SupervisedBatch(*(x[:, side] for x in batch[:4]), prompts.images) for side in (0, 1)]
     tree = {"backbone": pretrained.params, "heads": heads.init(pretrained.config, ("reward",), jax.random.key(3))}
-
-    def side(length: int) -> SupervisedBatch:
-        mask_BR = np.tile(np.arange(5) < length, (B, 1))
-        tokens_BR = np.where(mask_BR, rng.integers(40, 60, mask_BR.shape), 0).astype(np.int32)
-        following = prompts.positions_BP.max(axis=1, keepdims=True)
-        following = following.max(axis=-1, keepdims=True) if following.ndim == 3 else following
-        shift = np.minimum(np.arange(5), length - 1).reshape(1, -1, *[1] * (prompts.positions_BP.ndim - 2))
-        at_BR = np.broadcast_to(following + 1 + shift, (B, 5, *prompts.positions_BP.shape[2:])).astype(np.int32)
-        parts = zip(prompts[:3], (tokens_BR, at_BR, mask_BR))
-        return SupervisedBatch(*(np.concatenate(both, axis=1) for both in parts), mask_BR, prompts.images)
-
-    sides = [side(length) for length in length_S]
-    none = np.zeros(B, np.float32)
-    together = (np.stack(both, axis=1) for both in zip(*(one[:4] for one in sides)))
-    batch = PairBatch(*together, prompts.images, none.astype(int), none, none.astype(int), none, np.zeros((B, 2), np.float32))
 
     @jax.jit
     def both_ways(tree, batch, sides):

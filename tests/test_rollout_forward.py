@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_pairs
 import tiny_vlm as tiny
 
 from srlhfv_jax.batches import PairBatch, SupervisedBatch
@@ -23,20 +24,8 @@ CONFIGS = {
 
 def pairs(seed: int = 0) -> PairBatch:
     """Answers of every length from one token to all R."""
-    prompts, rng = tiny.prompts(B), np.random.default_rng(seed)
-    P = prompts.tokens_BP.shape[1]
     length_BS = np.stack([1 + np.arange(B) % R, R - np.arange(B) % R], axis=1)
-    mask_BSR = np.arange(R) < length_BS[:, :, None]
-    answer_BSR = np.where(mask_BSR, rng.integers(4, tiny.VOCAB, mask_BSR.shape), tiny.PAD)
-    start_BSR = np.asarray(prompts.positions_BP).max(axis=1)[:, None, None] + 1
-    at_BSR = start_BSR + np.minimum(np.arange(R), length_BS[:, :, None] - 1)
-    both = (np.repeat(np.asarray(x)[:, None], 2, axis=1) for x in prompts[:3])
-    joined = [np.concatenate(parts, axis=2) for parts in zip(both, (answer_BSR, at_BSR, mask_BSR))]
-    assert joined[0].shape == (B, 2, P + R)
-    blank = np.zeros(B, np.float32)
-    zero = np.zeros(B, np.int32)
-    batch = PairBatch(*joined, mask_BSR, prompts.images, zero, blank, zero, blank, np.zeros((B, 2), np.float32))
-    return jax.tree.map(jnp.asarray, batch)
+    return tiny_pairs.pairs(tiny.prompts(B), length_BS, R, words=(4, tiny.VOCAB), pad=tiny.PAD, seed=seed)
 
 
 def together(config, tree, batch: PairBatch):

@@ -1,8 +1,8 @@
 """Whole-sequence forward passes on `[prompt | response]` layouts: log-probabilities of responses, and score-head outputs.
 
-Rollout scoring, the PPO update, SFT and score training all read the model through these two functions, so there is one place
+Rollout scoring, the PPO update, SFT and training on pairs all read the model through these functions, so there is one place
 where position T meets time t: the hidden state at position P + t - 1 has seen the tokens before response token t, and predicts
-it.
+it. Two responses to one prompt share a sequence, [first backwards | prompt | second], where a model allows it.
 """
 
 from typing import Protocol
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from srlhfv_jax.batches import Features, Images, PairBatch, SupervisedBatch
+from srlhfv_jax.batches import Features, Images, SupervisedBatch
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import attention, score_heads, vlm
 from srlhfv_jax.models.config import VLMConfig
@@ -30,6 +30,15 @@ class Sequences(Protocol):
     response_mask_BR: Bool[Array, "B R"]
 
 
+class Pairs(Protocol):
+    """Prompts with two responses each, as these functions read them: a PairBatch."""
+
+    tokens_BST: Int[Array, "B 2 T"]
+    positions_BST: Int[Array, "B 2 T *axes"]
+    mask_BST: Bool[Array, "B 2 T"]
+    response_mask_BSR: Bool[Array, "B 2 R"]
+
+
 def response_logp(
     config: VLMConfig,
     tree,
@@ -40,19 +49,23 @@ def response_logp(
     never_V=None,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
-    R = sequences.response_mask_BR.shape[1]
-    hidden_BR1D = _hidden(config, tree, sequences, context)
-    if never_V is None:
-        never_V = jnp.zeros(config.text.vocab, bool)
+    mask_BR = sequences.response_mask_BR
+    hidden_BRD, tokens_BR = response_hidden(config, tree, sequences, context), sequences.tokens_BT[:, -mask_BR.shape[1] :]
+    return _logp(config, tree, hidden_BRD, tokens_BR, mask_BR, temperature, never_V)
+
+
+def _logp(
+    config: VLMConfig, tree, hidden_BRD, tokens_BR, mask_BR, temperature: float = 1.0, never_V=None
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """Log-probability of each token by the hidden state before it, and the entropy there; 0 off the mask."""
     logp_BR, entropy_BR = logprob.chosen_logp(
-        hidden_BR1D[:, :-1],
+        hidden_BRD,
         vlm.unembedding(config, tree["backbone"]),
-        sequences.tokens_BT[:, -R:],
+        tokens_BR,
         temperature=temperature,
-        never_V=never_V,
+        never_V=jnp.zeros(config.text.vocab, bool) if never_V is None else never_V,
         chunk=config.logp_chunk,
     )
-    mask_BR = sequences.response_mask_BR
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
 
@@ -119,27 +132,71 @@ def encode(config: VLMConfig, tree, images: Images | None) -> Features | None:
     return None if images is None else vlm.encode_images(config, tree["backbone"], images)
 
 
-def pair_scores(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+def pair_scores(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
     """Each head's score of both responses, read after their last tokens."""
-    apart = config.text.local_layers or config.activation
-    return (scores_apart if apart else scores_together)(config, tree, batch, features)
+    return (scores_apart if _apart(config) else scores_together)(config, tree, batch, features)
 
 
-def scores_together(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
-    """Both responses in one sequence, [first backwards | prompt | second]: a prompt and its image pass once. Not with local layers."""
+def pair_logp(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> Float[Array, "B 2 R"]:
+    """Log-probability of each token of both responses, at temperature 1; float32, 0 off the response mask."""
+    return (logp_apart if _apart(config) else logp_together)(config, tree, batch, features)
+
+
+def _apart(config: VLMConfig) -> bool:
+    """Whether each response needs a sequence of its own: with local layers, and where adapters begin to act behind the prompt."""
+    return bool(config.text.local_layers or config.activation)
+
+
+def scores_together(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """`pair_scores` with both responses in one sequence."""
+    R, prompt_end = batch.response_mask_BSR.shape[2], batch.tokens_BST.shape[2] - 1
+    lengths_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.int32)
+    ends_BS = jnp.stack([R - lengths_BS[:, 0], prompt_end + lengths_BS[:, 1]], axis=1)
+    return score_heads.scores(tree["heads"], _hidden_of_both(config, tree, batch, features, ends_BS))
+
+
+def scores_apart(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+    """`pair_scores` with each response in a sequence of its own."""
+    ends = end_scores(config, tree, *_rows(config, tree, batch, features))
+    return {name: end_B.reshape(-1, 2) for name, end_B in ends.items()}
+
+
+def logp_together(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> Float[Array, "B 2 R"]:
+    """`pair_logp` with both responses in one sequence.
+
+    Token t of the first lies at R - 1 - t, token t of the second at R + P + t. Each is predicted where the token before it lies,
+    the first of both at the prompt's last position.
+    """
+    mask_BSR = batch.response_mask_BSR
+    B, _, R = mask_BSR.shape
+    prompt_end, time_R = batch.tokens_BST.shape[2] - 1, jnp.arange(R, dtype=jnp.int32)
+    before_first_R, before_second_R = jnp.where(time_R == 0, prompt_end, R - time_R), prompt_end + time_R
+    read_BQ = jnp.broadcast_to(jnp.concatenate([before_first_R, before_second_R])[None], (B, 2 * R))
+    hidden_BQD = _hidden_of_both(config, tree, batch, features, read_BQ)
+    tokens_BQ, mask_BQ = (einops.rearrange(x_BSR, "B S R -> B (S R)") for x_BSR in (batch.tokens_BST[:, :, -R:], mask_BSR))
+    logp_BQ, _ = _logp(config, tree, hidden_BQD, tokens_BQ, mask_BQ)
+    return logp_BQ.reshape(mask_BSR.shape)
+
+
+def logp_apart(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> Float[Array, "B 2 R"]:
+    """`pair_logp` with each response in a sequence of its own."""
+    logp_BR, _ = response_logp(config, tree, *_rows(config, tree, batch, features))
+    return logp_BR.reshape(batch.response_mask_BSR.shape)
+
+
+def _hidden_of_both(
+    config: VLMConfig, tree, batch: Pairs, features: Features | None, read_BQ: Int[Array, "B Q"]
+) -> Float[Array, "B Q D"]:
+    """Hidden states of [first backwards | prompt | second]: a prompt and its image pass once. Not with local layers."""
     R = batch.response_mask_BSR.shape[2]
-    sequence = [
+    sequence = (
         jnp.concatenate([x_BST[:, 0, : -R - 1 : -1], x_BST[:, 1]], axis=1)
         for x_BST in (batch.tokens_BST, batch.positions_BST, batch.mask_BST)
-    ]
-    lengths_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.int32)
-    before_second = sequence[0].shape[1] - R - 1
-    ends_BS = jnp.stack([R - lengths_BS[:, 0], before_second + lengths_BS[:, 1]], axis=1)
-    hidden_BSD, _ = vlm.apply(config, tree["backbone"], *sequence, features, read=ends_BS, backwards=R)
-    return score_heads.scores(tree["heads"], hidden_BSD)
+    )
+    return vlm.apply(config, tree["backbone"], *sequence, features, read=read_BQ, backwards=R)[0]
 
 
-def scores_apart(config: VLMConfig, tree, batch: PairBatch, features: Features | None) -> dict[str, Float[Array, "B 2"]]:
+def _rows(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> tuple[SupervisedBatch, Context]:
     """Each response in a sequence of its own, rows 2b and 2b + 1 of one batch; the image is encoded once, as is, where adapters
     are activated, the prompt."""
     rows = SupervisedBatch(
@@ -152,5 +209,4 @@ def scores_apart(config: VLMConfig, tree, batch: PairBatch, features: Features |
     context: Context = features
     if config.activation:
         context = prefix(config, tree, jax.tree.map(lambda x_B: x_B[::2], rows), features)
-    context = jax.tree.map(lambda x_B: jnp.repeat(x_B, 2, axis=0), context)
-    return {name: end_B.reshape(-1, 2) for name, end_B in end_scores(config, tree, rows, context).items()}
+    return rows, jax.tree.map(lambda x_B: jnp.repeat(x_B, 2, axis=0), context)
