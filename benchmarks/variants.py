@@ -29,14 +29,12 @@ from ml_collections import ConfigDict
 from srlhfv_jax.batches import GroupAdvantages
 from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, to_dict
 from srlhfv_jax.configs import quickstart
-from srlhfv_jax.evaluation import answering, compare
 from srlhfv_jax.files import read_json
 from srlhfv_jax.losses import groups
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import advantages, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import Pipeline
-from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.runs.run import write_settings
 
 # An unsafe answer costs about 3, and so does a declined question. Budgets are about 5 % of what one costs, of the rows each is about.
@@ -124,13 +122,6 @@ def prepare(preset: str, workdir: Path, seed: int) -> Pipeline:
     return pipeline
 
 
-def judge(pipeline: Pipeline, policy: Path, split: str) -> dict[str, float]:
-    """The oracle's numbers of a policy's answers to the prompts of a split."""
-    sampler, prompts = pipeline.sampler(1.0), pipeline.prompts(split)
-    loaded = checkpoints.load(str(policy), pipeline.settings.ppo_lag.model, sampler.mesh)
-    return compare.by_oracle(prompts.examples, sampler.answers(loaded, prompts, answering.keys(pipeline.settings.seed))).metrics
-
-
 def calibrate(pipeline: Pipeline) -> None:
     """Put a calibration beside the scorer, from the seed's held-out pairs."""
     scorer, rows = pipeline.workdir / "round1_scores", pipeline.workdir / "pairs_heldout"
@@ -162,7 +153,7 @@ def main() -> None:
             folder = pipeline.workdir / "round1_ppo_lag"
         done = read_json(folder / "result.json")
         best = done["best_feasible.step"]
-        numbers = judge(pipeline, folder / ("best_feasible" if best >= 0 else "export"), given.split)
+        numbers = pipeline.judge(folder / ("best_feasible" if best >= 0 else "export"), given.split).metrics
         line: dict[str, Any] = {"variant": name, "seed": seed, **further, "split": given.split}
         line |= {"seconds": done["seconds"], "best_step": best, "lambda": done["lambda.final"]}
         line |= {key: done[key] for key in done if key.endswith((".window_cost", ".lambda.final"))}

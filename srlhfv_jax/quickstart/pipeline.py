@@ -210,6 +210,12 @@ class Pipeline:
         write_rows(self.workdir / "pairs_heldout" / f"round{number}.parquet", pairs)
         return numbers
 
+    def judge(self, policy: Path, prompts: str) -> compare.Judged:
+        """What the oracle says of a policy's answers to the prompts of a split, sampled at temperature 1."""
+        sampler, prepared = self.sampler(1.0), self.prompts(prompts)
+        loaded = checkpoints.load(str(policy), self.settings.ppo_lag.model, sampler.mesh)
+        return compare.by_oracle(prepared.examples, sampler.answers(loaded, prepared, answering.keys(self.settings.seed)))
+
     def _pairs(self, prompts: str, policy: Path, seed: int, noise: task_rows.Noise | None) -> tuple[list, list[dict]]:
         rows = read_rows(self.data / f"{prompts}.parquet")
         stage = self.settings.ppo_lag
