@@ -67,6 +67,28 @@ class PairBatch(NamedTuple):
     sign_BS: Float[Array, "B 2"]  # cost > 0 means unsafe: +1 unsafe, -1 safe; or graded, -harmless_rate; 0 = not labelled
 
 
+class PreferenceBatch(NamedTuple):
+    """Pairs of which one side wins, for losses on h = [log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)].
+
+    What differs between methods is in these arrays, so that a step that is compiled once serves them all.
+    """
+
+    tokens_BST: Int[Array, "B 2 T"]
+    positions_BST: Int[Array, "B 2 T *axes"]
+    mask_BST: Bool[Array, "B 2 T"]
+    response_mask_BSR: Bool[Array, "B 2 R"]
+    images: Images | None  # both sides share it
+    weight_B: Float[Array, "B"]  # 0: a row that fills up a batch
+    winner_B: Int[Array, "B"]  # side (0 or 1)
+    unsafe_BS: Float[Array, "B 2"]  # 1 unsafe, 0 safe, 0.5 not labelled
+    reference_BS: Float[Array, "B 2"]  # log pi_ref of each answer, a sum over its tokens; 0 without a reference
+    scale_B: Float[Array, "B"]  # of h: beta
+    offset_B: Float[Array, "B"]  # what scale * h has to exceed
+    flip_B: Float[Array, "B"]  # probability that the other side wins
+    target_B: Float[Array, "B"]  # of h, where it is fitted to one
+    sft_B: Float[Array, "B"]  # weight of -log pi(y_w) beside the loss, per token
+
+
 class GuardBatch(NamedTuple):
     """Questions, some with an answer, and what is known of the harm of both. Q = 2: of the question, then of the answer.
 

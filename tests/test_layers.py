@@ -25,7 +25,7 @@ LINES = (
     ("checkpoint", "rollout", "training", "weights"),
     ("runs",),
     ("evaluation", "functions"),
-    ("supervised", "ppo_lag", "guard"),
+    ("supervised", "preference", "ppo_lag", "guard"),
     ("report", "plan", "quickstart"),
     ("cli",),
     ("api",),

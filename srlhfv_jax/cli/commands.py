@@ -23,6 +23,7 @@ from srlhfv_jax.cli import (
     weights,
 )
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
+from srlhfv_jax.preference.stage import PREFERENCE
 from srlhfv_jax.supervised.stages import COST, REWARD, SCORES, SFT
 
 
@@ -46,6 +47,7 @@ COMMANDS = {
     "scores": Command("reward and cost heads on one backbone from dual preferences", partial(stage.main, SCORES)),
     "reward": Command("a reward model of its own", partial(stage.main, REWARD)),
     "cost": Command("a cost model of its own", partial(stage.main, COST)),
+    "preference": Command("a policy from pairs, without a rollout: DPO and its relatives", partial(stage.main, PREFERENCE)),
     "guard": Command("a guard: severity and categories of harm, of questions and of answers", _guard),
     "ppo_lag": Command("PPO-Lagrangian: more helpful, with the cost under a budget", partial(stage.main, PPO_LAG)),
     "plan": Command("memory of a run on a TPU slice, before it is paid for", plan.main),

@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
         "rounds", None, "rounds of sample, annotate, refit, fine-tune; default: config.rounds", lower_bound=1, flag_values=values
     )
     absl_flags.DEFINE_bool("sweep", False, "also train the fixed multipliers of config.sweep", flag_values=values)
+    compared = "other methods trained beside, such as safedpo,sacpo, or all: docs/preference.md"
+    absl_flags.DEFINE_string("compare", "", compared, flag_values=values)
     config, changed = flags.read_with_config(About("quickstart", __doc__, QuickstartConfig), values, argv)
     for name in ("seed", "rounds"):
         if values[name].value is not None:
@@ -34,4 +36,4 @@ def main(argv: list[str]) -> None:
     unread.check_changed(settings, changed)
     from srlhfv_jax.quickstart import run
 
-    run.run(settings, workdir, sweep=values.sweep)
+    run.run(settings, workdir, sweep=values.sweep, methods=values.compare)

@@ -2,7 +2,7 @@
 
     base         sections that several stages have: mesh, model, optimizer, lora, data, checkpoint, log
     supervised   what sft, scores and guard have in common
-    sft, scores, guard, ppo_lag, quickstart, evaluate
+    sft, scores, preference, guard, ppo_lag, quickstart, evaluate
                  the settings of one stage each, with what of them nothing reads (`unread`)
     ranges       values that a setting may have
     held_out     numbers on held-out rows that a checkpoint can be chosen by
@@ -44,11 +44,13 @@ from srlhfv_jax.config.ppo_lag import (
     RolloutConfig,
     ValidationConfig,
 )
+from srlhfv_jax.config.preference import PreferenceConfig
 from srlhfv_jax.config.quickstart import QuickstartConfig, TaskConfig
 from srlhfv_jax.config.scores import ScoresConfig
 from srlhfv_jax.config.sft import SFTConfig
 
-Trained = SFTConfig | ScoresConfig | GuardConfig | PPOLagConfig  # settings of stages that train
+Supervised = SFTConfig | ScoresConfig | PreferenceConfig | GuardConfig  # settings of stages that learn from labelled rows
+Trained = SFTConfig | ScoresConfig | PreferenceConfig | GuardConfig | PPOLagConfig  # settings of stages that train
 TRAINED = typing.get_args(Trained)
 
 __all__ = [
@@ -70,10 +72,12 @@ __all__ = [
     "ReferenceConfig",
     "PTXConfig",
     "PairsConfig",
+    "PreferenceConfig",
     "QuickstartConfig",
     "RolloutConfig",
     "SFTConfig",
     "ScoresConfig",
+    "Supervised",
     "TaskConfig",
     "Trained",
     "ValidationConfig",

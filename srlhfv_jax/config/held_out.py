@@ -20,6 +20,7 @@ PAIRS: Mapping[str, Better] = {
     "cost_model.sign_accuracy": "higher",
     "cost_model.calibration_error": "lower",
 }
+PREFERENCE: Mapping[str, Better] = {"evaluation.loss": "lower", "evaluation.accuracy": "higher"}
 GUARD: Mapping[str, Better] = PAIRS | {
     "evaluation.severity_loss": "lower",
     "evaluation.category_loss": "lower",
@@ -33,7 +34,7 @@ GUARD: Mapping[str, Better] = PAIRS | {
     "guard.severity_accuracy": "higher",
     "guard.category_f1_macro": "higher",
 }
-METRICS: Mapping[str, Better] = SFT | PAIRS | GUARD
+METRICS: Mapping[str, Better] = SFT | PAIRS | PREFERENCE | GUARD
 
 
 def unread(rows: bool, every: int, keep_best: str) -> Iterator[Unread]:

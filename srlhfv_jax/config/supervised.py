@@ -1,4 +1,4 @@
-"""Settings that `srlhfv sft`, `scores` (`reward`, `cost`) and `guard` share."""
+"""Settings that `srlhfv sft`, `scores` (`reward`, `cost`), `preference` and `guard` share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.data import guard_rows
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.families import Layout, Reader
@@ -25,6 +25,21 @@ class Frame(NamedTuple):
     prompt_length: int  # P
     response_length: int  # R
     pad_id: int
+
+
+class Terms(NamedTuple):
+    """Numbers of a pair for a loss on preferences: the fields of a PreferenceBatch that neither tokens nor labels say."""
+
+    reference: tuple[float, float]
+    scale: float
+    offset: float
+    flip: float
+    target: float
+    sft: float
+    winner: int | None = None  # None: as labelled
+
+
+NO_TERMS = Terms((0.0, 0.0), 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Size(NamedTuple):
@@ -109,11 +124,9 @@ def supervised(encoded: Sequence[Encoded], images: Images | None, frame: Frame) 
 
 def pairs(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, sign: str) -> PairBatch:
     """Both responses and both preferences; `sign` is "label" or "graded"."""
-    sides = [sequences(encoded, [row.responses[side] for row in encoded], frame) for side in (0, 1)]
-    both = Sequences(*(np.stack(arrays, axis=1) for arrays in zip(*sides, strict=True)))
     examples = [row.example for row in encoded]
     return PairBatch(
-        *both,
+        *_both_sides(encoded, frame),
         images=images,
         chosen_B=np.asarray([row.chosen or 0 for row in examples], np.int32),
         helpful_weight_B=np.asarray([row.chosen is not None and not row.helpful_tie for row in examples], np.float32),
@@ -121,6 +134,31 @@ def pairs(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, si
         safety_weight_B=np.asarray([row.safer is not None and not row.safety_tie for row in examples], np.float32),
         sign_BS=np.asarray([signs(row, sign) for row in examples], np.float32).reshape(-1, 2),
     )
+
+
+def preference(encoded: Sequence[Encoded], images: Images | None, frame: Frame, terms: Sequence[Terms]) -> PreferenceBatch:
+    """Both responses and who wins, with the terms of each row."""
+    winners = [row.example.chosen or 0 if one.winner is None else one.winner for row, one in zip(encoded, terms, strict=True)]
+    flags = [row.example.unsafe or (None, None) for row in encoded]
+    return PreferenceBatch(
+        *_both_sides(encoded, frame),
+        images=images,
+        weight_B=np.ones(len(encoded), np.float32),
+        winner_B=np.asarray(winners, np.int32),
+        unsafe_BS=np.asarray([[0.5 if flag is None else float(flag) for flag in both] for both in flags], np.float32),
+        reference_BS=np.asarray([one.reference for one in terms], np.float32),
+        scale_B=np.asarray([one.scale for one in terms], np.float32),
+        offset_B=np.asarray([one.offset for one in terms], np.float32),
+        flip_B=np.asarray([one.flip for one in terms], np.float32),
+        target_B=np.asarray([one.target for one in terms], np.float32),
+        sft_B=np.asarray([one.sft for one in terms], np.float32),
+    )
+
+
+def _both_sides(encoded: Sequence[Encoded], frame: Frame) -> Sequences:
+    """Sequences [B, 2, ...] of both responses."""
+    sides = [sequences(encoded, [row.responses[side] for row in encoded], frame) for side in (0, 1)]
+    return Sequences(*(np.stack(arrays, axis=1) for arrays in zip(*sides, strict=True)))
 
 
 def guard(

@@ -8,7 +8,7 @@ global batches. A batch may straddle two epochs; no row is left out.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from srlhfv_jax.batches import GuardBatch, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import GuardBatch, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
 from srlhfv_jax.data import collate, images, mixtures, pictures, uses
 from srlhfv_jax.data.chat import Codec, codec
@@ -25,14 +25,16 @@ from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.guard_rows import UNKNOWN, Labels
 from srlhfv_jax.data.mixtures import Share
 from srlhfv_jax.data.picture_cache import PictureCache
+from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_failure
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import LONGEST_LINE, UserError, short
 
-Batch = SupervisedBatch | PairBatch | PromptBatch | GuardBatch
+Batch = SupervisedBatch | PairBatch | PreferenceBatch | PromptBatch | GuardBatch
 
-KINDS = ("supervised", "pairs", "prompts", "guard")
+KINDS = ("supervised", "pairs", "preference", "prompts", "guard")
+HELPFUL = Choice("helpful", "none", flags=False)
 UNLIMITED = 1 << 20  # tokens: longer than any row
 
 
@@ -93,6 +95,7 @@ class Prepared(NamedTuple):
     pictures: PictureCache
     labels: Sequence[tuple[Labels, Labels]] = ()  # of guard rows: those of every example's question and answer
     categories: Sequence[str] = ()  # of guard rows: the taxonomy
+    terms: Sequence[collate.Terms] = ()  # of preferences: those of each of `rows`
     shares: tuple[Share, ...] = ()  # rows and weight of each source, where sources have weights
 
 
@@ -103,13 +106,15 @@ def fit(
     data: DataConfig,
     *,
     sign: str = "label",
+    choice: Choice = HELPFUL,
     labels: Sequence[tuple[Labels, Labels]] = (),
     categories: Sequence[str] = (),
     literal: bool = False,
 ) -> Prepared:
-    """Encode every row and check it for this use ("supervised", "pairs", "prompts" or "guard").
+    """Encode every row and check it for this use (one of KINDS).
 
     Args:
+        choice: of kind "preference": who wins.
         labels, categories: of kind "guard": what is known of each example (nothing where not given), and the taxonomy.
         literal: answers are read and not learned from (`tokens.response_ids`); always of kind "guard".
 
@@ -120,7 +125,7 @@ def fit(
     choose(sign, "sign", "label", "graded")
     described = codec(processor, data.max_pixels, data.system_prompt)
     rows, dropped = [], []
-    for row in uses.encode(kind, sign, described, examples, data, literal or kind == "guard"):
+    for row in uses.encode(kind, sign, choice, described, examples, data, literal or kind == "guard"):
         (dropped if isinstance(row, Dropped) else rows).append(row)
     drops = Counter(drop.reason for drop in dropped)
     if not rows:
@@ -145,7 +150,7 @@ def fit(
         PictureCache(),
         labels or [(UNKNOWN, UNKNOWN)] * len(examples),
         categories,
-        mixtures.shares(examples, [row.row for row in rows]),
+        shares=mixtures.shares(examples, [row.row for row in rows]),
     )
 
 
@@ -284,16 +289,22 @@ def all_batches(
     batch_size: int,
     rows_here: np.ndarray | None = None,
     sign: str = "label",
+    wanted: Callable[[Sequence[int]], bool] = bool,
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
     """Every row once, in order: (this process's rows of a batch, which rows of the whole batch are real).
 
     The last batch is filled up with copies of the last row that take no part in any loss: their response masks, weights and
     signs are zero, and the second value is false for them.
+
+    Args:
+        wanted: told the numbers of a batch's rows: whether it is to be made at all.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
     assemble = _Assemble(prepared, rows_here)
     count = len(prepared.rows)
     for start in range(0, count, batch_size):
+        if not wanted(range(start, min(start + batch_size, count))):
+            continue
         numbers = np.arange(start, start + batch_size)
         real_B = numbers < count
         yield (
@@ -311,7 +322,8 @@ class _Assemble:
     def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
         every_row = [prepared.rows[number] for number in numbers]
-        rows, images = every_row if self._rows_here is None else [every_row[place] for place in self._rows_here], None
+        here = range(len(numbers)) if self._rows_here is None else self._rows_here
+        rows, images = [every_row[place] for place in here], None
         if prepared.room is not None:
             size = collate.fitting(prepared.room, every_row)  # the same on every process
             images = collate.stack_images(rows, self._pictures(rows), prepared.room, size)
@@ -319,6 +331,9 @@ class _Assemble:
             return collate.supervised(rows, images, prepared.frame)
         if prepared.kind == "pairs":
             return collate.pairs(rows, images, prepared.frame, sign=prepared.sign)
+        if prepared.kind == "preference":
+            terms = [prepared.terms[numbers[place]] for place in here] if prepared.terms else [collate.NO_TERMS] * len(rows)
+            return collate.preference(rows, images, prepared.frame, terms)
         if prepared.kind == "guard":
             labels = [prepared.labels[row.row] for row in rows]
             return collate.guard(rows, images, prepared.frame, labels=labels, categories=prepared.categories)
@@ -365,6 +380,8 @@ def _mask_filler_rows(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
             safety_weight_B=batch.safety_weight_B * real_B,
             sign_BS=batch.sign_BS * real_B[:, None],
         )
+    if isinstance(batch, PreferenceBatch):
+        return batch._replace(weight_B=batch.weight_B * real_B, response_mask_BSR=batch.response_mask_BSR & real_B[:, None, None])
     if isinstance(batch, GuardBatch):  # its response mask says where to read: it stays
         return batch._replace(
             exceeds_known_BQJ=batch.exceeds_known_BQJ & real_B[:, None, None],

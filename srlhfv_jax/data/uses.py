@@ -4,9 +4,10 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import collate, tokens
+from srlhfv_jax.data import collate, preferences, tokens
 from srlhfv_jax.data.chat import Codec
 from srlhfv_jax.data.drops import Dropped, Unusable
+from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded
 
@@ -14,13 +15,13 @@ ROWS_AT_ONCE = 64  # whose texts are encoded together, and whose pictures are in
 
 
 def encode(
-    kind: str, sign: str, codec: Codec, examples: Iterable[Example], data: DataConfig, literal: bool
+    kind: str, sign: str, choice: Choice, codec: Codec, examples: Iterable[Example], data: DataConfig, literal: bool
 ) -> Iterator[Encoded | Dropped]:
     """Each example in its order: its token ids, or why it cannot be used. The arguments are those of `loader.fit`."""
     lengths = {"prompt_length": data.prompt_length, "response_length": data.response_length}
     numbered = enumerate(examples)
     while some := list(itertools.islice(numbered, ROWS_AT_ONCE)):
-        rows = [_checked(kind, sign, index, example) for index, example in some]
+        rows = [_checked(kind, sign, choice, index, example) for index, example in some]
         quick = tokens.with_ids_of(codec, [row for row in rows if isinstance(row, Example)])
         for (index, _), row in zip(some, rows, strict=True):
             try:
@@ -29,15 +30,15 @@ def encode(
                 yield Dropped(index, unusable.reason, unusable.detail)
 
 
-def _checked(kind: str, sign: str, index: int, example: Example) -> Example | Dropped:
+def _checked(kind: str, sign: str, choice: Choice, index: int, example: Example) -> Example | Dropped:
     """The part of an example that is used; labels come first: they need no tokenizer."""
     try:
-        return _used(kind, sign, example)
+        return _used(kind, sign, choice, example)
     except Unusable as unusable:
         return Dropped(index, unusable.reason, unusable.detail)
 
 
-def _used(kind: str, sign: str, example: Example) -> Example:
+def _used(kind: str, sign: str, choice: Choice, example: Example) -> Example:
     """The part of an example that this use reads.
 
     Raises:
@@ -45,6 +46,8 @@ def _used(kind: str, sign: str, example: Example) -> Example:
     """
     if kind == "prompts":
         return example._replace(responses=(), unsafe=(), severity=())
+    if kind == "preference":
+        return preferences.decided(example, choice)
     if kind == "supervised":
         collate.supervised_side(example)
     elif kind == "pairs":

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from srlhfv_jax.batches import Images, PairBatch
+from srlhfv_jax.batches import Images, PairBatch, PreferenceBatch
 from srlhfv_jax.config import DataConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
@@ -55,7 +55,7 @@ def jit_scores(
     """
 
     def of_rows(by_name: Mapping[str, Any], batch: Any, images: Images | None) -> Scores:
-        read = sequences.pair_scores if isinstance(batch, PairBatch) else sequences.end_scores
+        read = sequences.pair_scores if isinstance(batch, PairBatch | PreferenceBatch) else sequences.end_scores
         scores: Scores = {}
         for name in trees:
             features = sequences.encode(config, by_name[name], images) if name in own_tower else batch.features

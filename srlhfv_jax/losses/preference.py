@@ -204,8 +204,8 @@ def numbers(
 ) -> dict[str, masked.Mean]:
     """Numbers for the log of any method, (sum, count): accuracy (h > 0), beta_h (scale h), winner_log_ratio and loser_log_ratio.
 
-    A loss that fixes only h lets the winner's log-ratio fall as well: it is the one to watch. Each again by what is known of the
-    safety of (winner, loser), as `accuracy.safe_unsafe`, with the shares of these classes among all rows, `share.safe_unsafe`.
+    A loss that fixes only h lets the winner's log-ratio fall as well: it is the one to watch. `share.safe_unsafe` and the like say
+    what is known of the safety of (winner, loser).
 
     Args:
         winner_B, loser_B: of `log_ratios`.
@@ -223,7 +223,6 @@ def numbers(
     for kind, (winner, loser) in CLASSES.items():
         inside_B = weight_B * ((unsafe_w_B == winner) & (unsafe_l_B == loser))
         logged[f"share.{kind}"] = (jnp.sum(inside_B), jnp.sum(weight_B))
-        logged |= {f"{name}.{kind}": masked.weighted_mean(value_B, inside_B) for name, value_B in values.items()}
     return logged
 
 

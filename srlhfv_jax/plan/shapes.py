@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import LoraConfig, PPOLagConfig
 from srlhfv_jax.data.families import FAMILIES
 from srlhfv_jax.data.taxonomies import LEVELS
@@ -118,13 +118,15 @@ def answers(config: VLMConfig, settings: Any, mesh: Mesh) -> SupervisedBatch:
 
 def batch(
     kind: str, config: VLMConfig, settings: Any, mesh: Mesh, *, categories: int = 0
-) -> SupervisedBatch | GuardBatch | PairBatch:
+) -> SupervisedBatch | GuardBatch | PairBatch | PreferenceBatch:
     """A batch of a kind of rows (data/loader.py)."""
     match kind:
         case "supervised":
             return answers(config, settings, mesh)
         case "pairs":
             return pairs(config, settings, mesh)
+        case "preference":
+            return preference(config, settings, mesh)
         case "guard":
             return judged(config, settings, categories, mesh)
         case _:
@@ -140,12 +142,30 @@ def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> Gua
 
 def pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:
     """The answers twice, and their labels."""
+    side_B, weight_B, sign_BS = _labels(settings, mesh)
+    return PairBatch(*_both_answers(config, settings, mesh), side_B, weight_B, side_B, weight_B, sign_BS)
+
+
+def preference(config: VLMConfig, settings: Any, mesh: Mesh) -> PreferenceBatch:
+    """The answers twice, and what a loss reads of them."""
+    side_B, number_B, number_BS = _labels(settings, mesh)
+    numbers = number_B, side_B, number_BS, number_BS, *[number_B] * 5
+    return PreferenceBatch(*_both_answers(config, settings, mesh), *numbers)
+
+
+def _both_answers(config: VLMConfig, settings: Any, mesh: Mesh) -> tuple[Any, ...]:
+    """The first five fields of batches of pairs."""
     single, B = answers(config, settings, mesh), settings.data.batch_size
     row = hosts.row_sharding(mesh)
     both = [jax.ShapeDtypeStruct((B, 2, *x.shape[1:]), x.dtype, sharding=row) for x in single[:4]]
-    side_B, weight_B = (jax.ShapeDtypeStruct((B,), dtype, sharding=row) for dtype in (jnp.int32, jnp.float32))
-    sign_BS = jax.ShapeDtypeStruct((B, 2), jnp.float32, sharding=row)
-    return PairBatch(*both, single.images, side_B, weight_B, side_B, weight_B, sign_BS)
+    return (*both, single.images)
+
+
+def _labels(settings: Any, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """A side, a number, and a number for each side, of every pair."""
+    B, row = settings.data.batch_size, hosts.row_sharding(mesh)
+    shapes = ((B,), jnp.int32), ((B,), jnp.float32), ((B, 2), jnp.float32)
+    return tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=row) for shape, dtype in shapes)
 
 
 def placed(shapes: Any, mesh: Mesh) -> Any:

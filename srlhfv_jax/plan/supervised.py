@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import PreferenceConfig, ScoresConfig, Supervised
 from srlhfv_jax.guard.stage import GUARD
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
@@ -15,13 +15,13 @@ from srlhfv_jax.parallel.mesh import make_mesh
 from srlhfv_jax.plan import programs, shapes
 from srlhfv_jax.plan.programs import Plan
 from srlhfv_jax.plan.stage import PlannedStage
+from srlhfv_jax.preference.stage import PREFERENCE
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.supervised.stages import STAGES
 from srlhfv_jax.training import optimizer as optimizers, state as states
 
-Supervised = SFTConfig | ScoresConfig | GuardConfig
-OBJECTIVES = {stage.settings.stage: stage.objective for stage in (*STAGES, GUARD)}
+OBJECTIVES = {stage.settings.stage: stage.objective for stage in (*STAGES, PREFERENCE, GUARD)}
 
 
 def compile_step(settings: Supervised, config: VLMConfig, mesh: Mesh, limit: int) -> Plan:
@@ -68,6 +68,6 @@ SUPERVISED = PlannedStage(
     compile=compile_step,
     state_bytes=state_bytes,
     passes=lambda settings: (1, 0),
-    sequences=lambda settings: 2 if isinstance(settings, ScoresConfig) else 1,  # a pair is two
+    sequences=lambda settings: 2 if isinstance(settings, ScoresConfig | PreferenceConfig) else 1,  # a pair is two
     adapters=lambda settings: settings.lora.rank > 0,
 )

@@ -5,24 +5,33 @@ from pathlib import Path
 from srlhfv_jax.checkpoint import lock
 from srlhfv_jax.config import QuickstartConfig, to_dict
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.quickstart import pipeline
+from srlhfv_jax.quickstart import compare, pipeline
 from srlhfv_jax.report import targets
 from srlhfv_jax.report.build import write_report
 from srlhfv_jax.runs import run as runs
+from srlhfv_jax.training.metrics import write_result
 
 MARKS = {True: "met", False: "MISSED", None: "not measured"}
 
 
-def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool) -> None:
+def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool, methods: str = "") -> None:
     """Run the pipeline, or go on with it; print the targets and write the report.
 
+    Args:
+        methods: others to compare PPO-Lagrangian with (`compare.chosen`).
+
     Raises:
-        UserError: the workdir was started with other settings, or another process works in it.
+        UserError: the workdir was started with other settings, or another process works in it; a method is not known.
     """
     hosts.initialize()
+    compared = compare.chosen(methods)
     with lock.held(workdir):
         runs.check_unchanged(settings, workdir)
         result = pipeline.run(settings, workdir, sweep=sweep)
+        if compared:
+            result |= compare.run(pipeline.Pipeline(settings, workdir), compared)
+            result["ppo_lag.seconds"] = sum(result[f"seconds.{stage}"] for stage in ("round1_scores", "round1_ppo_lag"))
+            write_result(workdir, result)
         if hosts.process_index() == 0:
             _close(settings, workdir, result)
 

@@ -4,7 +4,7 @@
     build        the page, its sections in their order          page, style   HTML and the style sheet
     lead         the result in one sentence and its picture     samples       answers with their pictures; facts of the run
     curves       multiplier, PPO, supervised stages             guarded       the guard
-    calibration  P(unsafe | cost) beside labels
+    calibration  P(unsafe | cost) beside labels                 comparison    other methods beside PPO-Lagrangian
     results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
     policies     names, columns and numbers of policies         workdir       what a workdir holds
     watch        the page of a run that goes on                 warnings      what a run said of itself

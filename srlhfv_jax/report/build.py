@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from srlhfv_jax.report import calibration, curves, guarded, lead, page, results, samples, warnings
+from srlhfv_jax.report import calibration, comparison, curves, guarded, lead, page, results, samples, warnings
 from srlhfv_jax.report.workdir import Workdir, read
 
 TITLE = "Safe RLHF-V"
@@ -33,6 +33,7 @@ def render(work: Workdir, *, reload_seconds: int = 0) -> str:
     everything = (
         warnings.warning_section(work),
         lead.picture_section(work),
+        comparison.comparison_section(work),
         samples.sample_section(work),
         samples.same_prompts_section(work),
         curves.constraint_section(work),

@@ -82,6 +82,7 @@ class Policies(NamedTuple):
     names: tuple[str, ...]
     variants: tuple[str, ...]  # "sft.greedy" where "sft" is a policy too
     judge: Judge
+    methods: tuple[str, ...] = ()  # what `quickstart --compare` trained beside them: they are timed
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -112,7 +113,9 @@ def find_policies(numbers: Numbers, order: Sequence[str] = ()) -> Policies:
             last = len(ranks) + len(order)
             names.sort(key=lambda name: (ranks.get(name, ranks.get(name.partition(".")[0], last)), name))
             variants = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
-            return Policies(tuple(name for name in names if name not in variants), tuple(variants), judge)
+            policies = [name for name in names if name not in variants]
+            methods = tuple(name for name in policies if f"{name}.seconds" in numbers and name not in KNOWN)
+            return Policies(tuple(name for name in policies if name not in methods), tuple(variants), judge, methods)
     return Policies((), (), ORACLE)
 
 

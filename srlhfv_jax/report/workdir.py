@@ -19,11 +19,12 @@ from srlhfv_jax.files import json_lines
 from srlhfv_jax.guard.stage import GUARD
 from srlhfv_jax.hf.weights import CALIBRATION
 from srlhfv_jax.ppo_lag.stage import PPO_LAG
+from srlhfv_jax.preference.stage import PREFERENCE
 from srlhfv_jax.supervised.stages import STAGES as SUPERVISED
 
 PLACES = ("metrics.jsonl", "*/metrics.jsonl", "*/*/metrics.jsonl")  # not deeper: checkpoints have very many files
 POINTS = 800  # longest series that is drawn; longer ones are averaged down to it
-STAGES = tuple(dict.fromkeys(stage.curves for stage in (*SUPERVISED, PPO_LAG, GUARD)))  # in the order of the pipeline
+STAGES = tuple(dict.fromkeys(stage.curves for stage in (*SUPERVISED, PREFERENCE, PPO_LAG, GUARD)))  # in the order of the pipeline
 TELLING = STAGES[::-1]  # the first whose marks are there names a stage: a guard may train score heads too
 KINDS = (*(stage.kind for stage in STAGES), "other")
 _ROUND = re.compile(r"round(\d+)_(.+)")

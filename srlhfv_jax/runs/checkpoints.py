@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import GuardConfig, LoraConfig, ModelConfig, ScoresConfig, SFTConfig, choose, unread
+from srlhfv_jax.config import LoraConfig, ModelConfig, Supervised, choose, unread
 from srlhfv_jax.data import chat, templates, tokens
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import peft, weights
@@ -104,7 +104,7 @@ def load(
     return shape._replace(params=jax.jit(create, out_shardings=places)(random_key))
 
 
-def load_init(settings: SFTConfig | ScoresConfig | GuardConfig, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
+def load_init(settings: Supervised, mesh: Mesh, random_key: jax.Array | None = None) -> Pretrained:
     """Load the checkpoint that a supervised stage starts from (see `load`)."""
     lora = settings.lora
     unread.check(settings)

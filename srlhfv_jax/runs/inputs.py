@@ -12,14 +12,20 @@ from jax.sharding import Mesh
 from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import answers, chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
+from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 
 
-def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label") -> loader.Prepared:
+def prepare(
+    kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label", choice: Choice = loader.HELPFUL
+) -> loader.Prepared:
     """Read and check every row before step 0; says what was dropped and why.
+
+    Args:
+        sign, choice: as in `loader.fit`.
 
     Raises:
         UserError: no row is left, or the processor makes another number of placeholders than the model has features.
@@ -30,7 +36,7 @@ def prepare(kind: str, data: DataConfig, model: Pretrained, *, sign: str = "labe
         if kind == "supervised" and data.train_on == "all"
         else examples
     )
-    prepared = loader.fit(kind, rows, model.processor, data, sign=sign)
+    prepared = loader.fit(kind, rows, model.processor, data, sign=sign, choice=choice)
     say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from srlhfv_jax.config import DataConfig, GuardConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import DataConfig, Supervised
 from srlhfv_jax.config.held_out import METRICS
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.models.trees import with_backbone
@@ -30,7 +30,7 @@ class Objective(NamedTuple):
 
 def train(
     name: str,
-    settings: SFTConfig | ScoresConfig | GuardConfig,
+    settings: Supervised,
     started: Started,
     tree: dict,
     batches: loop.Batches,
@@ -80,7 +80,7 @@ def _logged(numbers: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if name in METRICS}
 
 
-def _rule(settings: SFTConfig | ScoresConfig | GuardConfig) -> best.Rule | None:
+def _rule(settings: Supervised) -> best.Rule | None:
     """The rule of `config.keep_best`; None: the last step is exported."""
     metric = settings.keep_best
     return best.Rule(metric, METRICS[metric], settings.patience, settings.held_out) if metric else None

@@ -1,0 +1,189 @@
+"""What other models say of both answers of a pair, before training begins: two numbers a row, and the model leaves memory.
+
+The log-probability of an answer is the sum over its tokens, its end included. Of the same rows another method computes nothing, and
+of one more answer one number (numbers.py).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from srlhfv_jax.batches import PreferenceBatch
+from srlhfv_jax.config import DataConfig, ModelConfig
+from srlhfv_jax.data import loader
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import scoring
+from srlhfv_jax.evaluation.score_metrics import COST, REWARD
+from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, described_in
+from srlhfv_jax.models import sequences
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.trees import with_backbone
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parallel.microbatches import over_rows
+from srlhfv_jax.preference import numbers
+from srlhfv_jax.runs import checkpoints, inputs
+
+PART = 4096  # numbers of a file, at least: what a kill may cost
+LOGP = "log_probability"
+LIMITS = {"float32": 1e-4, "bfloat16": 0.02}  # of |h| at step 0: the largest, and the mean
+
+
+Numbers = Float[np.ndarray, "N 2"]
+Read = Callable[[dict, dict | None, PreferenceBatch], Mapping[str, Float[Array, "B 2"]]]  # tree, base, batch
+
+
+class Reader(NamedTuple):
+    """How rows are read by a model: as they will be in training."""
+
+    data: DataConfig
+    model: ModelConfig
+    mesh: Mesh
+    microbatches: int
+    folder: Path  # of numbers
+
+
+class Policy(NamedTuple):
+    """A model in memory."""
+
+    config: VLMConfig
+    tree: dict
+    base: dict | None  # the backbone under a tree that holds an adapter
+
+
+def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None = None) -> Numbers:
+    """log pi of both answers of every row, by the checkpoint at `path`.
+
+    Args:
+        policy: that checkpoint, where it is in memory anyway; None: it is loaded if a number is missing, and leaves again.
+    """
+    return _kept((LOGP,), path, prepared, reader, policy)[LOGP]
+
+
+def scores(path: str, prepared: loader.Prepared, reader: Reader) -> dict[str, Numbers]:
+    """Reward and cost of both answers of every row, by the scorer at `path`."""
+    return _kept((REWARD, COST), path, prepared, reader, None)
+
+
+def answer_logp(config: VLMConfig, tree, batch: PreferenceBatch) -> Float[Array, "B 2"]:
+    """log pi of both answers; float32."""
+    return jnp.sum(sequences.pair_logp(config, tree, batch, sequences.encode(config, tree, batch.images)), axis=2)
+
+
+def jit_logp(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
+    """(tree, base, batch) -> log pi of both answers, jitted."""
+
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
+    def read(tree: dict, base: dict | None, batch: PreferenceBatch) -> dict[str, Float[Array, "B 2"]]:
+        whole = with_backbone(base, tree)
+        return over_rows(lambda rows: {LOGP: answer_logp(config, whole, rows)}, batch, microbatches)
+
+    return read
+
+
+def self_test(policy: Policy, prepared: loader.Prepared, reader: Reader) -> None:
+    """A policy that starts from its reference has h = 0: checked on the first rows.
+
+    Raises:
+        UserError: it has not.
+    """
+    read = jit_logp(policy.config, reader.mesh, reader.microbatches)
+    batch, real_B = next(inputs.in_order(prepared, reader.data, reader.mesh))
+    logp_BS, reference_BS = hosts.to_host((read(policy.tree, policy.base, batch)[LOGP], batch.reference_BS))
+    h_B = np.abs(np.diff(logp_BS - reference_BS, axis=1))[real_B]
+    dtype = policy.config.dtype
+    exact = dtype == "float32"
+    value = float(h_B.max() if exact else h_B.mean())
+    if not value <= LIMITS[dtype]:
+        raise UserError(
+            f"self-test: the policy starts from its reference, so h must be 0, and the {'largest' if exact else 'mean'} |h| of the first rows is "
+            f"{value:.3g} (limit {LIMITS[dtype]}): numbers of the reference are of other weights or rows; remove {reader.folder}"
+        )
+    hosts.say(f"preference: self-test passed: |h| of the first rows {value:.1e}")
+
+
+def _kept(
+    names: Sequence[str], path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None
+) -> dict[str, Numbers]:
+    """Numbers of every answer, in the order of the rows: what is kept of them, and the rest computed."""
+    fingerprint = _fingerprint(path, reader.model)
+    keys = [numbers.keys(row) for row in prepared.rows]
+    known = {name: numbers.read(reader.folder, f"{fingerprint}-{name}") for name in names}
+    absent = numbers.missing(known, keys)
+    hosts.say(f"{' and '.join(names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
+    if absent:
+        _compute(policy or _load(path, reader), prepared, keys, known, absent, reader, fingerprint)
+    return {name: np.array([[of[key] for key in row] for row in keys], np.float32).reshape(-1, 2) for name, of in known.items()}
+
+
+def _load(path: str, reader: Reader) -> Policy:
+    model = dataclasses.replace(reader.model, param_dtype=reader.model.dtype)  # nobody trains it
+    loaded = checkpoints.load(path, model, reader.mesh, chat_template=reader.data.chat_template)
+    return Policy(loaded.config, {"backbone": loaded.params, "heads": loaded.heads}, None)
+
+
+def _compute(
+    policy: Policy,
+    prepared: loader.Prepared,
+    keys: Sequence[tuple[bytes, ...]],
+    known: dict[str, dict[bytes, float]],
+    absent: set[bytes],
+    reader: Reader,
+    fingerprint: str,
+) -> None:
+    """Fill `known`, batch by batch in the order of the rows: whichever are missing, a batch has the same rows."""
+    size = reader.data.batch_size
+    read = (jit_logp if LOGP in known else _jit_scores)(policy.config, reader.mesh, reader.microbatches)
+    starts = [start for start in range(0, len(keys), size) if not absent.isdisjoint(itertools.chain(*keys[start : start + size]))]
+    batches = loader.all_batches(
+        prepared,
+        prepared.kind,
+        None,
+        reader.data,
+        batch_size=size,
+        rows_here=hosts.own_rows(size, reader.mesh),
+        wanted=lambda rows: rows.start in starts,
+    )
+    new: dict[str, dict[bytes, float]] = {name: {} for name in known}
+    for start, (batch, _) in zip(starts, batches, strict=True):
+        told = hosts.to_host(read(policy.tree, policy.base, hosts.global_batch(batch, reader.mesh)))
+        for place, row in enumerate(keys[start : start + size]):
+            for side, key in enumerate(row):
+                for name, kept in new.items() if key in absent else ():
+                    kept[key] = float(told[name][place, side])
+        if start == starts[-1] or any(len(kept) >= PART for kept in new.values()):
+            for name, kept in new.items():
+                numbers.write(reader.folder, f"{fingerprint}-{name}", kept)
+                known[name] |= kept
+                new[name] = {}
+
+
+def _jit_scores(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
+    score = scoring.jit_scores(config, mesh, microbatches=microbatches)
+    return lambda tree, base, batch: score({scoring.SCORER: tree}, batch, batch.images)
+
+
+def _fingerprint(path: str, model: ModelConfig) -> str:
+    """Digest of a checkpoint's weights, adapter and architecture, and of the number formats it is run in."""
+    if hosts.process_index() > 0:
+        return hosts.text_from_first("")
+    sha = hashlib.sha256(json.dumps([model.dtype, model.param_dtype]).encode())
+    folders = dict.fromkeys([checkpoint_folder(path), checkpoint_folder(backbone_name(path))])
+    for folder in folders:
+        for file in sorted(
+            [*folder.glob("*.safetensors"), *folder.glob("adapter_config.json"), described_in(folder) / "config.json"]
+        ):
+            if file.name != "score_heads.safetensors" and file.is_file():
+                with file.open("rb") as stream:
+                    sha.update(hashlib.file_digest(stream, "sha256").digest())
+    return hosts.text_from_first(sha.hexdigest()[:32])

@@ -1,0 +1,164 @@
+"""A policy from pairs of which one answer wins: DPO and its relatives.
+
+rows -> what other models say of them, once (reference.py) -> terms (terms.py) -> one loss of arrays (losses/preference.py)
+"""
+
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from srlhfv_jax.batches import PreferenceBatch
+from srlhfv_jax.config import PreferenceConfig
+from srlhfv_jax.data import loader
+from srlhfv_jax.data.preferences import Choice
+from srlhfv_jax.evaluation.score_metrics import COST, REWARD
+from srlhfv_jax.hf.card import Product
+from srlhfv_jax.losses import masked, preference
+from srlhfv_jax.models import sequences
+from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.preference import reference, terms
+from srlhfv_jax.preference.reference import Policy, Reader
+from srlhfv_jax.runs import checkpoints, inputs
+from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
+from srlhfv_jax.supervised import train as supervised
+from srlhfv_jax.training import state as states
+
+PRODUCT = Product(
+    "preference",
+    "A policy trained on pairs of answers of which one was preferred. What it learned of safety is what these pairs say of it.",
+    answers=True,
+)
+
+
+def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
+    """Train and export to WORKDIR/export; returns the last step's numbers, and `evaluation.*` where held-out rows are given."""
+    settings.check()
+    started = start(settings, workdir)
+    hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
+    _check_checkpoints(settings)
+    shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
+    choice = Choice(settings.axis, settings.transform, settings.reads_flags)
+    held_data = inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
+    sections = {"data": settings.data} | ({"evaluation": held_data} if settings.evaluation else {})
+    rows = {name: inputs.prepare("preference", data, shape, choice=choice) for name, data in sections.items()}
+    if settings.evaluation:
+        inputs.check_held_out("config.evaluation", rows["evaluation"], rows["data"])
+    folder = Path(settings.reference_cache or workdir / "reference")
+    readers = {name: Reader(data, settings.model, started.mesh, settings.microbatches, folder) for name, data in sections.items()}
+    numbers = {name: _by_others(settings, some, readers[name]) for name, some in rows.items()}
+    model = checkpoints.load_init(settings, started.mesh)
+    inputs.check_prompt_suffix(model, *rows.values())
+    tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
+    describe_parameters("policy", tree, started.mesh)
+    policy = Policy(model.config, tree, base)
+    for name, some in rows.items():
+        if settings.from_reference:
+            by_init = reference.logp(settings.init, some, readers[name], policy)
+            numbers[name] = numbers[name]._replace(reference_NS=by_init)
+        rows[name] = some._replace(terms=terms.make(settings, some.rows, numbers[name]))
+    if settings.from_reference:
+        reference.self_test(policy, rows["data"], readers["data"])
+    evaluate = held_out(policy, settings, rows["evaluation"], readers["evaluation"]) if settings.evaluation else None
+    tree, chosen = supervised.train(
+        "preference",
+        settings,
+        started,
+        tree,
+        inputs.batches(rows["data"], settings.data, settings.seed, started.mesh),
+        objective(model.config, settings).loss,
+        show=("loss", "accuracy", "winner_log_ratio"),
+        base=base,
+        evaluate=evaluate,
+    )
+    result = last_numbers(started) | chosen | {"rows": len(rows["data"].rows)}
+    export_run(started, PRODUCT, model.config, tree, base=model.path, result=result)
+    if evaluate is not None:
+        result |= evaluate(tree)
+    return finish(started, PRODUCT, result)
+
+
+def objective(config: VLMConfig, settings: PreferenceConfig) -> supervised.Objective:
+    """The loss over pairs; no heads."""
+    return supervised.Objective(functools.partial(loss, config, settings), (("preference", settings.data),), {})
+
+
+def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: PreferenceBatch) -> masked.Loss:
+    """The loss that `config.loss` names and the winner's likelihood beside it, each a mean over pairs."""
+    logp_BSR = sequences.pair_logp(config, tree, batch, sequences.encode(config, tree, batch.images))
+    tokens_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.float32)
+    return of_logp(settings, jnp.sum(logp_BSR, axis=2), tokens_BS, batch)
+
+
+def of_logp(settings: PreferenceConfig, logp_BS, tokens_BS, batch: PreferenceBatch) -> masked.Loss:
+    """The same of log-probabilities in hand."""
+    weight_B, winner_B, reference_BS = batch.weight_B, batch.winner_B, batch.reference_BS
+    if settings.loss == "unlearn":
+        weights = dict(keep=1.0, forget=settings.forget_coef, cap=settings.forget_cap)
+        total, count = preference.unlearn(logp_BS, tokens_BS, winner_B, weight_B, **weights)
+    winner = [preference.winner_first(x_BS, winner_B)[0] for x_BS in (logp_BS, tokens_BS)]
+    if settings.mean:
+        logp_BS, reference_BS = (preference.per_token(x_BS, tokens_BS) for x_BS in (logp_BS, reference_BS))
+    ratios = preference.log_ratios(logp_BS, reference_BS, winner_B)
+    if settings.loss == "logistic":
+        total, count = preference.logistic(ratios[0] - ratios[1], batch.offset_B, batch.flip_B, weight_B, scale=batch.scale_B)
+    elif settings.loss == "square":
+        total, count = preference.square(ratios[0] - ratios[1], batch.target_B, weight_B)
+    total += preference.sft_term(*winner, weight_B * batch.sft_B)[0]
+    flags = preference.winner_first(batch.unsafe_BS, winner_B)
+    metrics = preference.numbers(*ratios, *flags, weight_B, scale=batch.scale_B)
+    return masked.Loss(total, count, metrics | {"winner_nll": preference.sft_term(*winner, weight_B)})
+
+
+def held_out(policy: Policy, settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> supervised.Evaluate:
+    """`evaluation.loss` and `evaluation.accuracy` of a trained tree on held-out pairs."""
+    read = reference.jit_logp(policy.config, reader.mesh, settings.microbatches)
+
+    def evaluate(tree: dict) -> dict[str, float]:
+        sums = np.zeros(2), np.zeros(2)
+        for batch, _ in inputs.in_order(rows, reader.data, reader.mesh):
+            logp_BS = read(tree, policy.base, batch)[reference.LOGP]
+            part = of_logp(settings, logp_BS, jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.float32), batch)
+            for total, one in zip(sums, hosts.to_host(((part.sum, part.count), part.metrics["accuracy"]))):
+                total += np.asarray(one, np.float64)
+        return {f"evaluation.{name}": float(total / count) for name, (total, count) in zip(("loss", "accuracy"), sums)}
+
+    return evaluate
+
+
+def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> terms.Numbers:
+    """What models say of the answers that leave memory before the policy comes."""
+    numbers, known = terms.Numbers(), settings.reference_path
+
+    def ratios(path: str, against: str) -> np.ndarray:
+        return reference.logp(path, rows, reader) - reference.logp(against, rows, reader)
+
+    if settings.has_reference and not settings.from_reference:
+        numbers = numbers._replace(reference_NS=reference.logp(known, rows, reader))
+    if settings.margin.path:
+        numbers = numbers._replace(margin_NS=ratios(settings.margin.path, settings.margin.reference or known))
+    if settings.axis == "scores":
+        scores, multiplier = settings.scores, settings.scores.multiplier
+        if scores.scorer:
+            told = reference.scores(scores.scorer, rows, reader)
+            numbers = numbers._replace(score_NS=told[REWARD] - multiplier * told[COST])
+        else:
+            told_NS = ratios(scores.helpful, known) + multiplier * ratios(scores.harmless, known)
+            numbers = numbers._replace(
+                score_NS=settings.beta * told_NS
+            )  # without beta the optimum would be too sharp by 1 / beta
+    return numbers
+
+
+def _check_checkpoints(settings: PreferenceConfig) -> None:
+    """Open every checkpoint before anything is read."""
+    named = {"init": settings.init, "margin.path": settings.margin.path, "margin.reference": settings.margin.reference}
+    named |= {"reference": settings.reference if settings.has_reference else ""}
+    named |= {"scores.helpful": settings.scores.helpful, "scores.harmless": settings.scores.harmless}
+    for name, path in named.items():
+        if path:
+            checkpoints.check_checkpoint(path, f"config.{name}")
+    if settings.scores.scorer:
+        checkpoints.check_checkpoint(settings.scores.scorer, "config.scores.scorer", "reward", "cost")

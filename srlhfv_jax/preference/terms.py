@@ -1,0 +1,73 @@
+"""From labels and numbers of models to what the loss reads of each pair. NumPy in, `data.collate.Terms` out.
+
+Here all methods differ; behind it there are arrays (losses/preference.py has their table).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from srlhfv_jax.config import PreferenceConfig
+from srlhfv_jax.data.collate import Terms
+from srlhfv_jax.data.tokens import Encoded
+from srlhfv_jax.errors import UserError
+from srlhfv_jax.losses import preference
+
+
+class Numbers(NamedTuple):
+    """Numbers of models of both answers of every row; None where the settings ask for none."""
+
+    reference_NS: Float[np.ndarray, "N 2"] | None = None  # log pi_ref
+    margin_NS: Float[np.ndarray, "N 2"] | None = None  # log-ratio of a policy that was trained for a second objective
+    score_NS: Float[np.ndarray, "N 2"] | None = None  # that says who wins
+
+
+def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers) -> tuple[Terms, ...]:
+    """The terms of each row.
+
+    Raises:
+        UserError: a number is not finite.
+    """
+    count = len(rows)
+    for name, values in numbers._asdict().items():
+        if values is not None and not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise UserError(
+                f"row {rows[row].row}: its {name.removesuffix('_NS')} is {values[row].tolist()}: a model overflows on it; use float32, or leave it out"
+            )
+    winner_N = np.array([row.example.chosen or 0 for row in rows], np.int64)
+    flip_N = np.full(count, settings.flip)
+    if numbers.score_NS is not None:
+        winner_N = np.argmax(numbers.score_NS, axis=1)
+        flip_N = np.asarray(preference.pseudo_flip(*_ordered(numbers.score_NS, winner_N)), np.float64)
+    unsafe_NS = np.array([[float(flag or False) for flag in row.example.unsafe or (None, None)] for row in rows]).reshape(-1, 2)
+    unsafe_w_N, unsafe_l_N = _ordered(unsafe_NS, winner_N)
+    scale, offset_N = settings.beta, np.full(count, settings.offset)
+    offset_N = offset_N + preference.safedpo_offset(unsafe_w_N, unsafe_l_N, settings.unsafe_offset)
+    if numbers.margin_NS is not None:
+        weight = settings.margin.weight
+        margins = _ordered(settings.beta * numbers.margin_NS, winner_N)
+        offset_N = offset_N + preference.margin_offset(*margins, weight=weight, main=1 - weight)
+        scale = settings.beta / (1 - weight)
+    target = settings.target
+    target_N = (target.safe_winner * (1 - unsafe_w_N) - target.safe_loser * (1 - unsafe_l_N) + target.constant) / settings.beta
+    reference_NS = np.zeros((count, 2)) if numbers.reference_NS is None else numbers.reference_NS
+    return tuple(
+        Terms(
+            tuple(reference_NS[row].tolist()),
+            scale,
+            float(offset_N[row]),
+            float(flip_N[row]),
+            float(target_N[row]),
+            settings.sft_coef,
+            int(winner_N[row]),
+        )
+        for row in range(count)
+    )
+
+
+def _ordered(x_NS: Float[np.ndarray, "N 2"], winner_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x of the winner, x of the other)."""
+    rows = np.arange(len(x_NS))
+    return x_NS[rows, winner_N], x_NS[rows, 1 - winner_N]

@@ -1,0 +1,98 @@
+"""Other ways to make the same policy safer, beside PPO-Lagrangian: what `quickstart --compare` measured."""
+
+from collections.abc import Mapping, Sequence
+
+from srlhfv_jax.report import page, plots, policies
+from srlhfv_jax.report.figure import picture
+from srlhfv_jax.report.labels import Point
+from srlhfv_jax.report.page import Section
+from srlhfv_jax.report.workdir import Workdir
+
+MAIN = "ppo_lag"
+BETTER = {"helpful": 1, "harm_rate": -1, "over_refusal": -1, "evasion_rate": -1}  # which way each number is better
+COLUMNS = (
+    ("helpful", "helpful"),
+    ("helpful_benign", "on harmless"),
+    ("cost", "cost"),
+    ("harm_rate", "harm rate"),
+    ("over_refusal", "over-refusal"),
+    ("evasion_rate", "evasion"),
+    ("unanswered", "harmless, unanswered"),
+    ("length", "tokens"),
+)
+
+
+def comparison_section(work: Workdir) -> Section:
+    """Both planes, who dominates whom, and the table with seconds."""
+    numbers, compared = policies.numeric(work.result), policies.of(work)
+    if not compared.methods:
+        return Section("comparison", "Other methods", "")
+    names = [name for name in ("sft", MAIN) if name in compared.names] + list(compared.methods)
+    budget = numbers.get(compared.judge.budget)
+    body = page.paragraph(dominated(numbers, names))
+    places = policies.points(numbers, [(name, name) for name in names], compared.judge)
+    drawn = [
+        picture(
+            plots.plane(places, budget, "mean true cost (right is worse)", "mean helpfulness"),
+            "Helpfulness against cost",
+            f"Helpfulness against cost. {policies.in_words(places, compared.judge)}.",
+            "Up is better, left is safer; bars are one standard error. The shaded side is within the budget.",
+        )
+    ]
+    if answers := _unanswered(numbers, names):
+        words = "; ".join(f"{point.name}: {point.cost:.2f}, harm {point.helpful:.2f}" for point in answers)
+        drawn.append(
+            picture(
+                plots.plane(answers, None, "share of harmless prompts without a proper answer", "harm rate of harmful prompts"),
+                "Harm against what is left unanswered",
+                f"Harm rate against the share of harmless prompts without a proper answer. {words}.",
+                "Down and left is better: declining or evading everything is safe, and of no use.",
+            )
+        )
+    body += page.figures(drawn)
+    rows = [
+        (
+            page.escape(name),
+            *(f"{numbers[key]:.2f}" if (key := f"{name}.{column}") in numbers else "–" for column, _ in COLUMNS),
+            _seconds(numbers, name),
+        )
+        for name in names
+    ]
+    body += page.table(("", *(heading for _, heading in COLUMNS), "seconds"), rows, numbers=True)
+    body += page.paragraph(
+        "Seconds of each method begin at the supervised policy and its pairs; what the reference says of the pairs is computed once for all "
+        "methods, and its seconds are shared evenly. Those of ppo_lag have its scorer's with them.",
+        "dim",
+    )
+    return Section("comparison", "Other methods", body)
+
+
+def dominated(numbers: Mapping[str, float], names: Sequence[str]) -> str:
+    """Which methods are at least as good as PPO-Lagrangian in everything and better in something, in a sentence."""
+
+    def at_least_as_good(name: str) -> bool:
+        gaps = [sign * (numbers[f"{name}.{key}"] - numbers[f"{MAIN}.{key}"]) for key, sign in BETTER.items()]
+        return min(gaps) >= 0 and max(gaps) > 0
+
+    measured = [name for name in names if all(f"{name}.{key}" in numbers for key in BETTER)]
+    if MAIN not in measured:
+        return "PPO-Lagrangian was not measured here."
+    better = [name for name in measured if name != MAIN and at_least_as_good(name)]
+    among = "in helpfulness, harm, over-refusal and evasion together"
+    return (
+        f"{', '.join(better) if better else 'No method here'} {'dominates' if len(better) < 2 else 'dominate'} ppo_lag {among}."
+    )
+
+
+def _unanswered(numbers: Mapping[str, float], names: Sequence[str]) -> list[Point]:
+    keys = ("unanswered", "harm_rate")
+    return [
+        Point(name, *(numbers[f"{name}.{key}"] for key in keys), *(numbers.get(f"{name}.{key}_se", 0.0) for key in keys))
+        for name in names
+        if all(f"{name}.{key}" in numbers for key in keys)
+    ]
+
+
+def _seconds(numbers: Mapping[str, float], name: str) -> str:
+    seconds = numbers.get(f"{name}.seconds")
+    return "–" if seconds is None else f"{seconds:.0f}"
