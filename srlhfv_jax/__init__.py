@@ -10,7 +10,7 @@ Rooms from the ground up; a file imports from lower lines, from its own room, an
     checkpoint rollout training weights    saves, sampling, the one loop, weights changed without training
     runs                                   start, rows, checkpoints, export and finish of a run
     evaluation functions                   answers of policies, judges, published test sets; rewards and costs of one's own
-    supervised ppo_lag guard               the trained things
+    supervised preference ppo_lag guard    the trained things
     report plan quickstart                 the page, the memory, the whole pipeline
     cli                                    commands
     api                                    from Python: sv.sft, sv.scores, sv.guard, sv.ppo_lag, sv.load, sv.config

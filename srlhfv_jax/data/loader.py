@@ -289,7 +289,7 @@ def all_batches(
     batch_size: int,
     rows_here: np.ndarray | None = None,
     sign: str = "label",
-    wanted: Callable[[Sequence[int]], bool] = bool,
+    chooses: Callable[[Sequence[int]], bool] = bool,
 ) -> Iterator[tuple[Batch, Bool[np.ndarray, "B"]]]:
     """Every row once, in order: (this process's rows of a batch, which rows of the whole batch are real).
 
@@ -297,13 +297,13 @@ def all_batches(
     signs are zero, and the second value is false for them.
 
     Args:
-        wanted: told the numbers of a batch's rows: whether it is to be made at all.
+        chooses: told the numbers of a batch's rows: whether it is to be made at all.
     """
     prepared = _prepared(examples, kind, processor, data, sign)
     assemble = _Assemble(prepared, rows_here)
     count = len(prepared.rows)
     for start in range(0, count, batch_size):
-        if not wanted(range(start, min(start + batch_size, count))):
+        if not chooses(range(start, min(start + batch_size, count))):
             continue
         numbers = np.arange(start, start + batch_size)
         real_B = numbers < count

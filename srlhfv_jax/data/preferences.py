@@ -17,7 +17,7 @@ TRANSFORMS = ("none", "safe_winner", "safedpo")
 
 
 class Choice(NamedTuple):
-    """How the winner of each pair is found."""
+    """Rule by which one response of a pair wins."""
 
     axis: str  # of AXES; of "scores": later, by numbers of models: until then it is side 0
     transform: str  # of TRANSFORMS

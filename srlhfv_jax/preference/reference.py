@@ -44,7 +44,7 @@ Read = Callable[[dict, dict | None, PreferenceBatch], Mapping[str, Float[Array, 
 
 
 class Reader(NamedTuple):
-    """How rows are read by a model: as they will be in training."""
+    """Rows, as a model reads them: as it will in training."""
 
     data: DataConfig
     model: ModelConfig
@@ -152,20 +152,20 @@ def _compute(
         reader.data,
         batch_size=size,
         rows_here=hosts.own_rows(size, reader.mesh),
-        wanted=lambda rows: rows.start in starts,
+        chooses=lambda rows: rows.start in starts,
     )
-    new: dict[str, dict[bytes, float]] = {name: {} for name in known}
+    fresh: dict[str, dict[bytes, float]] = {name: {} for name in known}
     for start, (batch, _) in zip(starts, batches, strict=True):
         told = hosts.to_host(read(policy.tree, policy.base, hosts.global_batch(batch, reader.mesh)))
         for place, row in enumerate(keys[start : start + size]):
             for side, key in enumerate(row):
-                for name, kept in new.items() if key in absent else ():
-                    kept[key] = float(told[name][place, side])
-        if start == starts[-1] or any(len(kept) >= PART for kept in new.values()):
-            for name, kept in new.items():
-                numbers.write(reader.folder, f"{fingerprint}-{name}", kept)
-                known[name] |= kept
-                new[name] = {}
+                for name, part in fresh.items() if key in absent else ():
+                    part[key] = float(told[name][place, side])
+        if start == starts[-1] or any(len(part) >= PART for part in fresh.values()):
+            for name, part in fresh.items():
+                numbers.write(reader.folder, f"{fingerprint}-{name}", part)
+                known[name] |= part
+                fresh[name] = {}
 
 
 def _jit_scores(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:

@@ -129,7 +129,7 @@ def held_out(policy: Policy, settings: PreferenceConfig, rows: loader.Prepared, 
 
 
 def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> terms.Numbers:
-    """What models say of the answers that leave memory before the policy comes."""
+    """Numbers of models that leave memory before the policy comes."""
     numbers, known = terms.Numbers(), settings.reference_path
 
     def ratios(path: str, against: str) -> np.ndarray:

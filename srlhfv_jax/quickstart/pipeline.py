@@ -211,7 +211,7 @@ class Pipeline:
         return numbers
 
     def judge(self, policy: Path, prompts: str) -> compare.Judged:
-        """What the oracle says of a policy's answers to the prompts of a split, sampled at temperature 1."""
+        """The oracle's verdict on a policy's answers to the prompts of a split, sampled at temperature 1."""
         sampler, prepared = self.sampler(1.0), self.prompts(prompts)
         loaded = checkpoints.load(str(policy), self.settings.ppo_lag.model, sampler.mesh)
         return compare.by_oracle(prepared.examples, sampler.answers(loaded, prepared, answering.keys(self.settings.seed)))

@@ -68,7 +68,7 @@ def comparison_section(work: Workdir) -> Section:
 
 
 def dominated(numbers: Mapping[str, float], names: Sequence[str]) -> str:
-    """Which methods are at least as good as PPO-Lagrangian in everything and better in something, in a sentence."""
+    """A sentence on the methods that are as good as PPO-Lagrangian in everything and better in something."""
 
     def at_least_as_good(name: str) -> bool:
         gaps = [sign * (numbers[f"{name}.{key}"] - numbers[f"{MAIN}.{key}"]) for key, sign in BETTER.items()]
