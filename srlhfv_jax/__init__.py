@@ -13,7 +13,7 @@ Rooms from the ground up; a file imports from lower lines, from its own room, an
     supervised preference ppo_lag guard    the trained things
     report plan quickstart                 the page, the memory, the whole pipeline
     cli                                    commands
-    api                                    from Python: sv.sft, sv.scores, sv.guard, sv.ppo_lag, sv.load, sv.config
+    api                                    from Python: sv.sft, sv.scores, sv.preference, sv.guard, sv.ppo_lag, sv.load, sv.config
 """
 
 import importlib
@@ -42,13 +42,19 @@ class _Guard(ModuleType):
     __call__ = staticmethod(_stages.guard)
 
 
+class _Preference(ModuleType):
+    """The room preference/, which is called as its stage: `sv.preference(...)`."""
+
+    __call__ = staticmethod(_stages.preference)
+
+
 class _PPOLag(ModuleType):
     """The room ppo_lag/, which is called as its stage: `sv.ppo_lag(...)`."""
 
     __call__ = staticmethod(_stages.ppo_lag)
 
 
-_ROOMS = {"config": _Config, "guard": _Guard, "ppo_lag": _PPOLag}
+_ROOMS = {"config": _Config, "preference": _Preference, "guard": _Guard, "ppo_lag": _PPOLag}
 
 
 class _Package(ModuleType):

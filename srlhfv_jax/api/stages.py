@@ -64,6 +64,15 @@ def scores(
     return _run(SCORES, preset, Path(workdir), {"init": str(init)}, {"data.path": rows}, overrides)
 
 
+def preference(
+    init: str | Path, rows: Rows, workdir: str | Path, *, preset: str = "default", overrides: Mapping[str, Any] = NOTHING
+) -> Result:
+    """A policy from pairs (`srlhfv preference`), from the checkpoint `init` and rows with two responses; `preset` is the method."""
+    from srlhfv_jax.preference.stage import PREFERENCE
+
+    return _run(PREFERENCE, preset, Path(workdir), {"init": str(init)}, {"data.path": rows}, overrides)
+
+
 def guard(
     init: str | Path, rows: Rows, workdir: str | Path, *, preset: str = "default", overrides: Mapping[str, Any] = NOTHING
 ) -> Result:

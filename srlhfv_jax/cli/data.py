@@ -31,7 +31,9 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     command.text("path", None, "file or folder of rows, TFDS folder, or owner/name of the hub; several: a.jsonl:0.7,b.csv:0.3")
     define.rows(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
-    command.choice("kind", None, ["supervised", "pairs", "prompts"], "use to check the rows for")
+    command.choice("kind", None, ["supervised", "pairs", "preference", "prompts"], "use to check the rows for")
+    command.choice("axis", "helpful", ["helpful", "safer"], "of --kind=preference: who wins a pair")
+    command.choice("transform", "none", ["none", "safe_winner", "safedpo"], "of --kind=preference: pairs whose winner is unsafe")
     command.text("chat_template", "", "file of a chat template in the place of the model's own; empty: its own")
     command.whole("prompt_length", 0, "P: prompts with more tokens are dropped; 0: none is")
     command.whole("response_length", 0, "R: responses with more tokens are dropped; 0: none is")
@@ -41,14 +43,16 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     values = command.values
     switches.read(values, "data inspect", argv, __doc__)
     switches.required(values, "path")
-    from srlhfv_jax.data import given, inspection, loader, templates
+    from srlhfv_jax.data import given, inspection, loader, preferences, templates
     from srlhfv_jax.hf.load import load_config_and_processor
 
     P, R = (length or loader.UNLIMITED for length in (values.prompt_length, values.response_length))
     how = define.settings(given.RowSettings, values)
     data = given.single_pass(values.path, how, prompt_length=P, response_length=R, workers=values.workers)
     processor = templates.override(load_config_and_processor(values.model)[1], values.chat_template) if values.model else None
-    numbers = inspection.inspect(data, samples=values.samples, processor=processor, model=values.model, kind=values.kind)
+    choice = preferences.Choice(values.axis, values.transform, flags=False)
+    how = dict(samples=values.samples, processor=processor, model=values.model, kind=values.kind, choice=choice)
+    numbers = inspection.inspect(data, **how)
     return values.workdir, numbers
 
 

@@ -8,6 +8,7 @@ from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import chat, images, loader, sources, summary
 from srlhfv_jax.data.drops import REASONS
 from srlhfv_jax.data.mixtures import Mixture
+from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example, listed
 
 SHOWN = 110  # characters of a text
@@ -15,7 +16,13 @@ KINDS = ("prompts", "supervised", "pairs")  # the use of rows with 0, 1 and 2 re
 
 
 def inspect(
-    data: DataConfig, *, samples: int, processor: Any = None, model: str = "", kind: str | None = None
+    data: DataConfig,
+    *,
+    samples: int,
+    processor: Any = None,
+    model: str = "",
+    kind: str | None = None,
+    choice: Choice = loader.HELPFUL,
 ) -> dict[str, float | str]:
     """Print what is in the rows of `data`; returns the numbers.
 
@@ -23,6 +30,7 @@ def inspect(
         samples: rows, and dropped rows of each reason, to print.
         processor: of the checkpoint `model`: tokens are counted too, and the rows are checked for a use; None: they are not.
         kind: that use; None: the one that the first row's number of responses is for.
+        choice: of kind "preference": who wins.
 
     Raises:
         UserError: rows that cannot be read at all.
@@ -34,7 +42,7 @@ def inspect(
     _print_drops("rows that cannot be read", examples.drops, examples.dropped, samples)
     if processor is not None:
         kind = kind or KINDS[len(examples[0].responses)]
-        numbers |= _with_model(examples, data, processor, model, kind, samples)
+        numbers |= _with_model(examples, data, processor, model, kind, samples, choice)
     for index in range(min(samples, len(examples))):
         _print_sample(examples.kept[index], examples[index])
     return numbers
@@ -59,14 +67,14 @@ def print_numbers(numbers: dict[str, Any]) -> None:
 
 
 def _with_model(
-    examples: sources.Examples, data: DataConfig, processor: Any, model: str, kind: str, samples: int
+    examples: sources.Examples, data: DataConfig, processor: Any, model: str, kind: str, samples: int, choice: Choice
 ) -> dict[str, float]:
     """Lengths in tokens, and what this use of the rows would drop."""
     codec = chat.codec(processor, data.max_pixels, data.system_prompt)
     lengths = summary.token_lengths(examples, codec)
     print(f"\nwith {model}, as {kind}:")
     print_numbers(lengths)
-    prepared = loader.fit(kind, examples, processor, data)
+    prepared = loader.fit(kind, examples, processor, data, choice=choice)
     print_numbers({"fit": len(prepared.rows)})
     if loader.merges_system(prepared):
         print(chat.MERGED)
