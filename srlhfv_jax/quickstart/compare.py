@@ -14,11 +14,18 @@ from typing import Any, NamedTuple
 from srlhfv_jax.config import PreferenceConfig, to_dict
 from srlhfv_jax.configs import preference as presets
 from srlhfv_jax.errors import UserError, nearest
+from srlhfv_jax.evaluation import dual
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.preference import run as preference
-from srlhfv_jax.quickstart.pipeline import Pipeline
+from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline
+from srlhfv_jax.runs.merge import merge_policies
 
 ALL = "all"
+SHARED = "compare.reference"  # what the reference says of all pairs
+BETA = 0.5  # of most; the published 0.1 lets a small model's answers fall apart
+DUAL_BUDGET = -3.0  # of mocan's multiplier: mean learned cost
+DUAL_PROMPTS, DUAL_SAMPLES = 256, 16
+MERGED = "0,0.25,0.5,0.75,1"  # of SACPO, between its first step's policy and itself
 STEPS = 0.27  # of the scorer's
 SECTIONS = ("lora", "model", "mesh", "data", "optimizer", "checkpoint", "log")  # as the scorer's
 
@@ -31,18 +38,21 @@ class Method(NamedTuple):
     rate: float  # learning rate, in those of the scorer
     changes: Mapping[str, Any] = {}  # of the preset
     start: str = ""  # the method whose policy it goes on from; "": the supervised policy
+    by_scores: bool = False  # the scorer says who wins, with the multiplier of `srlhfv dual`
+    merged: bool = False  # policies between that start and it are judged too
 
 
 METHODS = {
-    "dpo_helpful": Method("dpo_helpful", "helpfulness", 0.25, {"beta": 0.5}),
-    "dpo_harmless": Method("dpo_harmless", "safety", 0.125, {"beta": 0.5}),
-    "dpo_safe_better": Method("dpo_safe_better", "helpfulness, safety of the winner", 0.125, {"beta": 0.5}),
-    "ipo": Method("ipo", "helpfulness", 0.25, {"beta": 0.5}),
+    "dpo_helpful": Method("dpo_helpful", "helpfulness", 0.25, {"beta": BETA}),
+    "dpo_harmless": Method("dpo_harmless", "safety", 0.125, {"beta": BETA}),
+    "dpo_safe_better": Method("dpo_safe_better", "helpfulness, safety of the winner", 0.125, {"beta": BETA}),
+    "ipo": Method("ipo", "helpfulness", 0.25, {"beta": BETA}),
     "simpo": Method("simpo", "helpfulness", 0.125, {"sft_coef": 1.0}),
-    "safedpo": Method("safedpo", "helpfulness, safety of both", 0.25, {"beta": 0.5, "sft_coef": 1.0}),
+    "safedpo": Method("safedpo", "helpfulness, safety of both", 0.25, {"beta": BETA, "sft_coef": 1.0}),
     "bfpo": Method("bfpo", "helpfulness, safety of both", 0.25, {"beta": 0.2, "sft_coef": 1.0}),
+    "mocan": Method("mocan", "nothing; a scorer", 0.25, {"beta": BETA}, by_scores=True),
     "unlearn": Method("unlearn", "safety", 0.125),
-    "sacpo": Method("sacpo", "helpfulness, then safety", 0.25, {"beta": 0.25}, start="dpo_helpful"),
+    "sacpo": Method("sacpo", "helpfulness, then safety", 0.25, {"beta": 0.25}, start="dpo_helpful", merged=True),
 }
 
 
@@ -64,26 +74,85 @@ def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
 
     What the reference says of all pairs is computed once, and its seconds are shared evenly by the methods that read it.
     """
-    shared = pipeline.workdir / "compare.reference"
+    shared = pipeline.workdir / SHARED
     pipeline.step(shared.name, lambda folder: preference.run(_of_all_pairs(pipeline, shared), folder))
     result: dict[str, float] = {}
     for name in names:
-        settings = stage(pipeline, name)
         folder = pipeline.workdir / f"compare.{name}"
+        if METHODS[name].by_scores:
+            told = pipeline.step(f"{folder.name}.dual", lambda folder: _dual(pipeline, folder))
+            result |= {f"{name}.multiplier": told["multiplier"], f"{name}.budget": told["budget"]}
+        settings = stage(pipeline, name, result.get(f"{name}.multiplier", 0.0))
         pipeline.step(folder.name, lambda folder: preference.run(settings, folder))
         judged = pipeline.step(f"{folder.name}.judged", lambda _: pipeline.judge(folder, "test").metrics)
         result |= {f"{name}.{key}": value for key, value in judged.items()}
-        result[f"{name}.seconds"] = pipeline.seconds[folder.name]
-        if settings.has_reference:
+        result[f"{name}.seconds"] = pipeline.seconds[folder.name] + pipeline.seconds.get(f"{folder.name}.dual", 0.0)
+        if METHODS[name].start:
+            result[f"{name}.seconds"] += result[f"{METHODS[name].start}.seconds"]
+        elif settings.has_reference:
             result[f"{name}.seconds"] += pipeline.seconds[shared.name] / len(METHODS)
+        if METHODS[name].merged:
+            start = pipeline.workdir / f"compare.{METHODS[name].start}"
+            result |= pipeline.step(f"{folder.name}.merged", lambda out: _merged(pipeline, name, start, folder, out))
     return result
 
 
-def stage(pipeline: Pipeline, name: str) -> PreferenceConfig:
-    """A method's settings, with the sizes of the quickstart's scorer and its paths filled in."""
+def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> PreferenceConfig:
+    """A method's settings, with the sizes of the quickstart's scorer and its paths filled in.
+
+    Args:
+        multiplier: of a method that goes by a scorer.
+    """
     method = METHODS[name]
     start = pipeline.workdir / (f"compare.{method.start}" if method.start else "sft")
-    return _filled(pipeline, method.preset, method.changes, start, rate=method.rate)
+    scores = {"scores.scorer": str(pipeline.workdir / "round1_scores"), "scores.multiplier": multiplier}
+    return _filled(pipeline, method.preset, dict(method.changes) | (scores if method.by_scores else {}), start, rate=method.rate)
+
+
+def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
+    """The multiplier of DUAL_BUDGET, from scored answers of the supervised policy to some of PPO's prompts."""
+    data = pipeline.settings.ppo_lag.data
+    settings = dual.Settings(
+        split="",
+        image_dir="",
+        allow_dir="",
+        max_pixels=0,
+        system_prompt="",
+        revision="",
+        columns=(),
+        label_means="desirable",
+        chosen_means="helpful",
+        fetch=False,
+        workdir=str(folder),
+        policy=str(pipeline.workdir / "sft"),
+        data=str(pipeline.data / "prompts.parquet"),
+        scorer=str(pipeline.workdir / "round1_scores"),
+        helpful="",
+        harmless="",
+        reference="",
+        kind="mean",
+        budget=DUAL_BUDGET,
+        beta=BETA,
+        ceiling=100.0,
+        samples=DUAL_SAMPLES,
+        prompts=DUAL_PROMPTS,
+        prompt_length=data.prompt_length,
+        response_length=data.response_length,
+        batch_size=PAIR_BATCH,
+        seed=pipeline.settings.seed,
+        dtype=pipeline.settings.ppo_lag.model.dtype,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return dual.run(settings, folder)
+
+
+def _merged(pipeline: Pipeline, name: str, start: Path, end: Path, out: Path) -> dict[str, float]:
+    """Numbers of the policies between two, `NAME_merge.Q.NUMBER`."""
+    result = {}
+    for folder in merge_policies(str(start), str(end), out, MERGED):
+        judged = pipeline.judge(folder, "test").metrics
+        result |= {f"{name}_merge.{folder.name.removeprefix('q')}.{key}": value for key, value in judged.items()}
+    return result
 
 
 def _of_all_pairs(pipeline: Pipeline, folder: Path) -> PreferenceConfig:
@@ -100,7 +169,7 @@ def _filled(pipeline: Pipeline, preset: str, changes: Mapping[str, Any], start: 
         seed=pipeline.settings.seed,
         init=str(start),
         steps=math.ceil(STEPS * scores["steps"]),
-        reference_cache=str(pipeline.workdir / "compare.reference" / "reference"),
+        reference_cache=str(pipeline.workdir / SHARED / "reference"),
         data=dict(path=str(pipeline.workdir / "pairs")),
         optimizer=dict(learning_rate=rate * scores["optimizer"]["learning_rate"], weight_decay=0.0),
     )
