@@ -1,6 +1,7 @@
 """The stage that learns from pairs: its numbers of other models by content, its terms, and runs from rows to an export."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -149,11 +150,26 @@ def test_every_source_of_numbers_trains(task, done, tmp_path, changes):
         ({"loss": "unlearn"}, "config.reference is '' and would be ignored"),
         ({"margin.path": "x", "margin.weight": 1.0}, "margin.weight must be below 1"),
         ({"reference": "none", "margin.path": "x"}, "config.margin is measured against references"),
+        ({"mean": True}, "is SimPO, which has no reference"),
+        ({"margin.path": "nowhere"}, "'nowhere' is not a folder"),
+        ({"axis": "scores", "scores.scorer": "{task}/sft"}, "has no reward head"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(task, tmp_path, changes, said):
+    changes = {key: value.format(task=task) if isinstance(value, str) else value for key, value in changes.items()}
     with pytest.raises(UserError, match=said):
         preference.run(of(task, **changes), tmp_path / "run")
+
+
+def test_a_reference_with_another_tokenizer_is_refused(task, tmp_path):
+    other = shutil.copytree(task / "sft" / "export", tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    first, second, *_ = words["model"]["vocab"]
+    ids = words["model"]["vocab"]
+    ids[first], ids[second] = ids[second], ids[first]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(UserError, match="config.reference=.* has another tokenizer"):
+        preference.run(of(task, reference=str(other)), tmp_path / "run")
 
 
 def test_an_axis_that_no_row_has_is_refused(task, tmp_path):

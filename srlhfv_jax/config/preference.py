@@ -95,6 +95,11 @@ class PreferenceConfig(SupervisedConfig):
             raise UserError(
                 "config.margin is measured against references: set config.reference, or leave config.margin.path empty"
             )
+        if self.loss == "logistic" and self.mean and self.has_reference:
+            raise UserError(
+                f"config.mean with loss 'logistic' is SimPO, which has no reference: set config.reference='none', got {self.reference!r}, or "
+                "config.mean=False"
+            )
         if self.margin.path and self.margin.weight >= 1:
             raise UserError(f"config.margin.weight must be below 1, the rest is the main objective's, got {self.margin.weight}")
         if self.axis != "scores":

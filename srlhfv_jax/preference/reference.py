@@ -122,13 +122,15 @@ def _kept(
     absent = numbers.missing(known, keys)
     hosts.say(f"{' and '.join(names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
     if absent:
-        _compute(policy or _load(path, reader), prepared, keys, known, absent, reader, fingerprint)
+        _compute(policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
     return {name: np.array([[of[key] for key in row] for row in keys], np.float32).reshape(-1, 2) for name, of in known.items()}
 
 
-def _load(path: str, reader: Reader) -> Policy:
+def _load(path: str, prepared: loader.Prepared, reader: Reader) -> Policy:
     model = dataclasses.replace(reader.model, param_dtype=reader.model.dtype)  # nobody trains it
     loaded = checkpoints.load(path, model, reader.mesh, chat_template=reader.data.chat_template)
+    if prepared.room is not None:
+        inputs.check_pictures(loaded, prepared.codec.reader)
     return Policy(loaded.config, {"backbone": loaded.params, "heads": loaded.heads}, None)
 
 

@@ -11,10 +11,12 @@ import numpy as np
 
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import PreferenceConfig
-from srlhfv_jax.data import loader
+from srlhfv_jax.data import chat, loader
 from srlhfv_jax.data.preferences import Choice
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.score_metrics import COST, REWARD
 from srlhfv_jax.hf.card import Product
+from srlhfv_jax.hf.load import load_config_and_processor
 from srlhfv_jax.losses import masked, preference
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
@@ -153,12 +155,26 @@ def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader
 
 
 def _check_checkpoints(settings: PreferenceConfig) -> None:
-    """Open every checkpoint before anything is read."""
-    named = {"init": settings.init, "margin.path": settings.margin.path, "margin.reference": settings.margin.reference}
-    named |= {"reference": settings.reference if settings.has_reference else ""}
-    named |= {"scores.helpful": settings.scores.helpful, "scores.harmless": settings.scores.harmless}
+    """Open every checkpoint before anything is read.
+
+    Raises:
+        UserError: one is not there, lacks a head, or has another tokenizer than the policy.
+    """
+    margin, scores = settings.margin, settings.scores
+    named = {"init": settings.init, "reference": settings.reference_path if settings.has_reference else ""}
+    named |= {"margin.path": margin.path, "margin.reference": margin.reference}
+    named |= {"scores.scorer": scores.scorer, "scores.helpful": scores.helpful, "scores.harmless": scores.harmless}
+    words = _vocabulary(settings.init)
     for name, path in named.items():
-        if path:
-            checkpoints.check_checkpoint(path, f"config.{name}")
-    if settings.scores.scorer:
-        checkpoints.check_checkpoint(settings.scores.scorer, "config.scores.scorer", "reward", "cost")
+        if not path:
+            continue
+        checkpoints.check_checkpoint(path, f"config.{name}", *((REWARD, COST) if name == "scores.scorer" else ()))
+        if path != settings.init and _vocabulary(path) != words:
+            raise UserError(
+                f"config.{name}={path} has another tokenizer than config.init={settings.init}: it would read other words; give a model that was "
+                "trained from the same one"
+            )
+
+
+def _vocabulary(path: str) -> dict[str, int]:
+    return chat.codec(load_config_and_processor(path)[1]).tokenizer.get_vocab()
