@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tiny_stages import numbers, settings
 
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, PreferenceConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.preference import run as preference
 from srlhfv_jax.supervised import scores, sft
 
 ROWS = 8
@@ -72,6 +73,9 @@ def stage(folder: Path, out: Path, name: str, data: int, fsdp: int, tensor: int)
             result = sft.run(settings(SFTConfig, "sft", init=llama, steps=2, **rows), out / name)
         case "scores":
             result = scores.run(settings(ScoresConfig, "scores", init=llama, steps=2, evaluation=held_out, **rows), out / name)
+        case "preference":  # both passes of other models, and ours
+            rows |= {"evaluation": held_out, "evaluation_every": 1, "axis": "scores", "scores.scorer": str(folder / "scores")}
+            result = preference.run(settings(PreferenceConfig, "preference", init=llama, steps=2, **rows), out / name)
         case "guard":
             held = {"parts": ("output",), "calibration": rows["data.path"], "evaluation": held_out, "pairs.evaluation": held_out}
             held |= {"evaluation_every": 1, "keep_best": "guard.output.auroc"}  # the first of two equal ones
@@ -106,7 +110,7 @@ def own(folder: Path, out: Path, data: int, fsdp: int, tensor: int) -> list[dict
     return numbers(out / "own")
 
 
-STAGES = ("sft", "scores", "guard", "ppo_lag")
+STAGES = ("sft", "scores", "preference", "guard", "ppo_lag")
 
 
 def run(folder: Path, out: Path, way: str, data: int, fsdp: int, tensor: int, unroll: int = 1, iterations: int = 2) -> list[dict]:

@@ -110,6 +110,11 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def array_from_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, on every process; all have one of its shape."""
+    return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def text_from_first(text: str) -> str:
     """The first process's text, cut to what is sent at once, on every process."""
     if jax.process_count() == 1:

@@ -38,8 +38,7 @@ PART = 4096  # numbers of a file, at least: what a kill may cost
 LOGP = "log_probability"
 LIMITS = {"float32": 1e-4, "bfloat16": 0.02}  # of |h| at step 0: the largest, and the mean
 
-
-Numbers = Float[np.ndarray, "N 2"]
+Pairs = Float[np.ndarray, "N 2"]
 Read = Callable[[dict, dict | None, PreferenceBatch], Mapping[str, Float[Array, "B 2"]]]  # tree, base, batch
 
 
@@ -61,7 +60,7 @@ class Policy(NamedTuple):
     base: dict | None  # the backbone under a tree that holds an adapter
 
 
-def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None = None) -> Numbers:
+def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None = None) -> Pairs:
     """log pi of both answers of every row, by the checkpoint at `path`.
 
     Args:
@@ -70,7 +69,7 @@ def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | 
     return _kept((LOGP,), path, prepared, reader, policy)[LOGP]
 
 
-def scores(path: str, prepared: loader.Prepared, reader: Reader) -> dict[str, Numbers]:
+def scores(path: str, prepared: loader.Prepared, reader: Reader) -> dict[str, Pairs]:
     """Reward and cost of both answers of every row, by the scorer at `path`."""
     return _kept((REWARD, COST), path, prepared, reader, None)
 
@@ -112,18 +111,24 @@ def self_test(policy: Policy, prepared: loader.Prepared, reader: Reader) -> None
     hosts.say(f"preference: self-test passed: |h| of the first rows {value:.1e}")
 
 
-def _kept(
-    names: Sequence[str], path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None
-) -> dict[str, Numbers]:
+def _kept(names: Sequence[str], path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None) -> dict[str, Pairs]:
     """Numbers of every answer, in the order of the rows: what is kept of them, and the rest computed."""
-    fingerprint = _fingerprint(path, reader.model)
+    fingerprint = _fingerprint(path, reader.model, policy)
     keys = [numbers.keys(row) for row in prepared.rows]
-    known = {name: numbers.read(reader.folder, f"{fingerprint}-{name}") for name in names}
+    known = {name: _from_first(reader.folder, f"{fingerprint}-{name}", keys) for name in names}
     absent = numbers.missing(known, keys)
     hosts.say(f"{' and '.join(names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
     if absent:
         _compute(policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
     return {name: np.array([[of[key] for key in row] for row in keys], np.float32).reshape(-1, 2) for name, of in known.items()}
+
+
+def _from_first(folder: Path, fingerprint: str, keys: Sequence[tuple[bytes, ...]]) -> dict[bytes, float]:
+    """The numbers that are kept of these answers, as the first process finds them: its folder need not be everybody's."""
+    kept = numbers.read(folder, fingerprint) if hosts.process_index() == 0 else {}
+    every = list(dict.fromkeys(itertools.chain(*keys)))
+    values = hosts.array_from_first(np.array([kept.get(key, np.nan) for key in every], np.float32))
+    return {key: float(value) for key, value in zip(every, values, strict=True) if not np.isnan(value)}
 
 
 def _load(path: str, prepared: loader.Prepared, reader: Reader) -> Policy:
@@ -175,17 +180,20 @@ def _jit_scores(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
     return lambda tree, base, batch: score({scoring.SCORER: tree}, batch, batch.images)
 
 
-def _fingerprint(path: str, model: ModelConfig) -> str:
-    """Digest of a checkpoint's weights, adapter and architecture, and of the number formats it is run in."""
+def _fingerprint(path: str, model: ModelConfig, policy: Policy | None) -> str:
+    """Digest of a checkpoint's weights, adapter and architecture, and of the number formats it is held and run in."""
     if hosts.process_index() > 0:
         return hosts.text_from_first("")
-    sha = hashlib.sha256(json.dumps([model.dtype, model.param_dtype]).encode())
+    held = {model.dtype}
+    if policy is not None:
+        held = {str(leaf.dtype) for leaf in jax.tree.leaves(policy.tree.get("backbone", policy.base))}
+    sha = hashlib.sha256(json.dumps([model.dtype, sorted(held)]).encode())
     folders = dict.fromkeys([checkpoint_folder(path), checkpoint_folder(backbone_name(path))])
     for folder in folders:
         for file in sorted(
             [*folder.glob("*.safetensors"), *folder.glob("adapter_config.json"), described_in(folder) / "config.json"]
         ):
-            if file.name != "score_heads.safetensors" and file.is_file():
+            if file.is_file():
                 with file.open("rb") as stream:
                     sha.update(hashlib.file_digest(stream, "sha256").digest())
     return hosts.text_from_first(sha.hexdigest()[:32])
