@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "three": {"constraints": (HARM, OVER_REFUSAL, LENGTH)},
     "ratio": {"constraint.error": "ratio"},
+    "warm": {"lambda_warm_start": 16},
     "ratio_64": {"constraint.error": "ratio", "data.batch_size": 64},
     "prompts_96": {"data.batch_size": 96},
     "prompts_64": {"data.batch_size": 64},

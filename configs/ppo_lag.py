@@ -43,6 +43,7 @@ def default() -> ConfigDict:
             microbatches=1,  # parts of a minibatch, one after the other
             critic_warmup=8,  # iterations of the critics alone, at most
             critic_warmup_rate=2e-5,
+            lambda_warm_start=0,  # answers to each prompt; off
             rollout=sections.rollout(),
             ppo=sections.ppo(minibatches=2),
             # Only unsafe answers count, so that very safe answers elsewhere cannot pay for them.

@@ -225,6 +225,7 @@ def _ppo_lag(*, iterations: int, controller: str) -> dict:
         microbatches=1,
         critic_warmup=0,  # the critics start as the scorer, fitted to the first rollout
         critic_warmup_rate=7e-4,
+        lambda_warm_start=0,  # off
         rollout=sections.rollout(),
         ppo=sections.ppo(minibatches=1),
         constraint=dict(

@@ -136,6 +136,7 @@ class PPOLagConfig:
     microbatches: Parts  # gradient accumulation inside a minibatch
     critic_warmup: CountOrOff  # at most so many iterations train the critics alone, while their explained variance rises
     critic_warmup_rate: Share  # learning rate of the critics in these, constant
+    lambda_warm_start: CountOrOff  # answers to each prompt of the first batch, by which multipliers start; 0 = at constraint.init
     rollout: RolloutConfig
     ppo: PPOConfig
     constraint: ConstraintConfig

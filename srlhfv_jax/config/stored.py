@@ -47,7 +47,7 @@ PPO: dict[str, Any] = {
 }
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
 OPTIMIZER: dict[str, Any] = {"part_rates": ()}
-CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": ""}
+CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": "", "lambda_warm_start": 0}
 CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0, "error": "difference", "softness": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT

@@ -11,9 +11,9 @@ One iteration:
     5  advantages of both streams, mixed                      advantages.py, losses/gae.py
     6  critics and policy take their gradient steps           update.py, losses/ppo.py
 
-`run` starts, validates and finishes; `iteration` has the order above, written once. A file imports those to its right alone; `stage` is what the command has to know, `curves` are those of the report:
+`run` starts, validates and finishes; `iteration` has the order above, written once. A file imports those to its right alone; `stage` is what the command has to know, `curves` are those of the report, `warm_start` is where lambda begins:
 
-    stage -> run, curves -> alarms, check, rows, watch -> validate -> iteration -> load, critics, leash, selftest -> {experience, update} -> advantages, minibatches -> static -> roles
+    stage -> run, curves -> alarms, check, rows, watch -> validate, warm_start -> iteration -> load, critics, leash, selftest -> {experience, update} -> advantages, minibatches -> static -> roles
 
     paper                       here
     R, C                        reward_B, cost_B (raw end scores; C > 0 is unsafe)

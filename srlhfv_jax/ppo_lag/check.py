@@ -6,6 +6,7 @@ import re
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import ConstraintConfig, PPOConfig, PPOLagConfig, unread
+from srlhfv_jax.config.base import value_at
 from srlhfv_jax.config.constraints import Constraint
 from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.errors import UserError, nearest, shown
@@ -22,6 +23,7 @@ def check(settings: PPOLagConfig) -> None:
     check_lora(settings)
     unread.check(settings)
     check_constraints(settings)
+    check_warm_start(settings)
     check_groups(settings)
     check_clips(settings.ppo)
     check_reference(settings)
@@ -116,6 +118,32 @@ def check_constraints(settings: PPOLagConfig) -> None:
             raise UserError(
                 f"config.microbatches must be 1 with {path}.controller='p3o', got {settings.microbatches}: its penalty is of a whole "
                 "step's mean"
+            )
+
+
+def check_warm_start(settings: PPOLagConfig) -> None:
+    """Raise UserError for a warm start of multipliers that do not start, or whose closed form is that of another problem."""
+    answers, ppo, path = settings.lambda_warm_start, settings.ppo, "config.lambda_warm_start"
+    if answers == 0:
+        return
+    for constraint in settings.costs.values():
+        controller, of = constraint.settings.controller, _path(settings, constraint)
+        if controller not in ("log", "projected", "pid"):
+            raise UserError(
+                f"{path} is for the controllers 'log', 'projected' and 'pid', got {of}.controller={controller!r}: leave it at 0"
+            )
+    if answers % ppo.group_size:
+        raise UserError(f"{path} {answers} must be a multiple of config.ppo.group_size {ppo.group_size}, the answers of one call")
+    if ppo.kl_coef == 0:
+        raise UserError(
+            f"{path} needs config.ppo.kl_coef above 0: without a KL its policy is the best answer alone; leave it at 0"
+        )
+    scaled = {"scale_scores": "none", "whiten": "none"} | ({"group_scale": "none"} if ppo.advantage == "group" else {})
+    for name, unscaled in scaled.items():
+        if (value := value_at(ppo, name)) != unscaled:
+            raise UserError(
+                f"{path} needs config.ppo.{name}={unscaled!r}, got {value!r}: reward and cost are divided by deviations there, and lambda "
+                "has another unit"
             )
 
 

@@ -49,6 +49,11 @@ class Extra(NamedTuple):
         """The state of every constraint, by its key."""
         return {FIRST: self.controller, **(self.further or {})}
 
+    @property
+    def moving(self) -> dict[str, dict]:
+        """The tree of a reference that moves, for scoring."""
+        return {} if self.reference is None else {"reference": self.reference}
+
     def with_controllers(self, controllers: Mapping[str, lagrangian.ControllerState]) -> "Extra":
         further = {key: state for key, state in controllers.items() if key != FIRST}
         return self._replace(controller=controllers[FIRST], further=further or None)
@@ -181,20 +186,19 @@ class Iteration:
             given, numbers = yield Call("functions", self.functions, (rollout, self.for_each_answer(prompts.row_B)))
         extra = state.extra
         scored = rollout, images, given, extra.controllers, np.bool_(warming), extra.kl_coef
-        moving = {} if extra.reference is None else {"reference": extra.reference}
-        trees = self.scoring_trees(params, rollout) | moving
+        trees = self.scoring_trees(params, rollout) | extra.moving
         experience, controllers, weights, kl_coef, metrics = yield Call("score", self.score, (trees, *scored))
         del trees
         if fit_critics:
             heads = yield Call("fit_critics", self.fit_critics, (self.critics(params, experience), experience, images))
             params = params | {name: params[name] | {"heads": fitted} for name, fitted in heads.items()}
             if experience.streams is not None:  # they are of the values before
-                experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads) | moving, *scored))
+                experience, *_ = yield Call("score", self.score, (self.scoring_trees(params, heads) | extra.moving, *scored))
         if check:
             yield Call("self_test", self.self_test, (params["policy"], rollout, experience, images))
         resampled: dict = {}
         if self.settings.ppo.resample:
-            again = params, prompts, keys.rollout, extra, experience, moving
+            again = params, prompts, keys.rollout, extra, experience
             experience, resampled = yield Call("resample", self.resample, again)
         learn = self.warm_up if warming else self.update
         trees = self.on_devices((params, state.opt_state), experience)
@@ -288,7 +292,7 @@ class Iteration:
         return state._replace(params=offload.rest(state.params, self.idle_trees), opt_state=opt_state)
 
     def resample(
-        self, params: dict, prompts: PromptBatch, key: jax.Array, extra: Extra, experience: Experience, moving: dict
+        self, params: dict, prompts: PromptBatch, key: jax.Array, extra: Extra, experience: Experience
     ) -> tuple[Experience, dict[str, float]]:
         """Groups that teach nothing, answered anew while there are any, at most `ppo.resample` times. The multiplier has seen the first
         answers alone: those that replace them are no fair sample of the policy's."""
@@ -298,14 +302,18 @@ class Iteration:
             if equal == 0:
                 break
             replaced += equal
-            weights = self.rollout_weights(params["policy"])
-            rollout = self.generate(weights, prompts, jax.random.fold_in(key, RESAMPLED + attempt))
-            del weights
-            given = self.functions(rollout, self.for_each_answer(prompts.row_B))[0] if self.by_functions else {}
-            trees = self.scoring_trees(params, rollout) | moving
-            scored = self.score(trees, rollout, prompts.images, given, extra.controllers, np.bool_(True), extra.kl_coef)
-            experience = self.replace_groups(experience, scored[0])
+            other = self.answered_again(params, prompts, jax.random.fold_in(key, RESAMPLED + attempt), extra)
+            experience = self.replace_groups(experience, other)
         return experience, {"resampled": replaced / self.settings.prompts}
+
+    def answered_again(self, params: dict, prompts: PromptBatch, key: jax.Array, extra: Extra) -> Experience:
+        """Other scored answers to the same prompts, which no multiplier sees."""
+        weights = self.rollout_weights(params["policy"])
+        rollout = self.generate(weights, prompts, key)
+        del weights
+        given = self.functions(rollout, self.for_each_answer(prompts.row_B))[0] if self.by_functions else {}
+        trees = self.scoring_trees(params, rollout) | extra.moving
+        return self.score(trees, rollout, prompts.images, given, extra.controllers, np.bool_(True), extra.kl_coef)[0]
 
     def self_test(self, policy: dict, rollout: Rollout, scored: Experience, images: Images | None) -> None:
         """Checks on the first rollout of a process (selftest.py)."""

@@ -13,7 +13,7 @@ from srlhfv_jax.functions import conditions, load, score
 from srlhfv_jax.hf.card import SIGNS, Product
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.ppo_lag import alarms, check, rows as prompts, validate, watch
+from srlhfv_jax.ppo_lag import alarms, check, rows as prompts, validate, warm_start, watch
 from srlhfv_jax.ppo_lag.iteration import Iteration
 from srlhfv_jax.ppo_lag.load import load_models
 from srlhfv_jax.runs import checkpoints, inputs
@@ -40,7 +40,7 @@ def run(
         load_guard: as in `runs.run.start`.
 
     Returns the last iteration's numbers, `best_feasible.*` (step -1: no validation result was within the budget) and
-    `lambda.final`.
+    `lambda.final`, with a warm start `lambda.start`.
     """
     check.check(settings)
     functions = load.load(settings, given)
@@ -75,7 +75,7 @@ def run(
             metric(key, "lambda.final"): float(lagrangian.multiplier(one.settings, state.extra.controllers[key]))
             for key, one in settings.costs.items()
         }
-        return last_numbers(started) | best | final | alarms.told(alarms.start(notes))
+        return last_numbers(started) | best | notes.get(warm_start.START, {}) | final | alarms.told(alarms.start(notes))
 
     def export(state: states.TrainState) -> None:
         config, policy = models.policy.config, state.params["policy"]
@@ -83,7 +83,7 @@ def run(
 
     state = loop.run(
         name="ppo_lag",
-        step_fn=iteration,
+        step_fn=warm_start.before(iteration, notes) if settings.lambda_warm_start else iteration,
         state=iteration.initial_state(),
         batches=prompts.batches(settings, rows, started.mesh),
         total_steps=settings.iterations,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 from srlhfv_jax.parallel import rules
 
 # One stream of keys per use. The index of a name enters the key: append, never reorder.
-PURPOSES = ("init", "heads", "data", "rollout", "minibatches", "evaluation", "ptx", "adapter", "guard")
+PURPOSES = ("init", "heads", "data", "rollout", "minibatches", "evaluation", "ptx", "adapter", "guard", "warm_start")
 
 
 class TrainState(NamedTuple):
