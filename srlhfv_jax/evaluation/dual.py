@@ -128,15 +128,24 @@ def run(settings: Settings, workdir: Path) -> dict[str, float]:
     Raises:
         UserError: the budget cannot be kept; the answers are in the workdir for another one.
     """
-    began, path = time.monotonic(), workdir / SCORES
-    if not sampled_with.is_there("dual", path, _sampled_by(settings)):
-        _sample(settings, path)
-    recorded = read(path, settings.samples)
+    began, recorded = time.monotonic(), record(settings, workdir)
     numbers = solve(settings, recorded)
     if hosts.process_index() == 0:
         print(_sentences(settings, numbers), flush=True)
     numbers |= {"length": recorded.length, "ended": recorded.ended}
     return numbers | {"seconds.total": time.monotonic() - began, "seed": settings.seed}
+
+
+def record(settings: Settings, workdir: Path) -> Recorded:
+    """Scored answers: those of the workdir, where it has them, or new ones.
+
+    Raises:
+        UserError: those in the workdir are others.
+    """
+    path = workdir / SCORES
+    if not sampled_with.is_there("dual", path, _sampled_by(settings)):
+        _sample(settings, path)
+    return read(path, settings.samples)
 
 
 def solve(settings: Settings, recorded: Recorded) -> dict[str, float]:

@@ -15,6 +15,7 @@ from srlhfv_jax.config import PreferenceConfig, to_dict
 from srlhfv_jax.configs import preference as presets
 from srlhfv_jax.errors import UserError, nearest
 from srlhfv_jax.evaluation import dual
+from srlhfv_jax.losses import dual as losses
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.preference import run as preference
 from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline
@@ -23,7 +24,9 @@ from srlhfv_jax.runs.merge import merge_policies
 ALL = "all"
 SHARED = "compare.reference"  # what the reference says of all pairs
 BETA = 0.5  # of most; the published 0.1 lets a small model's answers fall apart
-DUAL_BUDGET = -3.0  # of mocan's multiplier: mean learned cost
+DUAL_BUDGET = (
+    0.1  # of mocan's multiplier: mean learned cost, as a share of the way from the lowest one to that of the reward alone
+)
 DUAL_PROMPTS, DUAL_SAMPLES = 256, 16
 MERGED = "0,0.25,0.5,0.75,1"  # of SACPO, between its first step's policy and itself
 STEPS = 0.27  # of the scorer's
@@ -110,7 +113,7 @@ def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> PreferenceC
 
 
 def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
-    """The multiplier of DUAL_BUDGET, from scored answers of the supervised policy to some of PPO's prompts."""
+    """The multiplier of a budget, from scored answers of the supervised policy to some of PPO's prompts."""
     data = pipeline.settings.ppo_lag.data
     settings = dual.Settings(
         split="",
@@ -131,7 +134,7 @@ def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
         harmless="",
         reference="",
         kind="mean",
-        budget=DUAL_BUDGET,
+        budget=0.0,  # below, when the costs are known
         beta=BETA,
         ceiling=100.0,
         samples=DUAL_SAMPLES,
@@ -143,7 +146,9 @@ def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
         dtype=pipeline.settings.ppo_lag.model.dtype,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    return dual.run(settings, folder)
+    recorded = dual.record(settings, folder)
+    lowest, free = losses.feasible_range(recorded.reward_NG, recorded.cost_NG, BETA)
+    return dual.solve(dataclasses.replace(settings, budget=lowest + DUAL_BUDGET * (free - lowest)), recorded)
 
 
 def _merged(pipeline: Pipeline, name: str, start: Path, end: Path, out: Path) -> dict[str, float]:

@@ -50,15 +50,16 @@ def comparison_section(work: Workdir) -> Section:
             )
         )
     body += page.figures(drawn)
-    rows = [
-        (
-            page.escape(name),
-            *(f"{numbers[key]:.2f}" if (key := f"{name}.{column}") in numbers else "–" for column, _ in COLUMNS),
-            _seconds(numbers, name),
-        )
-        for name in names
-    ]
+    rows = [(page.escape(name), *_cells(numbers, name), _seconds(numbers, name)) for name in names]
     body += page.table(("", *(heading for _, heading in COLUMNS), "seconds"), rows, numbers=True)
+    if compared.merged:
+        between = [(f"{method}, q = {q:g}", name) for name, method, q in sorted(compared.merged, key=lambda one: one[1:])]
+        body += page.table(
+            ("", *(heading for _, heading in COLUMNS)),
+            [(page.escape(label), *_cells(numbers, name)) for label, name in between],
+            numbers=True,
+            caption="Between the policy that a method starts from (q = 0) and its own (q = 1): weights merged",
+        )
     body += page.paragraph(
         "Seconds of each method begin at the supervised policy and its pairs; what the reference says of the pairs is computed once for all "
         "methods, and its seconds are shared evenly. Those of ppo_lag have its scorer's with them.",
@@ -91,6 +92,10 @@ def _unanswered(numbers: Mapping[str, float], names: Sequence[str]) -> list[Poin
         for name in names
         if all(f"{name}.{key}" in numbers for key in keys)
     ]
+
+
+def _cells(numbers: Mapping[str, float], name: str) -> list[str]:
+    return [f"{numbers[key]:.2f}" if (key := f"{name}.{column}") in numbers else "–" for column, _ in COLUMNS]
 
 
 def _seconds(numbers: Mapping[str, float], name: str) -> str:

@@ -4,6 +4,7 @@ Numbers of the embedded task are its oracle's, and called helpfulness and cost; 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ MODELS = Judge(
 NOT_POLICIES = ("validation", "best_feasible")  # numbers of one run with the same endings
 KNOWN = ("sft", "ppo", "ppo_lag")  # the order where no file tells it
 FIXED = "fixed_lambda."
+MERGED = re.compile(r"(.+)_merge\.([0-9.]+)")
 
 
 class Policies(NamedTuple):
@@ -83,6 +85,7 @@ class Policies(NamedTuple):
     variants: tuple[str, ...]  # "sft.greedy" where "sft" is a policy too
     judge: Judge
     methods: tuple[str, ...] = ()  # what `quickstart --compare` trained beside them: they are timed
+    merged: tuple[tuple[str, str, float], ...] = ()  # (name, method, q): between a method's start and itself
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -112,10 +115,14 @@ def find_policies(numbers: Numbers, order: Sequence[str] = ()) -> Policies:
             ranks = {name: place for place, name in reversed([*enumerate((*order, *KNOWN))])}
             last = len(ranks) + len(order)
             names.sort(key=lambda name: (ranks.get(name, ranks.get(name.partition(".")[0], last)), name))
+            between = [(name, match[1], float(match[2])) for name in names if (match := MERGED.fullmatch(name))]
+            names = [name for name in names if not MERGED.fullmatch(name)]
             variants = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
             policies = [name for name in names if name not in variants]
             methods = tuple(name for name in policies if f"{name}.seconds" in numbers and name not in KNOWN)
-            return Policies(tuple(name for name in policies if name not in methods), tuple(variants), judge, methods)
+            return Policies(
+                tuple(name for name in policies if name not in methods), tuple(variants), judge, methods, tuple(between)
+            )
     return Policies((), (), ORACLE)
 
 
