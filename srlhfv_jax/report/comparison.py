@@ -78,7 +78,7 @@ def dominated(numbers: Mapping[str, float], names: Sequence[str]) -> str:
     measured = [name for name in names if all(f"{name}.{key}" in numbers for key in BETTER)]
     if MAIN not in measured:
         return "PPO-Lagrangian was not measured here."
-    better = [name for name in measured if name != MAIN and at_least_as_good(name)]
+    better = [name for name in measured if name not in ("sft", MAIN) and at_least_as_good(name)]
     among = "in helpfulness, harm, over-refusal and evasion together"
     return (
         f"{', '.join(better) if better else 'No method here'} {'dominates' if len(better) < 2 else 'dominate'} ppo_lag {among}."
