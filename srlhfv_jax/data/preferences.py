@@ -1,4 +1,4 @@
-"""Who wins a pair, for objectives that read nothing else of its preferences: by an axis, and what a transform makes of it.
+"""The winner of a pair, for objectives that read nothing else of its preferences: by an axis, and what a transform makes of it.
 
     none          the winner of the axis
     safe_winner   pairs whose winner is unsafe are left out (DPO-SafeBetter)

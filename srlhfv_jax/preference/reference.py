@@ -1,4 +1,4 @@
-"""What other models say of both answers of a pair, before training begins: two numbers a row, and the model leaves memory.
+"""Numbers of other models on both answers of a pair, before training begins: two a row, and the model leaves memory.
 
 The log-probability of an answer is the sum over its tokens, its end included. Of the same rows another method computes nothing, and
 of one more answer one number (numbers.py).
