@@ -33,6 +33,10 @@ def dpo_helpful() -> ConfigDict:
                 reference="",
                 weight=0.5,
             ),
+            replay=dict(
+                path="",  # no pairs beside
+                split="",
+            ),
             scores=dict(
                 scorer="",  # of axis "scores"
                 helpful="",
@@ -88,7 +92,8 @@ def paper_safedpo() -> ConfigDict:
 
 
 def bfpo() -> ConfigDict:
-    """BFPO (arXiv 2408.15313): h is fitted to a target made of both preferences. Needs both safety labels; beta is its tau."""
+    """BFPO (arXiv 2408.15313): h is fitted to a target made of both preferences. Needs both safety labels; beta is its tau. Published
+    with as many pairs of harmless questions in every step (--config.replay.path)."""
     return _changed(loss="square", target=dict(safe_winner=1.5, safe_loser=0.5, constant=-0.5))
 
 

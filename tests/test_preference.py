@@ -132,12 +132,16 @@ def test_a_finished_run_started_again_has_the_same_numbers(task, done):
         {"loss": "unlearn", "reference": "none", "axis": "safer"},
         {"mean": True, "reference": "none", "offset": 0.5, "sft_coef": 1.0},
         {"reference": "dpo"},
+        {"loss": "square", "replay.path": "pairs.parquet"},
     ],
-    ids=["scorer", "policies", "margin", "safedpo", "unlearn", "simpo", "reference"],
+    ids=["scorer", "policies", "margin", "safedpo", "unlearn", "simpo", "reference", "replay"],
 )
 def test_every_source_of_numbers_trains(task, done, tmp_path, changes):
-    paths = {key: str(task / value) for key, value in changes.items() if key != "axis" and value in ("scores", "dpo")}
+    paths = {
+        key: str(task / value) for key, value in changes.items() if key != "axis" and value in ("scores", "dpo", "pairs.parquet")
+    }
     result = preference.run(of(task, **(changes | paths)), tmp_path / "run")
+    assert ("replay_loss" in result) == ("replay.path" in changes)
     assert np.isfinite(result["loss"]) and json.loads((tmp_path / "run" / "result.json").read_text())["loss"] == result["loss"]
 
 

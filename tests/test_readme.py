@@ -162,7 +162,7 @@ def test_every_named_file_exists(file):
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_every_named_setting_exists(file):
     """`config.section.key` in text; those of commands are read by `test_every_command_parses`."""
-    stages = ("sft", "scores", "guard", "ppo_lag", "evaluate", "quickstart")
+    stages = ("sft", "scores", "preference", "guard", "ppo_lag", "evaluate", "quickstart")
     known = {key for stage in stages for key in flattened(flags.load(f"{stage}.py"))}
     known |= {key.rpartition(".")[0] for key in known}  # a section
     named = re.findall(r"`(?:--)?config\.([a-z0-9_.]*[a-z0-9_])", FENCE.sub("", file.read_text()))

@@ -23,6 +23,14 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Pairs of harmless questions beside, as many in every step: h goes towards a target as if all their answers were safe (BFPO)."""
+
+    path: str  # of these pairs; "" = none
+    split: str  # as data.split
+
+
+@dataclass(frozen=True)
 class MarginConfig:
     """A second objective, as the margin by which a policy that was trained for it tells the two answers apart (MODPO)."""
 
@@ -60,6 +68,7 @@ class PreferenceConfig(SupervisedConfig):
     unsafe_offset: Weight  # more of it where the loser alone is unsafe, less where the winner alone is
     target: TargetConfig  # of "square"
     margin: MarginConfig
+    replay: ReplayConfig
     scores: PairScoresConfig
     sft_coef: Weight  # of -log pi of the winner, per token, beside the loss
     forget_coef: Weight  # of "unlearn": of the likelihood that the other answer loses
@@ -131,6 +140,10 @@ class PreferenceConfig(SupervisedConfig):
         if self.loss != "logistic":
             for name, off in (("flip", 0.0), ("offset", 0.0), ("unsafe_offset", 0.0), ("margin.path", "")):
                 yield Unread(name, "config.loss is not 'logistic'", off)
+        if not self.replay.path:
+            yield Unread("replay", "config.replay.path is empty")
+        if self.loss != "square":
+            yield Unread("replay.path", "config.loss is not 'square'", "")
         if not self.margin.path:
             yield Unread("margin", "config.margin.path is empty")
         if self.loss != "unlearn":

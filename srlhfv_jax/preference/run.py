@@ -5,9 +5,11 @@ rows -> what other models say of them, once (reference.py) -> terms (terms.py) -
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import PreferenceConfig
@@ -43,9 +45,14 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
     _check_checkpoints(settings)
     shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
     choice = Choice(settings.axis, settings.transform, settings.reads_flags)
+    choices = {"replay": Choice(settings.axis, "none", False)}
     held_data = inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
     sections = {"data": settings.data} | ({"evaluation": held_data} if settings.evaluation else {})
-    rows = {name: inputs.prepare("preference", data, shape, choice=choice) for name, data in sections.items()}
+    if settings.replay.path:
+        sections["replay"] = inputs.elsewhere(settings.data, settings.replay.path, settings.replay.split)
+    rows = {name: inputs.prepare("preference", data, shape, choice=choices.get(name, choice)) for name, data in sections.items()}
+    if settings.replay.path:
+        rows["replay"] = _as_safe(rows["replay"])
     if settings.evaluation:
         inputs.check_held_out("config.evaluation", rows["evaluation"], rows["data"])
     folder = Path(settings.reference_cache or workdir / "reference")
@@ -69,7 +76,7 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
         settings,
         started,
         tree,
-        inputs.batches(rows["data"], settings.data, settings.seed, started.mesh),
+        _batches(settings, rows, started.mesh),
         objective(model.config, settings).loss,
         show=("loss", "accuracy", "winner_log_ratio"),
         base=base,
@@ -84,11 +91,20 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
 
 def objective(config: VLMConfig, settings: PreferenceConfig) -> supervised.Objective:
     """The loss over pairs; no heads."""
-    return supervised.Objective(functools.partial(loss, config, settings), (("preference", settings.data),), {})
+    parts = [("preference", settings.data)] * (2 if settings.replay.path else 1)
+    return supervised.Objective(functools.partial(loss, config, settings), tuple(parts), {})
 
 
-def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: PreferenceBatch) -> masked.Loss:
-    """The loss that `config.loss` names and the winner's likelihood beside it, each a mean over pairs."""
+def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: Any) -> masked.Loss:
+    """The loss that `config.loss` names and the winner's likelihood beside it, each a mean over pairs; with replay that of both batches."""
+    if isinstance(batch, PreferenceBatch):
+        return _of_pairs(config, settings, tree, batch)
+    pairs, replay = (_of_pairs(config, settings, tree, part) for part in batch)
+    sums, counts = ({"pairs": one, "replay": other} for one, other in zip(pairs[:2], replay[:2]))
+    return masked.Loss(sums, counts, pairs.metrics | {"replay_loss": (replay.sum, replay.count)})
+
+
+def _of_pairs(config: VLMConfig, settings: PreferenceConfig, tree, batch: PreferenceBatch) -> masked.Loss:
     logp_BSR = sequences.pair_logp(config, tree, batch, sequences.encode(config, tree, batch.images))
     tokens_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.float32)
     return of_logp(settings, jnp.sum(logp_BSR, axis=2), tokens_BS, batch)
@@ -152,6 +168,20 @@ def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader
                 score_NS=settings.beta * told_NS
             )  # without beta the optimum would be too sharp by 1 / beta
     return numbers
+
+
+def _as_safe(rows: loader.Prepared) -> loader.Prepared:
+    """Rows whose answers are all labelled safe."""
+    safe = (False, False)
+    return rows._replace(rows=tuple(row._replace(example=row.example._replace(unsafe=safe)) for row in rows.rows))
+
+
+def _batches(settings: PreferenceConfig, rows: dict[str, loader.Prepared], mesh: Mesh) -> loader.Batches | loader.MultiStream:
+    """Batches of pairs, and one of replay beside each where there is any."""
+    pairs = inputs.batches(rows["data"], settings.data, settings.seed, mesh)
+    if "replay" not in rows:
+        return pairs
+    return loader.MultiStream(pairs=pairs, replay=inputs.batches(rows["replay"], settings.data, settings.seed + 1, mesh))
 
 
 def _check_checkpoints(settings: PreferenceConfig) -> None:
