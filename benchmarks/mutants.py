@@ -252,6 +252,34 @@ MUTANTS = (
         'if scale_scores == "deviation" else score_B',
         UPDATE,
     ),
+    Mutant(
+        "the reference is left out of a pair's log-ratios",
+        "losses/preference.py",
+        "logp_BS.astype(jnp.float32) - ref_logp_BS.astype(jnp.float32), winner_B)",
+        "logp_BS.astype(jnp.float32) - 0 * ref_logp_BS.astype(jnp.float32), winner_B)",
+        "test_preference_terms.py",
+    ),
+    Mutant(
+        "an unsafe loser is pushed away by less",
+        "losses/preference.py",
+        "return delta * (unsafe_l_B - unsafe_w_B)",
+        "return delta * (unsafe_w_B - unsafe_l_B)",
+        "test_preference_terms.py",
+    ),
+    Mutant(
+        "the loser is called the winner",
+        "preference/terms.py",
+        "return x_NS[rows, winner_N], x_NS[rows, 1 - winner_N]",
+        "return x_NS[rows, 1 - winner_N], x_NS[rows, winner_N]",
+        "test_preference_terms.py",
+    ),
+    Mutant(
+        "a pair whose winner is unsafe is kept",
+        "data/preferences.py",
+        'if choice.transform != "none" and unsafe[winner]:',
+        'if choice.transform == "all" and unsafe[winner]:',
+        "test_data_preferences.py",
+    ),
 )
 
 
