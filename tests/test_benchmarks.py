@@ -91,6 +91,16 @@ def test_pairs_are_timed_in_both_ways():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["preference.py", "torch_dpo.py"])
+def test_a_step_on_pairs_is_timed(script):
+    command = [sys.executable, FOLDER / script, "--size=test", "--iterations=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    line = json.loads(done.stdout.splitlines()[-1])
+    assert line["step_s"] > 0 and line["pairs"] == 2 and line["peak_rss_gb"] > 0
+
+
+@pytest.mark.slow
 def test_the_second_start_of_a_stage_reads_the_programs_that_the_first_one_wrote():
     command = [sys.executable, FOLDER / "starts.py", "--times=1", "--stages=sft"]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
