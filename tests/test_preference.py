@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tiny_stages import numbers as lines, picture_task, rows, settings, sft, write_rows
 
-from srlhfv_jax.config import PreferenceConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import PreferenceConfig, ScoresConfig, SFTConfig, to_dict
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.evaluation import seen
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.preference import numbers, reference, run as preference
 from srlhfv_jax.supervised import scores
@@ -174,6 +175,18 @@ def test_a_reference_with_another_tokenizer_is_refused(task, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(UserError, match="config.reference=.* has another tokenizer"):
         preference.run(of(task, reference=str(other)), tmp_path / "run")
+
+
+def test_the_rows_of_every_model_that_was_read_are_known_as_seen(task, done, tmp_path):
+    other = str(tmp_path / "other.jsonl")
+    read = {"margin.path": str(done[0]), "replay.path": other, "reference": str(task / "scores")}
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(of(task, **read))))
+    known = seen.record(str(tmp_path))
+    workdirs = {source.workdir for source in known.sources}
+    assert workdirs >= {tmp_path, task / "sft"} and other in {source.data.path for source in known.sources}
+    assert not known.unknown
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(of(task, reference="none", mean=True))))
+    assert not seen.record(str(tmp_path)).unknown
 
 
 def test_an_axis_that_no_row_has_is_refused(task, tmp_path):

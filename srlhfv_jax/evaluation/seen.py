@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from srlhfv_jax import files
-from srlhfv_jax.config import DataConfig, GuardConfig, PPOLagConfig, stored
+from srlhfv_jax.config import DataConfig, GuardConfig, PPOLagConfig, PreferenceConfig, stored
 from srlhfv_jax.config.stored import Trained
 from srlhfv_jax.data import images, sources
 from srlhfv_jax.data.rows import Example
@@ -116,6 +116,8 @@ def _sources(workdir: Path, settings: Trained) -> Iterator[Source]:
             places["config.ptx.path"] = (settings.ptx.path, settings.ptx.split)
     else:
         places["config.evaluation"] = (settings.evaluation, settings.evaluation_split)
+    if isinstance(settings, PreferenceConfig):
+        places["config.replay.path"] = (settings.replay.path, settings.replay.split)
     if isinstance(settings, GuardConfig):
         places["config.calibration"] = (settings.calibration, settings.calibration_split)
         places["config.pairs.path"] = (settings.pairs.path, settings.pairs.split)
@@ -129,4 +131,8 @@ def _starts(settings: Trained) -> tuple[str, ...]:
     """The checkpoints that a stage read."""
     if isinstance(settings, PPOLagConfig):
         return (settings.policy, settings.reference, settings.scorer, settings.reward, settings.cost)
+    if isinstance(settings, PreferenceConfig):
+        margin, scores = settings.margin, settings.scores
+        own = (settings.init, settings.reference_path, margin.path, margin.reference)
+        return (*own, scores.scorer, scores.helpful, scores.harmless)
     return (settings.init,)
