@@ -167,6 +167,7 @@ def _sft(*, steps: int, prompt: int = PROMPT, response: int = RESPONSE) -> dict:
         init_random=False,
         steps=steps,
         microbatches=1,
+        targets=sections.targets(),
         **sections.held_out(),
         data=_data(batch=64, prompt=prompt, response=response),
         optimizer=_optimizer(1.5e-3),

@@ -180,6 +180,20 @@ def held_out() -> dict:
     )
 
 
+def targets() -> dict:
+    """The answers of rows are learned; nothing else is on."""
+    return dict(
+        kind="plain",
+        share=0.0,  # of rows without harm
+        refusals=(),  # sentences
+        prefix=False,  # rows of "derta"
+        rto=False,
+        refusal="",  # a word of one token
+        positions=1.0,  # of an unsafe answer
+        template="",  # with {question} and {answer}
+    )
+
+
 def checkpoint(every: int) -> dict:
     """Checkpoints that a run resumes from."""
     return dict(

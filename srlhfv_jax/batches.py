@@ -40,13 +40,19 @@ class Features(NamedTuple):
 
 
 class SupervisedBatch(NamedTuple):
-    """Prompts with one response each, for SFT and the PTX term."""
+    """Prompts with one response each, for SFT and the PTX term.
+
+    The last two are there where a stage teaches something else than the response (data/targets.py): what each of its positions has to
+    predict, and where that counts, a part of the response mask.
+    """
 
     tokens_BT: Int[Array, "B T"]
     positions_BT: Int[Array, "B T *axes"]  # 0 at the first real token; pads repeat 0 on the left, the last position on the right
     mask_BT: Bool[Array, "B T"]  # true at real tokens, prompt and response
     response_mask_BR: Bool[Array, "B R"]
     images: Images | None
+    label_BR: Int[Array, "B R"] | None = None  # None: the tokens of the response
+    loss_mask_BR: Bool[Array, "B R"] | None = None  # None: the response mask
 
 
 class PairBatch(NamedTuple):

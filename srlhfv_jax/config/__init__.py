@@ -47,7 +47,7 @@ from srlhfv_jax.config.ppo_lag import (
 from srlhfv_jax.config.preference import PreferenceConfig
 from srlhfv_jax.config.quickstart import QuickstartConfig, TaskConfig
 from srlhfv_jax.config.scores import ScoresConfig
-from srlhfv_jax.config.sft import SFTConfig
+from srlhfv_jax.config.sft import SFTConfig, TargetsConfig
 
 Supervised = SFTConfig | ScoresConfig | PreferenceConfig | GuardConfig  # settings of stages that learn from labelled rows
 Trained = SFTConfig | ScoresConfig | PreferenceConfig | GuardConfig | PPOLagConfig  # settings of stages that train
@@ -78,6 +78,7 @@ __all__ = [
     "SFTConfig",
     "ScoresConfig",
     "Supervised",
+    "TargetsConfig",
     "TaskConfig",
     "Trained",
     "ValidationConfig",

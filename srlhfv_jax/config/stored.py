@@ -51,6 +51,9 @@ CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": "", "lambda_warm_star
 CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0, "error": "difference", "softness": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages
 HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | HELD_OUT
+TARGETS: dict[str, Any] = {
+    "targets": dict(kind="plain", share=0.0, refusals=(), prefix=False, rto=False, refusal="", positions=1.0, template="")
+}  # of sft
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}
 
 
@@ -89,7 +92,7 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
     if {"steps", "evaluation"} <= values.keys():
         values = HELD_OUT | values
     if "init_random" in values:
-        values = HELD_OUT_OF_SFT | values
+        values = HELD_OUT_OF_SFT | TARGETS | values
     if {"constraint", "ppo"} <= values.keys():
         values = FUNCTIONS | MOVING_REFERENCE | CONSTRAINTS | values
     if {"gae_lambda", "clip_value"} <= values.keys():

@@ -21,6 +21,7 @@ frames         all that a template writes around the texts of a conversation
 tokens         Example -> token ids; every placeholder and length is checked here, before step 0
 answers        every answer of a conversation as a row of its own
 guard_rows     rows with severities and categories (`taxonomies`)
+targets        what a supervised row teaches, where it is not its own answer
 preferences    who wins a pair, where nothing else of its preferences is read
 uses           what each use needs of a row; the rows that have it as token ids
 collate        token ids -> the padded arrays of batches.py

@@ -119,7 +119,15 @@ def sequences(rows: Sequence[Encoded], responses: Sequence[Ids], frame: Frame) -
 def supervised(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> SupervisedBatch:
     """One response per prompt; of a pair, the more helpful one."""
     chosen = [row.responses[supervised_side(row.example)] for row in encoded]
-    return SupervisedBatch(*sequences(encoded, chosen, frame), images)
+    batch = SupervisedBatch(*sequences(encoded, chosen, frame), images)
+    if all(row.target is None or row.target.labels is None for row in encoded):
+        return batch
+    label_BR, loss_mask_BR = batch.tokens_BT[:, frame.prompt_length :].copy(), batch.response_mask_BR.copy()
+    for row, target in enumerate(row.target for row in encoded):
+        if target is not None and target.labels is not None:
+            label_BR[row, : len(target.labels)] = target.labels
+            loss_mask_BR[row, : len(target.labels)] = target.learned
+    return batch._replace(label_BR=label_BR, loss_mask_BR=loss_mask_BR)
 
 
 def pairs(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, sign: str) -> PairBatch:

@@ -33,6 +33,7 @@ REASONS = {
     "both_unsafe": "both responses are labelled unsafe: none of them may win",
     "unsafe_winner": "the response that wins is labelled unsafe",
     "missing_safety_label": "a response is not labelled safe or unsafe, and the method needs to know",
+    "not_safe_and_unsafe": "the row does not have one response labelled safe and one labelled unsafe",
     "non_finite_score": "a model gave a response a score that is not finite",
     "undesirable": "the answer is labelled as one not to learn from",
     "missing_response": "the row has fewer responses than this use needs",

@@ -28,6 +28,7 @@ from srlhfv_jax.data.picture_cache import PictureCache
 from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.sources import Dropped, describe_failure
+from srlhfv_jax.data.targets import Rule
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import LONGEST_LINE, UserError, short
 
@@ -110,6 +111,7 @@ def fit(
     labels: Sequence[tuple[Labels, Labels]] = (),
     categories: Sequence[str] = (),
     literal: bool = False,
+    targets: Rule | None = None,
 ) -> Prepared:
     """Encode every row and check it for this use (one of KINDS).
 
@@ -117,6 +119,7 @@ def fit(
         choice: of kind "preference": who wins.
         labels, categories: of kind "guard": what is known of each example (nothing where not given), and the taxonomy.
         literal: answers are read and not learned from (`tokens.response_ids`); always of kind "guard".
+        targets: of kind "supervised": what rows teach; None: their answers.
 
     Raises:
         UserError: no row is left, or the asked signs are labelled nowhere.
@@ -125,7 +128,7 @@ def fit(
     choose(sign, "sign", "label", "graded")
     described = codec(processor, data.max_pixels, data.system_prompt)
     rows, dropped = [], []
-    for row in uses.encode(kind, sign, choice, described, examples, data, literal or kind == "guard"):
+    for row in uses.encode(kind, sign, choice, described, examples, data, literal or kind == "guard", targets):
         (dropped if isinstance(row, Dropped) else rows).append(row)
     drops = Counter(drop.reason for drop in dropped)
     if not rows:
@@ -209,8 +212,9 @@ def merges_system(prepared: Prepared) -> bool:
 
 
 def content(row: Encoded) -> bytes:
-    """A digest of a row's prompt, pictures and responses."""
-    parts = [np.ascontiguousarray(part, np.int64).tobytes() for part in (row.prompt, *row.responses)]
+    """A digest of a row's prompt, pictures and responses, and of labels that are not these."""
+    taught = () if row.target is None or row.target.labels is None else row.target[1:]
+    parts = [np.ascontiguousarray(part, np.int64).tobytes() for part in (row.prompt, *row.responses, *taught)]
     return hashlib.sha256(repr((parts, row.digests)).encode()).digest()
 
 
@@ -373,7 +377,8 @@ def _prepared(examples: Sequence[Example] | Prepared, kind: str, processor: Any,
 def _mask_filler_rows(batch: Batch, real_B: Bool[np.ndarray, "B"]) -> Batch:
     """Take the filler rows out of every loss."""
     if isinstance(batch, SupervisedBatch):
-        return batch._replace(response_mask_BR=batch.response_mask_BR & real_B[:, None])
+        learned_BR = None if batch.loss_mask_BR is None else batch.loss_mask_BR & real_B[:, None]
+        return batch._replace(response_mask_BR=batch.response_mask_BR & real_B[:, None], loss_mask_BR=learned_BR)
     if isinstance(batch, PairBatch):
         return batch._replace(
             helpful_weight_B=batch.helpful_weight_B * real_B,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from srlhfv_jax.data import images, pictures
 from srlhfv_jax.data.chat import Codec
@@ -22,6 +22,14 @@ from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 
 Ids = Int[np.ndarray, "R"]
+
+
+class Target(NamedTuple):
+    """Lesson of a row that does not simply teach its own answer (data/targets.py)."""
+
+    made: str  # which sort of row this is
+    labels: Ids | None = None  # of each token of the response; None: the tokens themselves
+    learned: Bool[np.ndarray, "R"] | None = None  # where there is loss, beside `labels`
 
 
 class Encoded(NamedTuple):
@@ -36,6 +44,7 @@ class Encoded(NamedTuple):
     )
     digests: tuple[bytes, ...]
     layouts: tuple[Layout, ...]  # of its images
+    target: Target | None = None  # None: the response is learned as it is
 
 
 def encode(

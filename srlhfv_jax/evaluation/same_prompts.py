@@ -30,8 +30,8 @@ FILE = "same_prompts.jsonl"
 
 
 def first(prompts: loader.Prepared, count: int) -> loader.Prepared:
-    """The first prompts of a source, in its order."""
-    return prompts._replace(rows=prompts.rows[:count])
+    """The first prompts of a source, in its order; once each, where an example makes several rows."""
+    return prompts._replace(rows=tuple({row.row: row for row in prompts.rows}.values())[:count])
 
 
 def record(

@@ -47,11 +47,13 @@ def response_logp(
     *,
     temperature: float = 1.0,
     never_V=None,
+    label_BR: Int[Array, "B R"] | None = None,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-    """Log-probability of each response token, and the entropy of its distribution; float32, 0 off the response mask."""
+    """Log-probability of each response token, or of other labels in their places, and the entropy of its distribution; float32, 0 off
+    the response mask."""
     mask_BR = sequences.response_mask_BR
     hidden_BRD, tokens_BR = response_hidden(config, tree, sequences, context), sequences.tokens_BT[:, -mask_BR.shape[1] :]
-    return _logp(config, tree, hidden_BRD, tokens_BR, mask_BR, temperature, never_V)
+    return _logp(config, tree, hidden_BRD, tokens_BR if label_BR is None else label_BR, mask_BR, temperature, never_V)
 
 
 def _logp(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
-from srlhfv_jax.config import LoraConfig, PPOLagConfig
+from srlhfv_jax.config import LoraConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.data.families import FAMILIES
 from srlhfv_jax.data.taxonomies import LEVELS
 from srlhfv_jax.errors import UserError
@@ -122,7 +122,11 @@ def batch(
     """A batch of a kind of rows (data/loader.py)."""
     match kind:
         case "supervised":
-            return answers(config, settings, mesh)
+            rows = answers(config, settings, mesh)
+            if isinstance(settings, SFTConfig) and settings.targets.relabels:
+                label_BR = jax.ShapeDtypeStruct(rows.response_mask_BR.shape, jnp.int32, sharding=rows.response_mask_BR.sharding)
+                return rows._replace(label_BR=label_BR, loss_mask_BR=rows.response_mask_BR)
+            return rows
         case "pairs":
             return pairs(config, settings, mesh)
         case "preference":

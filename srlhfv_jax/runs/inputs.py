@@ -14,18 +14,25 @@ from srlhfv_jax.data import answers, chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.targets import Rule
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import Pretrained
 from srlhfv_jax.parallel import hosts
 
 
 def prepare(
-    kind: str, data: DataConfig, model: Pretrained, *, sign: str = "label", choice: Choice = loader.HELPFUL
+    kind: str,
+    data: DataConfig,
+    model: Pretrained,
+    *,
+    sign: str = "label",
+    choice: Choice = loader.HELPFUL,
+    targets: Rule | None = None,
 ) -> loader.Prepared:
     """Read and check every row before step 0; says what was dropped and why.
 
     Args:
-        sign, choice: as in `loader.fit`.
+        sign, choice, targets: as in `loader.fit`.
 
     Raises:
         UserError: no row is left, or the processor makes another number of placeholders than the model has features.
@@ -36,7 +43,7 @@ def prepare(
         if kind == "supervised" and data.train_on == "all"
         else examples
     )
-    prepared = loader.fit(kind, rows, model.processor, data, sign=sign, choice=choice)
+    prepared = loader.fit(kind, rows, model.processor, data, sign=sign, choice=choice, targets=targets)
     say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
@@ -44,7 +51,7 @@ def prepare(
     drops = examples.drops + prepared.drops
     of = f"{len(rows)} answers in {examples.source_rows}" if rows is not examples else f"{examples.source_rows}"
     reasons = sources.describe_drops(drops) + sources.describe_sources(examples)
-    hosts.say(f"{data.path}: {len(prepared.rows)} of {of} rows used as {kind}; {reasons}")
+    hosts.say(f"{data.path}: {len({row.row for row in prepared.rows})} of {of} rows used as {kind}; {reasons}")
     return prepared
 
 

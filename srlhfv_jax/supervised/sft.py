@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: token-mean cross-entropy on responses. Prompts, images and pads carry no loss."""
+"""Supervised fine-tuning: token-mean cross-entropy on responses. Prompts, images and pads carry no loss.
+
+Where `config.targets` says so, rows teach something else than their answers (data/targets.py); held-out rows teach nothing, and are
+read as they are."""
 
 import functools
 from pathlib import Path
@@ -10,7 +13,7 @@ from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.config import DataConfig, SFTConfig
-from srlhfv_jax.data import loader
+from srlhfv_jax.data import loader, targets
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.card import Product
 from srlhfv_jax.losses import masked, sft
@@ -35,6 +38,7 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
     Args:
         load_guard: as in `runs.run.start`.
     """
+    settings.targets.check()
     started = start(settings, workdir, load_guard)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     key = states.key(settings.seed, 0, "init") if settings.init_random else None
@@ -43,7 +47,12 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
     if key is None:
         checkpoints.check_checkpoint(settings.init, "config.init")
     shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
-    rows = inputs.prepare("supervised", settings.data, shape)
+    rows = inputs.prepare("supervised", settings.data, shape, targets=targets.Rule(settings.targets, settings.seed))
+    made = targets.counts(settings.targets.kind, rows.rows)
+    if made:
+        hosts.say(
+            f"config.targets: of {len(rows.rows)} rows to learn from " + ", ".join(f"{n} {name}" for name, n in made.items())
+        )
     held, held_data = None, inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
     if settings.evaluation:
         held = inputs.prepare("supervised", held_data, shape)
@@ -65,7 +74,7 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
         evaluate=evaluate,
         sample=watch.make(settings, model, base, started, held or rows),
     )
-    result = last_numbers(started) | chosen | {"rows": len(rows.rows)}
+    result = last_numbers(started) | chosen | {"rows": len(rows.rows)} | {f"targets.{name}": n for name, n in made.items()}
     export_run(started, PRODUCT, model.config, tree, base=model.path, result=result)
     if evaluate is not None:
         result |= evaluate(tree)
@@ -78,10 +87,12 @@ def objective(config: VLMConfig, settings: SFTConfig) -> supervised.Objective:
 
 
 def loss(config: VLMConfig, tree, batch: SupervisedBatch) -> masked.Loss:
-    """Sum and count of the negative log-likelihood of response tokens."""
-    logp_BR, entropy_BR = sequences.response_logp(config, tree, batch, sequences.encode(config, tree, batch.images))
-    total, count = sft.sft(logp_BR, batch.response_mask_BR)
-    return masked.Loss(total, count, {"entropy": masked.token_mean(entropy_BR, batch.response_mask_BR)})
+    """Sum and count of the negative log-likelihood of response tokens, or of other labels and on a part of them."""
+    features = sequences.encode(config, tree, batch.images)
+    logp_BR, entropy_BR = sequences.response_logp(config, tree, batch, features, label_BR=batch.label_BR)
+    mask_BR = batch.response_mask_BR if batch.loss_mask_BR is None else batch.loss_mask_BR
+    total, count = sft.sft(logp_BR, mask_BR)
+    return masked.Loss(total, count, {"entropy": masked.token_mean(entropy_BR, mask_BR)})
 
 
 def held_out(
