@@ -6,13 +6,15 @@ that all policies have. Settings here were chosen on validation prompts of seed 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srlhfv_jax.config import PreferenceConfig, to_dict
+from srlhfv_jax.config import PreferenceConfig, SFTConfig, to_dict
 from srlhfv_jax.configs import preference as presets
+from srlhfv_jax.data.quickstart import answers
 from srlhfv_jax.errors import UserError, nearest
 from srlhfv_jax.evaluation import dual
 from srlhfv_jax.losses import dual as losses
@@ -20,6 +22,7 @@ from srlhfv_jax.parsing import parse
 from srlhfv_jax.preference import run as preference
 from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline
 from srlhfv_jax.runs.merge import merge_policies
+from srlhfv_jax.supervised import sft
 
 ALL = "all"
 SHARED = "compare.reference"  # what the reference says of all pairs
@@ -33,6 +36,10 @@ STEPS = 0.27  # of the scorer's
 SECTIONS = ("lora", "model", "mesh", "data", "optimizer", "checkpoint", "log")  # as the scorer's
 
 
+BENIGN_REFUSAL = {"kind": "benign_refusal", "share": 0.1, "refusals": (answers.REFUSAL,)}  # of config.targets
+DERTA = {"kind": "derta", "prefix": True, "rto": True, "refusal": answers.REFUSAL.split()[0]}
+
+
 class Method(NamedTuple):
     """One way to learn from the quickstart's pairs."""
 
@@ -41,6 +48,9 @@ class Method(NamedTuple):
     rate: float  # learning rate, in those of the scorer
     changes: Mapping[str, Any] = {}  # of the preset
     start: str = ""  # the method whose policy it goes on from; "": the supervised policy
+    supervised: bool = (
+        False  # `srlhfv sft` on the pairs, or on the supervised rows where it reads no pairs; its rate in those of SFT
+    )
     by_scores: bool = False  # the scorer says who wins, with the multiplier of `srlhfv dual`
     merged: bool = False  # policies between that start and it are judged too
 
@@ -55,6 +65,9 @@ METHODS = {
     "bfpo": Method("bfpo", "helpfulness, safety of both", 0.25, {"beta": 0.2, "sft_coef": 1.0}),
     "mocan": Method("mocan", "nothing; a scorer", 0.25, {"beta": BETA}, by_scores=True),
     "unlearn": Method("unlearn", "safety", 0.125),
+    "plain": Method("", "no pairs: the supervised rows again", 0.25, supervised=True),
+    "benign_refusal": Method("", "no pairs: the supervised rows", 0.25, BENIGN_REFUSAL, supervised=True),
+    "derta": Method("", "safety of both", 0.25, DERTA, supervised=True),
     "sacpo": Method("sacpo", "helpfulness, then safety", 0.25, {"beta": 0.25}, start="dpo_helpful", merged=True),
 }
 
@@ -85,31 +98,51 @@ def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
         if METHODS[name].by_scores:
             told = pipeline.step(f"{folder.name}.dual", lambda folder: _dual(pipeline, folder))
             result |= {f"{name}.multiplier": told["multiplier"], f"{name}.budget": told["budget"]}
-        settings = stage(pipeline, name, result.get(f"{name}.multiplier", 0.0))
-        pipeline.step(folder.name, lambda folder: preference.run(settings, folder))
+        train = stage(pipeline, name, result.get(f"{name}.multiplier", 0.0))
+        pipeline.step(folder.name, train)
         judged = pipeline.step(f"{folder.name}.judged", lambda _: pipeline.judge(folder, "test").metrics)
         result |= {f"{name}.{key}": value for key, value in judged.items()}
         result[f"{name}.seconds"] = pipeline.seconds[folder.name] + pipeline.seconds.get(f"{folder.name}.dual", 0.0)
         if METHODS[name].start:
             result[f"{name}.seconds"] += result[f"{METHODS[name].start}.seconds"]
-        elif settings.has_reference:
-            result[f"{name}.seconds"] += pipeline.seconds[shared.name] / len(METHODS)
+        elif not METHODS[name].supervised:
+            result[f"{name}.seconds"] += pipeline.seconds[shared.name] / sum(not one.supervised for one in METHODS.values())
         if METHODS[name].merged:
             start = pipeline.workdir / f"compare.{METHODS[name].start}"
             result |= pipeline.step(f"{folder.name}.merged", lambda out: _merged(pipeline, name, start, folder, out))
     return result
 
 
-def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> PreferenceConfig:
-    """A method's settings, with the sizes of the quickstart's scorer and its paths filled in.
+def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> Callable[[Path], dict[str, float]]:
+    """A method's stage, as a function of its workdir.
 
     Args:
         multiplier: of a method that goes by a scorer.
     """
     method = METHODS[name]
+    if method.supervised:
+        return functools.partial(sft.run, _supervised(pipeline, method))
     start = pipeline.workdir / (f"compare.{method.start}" if method.start else "sft")
     scores = {"scores.scorer": str(pipeline.workdir / "round1_scores"), "scores.multiplier": multiplier}
-    return _filled(pipeline, method.preset, dict(method.changes) | (scores if method.by_scores else {}), start, rate=method.rate)
+    changes = dict(method.changes) | (scores if method.by_scores else {})
+    return functools.partial(preference.run, _filled(pipeline, method.preset, changes, start, rate=method.rate))
+
+
+def _supervised(pipeline: Pipeline, method: Method) -> SFTConfig:
+    """The supervised stage gone on with, for a quarter of its steps."""
+    own = pipeline.settings.sft
+    settings = pipeline.supervised(own, pipeline.workdir / "sft", "sft", False)
+    data = settings.data
+    if method.changes.get("kind") == "derta":  # pairs, whose answers stand one behind the other
+        data = dataclasses.replace(data, path=str(pipeline.workdir / "pairs"), response_length=2 * data.response_length)
+    rate = method.rate * own.optimizer.learning_rate
+    return dataclasses.replace(
+        settings,
+        steps=math.ceil(own.steps / 4),
+        targets=dataclasses.replace(own.targets, **method.changes),
+        data=data,
+        optimizer=dataclasses.replace(own.optimizer, learning_rate=rate),
+    )
 
 
 def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
