@@ -102,6 +102,28 @@ def test_inspect_with_a_model_counts_tokens_and_what_would_be_dropped(table, tmp
     assert (numbers["fit"], numbers["fit_drops.response_too_long"]) == (2, 1)
 
 
+def test_inspect_counts_the_pairs_that_a_method_leaves_out(tmp_path, capsys, monkeypatch):
+    from srlhfv_jax.hf import load
+
+    monkeypatch.setattr(load, "load_config_and_processor", lambda path: (None, processor()))
+    labels = [(0, (False, True)), (1, (False, True)), (1, (True, True)), ("tie", (False, False))]
+    rows = [
+        {
+            "question": f"what {number} ?",
+            "responses": ["so", "not so"],
+            "chosen": chosen,
+            "unsafe": unsafe,
+        }
+        for number, (chosen, unsafe) in enumerate(labels)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--path={tmp_path / 'pairs.jsonl'}", f"--workdir={tmp_path / 'w'}", "--model=M", "--kind=preference"]
+    assert main(["data", "inspect", *flags, "--transform=safedpo"]) == 0
+    assert f"both_unsafe: {REASONS['both_unsafe']}" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "w" / "result.json").read_text())
+    assert (numbers["fit"], numbers["fit_drops.both_unsafe"], numbers["fit_drops.helpful_tie"]) == (2, 1, 1)
+
+
 def test_prepare_writes_what_inspect_reads(table, tmp_path, capsys):
     assert main(["data", "prepare", f"--source={table}", f"--target={tmp_path / 't'}", f"--workdir={tmp_path / 'w'}"]) == 0
     numbers = json.loads((tmp_path / "w" / "result.json").read_text())
