@@ -98,7 +98,7 @@ def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
         if METHODS[name].by_scores:
             told = pipeline.step(f"{folder.name}.dual", lambda folder: _dual(pipeline, folder))
             result |= {f"{name}.multiplier": told["multiplier"], f"{name}.budget": told["budget"]}
-        train = stage(pipeline, name, result.get(f"{name}.multiplier", 0.0))
+        train = trainer(pipeline, name, result.get(f"{name}.multiplier", 0.0))
         pipeline.step(folder.name, train)
         judged = pipeline.step(f"{folder.name}.judged", lambda _: pipeline.judge(folder, "test").metrics)
         result |= {f"{name}.{key}": value for key, value in judged.items()}
@@ -113,7 +113,7 @@ def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
     return result
 
 
-def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> Callable[[Path], dict[str, float]]:
+def trainer(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> Callable[[Path], dict[str, float]]:
     """A method's stage, as a function of its workdir.
 
     Args:
@@ -130,18 +130,18 @@ def stage(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> Callable[[P
 
 def _supervised(pipeline: Pipeline, method: Method) -> SFTConfig:
     """The supervised stage gone on with, for a quarter of its steps."""
-    own = pipeline.settings.sft
-    settings = pipeline.supervised(own, pipeline.workdir / "sft", "sft", False)
+    stage = pipeline.settings.sft
+    settings = pipeline.supervised(stage, pipeline.workdir / "sft", "sft", False)
     data = settings.data
     if method.changes.get("kind") == "derta":  # pairs, whose answers stand one behind the other
         data = dataclasses.replace(data, path=str(pipeline.workdir / "pairs"), response_length=2 * data.response_length)
-    rate = method.rate * own.optimizer.learning_rate
+    rate = method.rate * stage.optimizer.learning_rate
     return dataclasses.replace(
         settings,
-        steps=math.ceil(own.steps / 4),
-        targets=dataclasses.replace(own.targets, **method.changes),
+        steps=math.ceil(stage.steps / 4),
+        targets=dataclasses.replace(stage.targets, **method.changes),
         data=data,
-        optimizer=dataclasses.replace(own.optimizer, learning_rate=rate),
+        optimizer=dataclasses.replace(stage.optimizer, learning_rate=rate),
     )
 
 
