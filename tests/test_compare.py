@@ -2,9 +2,12 @@
 
 import pytest
 
-from srlhfv_jax.configs import preference as presets
+from srlhfv_jax.config import QuickstartConfig, unread
+from srlhfv_jax.configs import preference as presets, quickstart
 from srlhfv_jax.errors import UserError
+from srlhfv_jax.parsing import parse
 from srlhfv_jax.quickstart import compare
+from srlhfv_jax.quickstart.pipeline import Pipeline
 from srlhfv_jax.report import comparison, policies
 
 
@@ -22,6 +25,14 @@ def test_a_method_that_is_not_known_is_refused_with_the_nearest_name():
 def test_every_method_on_pairs_is_a_preset():
     names = {one.preset for one in compare.METHODS.values() if not one.supervised}
     assert names <= presets.METHODS.keys() and all(not one.preset for one in compare.METHODS.values() if one.supervised)
+
+
+def test_the_settings_of_every_method_are_all_read(tmp_path):
+    pipeline = Pipeline(parse(QuickstartConfig, quickstart.get_config("short")), tmp_path)
+    for name in compare.METHODS:
+        (settings,) = compare.trainer(pipeline, name, multiplier=0.7).args
+        unread.check(settings)
+        assert settings.steps > 0 and settings.init and settings.data.path
 
 
 def numbers(**changes) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srlhfv_jax.config import PreferenceConfig, SFTConfig, to_dict
+from srlhfv_jax.config.preference import NO_REFERENCE
 from srlhfv_jax.configs import preference as presets
 from srlhfv_jax.data.quickstart import answers
 from srlhfv_jax.errors import UserError, nearest
@@ -207,9 +208,10 @@ def _filled(pipeline: Pipeline, preset: str, changes: Mapping[str, Any], start: 
         seed=pipeline.settings.seed,
         init=str(start),
         steps=math.ceil(STEPS * scores["steps"]),
-        reference_cache=str(pipeline.workdir / SHARED / "reference"),
         data=dict(path=str(pipeline.workdir / "pairs")),
         optimizer=dict(learning_rate=rate * scores["optimizer"]["learning_rate"], weight_decay=0.0),
     )
+    if config.reference != NO_REFERENCE:
+        config.reference_cache = str(pipeline.workdir / SHARED / "reference")
     config.update_from_flattened_dict(dict(changes))
     return parse(PreferenceConfig, config)
