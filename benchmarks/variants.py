@@ -43,10 +43,12 @@ OVER_REFUSAL = dict(name="over_refusal", cost="declines*3", where="harmful=no", 
 LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.75)
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
-    "group": {"ppo.advantage": "group", "ppo.group_size": 4},
+    "group": {"ppo.advantage": "group", "ppo.group_size": 2, "ppo.group_scale": "none", "data.batch_size": 160},
+    "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 2, "data.batch_size": 160},  # the same but for the size of a step
+    "group_of_4": {"ppo.advantage": "group", "ppo.group_size": 4},
+    "rloo_of_4": {"ppo.advantage": "rloo", "ppo.group_size": 4},
     "scalarised": {"ppo.advantage": "group", "ppo.group_size": 4},  # an ablation, see below
     "dr_grpo": {"ppo.advantage": "group", "ppo.group_size": 4, "ppo.group_scale": "none", "ppo.reduction": "fixed"},
-    "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 4},
     "cpgd": {"ppo.objective": "log"},
     "crpo": {"constraint.controller": "crpo", "constraint.max": 1e6},
     "two_sided": {"constraints": (HARM, OVER_REFUSAL)},
