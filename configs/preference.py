@@ -33,6 +33,7 @@ def dpo_helpful() -> ConfigDict:
                 reference="",
                 weight=0.5,
             ),
+            blind="",  # no answers without the picture
             replay=dict(
                 path="",  # no pairs beside
                 split="",
@@ -104,6 +105,14 @@ def paper_bfpo() -> ConfigDict:
     return config
 
 
+def bpo() -> ConfigDict:
+    """Blind preference optimization: the safer answer wins, also against one that was given without the picture (--config.blind).
+
+    srlhfv generate --policy=W/sft --data=PAIRS --picture=blank --out=W/blind.jsonl
+    """
+    return dpo_harmless()
+
+
 def modpo() -> ConfigDict:
     """MODPO (arXiv 2310.03708): the more helpful answer wins, less the margin of a policy that was trained to be harmless
     (--config.margin.path, its own reference --config.margin.reference)."""
@@ -152,6 +161,7 @@ METHODS = {
     "simpo": simpo,
     "safedpo": safedpo,
     "bfpo": bfpo,
+    "bpo": bpo,
     "modpo": modpo,
     "sacpo": sacpo,
     "mocan": mocan,

@@ -35,6 +35,13 @@ def test_the_settings_of_every_method_are_all_read(tmp_path):
         assert settings.steps > 0 and settings.init and settings.data.path
 
 
+def test_what_was_measured_stays(tmp_path):
+    (tmp_path / "compare.ipo.judged").mkdir()
+    (tmp_path / "compare.ipo.judged" / "done.json").write_text("{}")
+    assert compare.with_done(("sacpo", "dpo_helpful"), tmp_path) == ("dpo_helpful", "ipo", "sacpo")
+    assert compare.with_done((), tmp_path) == ("ipo",) and compare.with_done((), tmp_path / "new") == ()
+
+
 def numbers(**changes) -> dict[str, float]:
     own = {"helpful": 2.05, "harm_rate": 0.02, "over_refusal": 0.08, "evasion_rate": 0.02, "cost": -0.9}
     made = {f"{name}.{key}": value for name in ("sft", "ppo_lag", "ipo", "sacpo") for key, value in own.items()}

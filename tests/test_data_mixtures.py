@@ -14,6 +14,8 @@ from tiny_data import dual_row, png, processor, settings
 from srlhfv_jax.cli import flags
 from srlhfv_jax.config import SFTConfig
 from srlhfv_jax.data import columns, loader, mixtures, places, sources
+from srlhfv_jax.data.answers import AnsweredTurns
+from srlhfv_jax.data.blind import WithBlind
 from srlhfv_jax.data.mixtures import Mixture
 from srlhfv_jax.errors import UserError
 
@@ -89,6 +91,16 @@ def test_a_mixture_goes_on_where_it_was_and_not_with_other_weights(two):
     others, data = prepared(f"{two[0]}:1,{two[1]}:1")
     with pytest.raises(UserError, match="give it the same data again"):
         loader.batches(others, "supervised", None, data, seed=3).set_state(state)
+
+
+@pytest.mark.parametrize("wrapped", ["answers", "pairs"])
+def test_weights_hold_where_rows_are_made_of_a_sources_rows(two, wrapped):
+    """Every answer of a conversation, or a pair and what its winner is preferred to."""
+    data = settings(path=f"{two[0]}:0.75,{two[1]}:0.25")
+    examples = sources.load_examples(data)
+    plain = loader.fit("supervised", examples, processor(), data)
+    every = AnsweredTurns(examples, True) if wrapped == "answers" else WithBlind(examples, {}, loader.HELPFUL)
+    assert loader.fit("supervised", every, processor(), data).shares == plain.shares != ()
 
 
 def test_evaluation_sees_every_row_once_whatever_the_weights(two):

@@ -19,7 +19,7 @@ from srlhfv_jax.cli import define, switches
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import host_cpu
 
-OF_ROWS = ("split", "image_dir", "allow_dir", "revision", "columns", "label_means", "chosen_means", "fetch")
+OF_ROWS = ("picture", "split", "image_dir", "allow_dir", "revision", "columns", "label_means", "chosen_means", "fetch")
 
 
 def main(argv: list[str]) -> None:
@@ -56,6 +56,10 @@ def _flags() -> absl_flags.FlagValues:
     command.text("prompt", None, "the question")
     command.text("image", "", "file of its picture")
     command.text("data", None, "rows with a question (and picture): a TFDS folder, .parquet or .jsonl file, or a folder of them")
+    about = (
+        "pictures that the policy sees in the place of the rows' own; anything but real: for config.blind of `srlhfv preference`"
+    )
+    command.choice("picture", "real", ["real", "blank", "shuffled", "none"], about)
     command.text("out", None, "file of JSON lines to write, which must not exist yet")
     command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: any")
     command.whole("batch_size", 32, "prompts answered at once; one for --prompt", 1)

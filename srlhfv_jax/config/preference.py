@@ -68,6 +68,7 @@ class PreferenceConfig(SupervisedConfig):
     unsafe_offset: Weight  # more of it where the loser alone is unsafe, less where the winner alone is
     target: TargetConfig  # of "square"
     margin: MarginConfig
+    blind: str  # file of answers without the picture, which lose to the winner too: `srlhfv generate --picture=blank`; "" = none
     replay: ReplayConfig
     scores: PairScoresConfig
     sft_coef: Weight  # of -log pi of the winner, per token, beside the loss

@@ -22,6 +22,7 @@ tokens         Example -> token ids; every placeholder and length is checked her
 answers        every answer of a conversation as a row of its own
 guard_rows     rows with severities and categories (`taxonomies`)
 targets        what a supervised row teaches, where it is not its own answer
+blind          answers given without the picture, as further losers of pairs
 preferences    who wins a pair, where nothing else of its preferences is read
 uses           what each use needs of a row; the rows that have it as token ids
 collate        token ids -> the padded arrays of batches.py

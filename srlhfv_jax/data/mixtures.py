@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from srlhfv_jax.data.answers import AnsweredTurns
+from srlhfv_jax.data.blind import WithBlind
 from srlhfv_jax.data.drops import Dropped
 from srlhfv_jax.data.guard_rows import GuardExamples
 from srlhfv_jax.data.rows import Example
@@ -123,6 +125,8 @@ def shares(examples: Sequence[Example], numbers: Sequence[int]) -> tuple[Share, 
     """
     if isinstance(examples, GuardExamples):
         return shares(examples.examples, [examples.items[number].row for number in numbers])
+    if isinstance(examples, AnsweredTurns | WithBlind):
+        return shares(examples.examples, [examples.places[number].row for number in numbers])
     if not isinstance(examples, Mixture) or examples.sources[0].weight is None:
         return ()
     parts = np.searchsorted(examples.starts, np.asarray(numbers), side="right") - 1

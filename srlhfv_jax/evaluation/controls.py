@@ -25,7 +25,9 @@ class Repictured(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._examples)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
         return self._examples[index]._replace(images=self._pictures(index))
 
 

@@ -12,11 +12,11 @@ import jax
 from jax.sharding import Mesh
 
 from srlhfv_jax.config import DataConfig, MeshConfig, inference
-from srlhfv_jax.data import images, sources
+from srlhfv_jax.data import blind, images, sources
 from srlhfv_jax.data.given import RowSettings, single_pass
-from srlhfv_jax.data.rows import Prompt, history_json, prompt_of
+from srlhfv_jax.data.rows import Example, Prompt, history_json, prompt_of
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.evaluation import answering
+from srlhfv_jax.evaluation import answering, controls
 from srlhfv_jax.guard import checks as guard_checks
 from srlhfv_jax.guard.regenerate import Generate, guarded_generate
 from srlhfv_jax.guard.verdict import guarded_json
@@ -43,6 +43,7 @@ class Settings(RowSettings):
     image: str
     data: str | None
     out: str | None
+    picture: str  # "real", or another one in its place: "blank", "shuffled", "none"
     temperature: float
     prompt_length: int  # tokens (P); 0 = any
     response_length: int  # tokens (R)
@@ -80,19 +81,33 @@ def answer_rows(settings: Settings) -> tuple[Counter[str], int]:
         raise UserError(f"--out={out} exists: give a file that does not")
     examples = sources.load_examples(_data(settings, settings.batch_size))
     print(f"{settings.data}: {len(examples)} of {examples.source_rows} rows used; {sources.describe_drops(examples.drops)}")
+    shown = _pictures(settings, examples)
     answer = _load(settings, settings.batch_size)
     dropped: Counter[str] = Counter()
     size = BATCHES_AT_ONCE * settings.batch_size
     with (out if hosts.process_index() == 0 else Path(os.devnull)).open("w", encoding="utf-8") as file:
         for part, start in enumerate(range(0, len(examples), size)):
             rows = examples[start : start + size]
-            lines = answer([prompt_of(row) for row in rows], part)
+            lines = answer([prompt_of(row) for row in shown[start : start + size]], part)
             for row, line in zip(rows, lines, strict=True):
                 dropped.update([line["dropped"].partition(":")[0]] if "dropped" in line else [])
                 told = history_json(row.history) | {"question": row.question} | line | {"meta": dict(row.meta)}
+                told |= {} if settings.picture == "real" else {blind.PICTURES: blind.digests(row)}
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
             print(f"  {start + len(rows)} of {len(examples)} rows", flush=True)
     return dropped, len(examples) - dropped.total()
+
+
+def _pictures(settings: Settings, examples: Sequence[Example]) -> Sequence[Example]:
+    """The rows with the pictures that the policy sees."""
+    match settings.picture:
+        case "blank":
+            return controls.blanked(examples)
+        case "shuffled":
+            return controls.shuffled(examples, settings.seed)
+        case "none":
+            return controls.Repictured(examples, lambda index: ())
+    return examples
 
 
 def _load(settings: Settings, batch_size: int) -> Answer:

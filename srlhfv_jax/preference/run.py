@@ -50,7 +50,12 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
     sections = {"data": settings.data} | ({"evaluation": held_data} if settings.evaluation else {})
     if settings.replay.path:
         sections["replay"] = inputs.elsewhere(settings.data, settings.replay.path, settings.replay.split)
-    rows = {name: inputs.prepare("preference", data, shape, choice=choices.get(name, choice)) for name, data in sections.items()}
+    rows = {
+        name: inputs.prepare(
+            "preference", data, shape, choice=choices.get(name, choice), recorded=settings.blind if name == "data" else ""
+        )
+        for name, data in sections.items()
+    }
     if settings.replay.path:
         rows["replay"] = _as_safe(rows["replay"])
     if settings.evaluation:

@@ -12,16 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from srlhfv_jax.config import PreferenceConfig, SFTConfig, to_dict
 from srlhfv_jax.config.preference import NO_REFERENCE
 from srlhfv_jax.configs import preference as presets
+from srlhfv_jax.data import loader, sources
+from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.quickstart import answers
 from srlhfv_jax.errors import UserError, nearest
-from srlhfv_jax.evaluation import dual
+from srlhfv_jax.evaluation import controls, dual
+from srlhfv_jax.guard import generate
 from srlhfv_jax.losses import dual as losses
+from srlhfv_jax.parallel.mesh import use_mesh
 from srlhfv_jax.parsing import parse
-from srlhfv_jax.preference import run as preference
+from srlhfv_jax.preference import reference, run as preference
 from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline
+from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.runs.merge import merge_policies
 from srlhfv_jax.supervised import sft
 
@@ -37,6 +44,20 @@ STEPS = 0.27  # of the scorer's
 SECTIONS = ("lora", "model", "mesh", "data", "optimizer", "checkpoint", "log")  # as the scorer's
 
 
+BLIND, ANSWERS, BLIND_ROWS = "compare.blind", "answers.jsonl", 4096
+SEEING = ("dpo_harmless", "bpo")  # how much their answers depend on the picture is measured
+ROWS = dict(  # how commands read rows of the embedded task
+    split="",
+    image_dir="",
+    allow_dir="",
+    max_pixels=0,
+    system_prompt="",
+    revision="",
+    columns=(),
+    label_means="desirable",
+    chosen_means="helpful",
+    fetch=False,
+)
 BENIGN_REFUSAL = {"kind": "benign_refusal", "share": 0.1, "refusals": (answers.REFUSAL,)}  # of config.targets
 DERTA = {"kind": "derta", "prefix": True, "rto": True, "refusal": answers.REFUSAL.split()[0]}
 
@@ -52,6 +73,7 @@ class Method(NamedTuple):
     supervised: bool = (
         False  # `srlhfv sft` on the pairs, or on the supervised rows where it reads no pairs; its rate in those of SFT
     )
+    blind: bool = False  # answers of the supervised policy to a grey picture lose too
     by_scores: bool = False  # the scorer says who wins, with the multiplier of `srlhfv dual`
     merged: bool = False  # policies between that start and it are judged too
 
@@ -59,6 +81,7 @@ class Method(NamedTuple):
 METHODS = {
     "dpo_helpful": Method("dpo_helpful", "helpfulness", 0.25, {"beta": BETA}),
     "dpo_harmless": Method("dpo_harmless", "safety", 0.125, {"beta": BETA}),
+    "bpo": Method("bpo", "safety; answers without the picture", 0.125, {"beta": BETA}, blind=True),
     "dpo_safe_better": Method("dpo_safe_better", "helpfulness, safety of the winner", 0.125, {"beta": BETA}),
     "ipo": Method("ipo", "helpfulness", 0.25, {"beta": BETA}),
     "simpo": Method("simpo", "helpfulness", 0.125, {"sft_coef": 1.0}),
@@ -86,6 +109,11 @@ def chosen(text: str) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in names)
 
 
+def with_done(names: Sequence[str], workdir: Path) -> tuple[str, ...]:
+    """These methods, and those that are done in a workdir: what was measured stays in its result."""
+    return tuple(name for name in METHODS if name in names or (workdir / f"compare.{name}.judged" / "done.json").exists())
+
+
 def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
     """Train and judge each method that is not done; gives `NAME.NUMBER` and `NAME.seconds`.
 
@@ -99,11 +127,17 @@ def run(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
         if METHODS[name].by_scores:
             told = pipeline.step(f"{folder.name}.dual", lambda folder: _dual(pipeline, folder))
             result |= {f"{name}.multiplier": told["multiplier"], f"{name}.budget": told["budget"]}
+        if METHODS[name].blind:
+            pipeline.step(BLIND, lambda folder: _answer_blindly(pipeline, folder))
         train = trainer(pipeline, name, result.get(f"{name}.multiplier", 0.0))
         pipeline.step(folder.name, train)
         judged = pipeline.step(f"{folder.name}.judged", lambda _: pipeline.judge(folder, "test").metrics)
         result |= {f"{name}.{key}": value for key, value in judged.items()}
         result[f"{name}.seconds"] = pipeline.seconds[folder.name] + pipeline.seconds.get(f"{folder.name}.dual", 0.0)
+        if name in SEEING:
+            result |= pipeline.step(f"{folder.name}.blank", lambda out: _blank_drop(pipeline, name, folder, out))
+        if METHODS[name].blind:
+            result[f"{name}.seconds"] += pipeline.seconds[BLIND]
         if METHODS[name].start:
             result[f"{name}.seconds"] += result[f"{METHODS[name].start}.seconds"]
         elif not METHODS[name].supervised:
@@ -126,6 +160,7 @@ def trainer(pipeline: Pipeline, name: str, multiplier: float = 0.0) -> Callable[
     start = pipeline.workdir / (f"compare.{method.start}" if method.start else "sft")
     scores = {"scores.scorer": str(pipeline.workdir / "round1_scores"), "scores.multiplier": multiplier}
     changes = dict(method.changes) | (scores if method.by_scores else {})
+    changes |= {"blind": str(pipeline.workdir / BLIND / ANSWERS)} if method.blind else {}
     return functools.partial(preference.run, _filled(pipeline, method.preset, changes, start, rate=method.rate))
 
 
@@ -146,20 +181,56 @@ def _supervised(pipeline: Pipeline, method: Method) -> SFTConfig:
     )
 
 
+def _answer_blindly(pipeline: Pipeline, folder: Path) -> dict[str, float]:
+    """Record what the supervised policy says to prompts of the pairs whose pictures are grey."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ANSWERS).unlink(missing_ok=True)  # of a start that was stopped
+    data = pipeline.settings.ppo_lag.data
+    settings = generate.Settings(
+        **ROWS | {"split": f"[:{BLIND_ROWS}]"},
+        policy=str(pipeline.workdir / "sft"),
+        guard="",
+        rounds=0,
+        on_unsafe="warn",
+        check_input=False,
+        feedback=False,
+        prompt=None,
+        image="",
+        data=str(pipeline.workdir / "pairs" / "round1.parquet"),
+        out=str(folder / ANSWERS),
+        picture="blank",
+        temperature=pipeline.task.pair_temperature,
+        prompt_length=data.prompt_length,
+        response_length=data.response_length,
+        batch_size=PAIR_BATCH,
+        seed=pipeline.settings.seed,
+        dtype=pipeline.settings.ppo_lag.model.dtype,
+    )
+    _, answers = generate.answer_rows(settings)
+    return {"answers": float(answers)}
+
+
+def _blank_drop(pipeline: Pipeline, name: str, policy: Path, out: Path) -> dict[str, float]:
+    """`NAME.blank_drop`: nats by which the log-probability of safer answers, on held-out pairs, falls when the picture is grey; per token."""
+    stage = _filled(pipeline, "dpo_harmless", {}, policy, rate=1.0)
+    data = dataclasses.replace(stage.data, path=str(pipeline.workdir / "pairs_heldout"))
+    shape, examples = checkpoints.load_shape(str(policy), stage.model), sources.load_examples(data)
+    totals = []
+    for place, rows in (("real", examples), ("blank", controls.blanked(examples))):
+        prepared = loader.fit("preference", rows, shape.processor, data, choice=Choice("safer", "none", False))
+        reader = reference.Reader(data, stage.model, use_mesh(stage.mesh), 1, out / place)
+        sides = [row.example.chosen for row in prepared.rows]
+        logp_NS = reference.logp(str(policy), prepared, reader)
+        tokens = sum(len(row.responses[side]) for row, side in zip(prepared.rows, sides, strict=True))
+        totals.append(float(logp_NS[np.arange(len(sides)), sides].sum()) / tokens)
+    return {f"{name}.blank_drop": totals[0] - totals[1]}
+
+
 def _dual(pipeline: Pipeline, folder: Path) -> dict[str, float]:
     """The multiplier of a budget, from scored answers of the supervised policy to some of PPO's prompts."""
     data = pipeline.settings.ppo_lag.data
     settings = dual.Settings(
-        split="",
-        image_dir="",
-        allow_dir="",
-        max_pixels=0,
-        system_prompt="",
-        revision="",
-        columns=(),
-        label_means="desirable",
-        chosen_means="helpful",
-        fetch=False,
+        **ROWS,
         workdir=str(folder),
         policy=str(pipeline.workdir / "sft"),
         data=str(pipeline.data / "prompts.parquet"),

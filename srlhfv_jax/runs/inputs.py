@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from srlhfv_jax import files
 from srlhfv_jax.config import DataConfig
-from srlhfv_jax.data import answers, chat, loader, pictures, sources, tokens
+from srlhfv_jax.data import answers, blind, chat, loader, pictures, sources, tokens
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.data.rows import Example
@@ -28,28 +29,35 @@ def prepare(
     sign: str = "label",
     choice: Choice = loader.HELPFUL,
     targets: Rule | None = None,
+    recorded: str = "",
 ) -> loader.Prepared:
     """Read and check every row before step 0; says what was dropped and why.
 
     Args:
         sign, choice, targets: as in `loader.fit`.
+        recorded: of kind "preference": file of answers without the picture, which lose too; "": none.
 
     Raises:
         UserError: no row is left, or the processor makes another number of placeholders than the model has features.
     """
     examples = sources.load_examples(data)
-    rows = (
-        answers.AnsweredTurns(examples, model.config.vision is not None)
-        if kind == "supervised" and data.train_on == "all"
-        else examples
-    )
+    rows: Sequence[Example] = examples
+    if kind == "supervised" and data.train_on == "all":
+        rows = answers.AnsweredTurns(examples, model.config.vision is not None)
+    if recorded:
+        rows = blind.WithBlind(examples, blind.read(files.local(recorded, "config.blind")), choice)
+        hosts.say(f"{recorded}: {len(rows) - len(examples)} of {len(examples)} pairs have an answer without the picture")
     prepared = loader.fit(kind, rows, model.processor, data, sign=sign, choice=choice, targets=targets)
     say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)
     check_prompt_suffix(model, prepared)
     drops = examples.drops + prepared.drops
-    of = f"{len(rows)} answers in {examples.source_rows}" if rows is not examples else f"{examples.source_rows}"
+    of = (
+        f"{len(rows)} {'pairs' if recorded else 'answers'} in {examples.source_rows}"
+        if rows is not examples
+        else f"{examples.source_rows}"
+    )
     reasons = sources.describe_drops(drops) + sources.describe_sources(examples)
     hosts.say(f"{data.path}: {len({row.row for row in prepared.rows})} of {of} rows used as {kind}; {reasons}")
     return prepared
