@@ -24,11 +24,11 @@ def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool, methods: str 
         UserError: the workdir was started with other settings, or another process works in it; a method is not known.
     """
     hosts.initialize()
-    asked = compare.chosen(methods)
+    names = compare.chosen(methods)
     with lock.held(workdir):
         runs.check_unchanged(settings, workdir)
         result = pipeline.run(settings, workdir, sweep=sweep)
-        if compared := compare.with_done(asked, workdir):
+        if compared := compare.with_done(names, workdir):
             result |= compare.run(pipeline.Pipeline(settings, workdir), compared)
             result["ppo_lag.seconds"] = sum(result[f"seconds.{stage}"] for stage in ("round1_scores", "round1_ppo_lag"))
             write_result(workdir, result)
