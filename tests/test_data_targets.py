@@ -10,7 +10,7 @@ import pytest
 import tiny_hf
 import tiny_vlm as tiny
 from tiny_data import png, processor, settings, tokenizer
-from tiny_stages import settings as stage_settings
+from tiny_stages import picture_task, rows as rows_of, settings as stage_settings
 
 from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.cli import flags
@@ -135,11 +135,24 @@ def test_sides_and_the_order_of_rows_change_nothing():
 def test_rows_that_are_too_long_once_joined_and_pairs_of_equal_safety_are_counted():
     long = pair("use a knife . use a knife", "no no no no no no .")
     prepared = fit([long, pair(), pair()._replace(unsafe=(True, True)), pair()._replace(unsafe=(None, False)), single(1)], DERTA)
-    assert prepared.drops["not_safe_and_unsafe"] == 3 and prepared.drops["response_too_long"] <= 1
+    assert (
+        prepared.drops["not_safe_and_unsafe"] == 2
+        and prepared.rows[-1].target is None
+        and prepared.drops["response_too_long"] <= 1
+    )
     dropped = [fit([long], DERTA, seed).drops for seed in range(20)]
     assert {"response_too_long": 1} in dropped and {} in dropped  # the uncut unsafe answer stays, and so does a safe one alone
     with pytest.raises(UserError, match="none of the 2 examples can be used as supervised .*not_safe_and_unsafe 2"):
-        fit([pair()._replace(unsafe=(False, False)), single(1)], DERTA)
+        fit([pair()._replace(unsafe=(False, False)), single(1)._replace(unsafe=(True,))], DERTA)
+
+
+def test_a_row_with_one_answer_is_learned_as_it_is_beside_the_pairs_in_batches_of_one_shape():
+    prepared = fit([single(0), single(1), pair()], DERTA)
+    batches = [batch for batch, _ in loader.all_batches(prepared, "supervised", None, settings(), batch_size=2)]
+    assert [row.target is None for row in prepared.rows] == [True, True, False, False]
+    np.testing.assert_array_equal(batches[0].label_BR, batches[0].tokens_BT[:, 24:])
+    np.testing.assert_array_equal(batches[0].loss_mask_BR, batches[0].response_mask_BR)
+    assert batches[1].label_BR.shape == batches[0].label_BR.shape
 
 
 @pytest.mark.parametrize(
@@ -353,3 +366,11 @@ def test_the_stage_trains_on_both_rows_of_a_pair_says_how_many_and_evaluates_pla
             stage_settings(SFTConfig, "sft", init=str(tmp_path / "llama"), **wanted | {"targets.refusal": "w12"}),
             tmp_path / "sft",
         )
+
+
+def test_lessons_of_pairs_need_a_pair(tmp_path):
+    folder = picture_task(tmp_path)
+    start = stage_settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, **rows_of(folder))
+    derta = dataclasses.replace(start.targets, kind="derta", prefix=True)
+    with pytest.raises(UserError, match="no row has a safe and an unsafe answer, which config.targets.kind='derta' needs"):
+        sft.run(dataclasses.replace(start, targets=derta), tmp_path / "run")

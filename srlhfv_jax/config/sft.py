@@ -29,6 +29,11 @@ class TargetsConfig:
         """Whether rows have labels that are not their tokens, or loss on a part of them."""
         return self.kind == "derta"
 
+    @property
+    def pairs(self) -> bool:
+        """Whether it learns from pairs of a safe and an unsafe answer."""
+        return self.kind in ("derta", "rewrite")
+
     def check(self) -> None:
         """Raise UserError where a kind lacks what it needs."""
         if self.kind == "benign_refusal" and not self.refusals:
@@ -72,7 +77,7 @@ class SFTConfig(SupervisedConfig):
             yield Unread("log.samples", "config.log.samples_every is 0")
             yield Unread("log.guard", "config.log.samples_every is 0", "")
         yield from self.targets.unread()
-        if self.targets.kind in ("derta", "rewrite"):
+        if self.targets.pairs:
             yield Unread("data.train_on", "config.targets reads two answers to the last question", "last")
         if self.targets.kind == "rewrite" and not self.evaluation:
             yield Unread("log.samples_every", "config.targets changes the questions: give config.evaluation for others", 0)

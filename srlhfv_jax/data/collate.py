@@ -116,11 +116,15 @@ def sequences(rows: Sequence[Encoded], responses: Sequence[Ids], frame: Frame) -
     return Sequences(tokens_BT, positions_BT, mask_BT, mask_BT[:, p_length:].copy())
 
 
-def supervised(encoded: Sequence[Encoded], images: Images | None, frame: Frame) -> SupervisedBatch:
-    """One response per prompt; of a pair, the more helpful one."""
+def supervised(encoded: Sequence[Encoded], images: Images | None, frame: Frame, *, relabels: bool = False) -> SupervisedBatch:
+    """One response per prompt; of a pair, the more helpful one.
+
+    Args:
+        relabels: some row of the data has labels of its own, so that every batch has them.
+    """
     chosen = [row.responses[supervised_side(row.example)] for row in encoded]
     batch = SupervisedBatch(*sequences(encoded, chosen, frame), images)
-    if all(row.target is None or row.target.labels is None for row in encoded):
+    if not relabels:
         return batch
     label_BR, loss_mask_BR = batch.tokens_BT[:, frame.prompt_length :].copy(), batch.response_mask_BR.copy()
     for row, target in enumerate(row.target for row in encoded):

@@ -322,6 +322,7 @@ class _Assemble:
 
     def __init__(self, prepared: Prepared, rows_here: np.ndarray | None):
         self._prepared, self._rows_here = prepared, rows_here
+        self._relabels = any(row.target is not None and row.target.labels is not None for row in prepared.rows)
 
     def __call__(self, numbers: np.ndarray) -> Batch:
         prepared = self._prepared
@@ -332,7 +333,7 @@ class _Assemble:
             size = collate.fitting(prepared.room, every_row)  # the same on every process
             images = collate.stack_images(rows, self._pictures(rows), prepared.room, size)
         if prepared.kind == "supervised":
-            return collate.supervised(rows, images, prepared.frame)
+            return collate.supervised(rows, images, prepared.frame, relabels=self._relabels)
         if prepared.kind == "pairs":
             return collate.pairs(rows, images, prepared.frame, sign=prepared.sign)
         if prepared.kind == "preference":

@@ -2,7 +2,8 @@
 
 benign_refusal   in a share of the rows without harm the answer becomes a refusal
 derta            of a safe and an unsafe answer to one prompt two rows: the unsafe one cut, the safe one behind it, with loss on that
-                 part alone; and the unsafe one with a refusal as the label of its tokens (DeRTa, arXiv 2407.09121)
+                 part alone; and the unsafe one with a refusal as the label of its tokens (DeRTa, arXiv 2407.09121). Rows with one answer
+                 stay
 rewrite          the unsafe answer stands in the question, and the safe one is learned (SR_LLM)
 
 All that is drawn comes from a row's content and the seed: the order of rows and batches have no part in it, and a larger share keeps
@@ -97,7 +98,7 @@ def example(bound: Bound, row: Example) -> Example:
     Raises:
         Unusable: it lacks a safe or an unsafe answer.
     """
-    if bound.settings.kind == "benign_refusal":
+    if bound.settings.kind == "benign_refusal" or (bound.settings.kind == "derta" and _is_answered(row)):
         return row
     if len(row.responses) != 2 or sorted(row.unsafe, key=str) != [False, True]:
         raise Unusable("not_safe_and_unsafe", f"{len(row.responses)} responses, labelled unsafe: {row.unsafe or 'no labels'}")
@@ -122,9 +123,14 @@ def rows(bound: Bound, row: Encoded) -> Iterator[Encoded | Dropped]:
     if bound.settings.kind == "benign_refusal":
         yield _refused(bound, row)
     elif bound.settings.kind == "derta":
-        yield from _derta(bound, row)
+        yield from [row] if _is_answered(row.example) else _derta(bound, row)
     else:
         yield row._replace(target=Target("rewritten"))
+
+
+def _is_answered(row: Example) -> bool:
+    """Whether it has one answer, which is learned as it is: the helpful rows that DeRTa mixes in."""
+    return len(row.responses) == 1 and row.unsafe != (True,)
 
 
 def counts(kind: str, rows: Sequence[Encoded]) -> dict[str, int]:

@@ -35,9 +35,8 @@ from srlhfv_jax.supervised import sft
 ALL = "all"
 SHARED = "compare.reference"  # what the reference says of all pairs
 BETA = 0.5  # of most; the published 0.1 lets a small model's answers fall apart
-DUAL_BUDGET = (
-    0.1  # of mocan's multiplier: mean learned cost, as a share of the way from the lowest one to that of the reward alone
-)
+# of mocan's multiplier: mean learned cost, as a share of the way from the lowest one to that of the reward alone
+DUAL_BUDGET = 0.03
 DUAL_PROMPTS, DUAL_SAMPLES = 256, 16
 MERGED = "0,0.25,0.5,0.75,1"  # of SACPO, between its first step's policy and itself
 STEPS = 0.27  # of the scorer's
@@ -58,6 +57,7 @@ ROWS = dict(  # how commands read rows of the embedded task
     chosen_means="helpful",
     fetch=False,
 )
+DERTA_PAIRS = 0.2  # of rows; the others are the supervised ones
 BENIGN_REFUSAL = {"kind": "benign_refusal", "share": 0.1, "refusals": (answers.REFUSAL,)}  # of config.targets
 DERTA = {"kind": "derta", "prefix": True, "rto": True, "refusal": answers.REFUSAL.split()[0]}
 
@@ -170,7 +170,8 @@ def _supervised(pipeline: Pipeline, method: Method) -> SFTConfig:
     settings = pipeline.supervised(stage, pipeline.workdir / "sft", "sft", False)
     data = settings.data
     if method.changes.get("kind") == "derta":  # pairs, whose answers stand one behind the other
-        data = dataclasses.replace(data, path=str(pipeline.workdir / "pairs"), response_length=2 * data.response_length)
+        path = f"{pipeline.workdir / 'pairs'}:{DERTA_PAIRS},{data.path}:{1 - DERTA_PAIRS}"
+        data = dataclasses.replace(data, path=path, response_length=2 * data.response_length)
     rate = method.rate * stage.optimizer.learning_rate
     return dataclasses.replace(
         settings,

@@ -49,6 +49,10 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
     shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
     rows = inputs.prepare("supervised", settings.data, shape, targets=targets.Rule(settings.targets, settings.seed))
     made = targets.counts(settings.targets.kind, rows.rows)
+    if settings.targets.pairs and not any(made.values()):
+        raise UserError(
+            f"{settings.data.path}: no row has a safe and an unsafe answer, which config.targets.kind={settings.targets.kind!r} needs"
+        )
     if made:
         hosts.say(
             f"config.targets: of {len(rows.rows)} rows to learn from " + ", ".join(f"{n} {name}" for name, n in made.items())
