@@ -4,6 +4,7 @@ rows -> what other models say of them, once (reference.py) -> terms (terms.py) -
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srlhfv_jax.batches import PreferenceBatch
-from srlhfv_jax.config import PreferenceConfig
+from srlhfv_jax.config import DataConfig, PreferenceConfig
 from srlhfv_jax.data import chat, loader
 from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.errors import UserError
@@ -43,23 +44,8 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
     started = start(settings, workdir)
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     _check_checkpoints(settings)
-    shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
-    choice = Choice(settings.axis, settings.transform, settings.reads_flags)
-    choices = {"replay": Choice(settings.axis, "none", False)}
-    held_data = inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
-    sections = {"data": settings.data} | ({"evaluation": held_data} if settings.evaluation else {})
-    if settings.replay.path:
-        sections["replay"] = inputs.elsewhere(settings.data, settings.replay.path, settings.replay.split)
-    rows = {
-        name: inputs.prepare(
-            "preference", data, shape, choice=choices.get(name, choice), recorded=settings.blind if name == "data" else ""
-        )
-        for name, data in sections.items()
-    }
-    if settings.replay.path:
-        rows["replay"] = _as_safe(rows["replay"])
-    if settings.evaluation:
-        inputs.check_held_out("config.evaluation", rows["evaluation"], rows["data"])
+    sections = _sections(settings)
+    rows = _prepare(settings, sections)
     folder = Path(settings.reference_cache or workdir / "reference")
     readers = {name: Reader(data, settings.model, started.mesh, settings.microbatches, folder) for name, data in sections.items()}
     numbers = {name: _by_others(settings, some, readers[name]) for name, some in rows.items()}
@@ -151,24 +137,49 @@ def held_out(policy: Policy, settings: PreferenceConfig, rows: loader.Prepared, 
     return evaluate
 
 
+def _sections(settings: PreferenceConfig) -> dict[str, DataConfig]:
+    """Sections of rows by name: those to learn from, and those of replay and evaluation where there are any."""
+    places = {
+        "replay": (settings.replay.path, settings.replay.split),
+        "evaluation": (settings.evaluation, settings.evaluation_split),
+    }
+    others = {name: inputs.elsewhere(settings.data, *place) for name, place in places.items() if place[0]}
+    return {"data": settings.data} | others
+
+
+def _prepare(settings: PreferenceConfig, sections: Mapping[str, DataConfig]) -> dict[str, loader.Prepared]:
+    """Pairs with their winners, by section."""
+    shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
+    choice, rows = Choice(settings.axis, settings.transform, settings.reads_flags), {}
+    for name, data in sections.items():
+        how = Choice(settings.axis, "none", False) if name == "replay" else choice
+        recorded = settings.blind if name == "data" else ""
+        rows[name] = inputs.prepare("preference", data, shape, choice=how, recorded=recorded)
+    if "replay" in rows:
+        rows["replay"] = _as_safe(rows["replay"])
+    if "evaluation" in rows:
+        inputs.check_held_out("config.evaluation", rows["evaluation"], rows["data"])
+    return rows
+
+
 def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> terms.Numbers:
     """Numbers of models that leave memory before the policy comes."""
-    numbers, known = terms.Numbers(), settings.reference_path
+    numbers, path_of_reference = terms.Numbers(), settings.reference_path
 
     def ratios(path: str, against: str) -> np.ndarray:
         return reference.logp(path, rows, reader) - reference.logp(against, rows, reader)
 
     if settings.has_reference and not settings.from_reference:
-        numbers = numbers._replace(reference_NS=reference.logp(known, rows, reader))
+        numbers = numbers._replace(reference_NS=reference.logp(path_of_reference, rows, reader))
     if settings.margin.path:
-        numbers = numbers._replace(margin_NS=ratios(settings.margin.path, settings.margin.reference or known))
+        numbers = numbers._replace(margin_NS=ratios(settings.margin.path, settings.margin.reference or path_of_reference))
     if settings.axis == "scores":
         scores, multiplier = settings.scores, settings.scores.multiplier
         if scores.scorer:
             told = reference.scores(scores.scorer, rows, reader)
             numbers = numbers._replace(score_NS=told[REWARD] - multiplier * told[COST])
         else:
-            told_NS = ratios(scores.helpful, known) + multiplier * ratios(scores.harmless, known)
+            told_NS = ratios(scores.helpful, path_of_reference) + multiplier * ratios(scores.harmless, path_of_reference)
             numbers = numbers._replace(
                 score_NS=settings.beta * told_NS
             )  # without beta the optimum would be too sharp by 1 / beta
