@@ -64,6 +64,7 @@ def test_another_file_is_refused_in_one_line(tmp_path, text, said):
         blind.read(path)
 
 
+@pytest.mark.slow
 def test_what_generate_records_without_the_picture_preference_joins(tmp_path):
     folder = picture_task(tmp_path)
     start = settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, steps=1, **rows(folder))

@@ -104,6 +104,7 @@ def test_one_sequence_gives_two_answers_the_log_probs_of_two_sequences(name):
     check_equal(*(with_gradient(way, *given) for way in (sequences.pair_logp, sequences.logp_apart)), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiny_families.VARIANTS)
 def test_both_answers_have_the_log_probs_that_each_has_alone_in_every_family(name, tmp_path):
     """Whatever the family makes of positions, pictures and windows."""
@@ -191,6 +192,7 @@ def test_chunks_change_nothing():
     check_equal(*(with_gradient(sequences.pair_logp, config, *given) for config in configs), batch)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_is_asked_by_both_answers_gives_the_same():
     """So long that the last layer, which is asked for what is read alone, does not leave its kernel."""
     batch, tree = pairs(rows=2, response=66), {"backbone": tiny.backbone()}

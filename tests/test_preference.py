@@ -68,12 +68,14 @@ def test_a_second_method_over_the_same_rows_asks_for_no_number_and_a_new_answer_
     assert computed("".join(capfd.readouterr())) == [1]
 
 
+@pytest.mark.slow
 def test_numbers_of_other_weights_are_not_used(task, done, tmp_path, capfd):
     shared = {"reference_cache": str(done[0] / "reference"), "steps": 0}
     preference.run(of(task, init=str(done[0]), **shared), tmp_path / "second")
     assert computed("".join(capfd.readouterr())) == [48]
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_numbers_is_named_and_computed_again(task, done, tmp_path, capfd):
     preference.run(of(task, steps=0), tmp_path / "run")
     (part,) = (tmp_path / "run" / "reference").rglob("*.npz")
@@ -97,11 +99,13 @@ def test_numbers_are_read_as_they_were_written(tmp_path):
     assert numbers.missing({"a": kept, "b": {}}, [tuple(kept)]) == set(kept)
 
 
+@pytest.mark.slow
 def test_adapters_start_from_the_reference_under_them(task, tmp_path):
     result = preference.run(of(task, steps=1, **{"lora.rank": 2, "lora.alpha": 2.0}), tmp_path / "lora")
     assert result["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_pass_that_was_killed_computes_what_it_had_not_written(task, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(reference, "PART", 16)
     stage = of(task, steps=0)

@@ -154,6 +154,7 @@ def test_a_warm_start_is_a_run_that_starts_at_its_multipliers_and_in_nothing_els
     assert numbers(tmp_path) == numbers(warm[0]) and "lambda.start" not in done
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_not_start_its_multipliers_again(folder, warm, tmp_path, monkeypatch):
     known = asked(folder, HARM, SHORT, lambda_warm_start=6)
     with monkeypatch.context() as patched:
@@ -165,6 +166,7 @@ def test_a_run_that_goes_on_does_not_start_its_multipliers_again(folder, warm, t
     assert numbers(tmp_path) == numbers(warm[0]) and result["short.lambda.start"] == warm[3]["short.lambda.start"]
 
 
+@pytest.mark.slow
 def test_groups_start_by_as_many_answers(folder, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(warm_start, "started", lambda known, samples: seen.append(samples) or {"cost": 0.625})

@@ -179,6 +179,7 @@ def test_at_0_and_1_the_tensors_of_an_export_are_those_of_the_two(picture, betwe
     assert tensors(between / "q1") == tensors(picture / "b")
 
 
+@pytest.mark.slow
 def test_between_two_in_bfloat16_all_is_bfloat16_and_with_one_in_float32_nothing_is_lost(picture, tmp_path):
     config, _ = load_config_and_processor(picture / "base")
     for name, seed in (("c", 8), ("d", 9)):
@@ -197,6 +198,7 @@ def test_between_two_in_bfloat16_all_is_bfloat16_and_with_one_in_float32_nothing
     assert tensors(tmp_path / "wide" / "q1") == tensors(picture / "b")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_into_its_backbone_first(picture, tmp_path):
     merged(picture, tmp_path / "out", "0,0.5", "adapted", "a")
     whole, below = load_pretrained(picture / "adapted").params, load_pretrained(picture / "a").params
