@@ -57,7 +57,7 @@ ROWS = dict(  # how commands read rows of the embedded task
     chosen_means="helpful",
     fetch=False,
 )
-DERTA_PAIRS = 0.2  # of rows; the others are the supervised ones
+DERTA_PAIRS = 0.1  # of rows; the others are the supervised ones
 BENIGN_REFUSAL = {"kind": "benign_refusal", "share": 0.1, "refusals": (answers.REFUSAL,)}  # of config.targets
 DERTA = {"kind": "derta", "prefix": True, "rto": True, "refusal": answers.REFUSAL.split()[0]}
 
@@ -91,7 +91,7 @@ METHODS = {
     "unlearn": Method("unlearn", "safety", 0.125),
     "plain": Method("", "no pairs: the supervised rows again", 0.25, supervised=True),
     "benign_refusal": Method("", "no pairs: the supervised rows", 0.25, BENIGN_REFUSAL, supervised=True),
-    "derta": Method("", "safety of both", 0.25, DERTA, supervised=True),
+    "derta": Method("", "safety of both", 0.03, DERTA, supervised=True),
     "sacpo": Method("sacpo", "helpfulness, then safety", 0.25, {"beta": 0.25}, start="dpo_helpful", merged=True),
 }
 
