@@ -48,14 +48,14 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
         checkpoints.check_checkpoint(settings.init, "config.init")
     shape = checkpoints.load_shape(settings.init, settings.model, settings.data.chat_template)
     rows = inputs.prepare("supervised", settings.data, shape, targets=targets.Rule(settings.targets, settings.seed))
-    made = targets.counts(settings.targets.kind, rows.rows)
-    if settings.targets.pairs and not any(made.values()):
+    lessons = targets.counts(settings.targets.kind, rows.rows)
+    if settings.targets.pairs and not any(lessons.values()):
         raise UserError(
             f"{settings.data.path}: no row has a safe and an unsafe answer, which config.targets.kind={settings.targets.kind!r} needs"
         )
-    if made:
+    if lessons:
         hosts.say(
-            f"config.targets: of {len(rows.rows)} rows to learn from " + ", ".join(f"{n} {name}" for name, n in made.items())
+            f"config.targets: of {len(rows.rows)} rows to learn from " + ", ".join(f"{n} {name}" for name, n in lessons.items())
         )
     held, held_data = None, inputs.elsewhere(settings.data, settings.evaluation, settings.evaluation_split)
     if settings.evaluation:
@@ -78,7 +78,7 @@ def run(settings: SFTConfig, workdir: Path, load_guard: LoadGuard | None = None)
         evaluate=evaluate,
         sample=watch.make(settings, model, base, started, held or rows),
     )
-    result = last_numbers(started) | chosen | {"rows": len(rows.rows)} | {f"targets.{name}": n for name, n in made.items()}
+    result = last_numbers(started) | chosen | {"rows": len(rows.rows)} | {f"targets.{name}": n for name, n in lessons.items()}
     export_run(started, PRODUCT, model.config, tree, base=model.path, result=result)
     if evaluate is not None:
         result |= evaluate(tree)
