@@ -1,5 +1,7 @@
 """From labels and numbers of models to what the loss reads: every method's arrays, and its loss, by hand."""
 
+from collections import Counter
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from tiny_stages import settings
 
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import PreferenceConfig
+from srlhfv_jax.data import loader
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import UserError
@@ -76,11 +79,18 @@ def test_an_answer_without_a_flag_is_neither_safe_nor_unsafe_for_the_log_and_saf
 
 
 @pytest.mark.parametrize("name", ["reference_NS", "margin_NS", "score_NS"])
-def test_a_number_that_is_not_finite_names_its_row(name):
-    values = np.zeros((4, 2))
+def test_a_row_with_a_number_that_is_not_finite_is_dropped_and_counted(name):
+    values = np.arange(8.0).reshape(4, 2)
     values[2, 1] = np.nan
-    with pytest.raises(UserError, match=f"row 2: its {name[:-3]} is"):
-        terms.make(of(), ROWS, Numbers(**{name: values}))
+    codec = dict.fromkeys(("codec", "frame", "room", "pictures"))
+    prepared = loader.Prepared("preference", "label", [None] * 4, ROWS, (), Counter(bad_label=1), **codec)
+    left, told = terms.finite(prepared, Numbers(**{name: values}))
+    assert left.rows == (*ROWS[:2], ROWS[3]) and left.drops == {"bad_label": 1, "non_finite_score": 1}
+    assert left.dropped[0].row == 2
+    np.testing.assert_array_equal(told._asdict()[name], values[[0, 1, 3]])
+    assert terms.finite(left, told) == (left, told)
+    with pytest.raises(UserError, match="every pair a number that is not finite"):
+        terms.finite(prepared, Numbers(**{name: np.full_like(values, np.inf)}))
 
 
 REFERENCE = jnp.array([[-4.0, -2.5], [-3.0, -3.5]])

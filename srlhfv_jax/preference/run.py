@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import DataConfig, PreferenceConfig
 from srlhfv_jax.data import chat, loader
+from srlhfv_jax.data.drops import REASONS
 from srlhfv_jax.data.preferences import Choice
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.score_metrics import COST, REWARD
@@ -58,7 +59,10 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
         if settings.from_reference:
             by_init = reference.logp(settings.init, some, readers[name], policy)
             numbers[name] = numbers[name]._replace(reference_NS=by_init)
-        rows[name] = some._replace(terms=terms.make(settings, some.rows, numbers[name]))
+        some, told = terms.finite(some, numbers[name])
+        if lost := some.drops[terms.NOT_FINITE]:
+            hosts.say(f"{sections[name].path}: {lost} pairs dropped: {terms.NOT_FINITE} ({REASONS[terms.NOT_FINITE]})")
+        rows[name] = some._replace(terms=terms.make(settings, some.rows, told))
     if settings.from_reference:
         reference.self_test(policy, rows["data"], readers["data"])
     evaluate = held_out(policy, settings, rows["evaluation"], readers["evaluation"]) if settings.evaluation else None

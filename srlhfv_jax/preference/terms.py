@@ -3,16 +3,21 @@
 Here all methods differ; behind it there are arrays (losses/preference.py has their table).
 """
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from srlhfv_jax.config import PreferenceConfig
+from srlhfv_jax.data import loader, mixtures
 from srlhfv_jax.data.collate import Terms
+from srlhfv_jax.data.drops import Dropped
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import preference
+
+NOT_FINITE = "non_finite_score"
 
 
 class Numbers(NamedTuple):
@@ -23,19 +28,38 @@ class Numbers(NamedTuple):
     score_NS: Float[np.ndarray, "N 2"] | None = None  # that says who wins
 
 
-def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers) -> tuple[Terms, ...]:
-    """The terms of each row.
+def finite(prepared: loader.Prepared, numbers: Numbers) -> tuple[loader.Prepared, Numbers]:
+    """The rows whose numbers are all finite, with these; the others are dropped and counted (`non_finite_score`).
 
     Raises:
-        UserError: a number is not finite.
+        UserError: none is left.
     """
+    given = {name: values for name, values in numbers._asdict().items() if values is not None}
+    keep_N = np.ones(len(prepared.rows), bool)
+    for values in given.values():
+        keep_N &= np.isfinite(values).all(axis=1)
+    if keep_N.all():
+        return prepared, numbers
+    kept = tuple(row for row, keep in zip(prepared.rows, keep_N, strict=True) if keep)
+    if not kept:
+        raise UserError(
+            "a model gives every pair a number that is not finite: look at config.reference and the other models, or use float32"
+        )
+    dropped = tuple(
+        Dropped(row.row, NOT_FINITE, "a number of a model is not finite") for row, keep in zip(prepared.rows, keep_N) if not keep
+    )
+    prepared = prepared._replace(
+        rows=kept,
+        dropped=prepared.dropped + dropped,
+        drops=prepared.drops + Counter({NOT_FINITE: len(dropped)}),
+        shares=mixtures.shares(prepared.examples, [row.row for row in kept]),
+    )
+    return prepared, numbers._replace(**{name: values[keep_N] for name, values in given.items()})
+
+
+def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers) -> tuple[Terms, ...]:
+    """The terms of each row."""
     count = len(rows)
-    for name, values in numbers._asdict().items():
-        if values is not None and not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise UserError(
-                f"row {rows[row].row}: its {name.removesuffix('_NS')} is {values[row].tolist()}: a model overflows on it; use float32, or leave it out"
-            )
     winner_N = np.array([row.example.chosen or 0 for row in rows], np.int64)
     flip_N = np.full(count, settings.flip)
     if numbers.score_NS is not None:
