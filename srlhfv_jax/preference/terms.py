@@ -40,8 +40,8 @@ def finite(prepared: loader.Prepared, numbers: Numbers) -> tuple[loader.Prepared
         keep_N &= np.isfinite(values).all(axis=1)
     if keep_N.all():
         return prepared, numbers
-    kept = tuple(row for row, keep in zip(prepared.rows, keep_N, strict=True) if keep)
-    if not kept:
+    left = tuple(row for row, keep in zip(prepared.rows, keep_N, strict=True) if keep)
+    if not left:
         raise UserError(
             "a model gives every pair a number that is not finite: look at config.reference and the other models, or use float32"
         )
@@ -49,10 +49,10 @@ def finite(prepared: loader.Prepared, numbers: Numbers) -> tuple[loader.Prepared
         Dropped(row.row, NOT_FINITE, "a number of a model is not finite") for row, keep in zip(prepared.rows, keep_N) if not keep
     )
     prepared = prepared._replace(
-        rows=kept,
+        rows=left,
         dropped=prepared.dropped + dropped,
         drops=prepared.drops + Counter({NOT_FINITE: len(dropped)}),
-        shares=mixtures.shares(prepared.examples, [row.row for row in kept]),
+        shares=mixtures.shares(prepared.examples, [row.row for row in left]),
     )
     return prepared, numbers._replace(**{name: values[keep_N] for name, values in given.items()})
 
