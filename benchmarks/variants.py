@@ -63,9 +63,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three": {"constraints": (HARM, OVER_REFUSAL, LENGTH)},
     "ratio": {"constraint.error": "ratio"},
     "warm": {"lambda_warm_start": 16},
-    "ratio_64": {"constraint.error": "ratio", "data.batch_size": 64},
-    "prompts_96": {"data.batch_size": 96},
-    "prompts_64": {"data.batch_size": 64},
+    "ratio_64_full_rate": {"constraint.error": "ratio", "data.batch_size": 64},
+    # Steps as large as 128 prompts allow are too large for the noise of fewer: the rate falls with the root of their number.
+    "prompts_96": {"data.batch_size": 96, "policy_optimizer.learning_rate": 8.7e-4},
+    "prompts_64": {"data.batch_size": 64, "policy_optimizer.learning_rate": 7e-4},
+    "prompts_64_full_rate": {"data.batch_size": 64},
     "calibrated": {
         "constraint.kind": "probability",
         "constraint.calibrated": True,
