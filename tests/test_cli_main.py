@@ -49,7 +49,7 @@ def run(capsys, *argv: str) -> tuple[int, str]:
             "there is no config file there/is/none.py (the package brings benchmark.py, cost.py, ",
         ),
         (["sft", "--config"], "--config needs a value"),
-        (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, smolvlm_256m_shared, "),
+        (["sft", "--config=sft.py:huge"], "this config knows the arguments default, paper, tiny, benign_refusal, "),
         (["export", "--workdir=x"], "--out is needed"),
         (["export", "--workdir=x", "--out=."], "--out=. exists"),
         (["export", "--workdir=no/such/folder", "--out=t"], "no/such/folder"),

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from tiny_stages import picture_task, settings
 
-from srlhfv_jax.config import GuardConfig, PPOLagConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import GuardConfig, PPOLagConfig, PreferenceConfig, ScoresConfig, SFTConfig
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.guard import train as guard
 from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.preference import run as preference
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.report import build, curves, workdir
 from srlhfv_jax.supervised import scores, sft
@@ -29,6 +30,11 @@ def work(tmp_path_factory) -> workdir.Workdir:
     )
     sft.run(settings(SFTConfig, "sft", init=str(out / "base"), init_random=True, steps=1, **rows, **held(rows)), out / "sft")
     scores.run(settings(ScoresConfig, "scores", init=str(out / "sft"), steps=1, **pairs, **held(pairs)), out / "scores")
+    replayed = {"loss": "square", "replay.path": str(out / "pairs.parquet")}
+    preference.run(
+        settings(PreferenceConfig, "preference", init=str(out / "sft"), steps=1, **pairs, **held(pairs), **replayed),
+        out / "preference",
+    )
     judged = {"taxonomy": "embedded", "steps": 1} | rows | held(rows)
     guard.run(settings(GuardConfig, "guard", init=str(out / "sft"), **judged), out / "guard")
     both = prompts | {"policy": str(out / "sft"), "iterations": 1, "validation.path": str(out / "prompts.parquet")}
@@ -73,7 +79,7 @@ def logged(work: workdir.Workdir, kind: str) -> set[str]:
 
 def test_every_kind_of_stage_is_recognised(work):
     assert {stage.name: stage.kind for stage in work.stages} == {
-        "sft": "sft", "scores": "scores", "guard": "guard", "ppo_lag": "ppo_lag", "separate": "ppo_lag",
+        "sft": "sft", "scores": "scores", "preference": "preference", "guard": "guard", "ppo_lag": "ppo_lag", "separate": "ppo_lag",
         "groups": "ppo_lag",
     }  # fmt: skip
 

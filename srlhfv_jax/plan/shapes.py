@@ -141,7 +141,7 @@ def judged(config: VLMConfig, settings: Any, categories: int, mesh: Mesh) -> Gua
     """Questions with answers, and what is known of their severity and categories."""
     B, row = settings.data.batch_size, hosts.row_sharding(mesh)
     labels = (jax.ShapeDtypeStruct((B, 2, size), bool, sharding=row) for size in (LEVELS,) * 2 + (categories,) * 2)
-    return GuardBatch(*answers(config, settings, mesh), *labels)
+    return GuardBatch(*answers(config, settings, mesh)[:5], *labels)
 
 
 def pairs(config: VLMConfig, settings: Any, mesh: Mesh) -> PairBatch:

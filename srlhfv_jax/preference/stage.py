@@ -42,6 +42,12 @@ PREFERENCE = Stage(
                 "log policy / reference of each answer, in nats. A winner's that falls far says that the policy forgets how to answer.",
             ),
             Curve(("beta_h",), "Margin", "beta times the difference of the two.", folded=True),
+            Curve(
+                ("replay_loss",),
+                "Loss of replay",
+                "Mean over the pairs of `config.replay`, whose answers count as safe.",
+                folded=True,
+            ),
             Curve(("winner_nll",), "Negative log-likelihood of the winner", "In nats per token.", folded=True),
             Curve(
                 ("share.safe_safe", "share.safe_unsafe", "share.unsafe_safe", "share.unsafe_unsafe"),
