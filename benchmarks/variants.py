@@ -69,6 +69,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prompts_64": {"data.batch_size": 64, "policy_optimizer.learning_rate": 7e-4},
     "prompts_64_full_rate": {"data.batch_size": 64},
     "calibrated": {
+        "lambda_warm_start": 8,  # else the policy complies with everything before lambda has grown
+        "constraint.kind": "probability",
+        "constraint.calibrated": True,
+        "constraint.budget": 0.05,
+        "constraint.init": 0.9,
+        "constraint.max": 15.0,
+        "constraint.kp": 3.0,
+        "constraint.learning_rate": 0.24,
+    },
+    "calibrated_cold": {
         "constraint.kind": "probability",
         "constraint.calibrated": True,
         "constraint.budget": 0.05,
