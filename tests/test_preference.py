@@ -193,6 +193,16 @@ def test_the_rows_of_every_model_that_was_read_are_known_as_seen(task, done, tmp
     assert not seen.record(str(tmp_path)).unknown
 
 
+def test_two_scorers_on_one_backbone_share_no_number(task, tmp_path):
+    other, model = shutil.copytree(task / "scores" / "export", tmp_path / "other"), of(task).model
+    same = reference._fingerprint(str(task / "scores"), model, None)
+    assert reference._fingerprint(str(other), model, None) == same  # wherever it lies
+    heads = bytearray((other / "score_heads.safetensors").read_bytes())
+    heads[-1] ^= 1
+    (other / "score_heads.safetensors").write_bytes(bytes(heads))
+    assert reference._fingerprint(str(other), model, None) != same
+
+
 def test_an_axis_that_no_row_has_is_refused(task, tmp_path):
     write_rows(tmp_path / "ties.parquet", [{"question": "how?", "responses": ["so", "not so"]}] * 4)
     with pytest.raises(UserError, match="none of the 4 examples can be used as preference"):
