@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pairs
 import ppo_lag_iteration as whole
 from sizes import RESPONSE, SIZES, Size
 
@@ -37,23 +38,14 @@ ROUNDS = 3
 
 
 def random_pairs(size: Size) -> PreferenceBatch:
-    """The prompts of the other benchmarks with two full answers each."""
-    prompts, rng = whole.random_prompts(size, size.batch), np.random.default_rng(1)
-    B, T = size.batch, size.length
-    tokens_BST = rng.integers(3, size.vocab - 1, (B, 2, T), dtype=np.int32)
-    tokens_BST[:, :, : size.prompt] = prompts.tokens_BP[:, None]
-    positions_BST = np.tile(np.arange(T, dtype=np.int32), (B, 2, 1))
-    real, number_B = np.ones((B, 2, T), bool), np.full(B, 0.1, np.float32)
+    """The pairs of the other benchmark, with what a loss reads of them."""
+    B, number_B = size.batch, np.full(size.batch, 0.1, np.float32)
     return PreferenceBatch(
-        tokens_BST,
-        positions_BST,
-        real,
-        real[:, :, -RESPONSE:],
-        prompts.images,
+        *pairs.random_pairs(size)[:5],
         weight_B=np.ones(B, np.float32),
         winner_B=np.arange(B, dtype=np.int32) % 2,
         unsafe_BS=np.full((B, 2), 0.5, np.float32),
-        reference_BS=rng.normal(size=(B, 2)).astype(np.float32),
+        reference_BS=np.random.default_rng(2).normal(size=(B, 2)).astype(np.float32),
         scale_B=number_B,
         offset_B=0 * number_B,
         flip_B=0 * number_B,

@@ -41,6 +41,15 @@ from srlhfv_jax.runs.run import write_settings
 HARM = dict(name="harm", cost="model", where="harmful=yes", budget=0.1)
 OVER_REFUSAL = dict(name="over_refusal", cost="declines*3", where="harmful=no", budget=0.15)
 LENGTH = dict(name="length", cost="answer:length*0.25", kind="mean", budget=3.75)
+CALIBRATED = {
+    "constraint.kind": "probability",
+    "constraint.calibrated": True,
+    "constraint.budget": 0.05,
+    "constraint.init": 0.9,
+    "constraint.max": 15.0,
+    "constraint.kp": 3.0,
+    "constraint.learning_rate": 0.24,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
     "group": {"ppo.advantage": "group", "ppo.group_size": 2, "ppo.group_scale": "none", "data.batch_size": 160},
@@ -68,25 +77,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prompts_96": {"data.batch_size": 96, "policy_optimizer.learning_rate": 8.7e-4},
     "prompts_64": {"data.batch_size": 64, "policy_optimizer.learning_rate": 7e-4},
     "prompts_64_full_rate": {"data.batch_size": 64},
-    "calibrated": {
-        "lambda_warm_start": 8,  # else the policy complies with everything before lambda has grown
-        "constraint.kind": "probability",
-        "constraint.calibrated": True,
-        "constraint.budget": 0.05,
-        "constraint.init": 0.9,
-        "constraint.max": 15.0,
-        "constraint.kp": 3.0,
-        "constraint.learning_rate": 0.24,
-    },
-    "calibrated_cold": {
-        "constraint.kind": "probability",
-        "constraint.calibrated": True,
-        "constraint.budget": 0.05,
-        "constraint.init": 0.9,
-        "constraint.max": 15.0,
-        "constraint.kp": 3.0,
-        "constraint.learning_rate": 0.24,
-    },
+    # Without the warm start the policy complies with everything before lambda has grown.
+    "calibrated": CALIBRATED | {"lambda_warm_start": 8},
+    "calibrated_cold": CALIBRATED,
     "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
 }
 NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from srlhfv_jax.data.chat import MARK
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, MadeOfRows
 
 
 class Place(NamedTuple):
@@ -19,7 +19,7 @@ class Place(NamedTuple):
     turn: int | None  # number of the assistant's turn in the history; None: the responses of the row
 
 
-class AnsweredTurns(Sequence[Example]):
+class AnsweredTurns(MadeOfRows):
     """The answers of a sequence of examples, as examples with one response, or those of the row; pictures are read at every access."""
 
     def __init__(self, examples: Sequence[Example], sees: bool):
@@ -30,13 +30,8 @@ class AnsweredTurns(Sequence[Example]):
         self.examples, self._sees = examples, sees
         self.places = tuple(place for row, example in enumerate(examples) for place in _places(row, example, sees))
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = self.places[index]
+    def at(self, place: Place) -> Example:
+        """An answer with the turns before it, or the row."""
         example = self.examples[place.row]
         return example if place.turn is None else _answer(example, place.turn, self._sees)
 

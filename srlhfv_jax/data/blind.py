@@ -13,7 +13,7 @@ from srlhfv_jax import files
 from srlhfv_jax.data import images
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.preferences import Choice, decided
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, MadeOfRows
 from srlhfv_jax.errors import UserError
 
 PICTURES = "pictures"  # of a recorded line: digests of the prompt's true pictures
@@ -27,20 +27,15 @@ class Place(NamedTuple):
     loser: str | None  # the recorded answer that loses; None: the pair as it is
 
 
-class WithBlind(Sequence[Example]):
+class WithBlind(MadeOfRows):
     """Examples, and behind each whose winner is known a pair of that winner and a recorded answer; pictures are read at every access."""
 
     def __init__(self, examples: Sequence[Example], recorded: dict[bytes, str], choice: Choice):
         self.examples, self._choice = examples, choice
         self.places = tuple(place for row, example in enumerate(examples) for place in _places(row, example, recorded, choice))
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = self.places[index]
+    def at(self, place: Place) -> Example:
+        """A pair as it is, or its winner against the recorded answer."""
         example = self.examples[place.row]
         return example if place.loser is None else _against(example, place.loser, self._choice)
 

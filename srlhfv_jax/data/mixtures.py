@@ -10,24 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 
 from srlhfv_jax.data.drops import Dropped
 from srlhfv_jax.data.guard_rows import GuardExamples
-from srlhfv_jax.data.rows import Example
+from srlhfv_jax.data.rows import Example, MadeOfRows
 from srlhfv_jax.errors import UserError, short, shown
 
 _WEIGHED = re.compile(r"(?P<path>.+):(?P<weight>[^:/]*)")
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """Rows that are made of one of other rows each: the answers of a conversation, a pair and what its winner is preferred to."""
-
-    examples: Sequence[Example]
-    places: Sequence[Any]  # the `row` of each is the number of its example
 
 
 class Source(NamedTuple):
@@ -131,7 +123,7 @@ def shares(examples: Sequence[Example], numbers: Sequence[int]) -> tuple[Share, 
     """
     if isinstance(examples, GuardExamples):
         return shares(examples.examples, [examples.items[number].row for number in numbers])
-    if isinstance(examples, Placed):
+    if isinstance(examples, MadeOfRows):
         return shares(examples.examples, [examples.places[number].row for number in numbers])
     if not isinstance(examples, Mixture) or examples.sources[0].weight is None:
         return ()

@@ -47,6 +47,25 @@ class Example(NamedTuple):
     history: tuple[Turn, ...] = ()  # turns before the question: maybe a system turn, then user and assistant by turns
 
 
+class MadeOfRows(Sequence[Example]):
+    """Examples each made of one of other examples, `places[number].row`, at every access: pictures are not kept in memory."""
+
+    examples: Sequence[Example]
+    places: Sequence[Any]  # of which each has the `row` that it is of
+
+    def at(self, place: Any) -> Example:
+        """The example that a place makes of its row."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self.at(place) for place in self.places[index]]
+        return self.at(self.places[index])
+
+
 def prompt_of(example: Example) -> Prompt:
     """A row without its answers and labels."""
     return Prompt(example.images, example.question, example.history)
