@@ -117,6 +117,8 @@ def test_modpo_sees_differences_of_margins_only_and_none_where_the_main_weight_i
 
 def test_bfpo_between_safe_answers_is_ipo_with_its_temperature():
     target = preference.bfpo_target(np.ones(4), np.ones(4), tau=0.2)
+    ipo = preference.safety_target(1 - UNSAFE_W, 1 - UNSAFE_L, winner=0.0, loser=0.0, constant=0.5, tau=0.2)
+    np.testing.assert_allclose(ipo, preference.ipo_target(0.2))
     np.testing.assert_allclose(target, 1 / (2 * 0.2))
     assert square(H, f32(target))[0] == pytest.approx(np.mean((H - 2.5) ** 2), rel=1e-6)
 

@@ -84,6 +84,11 @@ def safedpo_offset(unsafe_w_B: Rows, unsafe_l_B: Rows, delta: Scalar) -> Rows:
     return delta * (unsafe_l_B - unsafe_w_B)
 
 
+def safety_target(safe_w_B: Rows, safe_l_B: Rows, *, winner: Scalar, loser: Scalar, constant: Scalar, tau: Scalar) -> Rows:
+    """(winner s_w - loser s_l + constant) / τ, nats: the form of BFPO's target, and of IPO's, 1 / (2β), with 0, 0, 1/2 and τ = β."""
+    return (winner * safe_w_B - loser * safe_l_B + constant) / tau
+
+
 def bfpo_target(safe_w_B: Rows, safe_l_B: Rows, *, tau: Scalar, b1: Scalar = 3.0, b3: Scalar = 0.5, alpha: Scalar = 0.5) -> Rows:
     """(B_1 B_3 s_w - B_3 s_l - α) / τ, nats; (3/2 s_w - 1/2 s_l - 1/2) / τ as published. BFPO (arXiv 2408.15313).
 
@@ -93,7 +98,7 @@ def bfpo_target(safe_w_B: Rows, safe_l_B: Rows, *, tau: Scalar, b1: Scalar = 3.0
         safe_w_B, safe_l_B: s, 1 for a safe answer and 0 for an unsafe one.
         b1, b3: B_1 and B_3 = 1 / (B_1 - 1).
     """
-    return (b1 * b3 * safe_w_B - b3 * safe_l_B - alpha) / tau
+    return safety_target(safe_w_B, safe_l_B, winner=b1 * b3, loser=b3, constant=-alpha, tau=tau)
 
 
 def ipo_target(beta: Scalar) -> Scalar:

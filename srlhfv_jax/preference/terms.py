@@ -75,7 +75,8 @@ def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers
         offset_N = offset_N + preference.margin_offset(*margins, weight=weight, main=1 - weight)
         scale = settings.beta / (1 - weight)
     target = settings.target
-    target_N = (target.safe_winner * (1 - unsafe_w_N) - target.safe_loser * (1 - unsafe_l_N) + target.constant) / settings.beta
+    weights = dict(winner=target.safe_winner, loser=target.safe_loser, constant=target.constant)
+    target_N = preference.safety_target(1 - unsafe_w_N, 1 - unsafe_l_N, tau=settings.beta, **weights)
     reference_NS = np.zeros((count, 2)) if numbers.reference_NS is None else numbers.reference_NS
     return tuple(
         Terms(
