@@ -121,12 +121,12 @@ def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) 
 
 
 def prepare(preset: str, workdir: Path, seed: int) -> Pipeline:
-    """A quickstart's rows, supervised policy and first scorer, and with them its constrained policy."""
+    """A quickstart's rows, supervised policy and first scorer."""
     settings = dataclasses.replace(parse(QuickstartConfig, quickstart.get_config(preset)), seed=seed)
     pipeline = Pipeline(settings, workdir)
     write_settings(workdir, settings)
     pipeline.start()
-    pipeline.round(1, workdir / "sft", workdir / "sft")
+    pipeline.scored(1, workdir / "sft", workdir / "sft")
     return pipeline
 
 
@@ -158,6 +158,8 @@ def main() -> None:
         if changes:
             train(pipeline, name, changes, folder)
         else:
+            sft = pipeline.workdir / "sft"
+            pipeline.round(1, sft, sft)
             folder = pipeline.workdir / "round1_ppo_lag"
         done = read_json(folder / "result.json")
         best = done["best_feasible.step"]

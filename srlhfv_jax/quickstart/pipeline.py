@@ -165,6 +165,15 @@ class Pipeline:
 
     def round(self, number: int, policy: Path, scorer: Path) -> tuple[Path, Path, dict[str, float]]:
         """Sample pairs from the policy, label them, refit the scorer on all pairs so far, train the policy against it."""
+        scorer, numbers = self.scored(number, policy, scorer)
+        stage = self.constrained(self.settings.ppo_lag, policy, scorer)
+        folder = self.workdir / f"round{number}_ppo_lag"
+        trained = self.step(folder.name, lambda folder: ppo_lag.run(stage, folder))
+        numbers |= {"lambda.final": trained["lambda.final"], f"round{number}.best_step": trained["best_feasible.step"]}
+        return folder / ("best_feasible" if trained["best_feasible.step"] >= 0 else "export"), scorer, numbers
+
+    def scored(self, number: int, policy: Path, scorer: Path) -> tuple[Path, dict[str, float]]:
+        """The first half of a round: pairs, and the scorer that was fitted to them."""
         prefix = f"round{number}"
         numbers = {
             f"{name if number == 1 else f'{prefix}.{name}'}": value
@@ -180,11 +189,7 @@ class Pipeline:
             f"{prefix}_probes",
             lambda folder: probes.measure(scorer, self.data, self.workdir / "pairs_heldout", fit, self.settings.seed),
         )
-        stage = self.constrained(self.settings.ppo_lag, policy, scorer)
-        trained = self.step(f"{prefix}_ppo_lag", lambda folder: ppo_lag.run(stage, folder))
-        numbers |= {"lambda.final": trained["lambda.final"], f"{prefix}.best_step": trained["best_feasible.step"]}
-        folder = self.workdir / f"{prefix}_ppo_lag"
-        return folder / ("best_feasible" if trained["best_feasible.step"] >= 0 else "export"), scorer, numbers
+        return scorer, numbers
 
     def sample_pairs(self, folder: Path, policy: Path, number: int) -> dict[str, float]:
         """Two different answers to each pair prompt, labelled with noise; held-out ones by the oracle itself.
