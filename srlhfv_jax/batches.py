@@ -135,6 +135,7 @@ class Rollout(NamedTuple):
     ]  # behaviour log-probabilities at the rollout temperature, never-sampled ids at -inf; 0 off the mask
     ended_B: Bool[Array, "B"]  # an end-of-sequence token was sampled (false: cut at R)
     features: Features | None
+    begun_B: Int[Array, "B"] | None = None  # step of the loop over tokens that drew the row's first; None: 0
 
 
 class Stream(NamedTuple):

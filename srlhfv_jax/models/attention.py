@@ -201,15 +201,24 @@ def copied(x_BKTh, times: int):
 
 
 def write(kv: KV, k_BKTh, v_BKTh, layer, slot) -> KV:
-    """Put the keys and values of new positions at `slot` of `layer`, in place."""
+    """Put the keys and values of new positions at `slot` of `layer`, in place. It may be another slot in each row."""
 
-    def put(stored, new):
+    def store(stored, new):
         if isinstance(stored, tuple):
-            written = jax.lax.dynamic_update_slice(stored[layer], new.astype(stored[layer].dtype), (0, 0, slot, 0))
-            return (*stored[:layer], written, *stored[layer + 1 :])
-        return jax.lax.dynamic_update_slice(stored, new[None].astype(stored.dtype), (layer, 0, 0, slot, 0))
+            return (*stored[:layer], put(stored[layer], new.astype(stored[layer].dtype), slot, axis=2), *stored[layer + 1 :])
+        if jnp.ndim(slot) == 0:
+            return jax.lax.dynamic_update_slice(stored, new[None].astype(stored.dtype), (layer, 0, 0, slot, 0))
+        return stored.at[layer, jnp.arange(len(slot)), :, slot].set(new[:, :, 0].astype(stored.dtype))
 
-    return KV(put(kv.k, k_BKTh), put(kv.v, v_BKTh))
+    return KV(store(kv.k, k_BKTh), store(kv.v, v_BKTh))
+
+
+def put(stored_BT: Array, new_BT: Array, slot, *, axis: int) -> Array:
+    """`new_BT` at the place `slot` of `axis`, in place; or, of each row, one value at a place of its own."""
+    if jnp.ndim(slot) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(stored_BT, new_BT, slot, axis)
+    whole = (slice(None),) * (axis - 1)
+    return stored_BT.at[(jnp.arange(len(slot)), *whole, slot)].set(jnp.squeeze(new_BT, axis))
 
 
 def read(kv: KV, layer) -> tuple[Float[Array, "B K T h"], Float[Array, "B K T h"]]:

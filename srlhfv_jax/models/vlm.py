@@ -33,7 +33,7 @@ class Cache(NamedTuple):
 
     kv: KV
     mask_BT: Bool[Array, "B T"]  # slots a later token may attend to
-    index: Int[Array, ""]  # the next free slot, the same for all rows
+    index: Int[Array, ""] | Int[Array, "B"]  # the next free slot, the same for all rows or of each
 
 
 class Prefix(NamedTuple):
@@ -75,7 +75,7 @@ def apply(
     """Hidden states after the final norm, and the cache with these tokens in it.
 
     Without a cache: causal attention over T, pads attended to by nobody. With one, T > 1 is a prefill of the empty cache and T
-    = 1 a decode step at slot `cache.index` which attends to every valid slot.
+    = 1 a decode step at slot `cache.index`, which may be another one in each row, and attends to every valid slot.
 
     Args:
         positions_BT: rotary positions: 0 at a row's first real token; three of each with M-RoPE.
@@ -105,7 +105,7 @@ def apply(
     T = tokens_BT.shape[1]
     read = T if read is None else read
     slot = None if cache is None else cache.index if T == 1 else 0
-    seen_BT = mask_BT if cache is None else jax.lax.dynamic_update_slice(cache.mask_BT, mask_BT, (0, slot))
+    seen_BT = mask_BT if cache is None else attention.put(cache.mask_BT, mask_BT, slot, axis=1)
     block_BT = attention.blocks(is_image_BT & mask_BT) if text.sees_whole_images and before is None else None
     kernel = "xla" if T == 1 else kernels.choose(config.attention, config.dtype, text.head_dim)
 
@@ -119,7 +119,8 @@ def apply(
                 kept_BT = jnp.concatenate(
                     [jnp.repeat(prompts.mask_BT, len(seen_BT) // len(prompts.mask_BT), axis=0), seen_BT], axis=1
                 )
-            visible_BTT = (kept_BT & (jnp.arange(P + room)[None] > P + slot - window) if window else kept_BT)[:, None, :]
+            first = P + jnp.reshape(slot, (-1, 1)) - window
+            visible_BTT = (kept_BT & (jnp.arange(P + room)[None] > first) if window else kept_BT)[:, None, :]
         else:
             visible_BTT = attention.causal(whole_BT, window, block_BT, backwards)
         return language.Sight(angles, attention.bias(visible_BTT))

@@ -63,6 +63,12 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def row_blocks() -> int:
+    """The same of the mesh of `jax.set_mesh`; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def check_tensor_axis(heads: int, mesh: Mesh) -> None:
     """Raise UserError unless the tensor axis divides a model's query heads."""
     if heads % mesh.shape["tensor"]:

@@ -31,7 +31,7 @@ class Vocabulary(NamedTuple):
         return jnp.zeros(size, bool).at[jnp.asarray(self.never, jnp.int32)].set(True)
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """A sampler of tokens."""
 
     temperature: float | Float[Array, "B 1"]  # of recorded log-probabilities
@@ -39,7 +39,7 @@ class _Rule(NamedTuple):
     length_B: Int[Array, "B"] | None  # most tokens of each answer; None: as many as there is room for
 
 
-class _Draws(NamedTuple):
+class Draws(NamedTuple):
     """Arrays and settings that the tokens of some answers are drawn from."""
 
     config: VLMConfig
@@ -47,7 +47,7 @@ class _Draws(NamedTuple):
     prompts: PromptBatch  # one for each answer
     uniform_BR: Float[Array, "B R"]  # the random number in [0, 1) that draws each token
     vocabulary: Vocabulary
-    rule: _Rule
+    rule: Rule
 
 
 class Decoding(NamedTuple):
@@ -86,21 +86,26 @@ def generate(
         microbatches: the prompts are answered in so many parts, one after the other: one part's cache is in memory at a time.
     """
     B, R = answers * prompts.tokens_BP.shape[0], response_length
-    uniform_RB = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (B,)))(jnp.arange(R))
+    uniform_BR = uniforms(key, B, R)
     decoding = vlm.for_decoding(config, params)
-    rule = _Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
+    rule = Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
 
     def answer(part: tuple[PromptBatch, Float[Array, "B G R"]]) -> Rollout:
         questions, uniform_BGR = part
         features = None if questions.images is None else vlm.encode_images(config, params, questions.images)
-        draws = _Draws(config, decoding, repeat(questions, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
+        draws = Draws(config, decoding, repeat(questions, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
         return by_prompt(_answer(draws, questions, features, early_exit), answers)
 
     def by_prompt(rows, count: int):
         return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows)
 
-    rollout = over_rows(answer, (prompts, by_prompt(uniform_RB.T, answers)), microbatches)
+    rollout = over_rows(answer, (prompts, by_prompt(uniform_BR, answers)), microbatches)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+
+
+def uniforms(key: Array, answers: int, tokens: int) -> Float[Array, "B R"]:
+    """The random number in [0, 1) that draws each token: of token t of all answers by `fold_in(key, t)`."""
+    return jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (answers,)))(jnp.arange(tokens)).T
 
 
 def begin(
@@ -119,7 +124,7 @@ def begin(
     """
     features = None if prompts.images is None else vlm.encode_images(config, params, prompts.images)
     decoding = vlm.for_decoding(config, params)
-    return _begin(_Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)), prompts, features)
+    return _begin(Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)), prompts, features)
 
 
 def go_on(
@@ -141,18 +146,18 @@ def go_on(
         stopped_B: rows that end here, for a reason that is not in their tokens.
     """
     decoding = vlm.for_decoding(config, params)
-    step = _step(_Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)))
+    step = _step(Draws(config, decoding, prompts, uniform_BR, vocabulary, _by_row(sampling)))
     last = jnp.minimum(until, uniform_BR.shape[1])
     state = state._replace(alive_B=state.alive_B & ~stopped_B)
     return jax.lax.while_loop(lambda state: (state.step < last) & jnp.any(state.alive_B), step, state)
 
 
-def _by_row(sampling: RowSampling) -> _Rule:
+def _by_row(sampling: RowSampling) -> Rule:
     temperature_B1 = jnp.where(sampling.temperature_B > 0, sampling.temperature_B, 1.0)[:, None]
-    return _Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
+    return Rule(temperature_B1, functools.partial(choose_by_row, sampling=sampling), sampling.length_B)
 
 
-def _answer(draws: _Draws, questions: PromptBatch, features: Features | None, early_exit: bool) -> Rollout:
+def _answer(draws: Draws, questions: PromptBatch, features: Features | None, early_exit: bool) -> Rollout:
     """One part of `generate`. `questions`, `features`: as in `_begin`."""
     prompts, R = draws.prompts, draws.uniform_BR.shape[1]
 
@@ -163,19 +168,25 @@ def _answer(draws: _Draws, questions: PromptBatch, features: Features | None, ea
     state = _begin(draws, questions, features)
     state = jax.lax.while_loop(unfinished, step, state)
 
-    positions_BR = _after(prompts)[:, None] + jnp.cumsum(state.mask_BR, axis=1, dtype=jnp.int32) - 1
+    features = repeat(features, len(state.alive_B) // len(questions.tokens_BP))
+    return as_rollout(prompts, state.tokens_BR, state.mask_BR, state.logp_BR, ~state.alive_B, features)
+
+
+def as_rollout(prompts: PromptBatch, tokens_BR, mask_BR, logp_BR, ended_B, features: Features | None) -> Rollout:
+    """Prompts, each with its answer."""
+    positions_BR = after(prompts)[:, None] + jnp.cumsum(mask_BR, axis=1, dtype=jnp.int32) - 1
     return Rollout(
-        tokens_BT=jnp.concatenate([prompts.tokens_BP, state.tokens_BR], axis=1),
-        positions_BT=jnp.concatenate([prompts.positions_BP, _everywhere(positions_BR, prompts.positions_BP)], axis=1),
-        mask_BT=jnp.concatenate([prompts.mask_BP, state.mask_BR], axis=1),
-        response_mask_BR=state.mask_BR,
-        logp_BR=state.logp_BR,
-        ended_B=~state.alive_B,
-        features=repeat(features, len(state.alive_B) // len(questions.tokens_BP)),
+        tokens_BT=jnp.concatenate([prompts.tokens_BP, tokens_BR], axis=1),
+        positions_BT=jnp.concatenate([prompts.positions_BP, everywhere(positions_BR, prompts.positions_BP)], axis=1),
+        mask_BT=jnp.concatenate([prompts.mask_BP, mask_BR], axis=1),
+        response_mask_BR=mask_BR,
+        logp_BR=logp_BR,
+        ended_B=ended_B,
+        features=features,
     )
 
 
-def _begin(draws: _Draws, questions: PromptBatch, features: Features | None) -> Decoding:
+def _begin(draws: Draws, questions: PromptBatch, features: Features | None) -> Decoding:
     """The prompts read and the first token of every answer drawn.
 
     Args:
@@ -185,7 +196,7 @@ def _begin(draws: _Draws, questions: PromptBatch, features: Features | None) -> 
     config, (B, R), (count, P) = draws.config, draws.uniform_BR.shape, questions.tokens_BP.shape
     dtype, prompts = jnp.dtype(config.dtype), None
     cache = vlm.init_cache(config, count, P + R if count == B else P, dtype)
-    hidden_B1D, cache = _read(config, draws.params, questions, features, cache)
+    hidden_B1D, cache = read_prompts(config, draws.params, questions, features, cache)
     if count < B:
         prompts, cache = cache, vlm.init_cache(config, B, R, dtype)
     state = Decoding(
@@ -200,9 +211,9 @@ def _begin(draws: _Draws, questions: PromptBatch, features: Features | None) -> 
     return _draw(draws, state, repeat(hidden_B1D, B // count)[:, 0])
 
 
-def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
+def _step(draws: Draws) -> Callable[[Decoding], Decoding]:
     """The body of a loop over tokens: feed the token drawn last, draw the next."""
-    prompts, next_B = draws.prompts, _after(draws.prompts)
+    prompts, next_B = draws.prompts, after(draws.prompts)
 
     def step(state: Decoding) -> Decoding:
         t = state.step - 1
@@ -210,7 +221,7 @@ def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
             draws.config,
             draws.params,
             jax.lax.dynamic_slice_in_dim(state.tokens_BR, t, 1, axis=1),
-            _everywhere(next_B + t, prompts.positions_BP)[:, None],
+            everywhere(next_B + t, prompts.positions_BP)[:, None],
             jax.lax.dynamic_slice_in_dim(state.mask_BR, t, 1, axis=1),
             cache=state.cache,
             prompts=state.prompts,
@@ -220,26 +231,32 @@ def _step(draws: _Draws) -> Callable[[Decoding], Decoding]:
     return step
 
 
-def _draw(draws: _Draws, state: Decoding, hidden_BD) -> Decoding:
+def _draw(draws: Draws, state: Decoding, hidden_BD) -> Decoding:
     """Record token `state.step`, drawn from the hidden state before it, in the rows that have not ended."""
-    t, vocabulary, rule = state.step, draws.vocabulary, draws.rule
-    never_V = vocabulary.never_V(draws.config.text.vocab)
-    every_BV = vlm.logits(draws.config, draws.params, hidden_BD)
-    logp_BV = logprob.log_softmax(every_BV, temperature=rule.temperature, never_V=never_V)
-    drawn_B = rule.choose(draws.uniform_BR[:, t], logp_BV)
-    logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
-    alive_B, eos_E = state.alive_B, jnp.asarray(vocabulary.eos, jnp.int32)
-    goes_on_B = alive_B & ~jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)
+    t, alive_B = state.step, state.alive_B
+    drawn_B, logp_B, ends_B = next_token(draws, hidden_BD, draws.uniform_BR[:, t])
+    goes_on_B = alive_B & ~ends_B
     return state._replace(
         step=t + 1,
-        tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, vocabulary.pad)),
+        tokens_BR=state.tokens_BR.at[:, t].set(jnp.where(alive_B, drawn_B, draws.vocabulary.pad)),
         mask_BR=state.mask_BR.at[:, t].set(alive_B),
         logp_BR=state.logp_BR.at[:, t].set(jnp.where(alive_B, logp_B, 0.0)),
-        alive_B=goes_on_B if rule.length_B is None else goes_on_B & (t + 1 < rule.length_B),
+        alive_B=goes_on_B if draws.rule.length_B is None else goes_on_B & (t + 1 < draws.rule.length_B),
     )
 
 
-def _read(config: VLMConfig, params, prompts: PromptBatch, features: Features | None, cache: vlm.Cache):
+def next_token(draws: Draws, hidden_BD, uniform_B) -> tuple[Int[Array, "B"], Float[Array, "B"], Bool[Array, "B"]]:
+    """(token, its log-probability, whether it ends an answer), drawn from the hidden state before it."""
+    never_V = draws.vocabulary.never_V(draws.config.text.vocab)
+    every_BV = vlm.logits(draws.config, draws.params, hidden_BD)
+    logp_BV = logprob.log_softmax(every_BV, temperature=draws.rule.temperature, never_V=never_V)
+    drawn_B = draws.rule.choose(uniform_B, logp_BV)
+    logp_B = jnp.take_along_axis(logp_BV, drawn_B[:, None], axis=1)[:, 0]
+    eos_E = jnp.asarray(draws.vocabulary.eos, jnp.int32)
+    return drawn_B, logp_B, jnp.any(drawn_B[:, None] == eos_E[None, :], axis=1)
+
+
+def read_prompts(config: VLMConfig, params, prompts: PromptBatch, features: Features | None, cache: vlm.Cache):
     """The hidden state after the prompt, and the cache with it. Activated adapters act on its last tokens alone, one by one."""
     asked = prompts[:3]
     if not config.activation:
@@ -255,12 +272,12 @@ def _read(config: VLMConfig, params, prompts: PromptBatch, features: Features | 
     return jax.lax.fori_loop(P - suffix, P, step, start)
 
 
-def _after(prompts: PromptBatch) -> Int[Array, "B"]:
+def after(prompts: PromptBatch) -> Int[Array, "B"]:
     """The position of the first response token: one more than the largest of its prompt, on whichever axis that is."""
     largest_BP = prompts.positions_BP if prompts.positions_BP.ndim == 2 else jnp.max(prompts.positions_BP, axis=2)
     return jnp.max(jnp.where(prompts.mask_BP, largest_BP, -1), axis=1) + 1
 
 
-def _everywhere(positions, like_BP):
+def everywhere(positions, like_BP):
     """Positions of text: the same on all axes, where there are any."""
     return positions if like_BP.ndim == 2 else jnp.repeat(positions[..., None], 3, axis=-1)
