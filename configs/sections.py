@@ -110,6 +110,7 @@ def rollout() -> dict:
         layout="gathered",  # weights whole over fsdp while answers are sampled
         offload="none",  # nothing rests in the host's memory
         microbatches=1,  # parts of the prompts, answered one after the other
+        slots=0,  # as many as there are answers
         score_microbatches=1,  # parts of the answers, scored one after the other
     )
 

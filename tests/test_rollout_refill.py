@@ -1,5 +1,6 @@
 """Slots that refill: the answers of the loop that waits for the longest, token for token, from fewer rows at a time."""
 
+import dataclasses
 import functools
 
 import chex
@@ -7,10 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_groups import KINDS, questions
+from tiny_stages import adapter_stages, picture_task, rows, settings
 from tiny_vlm import CONFIG, PAD, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.batches import Rollout
+from srlhfv_jax.config import PPOLagConfig
+from srlhfv_jax.data.quickstart import rows as task_rows
+from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
+from srlhfv_jax.parallel.mesh import one_device
+from srlhfv_jax.ppo_lag import check, run as ppo_lag
+from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.refill import occupancy, refill
 from srlhfv_jax.rollout.sampling import Sampling
@@ -77,3 +86,58 @@ def test_rows_that_never_end_and_rows_that_end_at_once():
     at_once = run(refill, prompts(rows=4), slots=2, length_B=jnp.ones(4, int))
     assert np.asarray(at_once.response_mask_BR).sum() == 4 and np.asarray(at_once.ended_B).all()
     assert (np.asarray(at_once.tokens_BT)[:, -R + 1 :] == PAD).all()
+
+
+@pytest.mark.parametrize("unroll", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_refills(kind, unroll):
+    config = dataclasses.replace(KINDS[kind], scan_unroll=unroll)
+    batch = questions(kind)
+    batch = jax.tree.map(
+        lambda *x: jnp.concatenate(x), batch, batch, batch._replace(images=jax.tree.map(lambda x: -x, batch.images))
+    )
+    params = backbone(config=CONFIG)
+    assert_same(
+        *(run(sampler, batch, params=params, config=config, **how) for sampler, how in ((refill, {"slots": 3}), (generate, {})))
+    )
+
+
+def test_the_cache_has_a_row_for_each_slot_and_not_for_each_prompt():
+    batch, params = prompts(rows=16), backbone()
+
+    def keys(sampler, **how) -> bool:
+        fixed = dict(response_length=R, vocabulary=VOCABULARY, **how)
+        program = jax.jit(functools.partial(sampler, CONFIG, **fixed)).lower(params, batch, jax.random.key(0)).compile().as_text()
+        return any(f"f32[{rows},2,{batch.tokens_BP.shape[1] + R},4]" in program for rows in (16, "2,16"))
+
+    assert keys(generate) and not keys(refill, slots=4)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Adapters over one small LLaVA, and prompts about pictures."""
+    folder = picture_task(tmp_path_factory.mktemp("stages"))
+    adapter_stages(folder, folder, {"lora.rank": 4} | rows(folder))
+    write_rows(folder / "prompts.parquet", task_rows.prompt_rows(0, task_rows.split_cells(0), "train", 16))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_in_slots_is_the_run_without(stages, tmp_path):
+    prompts = {"data.path": str(stages / "prompts.parquet"), "data.split": "", "data.batch_size": 8}
+    prompts |= {"data.prompt_length": 40, "data.response_length": 8, "validation.path": str(stages / "prompts.parquet")}
+    where = {"policy": str(stages / "sft"), "scorer": str(stages / "scores"), "iterations": 2}
+    plain = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **where, **prompts), tmp_path / "plain")
+    slots = ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **where, **prompts, **{"rollout.slots": 3}), tmp_path / "slots")
+    assert 0 < slots.pop("occupancy") <= 1
+    for name in plain.keys() - {"seconds"}:
+        np.testing.assert_allclose(slots[name], plain[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("slots", "text"), [(3, "a multiple of 2"), (32, "at most config.data.batch_size 8"), (-1, "rollout.slots")]
+)
+def test_slots_that_do_not_fit_are_refused(slots, text):
+    changes = {"data.batch_size": 8, "rollout.slots": slots, "ppo.advantage": "rloo", "ppo.group_size": 2}
+    with pytest.raises(UserError, match=text):
+        check.check_rows(settings(PPOLagConfig, "ppo_lag", **changes), one_device())

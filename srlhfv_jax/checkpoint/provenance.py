@@ -17,7 +17,7 @@ PACKAGES = ("srlhfv-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 MAY_CHANGE = (
     *("checkpoint", "log", "sweep", "functions", "evaluation_every", "keep_best", "patience"),
     *("evaluation", "evaluation_split", "calibration", "calibration_split", "false_positive_rate", "thresholds", "validation"),
-    *("mesh", "microbatches", "score_microbatches", "workers", "remat", "scan_unroll", "attention", "logp_chunk"),
+    *("mesh", "microbatches", "score_microbatches", "slots", "workers", "remat", "scan_unroll", "attention", "logp_chunk"),
     "decode_first",  # the loader compares the rows themselves
 )
 

@@ -24,6 +24,7 @@ class RolloutConfig:
     # to the host's memory, "none"; "optimizer": its states, but for the update; "idle": also trees nothing reads
     offload: Annotated[str, OneOf("none", "optimizer", "idle")]
     microbatches: Parts  # parts of the prompts that are answered one after the other: the cache of one at a time, the same tokens
+    slots: CountOrOff  # answers decoded at a time: where one ends, the next prompt is answered; 0: all of a part until its longest ends
     score_microbatches: Parts  # parts of the answers that are scored one after the other
 
 

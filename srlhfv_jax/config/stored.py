@@ -45,6 +45,7 @@ PPO: dict[str, Any] = {
     "overlong": 0,
     "overlong_penalty": 1.0,
 }
+ROLLOUT: dict[str, Any] = {"slots": 0}
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
 OPTIMIZER: dict[str, Any] = {"part_rates": ()}
 CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": "", "lambda_warm_start": 0}
@@ -97,6 +98,8 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = FUNCTIONS | MOVING_REFERENCE | CONSTRAINTS | values
     if {"gae_lambda", "clip_value"} <= values.keys():
         values = PPO | values
+    if {"old_logp", "microbatches"} <= values.keys():
+        values = ROLLOUT | values
     if {"b1", "clip_norm"} <= values.keys():
         values = OPTIMIZER | values
     if {"budget", "controller"} <= values.keys():

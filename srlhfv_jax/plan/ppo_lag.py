@@ -107,11 +107,13 @@ def copied_bytes(settings: PPOLagConfig, config: VLMConfig, devices: Sequence[ja
 
 
 def cache_bytes(settings: PPOLagConfig, config: VLMConfig) -> float:
-    """Keys and values of one part of a rollout, on one device: of each prompt once, and of all answers to it."""
+    """Keys and values of one part of a rollout, on one device: of each prompt once, and of all answers to it; or of all slots."""
     text, mesh, data = config.text, settings.mesh, settings.data
     heads = math.lcm(text.kv_heads, mesh.tensor) / mesh.tensor
     prompts = settings.prompts / settings.rollout.microbatches / (mesh.data * mesh.fsdp)
     tokens = data.prompt_length + settings.ppo.group_size * data.response_length
+    if settings.rollout.slots:
+        prompts, tokens = settings.rollout.slots / (mesh.data * mesh.fsdp), data.prompt_length + data.response_length
     return 2 * text.layers * prompts * heads * tokens * text.head_dim * item(config)
 
 

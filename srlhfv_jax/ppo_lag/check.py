@@ -14,6 +14,7 @@ from srlhfv_jax.hf import heads
 from srlhfv_jax.hf.load import checkpoint_folder
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
+from srlhfv_jax.parallel.mesh import row_shards
 from srlhfv_jax.ppo_lag import load
 from srlhfv_jax.runs import checkpoints
 
@@ -215,6 +216,12 @@ def check_rows(settings: PPOLagConfig, mesh: Mesh) -> None:
     """Raise UserError unless the rows of every part divide over the mesh."""
     for name, (rows, count) in _parts(settings).items():
         hosts.check_batch(rows // count, mesh, f"with {name} {count} a part of")
+    slots, answers, devices = settings.rollout.slots, settings.ppo.group_size, row_shards(mesh)
+    if slots % (devices * answers) or slots > settings.data.batch_size:
+        raise UserError(
+            f"config.rollout.slots must be a multiple of {devices * answers}, {answers} answers to a prompt on each of {devices} devices, and "
+            f"at most config.data.batch_size {settings.data.batch_size}, got {slots}; 0 answers all prompts at once"
+        )
 
 
 def check_parts(settings: PPOLagConfig) -> None:

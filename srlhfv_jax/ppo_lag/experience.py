@@ -19,6 +19,7 @@ from srlhfv_jax.parallel.microbatches import over_rows, repeat
 from srlhfv_jax.ppo_lag import advantages
 from srlhfv_jax.ppo_lag.roles import critic, critics, heads
 from srlhfv_jax.ppo_lag.static import Static
+from srlhfv_jax.rollout import refill
 
 Trees = Mapping[str, dict]  # tree name -> {"backbone": ..., "heads": ...}
 
@@ -125,6 +126,8 @@ def metrics(
     }
     if "reference" in static.places:
         numbers["kl"] = jnp.mean(jnp.sum(kl_BR, axis=1))
+    if sampled.begun_B is not None:
+        numbers["occupancy"] = refill.occupancy(sampled, static.settings.rollout.slots)
     for key, cost_B in experience.costs_B.items():
         about_B = experience.applies_B.get(key)
         numbers[metric(key, "cost")] = _mean(cost_B, about_B)

@@ -29,6 +29,7 @@ from srlhfv_jax.ppo_lag.static import Static, is_single_step
 from srlhfv_jax.ppo_lag.update import Multipliers, Training, update
 from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary, generate
+from srlhfv_jax.rollout.refill import refill
 from srlhfv_jax.rollout.sampling import Sampling
 from srlhfv_jax.training import loop, optimizer as optimizers, state as states
 
@@ -124,13 +125,14 @@ class Iteration:
         self.optimizers = training.optimizers
         self.rollout_layout = layout.target(models.backbone(models.trained["policy"]), mesh, model.dtype, settings.rollout.layout)
         rows, everywhere = hosts.row_sharding(mesh), rules.replicated(mesh)
+        slots = settings.rollout.slots
+        sampler = functools.partial(refill, slots=slots) if slots else functools.partial(generate, early_exit=early_exit)
         sample = functools.partial(
-            generate,
+            sampler,
             model,
             response_length=settings.data.response_length,
             vocabulary=vocabulary,
             sampling=Sampling(settings.rollout.temperature),
-            early_exit=early_exit,
             microbatches=settings.rollout.microbatches,
         )
         answers = settings.ppo.group_size

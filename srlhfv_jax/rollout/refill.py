@@ -134,9 +134,7 @@ def _empty(draws: Draws, blocks: int, slots: int) -> Slots:
     )
 
 
-def _fill(
-    draws: Draws, questions: PromptBatch, features: Features | None, filled: int, answers: int, state: Slots
-) -> Slots:
+def _fill(draws: Draws, questions: PromptBatch, features: Features | None, filled: int, answers: int, state: Slots) -> Slots:
     """The next prompts of every block in free slots, and the first token of each answer. Axis M: at most so many slots, `filled`."""
     (D, S), N, config = state.row_DS.shape, state.answers.length_DN.shape[1], draws.config
     free_D = jnp.sum(~state.alive_DS, axis=1)
