@@ -74,6 +74,7 @@ def generate(
     early_exit: bool = True,
     microbatches: int = 1,
     answers: int = 1,
+    length_B: Int[Array, "B"] | None = None,
 ) -> Rollout:
     """Draw `answers` responses of at most `response_length` (R) tokens to each prompt; those of one prompt are neighbours.
 
@@ -84,14 +85,19 @@ def generate(
 
     Args:
         microbatches: the prompts are answered in so many parts, one after the other: one part's cache is in memory at a time.
+        length_B: of each answer, which ends there and nowhere else (for timing); None: it ends at an end-of-sequence token.
     """
     B, R = answers * prompts.tokens_BP.shape[0], response_length
     uniform_BR = uniforms(key, B, R)
     decoding = vlm.for_decoding(config, params)
-    rule = Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), None)
+    if length_B is not None:
+        vocabulary = vocabulary._replace(eos=())
 
-    def answer(part: tuple[PromptBatch, Float[Array, "B G R"]]) -> Rollout:
-        questions, uniform_BGR = part
+    def answer(part: tuple[PromptBatch, Float[Array, "B G R"], Int[Array, "B G"] | None]) -> Rollout:
+        questions, uniform_BGR, length_BG = part
+        rule = Rule(
+            sampling.logp_temperature, functools.partial(choose, sampling=sampling), None if length_BG is None else length_BG.reshape(-1)
+        )
         features = None if questions.images is None else vlm.encode_images(config, params, questions.images)
         draws = Draws(config, decoding, repeat(questions, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
         return by_prompt(_answer(draws, questions, features, early_exit), answers)
@@ -99,7 +105,7 @@ def generate(
     def by_prompt(rows, count: int):
         return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), rows)
 
-    rollout = over_rows(answer, (prompts, by_prompt(uniform_BR, answers)), microbatches)
+    rollout = over_rows(answer, (prompts, by_prompt(uniform_BR, answers), by_prompt(length_B, answers)), microbatches)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
 
 

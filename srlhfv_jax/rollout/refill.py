@@ -79,6 +79,8 @@ def refill(
     features, questions = None, prompts._replace(images=None)
     if prompts.images is not None:
         features = over_rows(functools.partial(vlm.encode_images, config, params), prompts.images, microbatches)
+    if length_B is not None:
+        vocabulary = vocabulary._replace(eos=())
     rule = Rule(sampling.logp_temperature, functools.partial(choose, sampling=sampling), length_B)
     rows = repeat(questions, answers)
     draws = Draws(config, vlm.for_decoding(config, params), rows, uniforms(key, B, R), vocabulary, rule)
@@ -236,7 +238,7 @@ def _draw(
     uniform_B = _rows(draws.uniform_BR.reshape(D, N, R), row_DX)[jnp.arange(row_DX.size), jnp.minimum(time_DX, R - 1).reshape(-1)]
     token_B, logp_B, ends_B = next_token(draws, hidden_BW, uniform_B)
     if draws.rule.length_B is not None:
-        ends_B = time_DX.reshape(-1) + 1 >= _rows(draws.rule.length_B.reshape(D, N), row_DX)
+        ends_B |= time_DX.reshape(-1) + 1 >= _rows(draws.rule.length_B.reshape(D, N), row_DX)
     token_DX, logp_DX, ends_DX = (x_B.reshape(row_DX.shape) for x_B in (token_B, logp_B, ends_B))
     place_DX = jnp.where(live_DX, row_DX, N)  # past the last: written nowhere
 
