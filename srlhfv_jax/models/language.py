@@ -3,7 +3,7 @@
 Embedding and unembedding live in `vlm.py`, beside the image features that share the stream.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from srlhfv_jax.models import attention, kernels, stack
 from srlhfv_jax.models.attention import KV, Read, Rotation, at
 from srlhfv_jax.models.config import TextConfig, VLMConfig
 from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from srlhfv_jax.models.measure import Measure, Taps
 
 
 class Sight(NamedTuple):
@@ -65,6 +66,7 @@ class SelfAttention(nn.Module):
             mixed_BHTh = attention.attend_after(q_BHTh, *attention.read(prompts, layer), k_BKTh, v_BKTh, sees, c.query_scale)
         mixed_BTHh = mixed_BHTh.swapaxes(1, 2)
         gain = (2 * c.layers) ** -0.5
+        _tap(self, "heads", mixed_BTHh)
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
         return output(mixed_BTHh.reshape(B, -1, c.heads * c.head_dim)), kv
 
@@ -81,7 +83,9 @@ class GatedMLP(nn.Module):
         gate_BTF = Dense(c.mlp, "out", c.mlp_bias, self.dtype, name="gate_proj")(x_BTD)
         up_BTF = Dense(c.mlp, "out", c.mlp_bias, self.dtype, name="up_proj")(x_BTD)
         gain = (2 * c.layers) ** -0.5
-        return Dense(c.width, "in", c.mlp_bias, self.dtype, gain, name="down_proj")(ACTIVATIONS[c.activation](gate_BTF) * up_BTF)
+        product_BTF = ACTIVATIONS[c.activation](gate_BTF) * up_BTF
+        _tap(self, "product", product_BTF)
+        return Dense(c.width, "in", c.mlp_bias, self.dtype, gain, name="down_proj")(product_BTF)
 
 
 class Layer(nn.Module):
@@ -112,6 +116,18 @@ def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:
     return RMSNorm(c.norm_eps, c.norm_offset, name=name)
 
 
+def _tap(module: nn.Module, name: str, value) -> None:
+    """Lay an activation where `_measured` finds it; elsewhere this does nothing."""
+    module.sow("intermediates", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def _measured(layer: Layer, variables, inputs: tuple, measure: Measure) -> tuple[tuple, Any]:
+    """The output of a layer, and what is measured of its taps."""
+    (x_BTD, filled), state = layer.apply(variables, *inputs, mutable="intermediates")
+    taps = state["intermediates"]
+    return (x_BTD, filled), measure(Taps(taps["self_attn"]["heads"], taps["mlp"]["product"], x_BTD))
+
+
 def decode(
     config: VLMConfig,
     params,
@@ -122,8 +138,10 @@ def decode(
     slot,
     read: Read,
     prompts: KV | None = None,
+    measure: Measure | None = None,
 ):
-    """The stack and the final norm: hidden states at the positions of `read`, and the cache with all new ones at `slot`.
+    """The stack and the final norm: hidden states at the positions of `read`, the cache with all new ones at `slot`, and what was
+    measured in each layer, stacked.
 
     Where the stack is unrolled, its last layer computes nothing for the other positions but their keys and values. Without a slot,
     what is in `kv` comes before these tokens, and nothing is kept.
@@ -131,6 +149,7 @@ def decode(
     Args:
         locally: what the local layers see instead; None: there are none.
         prompts: keys and values before those of the cache, of each prompt once: for one token of each row.
+        measure: of the taps of every layer; None: nothing is.
     """
     layer = Layer(config.text, jnp.dtype(config.dtype))
     local_L = np.isin(np.arange(config.text.layers), config.text.local_layers)
@@ -149,11 +168,16 @@ def decode(
         x_BTD, cache = carry
         final = isinstance(index, int) and index == config.text.layers - 1
         here = read if final else everything
-        x_BTD, filled = layer.apply({"params": weights}, x_BTD, sight(index), before or cache, index, slot, here, prompts)
-        return x_BTD, None if before else filled
+        inputs = (x_BTD, sight(index), before or cache, index, slot, here, prompts)
+        if measure is None:
+            (x_BTD, filled), found = layer.apply({"params": weights}, *inputs), None
+        else:
+            (x_BTD, filled), found = _measured(layer, {"params": weights}, inputs, measure)
+        return (x_BTD, None if before else filled), found
 
     before, cache = (kv, None) if slot is None else (None, kv)
-    x_BTD, cache = stack.run(step, params["layers"], (x_BTD, cache), unroll=config.scan_unroll, remat=config.remat)
+    how = dict(unroll=config.scan_unroll, remat=config.remat)
+    (x_BTD, cache), found = stack.measured(step, params["layers"], (x_BTD, cache), **how)
     if not stack.unrolled(params["layers"], config.scan_unroll):
         x_BTD = at(x_BTD, read)
-    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), cache
+    return _norm(config.text).apply({"params": params["norm"]}, x_BTD), cache, found

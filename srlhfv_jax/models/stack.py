@@ -28,9 +28,17 @@ KEPT = {"dots": _products, "layer": jax.checkpoint_policies.nothing_saveable}
 
 def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unroll: int, remat: str) -> Carry:
     """Apply `layer(carry, its own parameters, its index)` once for each slice of `params`. Unrolled, the index is an int."""
+    return measured(lambda *given: (layer(*given), None), params, carry, unroll=unroll, remat=remat)[0]
+
+
+def measured(
+    layer: Callable[[Carry, Any, Any], tuple[Carry, Any]], params, carry: Carry, *, unroll: int, remat: str
+) -> tuple[Carry, Any]:
+    """`run` with layers that also return a pytree of arrays each: all of them, stacked on axis 0."""
     parts = split(params, unroll)
     if isinstance(parts, tuple):
         stacked = params if parts is not params and order.on_cpu() else None
+        found = []
         for index, part in enumerate(parts):
 
             def run_layer(carry, part, stacked, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
@@ -39,17 +47,18 @@ def run(layer: Callable[[Carry, Any, Any], Carry], params, carry: Carry, *, unro
                 return layer(carry, part, index)
 
             # Forward pass and recomputation must not be merged; in a scan they are different loops and cannot be.
-            carry = (run_layer if remat == "none" else jax.checkpoint(run_layer, policy=KEPT[remat]))(carry, part, stacked)
-        return carry
+            carry, own = (run_layer if remat == "none" else jax.checkpoint(run_layer, policy=KEPT[remat]))(carry, part, stacked)
+            found.append(own)
+        return carry, jax.tree.map(lambda *every: jnp.stack(every), *found)
     if remat != "none":
         layer = jax.checkpoint(layer, prevent_cse=False, policy=KEPT[remat])
 
     def step(carry, slice_):
         part, index = slice_
-        return layer(carry, part, index), None
+        return layer(carry, part, index)
 
     indices = jnp.arange(depth(params), dtype=jnp.int32)
-    return jax.lax.scan(step, carry, (params, indices), unroll=unroll)[0]
+    return jax.lax.scan(step, carry, (params, indices), unroll=unroll)
 
 
 def _cut_after(carry: Carry, part, stacked, index: int):

@@ -1,4 +1,4 @@
-"""The vision-language model as pure functions of (config, params): init, encode_images, apply, logits, and the cache.
+"""The vision-language model as pure functions of (config, params): init, encode_images, apply, measure, logits, and the cache.
 
 `params` is a plain nested dict; layers are stacked on axis 0; `hf/names.py` lists every leaf beside its Hugging Face name:
 
@@ -10,7 +10,7 @@ package calls only these functions; Flax Linen stays behind them.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from srlhfv_jax.models import attention, kernels, language, lora, stack, vision
 from srlhfv_jax.models.attention import KV
 from srlhfv_jax.models.config import RopeConfig, TextConfig, VisionConfig, VLMConfig
 from srlhfv_jax.models.layers import INPUT_FIRST, KERNEL_IN_OUT, Embedding, LayerNorm, RMSNorm
+from srlhfv_jax.models.measure import Measure
 from srlhfv_jax.models.projector import Projector, project
 from srlhfv_jax.parallel import order
 
@@ -90,6 +91,45 @@ def apply(
         prompts: what has been read of each prompt, for as many neighbours among the rows each: a decode step sees its row's prompt
             before what is in the cache. It is not copied, and stays as it is.
     """
+    given = (tokens_BT, positions_BT, mask_BT, features, cache, read, backwards, before, prompts)
+    return _apply(config, params, *given, measure=None)[:2]
+
+
+def measure(
+    config: VLMConfig,
+    params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T *axes"],
+    mask_BT: Bool[Array, "B T"],
+    features: Features | None,
+    reduce: Measure,
+    before: Prefix | None = None,
+) -> tuple[Float[Array, "B T D"], Any]:
+    """`apply` to whole sequences, and what `reduce` makes of the taps of each layer, stacked over layers on axis 0.
+
+    Args:
+        reduce: pure; its arrays are small, as sums over tokens or some positions of them are. Those of all layers lie in memory.
+    """
+    given = (tokens_BT, positions_BT, mask_BT, features, None, None, 0, before, None)
+    hidden_BTD, _, found = _apply(config, params, *given, measure=reduce)
+    return hidden_BTD, found
+
+
+def _apply(
+    config: VLMConfig,
+    params,
+    tokens_BT,
+    positions_BT,
+    mask_BT,
+    features: Features | None,
+    cache: Cache | None,
+    read: attention.Read | None,
+    backwards: int,
+    before: Prefix | None,
+    prompts: Cache | None,
+    *,
+    measure: Measure | None,
+) -> tuple[Float[Array, "B T D"], Cache | None, Any]:
     text = config.text
     whole_BT = mask_BT if before is None else jnp.concatenate([before.mask_BP, mask_BT], axis=1)
     room = whole_BT.shape[1] - backwards if cache is None else cache.mask_BT.shape[1]
@@ -128,8 +168,11 @@ def apply(
     everywhere = sight(text.rope, 0)
     locally = sight(text.local_rope or text.rope, text.window) if text.local_layers else None
     kv = cache.kv if cache is not None else before and _rows_second(before.kv)
-    hidden_BTD, kv = language.decode(config, params["text"], x_BTD, everywhere, locally, kv, slot, read, prompts and prompts.kv)
-    return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T)
+    before_cache = prompts and prompts.kv
+    hidden_BTD, kv, found = language.decode(
+        config, params["text"], x_BTD, everywhere, locally, kv, slot, read, before_cache, measure
+    )
+    return hidden_BTD, None if cache is None else Cache(kv, seen_BT, cache.index + T), found
 
 
 def prefix(config: VLMConfig, params, tokens_BP, positions_BP, mask_BP, features: Features | None) -> Prefix:
