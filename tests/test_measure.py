@@ -70,7 +70,9 @@ def test_measuring_changes_no_hidden_state_and_is_the_same_however_layers_run(co
 def test_adapters_are_measured_as_the_merged_weights_are():
     backbone = tiny_vlm.backbone(0, CONFIG)
     adapter = lora.init(
-        LoraConfig(rank=2, alpha=3.0, targets=("text/.*(q_proj|up_proj)",), int8=False, activated=False), backbone, jax.random.key(5)
+        LoraConfig(rank=2, alpha=3.0, targets=("text/.*(q_proj|up_proj)",), int8=False, activated=False),
+        backbone,
+        jax.random.key(5),
     )
     adapter = jax.tree.map(lambda leaf: leaf + 0.3, adapter)
     reduce = measure.of_units(tiny_vlm.prompts().mask_BP)

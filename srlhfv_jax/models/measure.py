@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class Taps(NamedTuple):
-    """What one layer computed, in the dtype of activations, at every position."""
+    """Activations of one layer at every position, in their own dtype."""
 
     heads_BTHh: Float[Array, "B T H h"]  # input of the attention's output projection
     mlp_BTF: Float[Array, "B T F"]  # input of the MLP's down projection

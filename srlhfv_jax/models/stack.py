@@ -38,7 +38,7 @@ def measured(
     parts = split(params, unroll)
     if isinstance(parts, tuple):
         stacked = params if parts is not params and order.on_cpu() else None
-        found = []
+        outputs = []
         for index, part in enumerate(parts):
 
             def run_layer(carry, part, stacked, index=index):  # bound here: `jax.checkpoint` would make a traced number of it
@@ -48,8 +48,8 @@ def measured(
 
             # Forward pass and recomputation must not be merged; in a scan they are different loops and cannot be.
             carry, own = (run_layer if remat == "none" else jax.checkpoint(run_layer, policy=KEPT[remat]))(carry, part, stacked)
-            found.append(own)
-        return carry, jax.tree.map(lambda *every: jnp.stack(every), *found)
+            outputs.append(own)
+        return carry, jax.tree.map(lambda *every: jnp.stack(every), *outputs)
     if remat != "none":
         layer = jax.checkpoint(layer, prevent_cse=False, policy=KEPT[remat])
 
