@@ -167,6 +167,8 @@ def optimizer(rate: float, *, schedule: str, weight_decay: float, freeze: tuple[
         clip_norm=1.0,  # global norm of the gradient
         freeze=freeze,
         part_rates=(),
+        frozen_units="",  # none
+        only_units="",  # all
     )
 
 

@@ -163,7 +163,7 @@ def descend(params, opt_state, x):
 
 square = jax.ShapeDtypeStruct((256, 256), "float32")
 kernels = {f"kernel{i}": square for i in range(8)}
-transform = optimizer.make(OptimizerConfig("adamw", 1e-3, 0.0, "constant", 0.0, 0.1, 0.9, 0.95, 1e-8, 1.0, (), ()), kernels, 9)
+transform = optimizer.make(OptimizerConfig("adamw", 1e-3, 0.0, "constant", 0.0, 0.1, 0.9, 0.95, 1e-8, 1.0, (), (), "", ""), kernels, 9)
 lowered = (
     jax.jit(forward).lower(jax.ShapeDtypeStruct((8, 256, 256), "float32"), jax.ShapeDtypeStruct((4, 256), "float32")),
     jax.jit(descend, donate_argnums=(0, 1)).lower(kernels, jax.eval_shape(transform.init, kernels), square),

@@ -39,6 +39,8 @@ OPTIMIZER = OptimizerConfig(
     clip_norm=0.7,
     freeze=("projector/linear_2",),
     part_rates=(),
+    frozen_units="",
+    only_units="",
 )
 SETTINGS = {"seed": 3, "optimizer": {"learning_rate": 3e-2}, "log": {"every_steps": 1}}
 

@@ -70,6 +70,10 @@ class OptimizerConfig:
     part_rates: tuple[
         Annotated[str, PartRate()], ...
     ]  # "PATTERN=RATE": another highest rate for the paths that match, such as "projector/=2e-6"
+    frozen_units: (
+        str  # file of srlhfv weights units: weights of its safety-critical and complex units stay as they are; "" = none
+    )
+    only_units: str  # such a file: of the backbone, weights of its redundant units alone are trained; "" = all are
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from srlhfv_jax.config import constraints, terms
 from srlhfv_jax.config.base import CheckpointConfig, DataConfig, LogConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
 from srlhfv_jax.config.constraints import ConstraintConfig
 from srlhfv_jax.config.ranges import Count, CountOrOff, Number, OneOf, Parts, Positive, Range, Seed, Share, Tokens, Weight
-from srlhfv_jax.config.unread import Unread
+from srlhfv_jax.config.unread import Unread, of_units
 
 HEADS = ("reward", "cost")  # of learned scorers
 
@@ -227,6 +227,8 @@ class PPOLagConfig:
         heads = self.heads
         if self.sharing == "adapters":
             yield Unread("model.param_dtype", "under adapters the backbone has config.model.dtype")
+            yield from of_units("policy_optimizer", "an adapter moves every unit of its kernel")
+        yield from of_units("critic_optimizer", "the units are those of the policy")
         if self.sharing != "adapters" or not self.lora.rank:
             why = "an adapter is made with config.sharing='adapters' and config.lora.rank above 0 alone"
             yield from (Unread(f"lora.{name}", why) for name in ("alpha", "targets"))

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from srlhfv_jax.config import held_out
 from srlhfv_jax.config.ranges import OneOf, Range, Share
 from srlhfv_jax.config.supervised import SupervisedConfig
-from srlhfv_jax.config.unread import Unread
+from srlhfv_jax.config.unread import Unread, of_units
 from srlhfv_jax.errors import UserError, shown
 
 
@@ -73,6 +73,8 @@ class SFTConfig(SupervisedConfig):
         """Settings that nothing reads in the mode that the others choose."""
         yield from super().unread()
         yield from held_out.unread(bool(self.evaluation), self.evaluation_every, self.keep_best)
+        if self.init_random:
+            yield from of_units("optimizer", "with config.init_random the weights are drawn anew, and have no units yet")
         if self.log.samples_every == 0:
             yield Unread("log.samples", "config.log.samples_every is 0")
             yield Unread("log.guard", "config.log.samples_every is 0", "")

@@ -47,7 +47,7 @@ PPO: dict[str, Any] = {
 }
 ROLLOUT: dict[str, Any] = {"slots": 0}
 MOVING_REFERENCE: dict[str, Any] = {"moving_reference": dict(every=0, decay=0.0)}
-OPTIMIZER: dict[str, Any] = {"part_rates": ()}
+OPTIMIZER: dict[str, Any] = {"part_rates": (), "frozen_units": "", "only_units": ""}
 CONSTRAINTS: dict[str, Any] = {"constraints": (), "guard": "", "lambda_warm_start": 0}
 CONSTRAINT: dict[str, Any] = {"calibrated": False, "confidence": 0.0, "tolerance": 0.0, "error": "difference", "softness": 0.0}
 HELD_OUT: dict[str, Any] = {"evaluation_every": 0, "keep_best": "", "patience": 0}  # of supervised stages

@@ -55,6 +55,12 @@ def of_adapters(lora: LoraConfig) -> Iterator[Unread]:
     """Settings that a supervised stage does not read with adapters, or without them."""
     if lora.rank:
         yield Unread("model.param_dtype", "under adapters the backbone has config.model.dtype")
+        yield from of_units("optimizer", "an adapter moves every unit of its kernel")
     else:
         for name in ("alpha", "targets"):
             yield Unread(f"lora.{name}", "there are no adapters while config.lora.rank is 0")
+
+
+def of_units(optimizer: str, why: str) -> Iterator[Unread]:
+    """Settings of units where none can stand still."""
+    yield from (Unread(f"{optimizer}.{name}", why, "") for name in ("frozen_units", "only_units"))

@@ -6,6 +6,7 @@ classifier, push           the same as a sequence classifier of `transformers`; 
 config, fields             config.json, its types and ranges
 names, leaves              tensors and the parameters that they fill, both ways
 llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family
+fingerprint                whether numbers in a file are of these weights
 heads, torch_scores        heads beside a backbone; a script that reads them with PyTorch
 calibrations               calibration.json beside score heads
 peft, adapter_config, own_files                   adapters in PEFT's layout

@@ -25,7 +25,7 @@ Measure = Callable[[Taps], Any]  # the taps of one layer to a small pytree of ar
 
 
 class Moments(NamedTuple):
-    """Of the channels of some tokens: how many tokens there are, their mean, and the sum of squares about it. float32 on a device.
+    """Moments of the channels of some tokens: how many these are, their mean, and the sum of squares about it. float32 on a device.
 
     About the mean, so that a channel far from 0 keeps its variance.
     """

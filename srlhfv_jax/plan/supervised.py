@@ -19,7 +19,7 @@ from srlhfv_jax.preference.stage import PREFERENCE
 from srlhfv_jax.runs import checkpoints
 from srlhfv_jax.supervised import train as supervised
 from srlhfv_jax.supervised.stages import STAGES
-from srlhfv_jax.training import optimizer as optimizers, state as states
+from srlhfv_jax.training import optimizer as optimizers, state as states, units
 
 OBJECTIVES = {stage.settings.stage: stage.objective for stage in (*STAGES, PREFERENCE, GUARD)}
 
@@ -45,7 +45,8 @@ def compile_step(settings: Supervised, config: VLMConfig, mesh: Mesh, limit: int
     state |= {} if base is None else {"base": shapes.size(base)}
     start = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), np.int32), mesh), ())
     trainable, places = optimizers.trainable(settings.optimizer, tree), states.places(tree, optimizer, mesh)
-    update = supervised.make_update(objective.loss, optimizer, trainable, settings.microbatches, places)
+    still = units.still(settings.optimizer, tree)
+    update = supervised.make_update(objective.loss, optimizer, trainable, settings.microbatches, places, still)
     program, _ = programs.compile_function("update", update, 0, limit, 1, start, base, batch)
     return Plan(state, [program])
 

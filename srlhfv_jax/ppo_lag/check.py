@@ -54,6 +54,7 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
     check_calibration(settings)
     check_guard(settings)
     checkpoints.check_checkpoint(settings.policy, "config.policy")
+    checkpoints.check_units(settings.policy_optimizer, settings.policy)
     if settings.reference and settings.keeps_reference:
         checkpoints.check_checkpoint(settings.reference, "config.reference")
     if settings.sharing != "separate":

@@ -31,7 +31,7 @@ from srlhfv_jax.rollout import layout
 from srlhfv_jax.rollout.generate import Vocabulary, generate
 from srlhfv_jax.rollout.refill import refill
 from srlhfv_jax.rollout.sampling import Sampling
-from srlhfv_jax.training import loop, optimizer as optimizers, state as states
+from srlhfv_jax.training import loop, optimizer as optimizers, state as states, units
 
 RESAMPLED = 1 << 20  # what the keys of answers that replace others are counted from: no token of the first has that number
 
@@ -118,7 +118,9 @@ class Iteration:
         rates = {name: settings.critic_optimizer for name in models.trained} | {"policy": settings.policy_optimizer}
         trainable = {name: optimizers.trainable(rates[name], tree) for name, tree in models.trained.items()}
         schedules = {name: optimizers.learning_rate(rate, self.updates()) for name, rate in rates.items()}
-        training = Training({name: self._optimizer(name, rate) for name, rate in rates.items()}, trainable, rates=schedules)
+        still = units.still(settings.policy_optimizer, models.trained["policy"])
+        own = {name: self._optimizer(name, rate) for name, rate in rates.items()}
+        training = Training(own, trainable, rates=schedules, still=still)
         constant = dict(learning_rate=settings.critic_warmup_rate, schedule="constant", warmup_fraction=0.0)
         warm_up_rate = dataclasses.replace(settings.critic_optimizer, **constant)
         alone = {name: self._optimizer(name, warm_up_rate) for name in critic_trees(places)}

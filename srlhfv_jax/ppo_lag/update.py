@@ -24,7 +24,7 @@ from srlhfv_jax.parallel.microbatches import over_rows, repeat, split
 from srlhfv_jax.ppo_lag import advantages, minibatches
 from srlhfv_jax.ppo_lag.roles import CRITICS, critic, critic_trees, critics
 from srlhfv_jax.ppo_lag.static import Static
-from srlhfv_jax.training import optimizer as optimizers, step
+from srlhfv_jax.training import optimizer as optimizers, step, units
 
 
 class Training(NamedTuple):
@@ -34,6 +34,7 @@ class Training(NamedTuple):
     trainable: Mapping[str, Any]  # trained tree -> tree of bools, false at frozen leaves
     train_policy: bool = True  # False while the critics warm up
     rates: Mapping[str, Callable[[Array], Array]] = MappingProxyType({})  # trained tree -> learning rate after so many steps
+    still: units.Masks = MappingProxyType({})  # entries of the policy that do not move
 
 
 class Multipliers(NamedTuple):
@@ -170,7 +171,9 @@ def gradient_step(
             ptx_grads, ptx_logged, _ = gradient(_ptx_loss, name, params[name], ptx)
             grads = jax.tree.map(lambda g, p: g + static.settings.ptx.coef * p, grads, ptx_grads)
             logged |= ptx_logged
-        params[name], opt_state[name], norm = step.apply_updates(training.optimizers[name], params[name], opt_state[name], grads)
+        params[name], opt_state[name], norm = step.apply_updates(
+            training.optimizers[name], params[name], opt_state[name], grads, training.still
+        )
         metrics |= logged | {"grad_norm": (norm["grad_norm"], jnp.float32(1))}
     return (params, opt_state), _means({name: mean for name, mean in metrics.items() if name != "loss"})
 

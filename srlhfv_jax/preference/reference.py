@@ -25,7 +25,7 @@ from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import scoring
 from srlhfv_jax.evaluation.score_metrics import COST, REWARD
-from srlhfv_jax.hf.load import backbone_name, checkpoint_folder, described_in
+from srlhfv_jax.hf.fingerprint import digests
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.models.trees import with_backbone
@@ -188,12 +188,6 @@ def _fingerprint(path: str, model: ModelConfig, policy: Policy | None) -> str:
     if policy is not None:
         held = {str(leaf.dtype) for leaf in jax.tree.leaves(policy.tree.get("backbone", policy.base))}
     sha = hashlib.sha256(json.dumps([model.dtype, sorted(held)]).encode())
-    folders = dict.fromkeys([checkpoint_folder(path), checkpoint_folder(backbone_name(path))])
-    for folder in folders:
-        for file in sorted(
-            [*folder.glob("*.safetensors"), *folder.glob("adapter_config.json"), described_in(folder) / "config.json"]
-        ):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    sha.update(hashlib.file_digest(stream, "sha256").digest())
+    for digest in digests(path):
+        sha.update(digest)
     return hosts.text_from_first(sha.hexdigest()[:32])

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from srlhfv_jax.config import LoraConfig, ModelConfig, Supervised, choose, unread
+from srlhfv_jax.config import LoraConfig, ModelConfig, OptimizerConfig, Supervised, choose, unread
 from srlhfv_jax.data import chat, templates, tokens
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import peft, weights
+from srlhfv_jax.hf import fingerprint, peft, weights
 from srlhfv_jax.hf.load import (
     Pretrained,
     backbone_name,
@@ -28,6 +28,7 @@ from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.mesh import check_tensor_axis
 from srlhfv_jax.rollout.generate import Vocabulary
+from srlhfv_jax.training import units
 
 UNROLLED = 1 << 30  # more layers than any stack has
 
@@ -109,6 +110,7 @@ def load_init(settings: Supervised, mesh: Mesh, random_key: jax.Array | None = N
     lora = settings.lora
     unread.check(settings)
     check_lora(lora)
+    check_units(settings.optimizer, settings.init)
     return load(
         settings.init,
         settings.model,
@@ -119,6 +121,12 @@ def load_init(settings: Supervised, mesh: Mesh, random_key: jax.Array | None = N
         activated=lora.activated,
         chat_template=settings.data.chat_template,
     )
+
+
+def check_units(optimizer: OptimizerConfig, path: str) -> None:
+    """Raise UserError for a file of units that is not of the checkpoint at `path`."""
+    if optimizer.frozen_units or optimizer.only_units:
+        units.check(optimizer, fingerprint.of(path))
 
 
 def trained_part(settings: LoraConfig, model: Pretrained, mesh: Mesh, key: jax.Array) -> tuple[dict, dict | None]:

@@ -14,7 +14,7 @@ from srlhfv_jax.models.trees import with_backbone
 from srlhfv_jax.parallel import hosts
 from srlhfv_jax.parallel.microbatches import check as check_microbatches
 from srlhfv_jax.runs.run import Started
-from srlhfv_jax.training import best, loop, optimizer as optimizers, state as states, step
+from srlhfv_jax.training import best, loop, optimizer as optimizers, state as states, step, units
 
 Evaluate = Callable[[dict], dict[str, float]]  # trained tree -> numbers on held-out rows, as result.json names them
 
@@ -56,7 +56,8 @@ def train(
     trainable = optimizers.trainable(settings.optimizer, tree)
 
     places = states.places(tree, optimizer, started.mesh)
-    update = make_update(loss, optimizer, trainable, settings.microbatches, places)
+    still = units.still(settings.optimizer, tree)
+    update = make_update(loss, optimizer, trainable, settings.microbatches, places, still)
     state = loop.run(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
@@ -92,15 +93,20 @@ def make_update(
     trainable: Any,
     microbatches: int,
     places: states.TrainState,
+    still: units.Masks = {},
 ):
-    """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again."""
+    """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again.
+
+    Args:
+        still: entries that do not move (training/units.py).
+    """
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
     def update(state: states.TrainState, base, batch):
         grads, metrics, _ = step.accumulate(
             lambda tree, part: loss(with_backbone(base, tree), part), state.params, batch, microbatches, trainable
         )
-        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads)
+        params, opt_state, norm = step.apply_updates(optimizer, state.params, state.opt_state, grads, still)
         return states.TrainState(params, opt_state, state.step + 1, state.extra), metrics | norm
 
     return update

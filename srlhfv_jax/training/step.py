@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from srlhfv_jax.losses.masked import Loss
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.parallel.microbatches import check, join, split
+from srlhfv_jax.training import units
 
 Metric = tuple[Float[Array, ""], Float[Array, ""]]  # (sum, count)
 Metrics = dict[str, Metric]
@@ -79,11 +80,17 @@ def _as_one(loss: Loss, counts: Any, microbatches: int) -> Loss:
 
 
 def apply_updates(
-    optimizer: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any
+    optimizer: optax.GradientTransformation, params: Any, opt_state: Any, grads: Any, still: units.Masks = {}
 ) -> tuple[Any, Any, dict[str, Float[Array, ""]]]:
-    """One optimizer step. The metric `grad_norm` (before clipping) is finite exactly when every gradient is."""
+    """One optimizer step. The metric `grad_norm` (before clipping) is finite exactly when every gradient is.
+
+    Args:
+        still: entries that stay what they are, bit for bit. Their gradient counts as 0, for clipping too.
+    """
+    norm = optax.tree.norm(grads)
+    grads = units.held(still, grads, optax.tree.zeros_like(grads)) if still else grads
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, {"grad_norm": optax.tree.norm(grads)}
+    return units.held(still, optax.apply_updates(params, updates), params), opt_state, {"grad_norm": norm}
 
 
 def add(left: Metrics, right: Metrics) -> Metrics:
