@@ -63,6 +63,6 @@ COMMANDS = {
     "dual": Command("the multiplier of a budget, from a policy's scored answers, before anything is trained", dual.main),
     "report": Command("one self-contained report.html of a workdir", report.main),
     "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),
-    "weights": Command("policies between two: merge their weights, an export each", weights.main),
+    "weights": Command("policies between two; units that serve safety; where a change of weights lies", weights.main),
     "env": Command("versions, devices and git, for a bug report", env.main),
 }

@@ -7,6 +7,7 @@
     calibration  P(unsafe | cost) beside labels                 comparison    other methods beside PPO-Lagrangian
     results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
     policies     names, columns and numbers of policies         workdir       what a workdir holds
+    diagnosis    the page of `srlhfv weights diagnose`
     watch        the page of a run that goes on                 warnings      what a run said of itself
     figure       a drawing -> PNGs in HTML                      plots, labels what a drawing draws
 

@@ -9,6 +9,9 @@ labelled       how many rows each head learns from
 unfinished     the newest checkpoint of a run without an export
 rewrite        `srlhfv export`
 merge          `srlhfv weights merge`
+units          `srlhfv weights units`
+diagnose       `srlhfv weights diagnose`
+answered       rows with answers for these two
 curves         what a report draws of a stage
 environment    `srlhfv env`
 """

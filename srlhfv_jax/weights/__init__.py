@@ -1,4 +1,6 @@
 """Interventions on the weights of trained policies, as pure functions on parameter trees.
 
-merge    policies between two
+merge       policies between two
+units       neurons and heads by what they serve
+diagnose    where a change of weights lies
 """

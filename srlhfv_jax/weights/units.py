@@ -54,8 +54,15 @@ def sets(safe: UnitScores, useful: UnitScores, shares: Mapping[str, float], *, d
         disjoint: a set takes of the units that those before it (in the order of SETS) have left.
 
     Raises:
-        UserError: no such share, or disjoint sets that are more than there are.
+        UserError: as `check_shares`.
     """
+    check_shares(shares, disjoint=disjoint)
+    kinds = {kind: _of_kind(safe._asdict()[kind], useful._asdict()[kind], shares, disjoint) for kind in UnitScores._fields}
+    return {name: UnitScores(*(kinds[kind][name] for kind in UnitScores._fields)) for name in SETS}
+
+
+def check_shares(shares: Mapping[str, float], *, disjoint: bool) -> None:
+    """Raise UserError for shares that no sets have."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise UserError(f"the share of {name} units must be from 0 to 1, got {share:g}")
@@ -63,8 +70,6 @@ def sets(safe: UnitScores, useful: UnitScores, shares: Mapping[str, float], *, d
         raise UserError(
             f"disjoint sets of units cannot have {sum(shares.values()):g} of them: lower a share, or give --nodisjoint"
         )
-    kinds = {kind: _of_kind(safe._asdict()[kind], useful._asdict()[kind], shares, disjoint) for kind in UnitScores._fields}
-    return {name: UnitScores(*(kinds[kind][name] for kind in UnitScores._fields)) for name in SETS}
 
 
 def _of_kind(safe: np.ndarray, useful: np.ndarray, shares: Mapping[str, float], disjoint: bool) -> dict[str, np.ndarray]:
