@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_ppo
 import tiny_training
 import tiny_vlm
 
@@ -182,3 +183,14 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert (found.fingerprint, found.shares) == ("of these", SHARES)
     np.testing.assert_array_equal(found.sets["complex"].heads, picked(HEADS, H))
     assert [path.name for path in tmp_path.iterdir()] == ["u"]
+
+
+@pytest.mark.slow
+def test_in_ppo_the_policy_has_units_that_stand_still_and_the_critic_none(tmp_path):
+    trees, (batch, rollout) = tiny_ppo.models(), tiny_ppo.rolled()
+    known = tiny_ppo.static(**{"policy_optimizer.frozen_units": write(tmp_path / "u")})
+    params = tiny_ppo.step(known, rollout, batch.images, trees).params
+    for name, still in (("policy", True), ("critic", False)):
+        before, after = (of["backbone"]["text"]["layers"]["mlp"]["down_proj"]["kernel"] for of in (trees[name], params[name]))
+        same = (np.asarray(before) == np.asarray(after)).all(axis=2)
+        np.testing.assert_array_equal(same, picked(NEURONS, F) if still else np.zeros((L, F), bool))
