@@ -86,6 +86,7 @@ def asked(folder, out, **changes) -> list[str]:
 @pytest.mark.slow
 def test_from_two_policies_to_a_table_and_a_page(picture, tmp_path, capsys):
     assert main(asked(picture, tmp_path / "out")) == 0
+    jax.set_mesh(None)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     a, b = (load_pretrained(picture / name).params["text"]["layers"]["mlp"]["up_proj"]["kernel"] for name in "ab")
     w, moved = np.asarray(a[1], np.float64), np.asarray(b[1] - a[1], np.float64)
