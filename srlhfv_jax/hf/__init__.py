@@ -8,6 +8,7 @@ names, leaves              tensors and the parameters that they fill, both ways
 llava, qwen2_vl, smolvlm, gemma3, text, towers    one table a family
 fingerprint                whether numbers in a file are of these weights
 heads, torch_scores        heads beside a backbone; a script that reads them with PyTorch
+revision, torch_revision   vectors added to activations, beside a policy; a script that adds them with PyTorch
 calibrations               calibration.json beside score heads
 peft, adapter_config, own_files                   adapters in PEFT's layout
 processor, hub, published  tokenizer and image processor; hub ids; shapes of published checkpoints

@@ -190,7 +190,8 @@ def _goes_along(name: str) -> bool:
     return (
         Path(name).suffix in (".json", ".jinja", ".txt", ".model")
         and not name.endswith(".index.json")
-        and name not in (weights.HEADS_META, weights.GUARD_META, weights.CERTIFICATE, weights.CALIBRATION, peft.CONFIG)
+        and name not in (weights.HEADS_META, weights.GUARD_META, weights.REVISION_META, weights.CERTIFICATE, weights.CALIBRATION)
+        and name != peft.CONFIG
     )
 
 

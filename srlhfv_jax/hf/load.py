@@ -17,7 +17,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from srlhfv_jax import files
 from srlhfv_jax.config import choose
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.hf import classifier, hub, leaves, names, own_files, peft, weights
+from srlhfv_jax.hf import classifier, hub, leaves, names, own_files, peft, revision, weights
 from srlhfv_jax.hf.config import read_config
 from srlhfv_jax.hf.heads import load_heads
 from srlhfv_jax.hf.processor import load_processor
@@ -52,7 +52,7 @@ def load_pretrained(
     scan_unroll: int = 1,
     keep_adapter: bool = False,
 ) -> Pretrained:
-    """Read a checkpoint; of an adapter, the checkpoint that it lies over as well.
+    """Read a checkpoint; of an adapter, the checkpoint that it lies over as well; with the revision that lies beside it.
 
     Args:
         dtype: of the activations.
@@ -83,6 +83,10 @@ def load_pretrained(
             places = jax.tree.map(lambda leaf: leaf.sharding, params)
             merged = jax.jit(lora.merged, donate_argnums=0, out_shardings=places)
             params, adapter = (lora.overlay if config.activation else merged)(params, adapter), None
+    revised = revision.read(config, folder, under)
+    if revised is not None and revised.strength:
+        params = revision.lay_over(params, revised, mesh)
+        config = dataclasses.replace(config, activation=revised.begins)
     heads = load_heads(config, folder, mesh)
     return Pretrained(config, params, heads, load_processor(config, described), folder, base, adapter)
 

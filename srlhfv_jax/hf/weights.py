@@ -23,6 +23,10 @@ GUARD_META = "guard.json"
 CALIBRATION = "calibration.json"  # of srlhfv calibrate: of these heads and no others
 CERTIFICATE = "certificate.json"  # of srlhfv certify: of these weights and no others
 HEADS_LOADER = "score_heads.py"  # reads both with torch
+REVISION = "revision.safetensors"  # one vector a layer, added to activations (hf/revision.py)
+REVISION_META = "revision.json"
+REVISION_LOADER = "revision.py"  # reads both with torch
+BESIDE = (HEADS_FILE, GUARD_FILE, REVISION)  # files of tensors beside the weights
 
 
 class Tensor(NamedTuple):
@@ -70,7 +74,7 @@ def is_checkpoint(folder: Path) -> bool:
 def files(folder: Path) -> list[str]:
     """Names of the safetensors files that hold a checkpoint's weights and heads, whether they are there yet or not."""
     index = folder / INDEX
-    return [SINGLE, *(sorted(set(_weight_map(index).values())) if index.is_file() else ()), ADAPTER, HEADS_FILE, GUARD_FILE]
+    return [SINGLE, *(sorted(set(_weight_map(index).values())) if index.is_file() else ()), ADAPTER, *BESIDE]
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -8,6 +8,6 @@ measure                    activations, reduced inside the layer pass
 attention, kernels         masks, positions and the cache; fused kernels
 sequences                  forward passes over `[prompt | response]`
 score_heads, guard_heads   heads for reward, cost and critics; for a guard
-lora, quantize             adapters; int8 kernels
+lora, revision, quantize   adapters; vectors added to activations; int8 kernels
 trees                      parameter trees with and without a backbone of their own
 """

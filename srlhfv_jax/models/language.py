@@ -13,7 +13,7 @@ from flax import linen as nn
 from srlhfv_jax.models import attention, kernels, stack
 from srlhfv_jax.models.attention import KV, Read, Rotation, at
 from srlhfv_jax.models.config import TextConfig, VLMConfig
-from srlhfv_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from srlhfv_jax.models.layers import ACTIVATIONS, REVISION, Dense, RMSNorm
 from srlhfv_jax.models.measure import Measure, Taps
 
 
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
         gain = (2 * c.layers) ** -0.5
         _tap(self, "heads", mixed_BTHh)
         output = Dense(D, "in", c.output_bias, self.dtype, gain, name="o_proj")
-        return output(mixed_BTHh.reshape(B, -1, c.heads * c.head_dim)), kv
+        return _revised(self, output(mixed_BTHh.reshape(B, -1, c.heads * c.head_dim))), kv
 
 
 class GatedMLP(nn.Module):
@@ -109,7 +109,15 @@ class Layer(nn.Module):
         changed_BTD = GatedMLP(c, self.dtype, name="mlp")(normed_BTD)
         if c.sandwich:
             changed_BTD = _norm(c, "mlp_output_norm")(changed_BTD)
-        return x_BTD + changed_BTD, kv
+        return _revised(self, x_BTD + changed_BTD), kv
+
+
+def _revised(module: nn.Module, x_BTD):
+    """The sum with the module's vector, where one lies over it (models/revision.py)."""
+    if not module.has_variable("params", REVISION):
+        return x_BTD
+    revision_D = module.get_variable("params", REVISION)
+    return x_BTD + revision_D.astype(x_BTD.dtype)[None, None]
 
 
 def _norm(c: TextConfig, name: str | None = None) -> RMSNorm:

@@ -25,6 +25,7 @@ ACTIVATIONS = {
 }
 
 INPUT_FIRST = ("o_proj", "out_proj", "down_proj", "fc2")  # kernels (in, out) by their layers' names; all others are (out, in)
+REVISION = "revision"  # a vector that is added to activations (models/revision.py)
 KERNEL_IN_OUT = "kernel_in_out"  # a kernel (out, in), or the output matrix, with its inputs first: `vlm.for_decoding`
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from srlhfv_jax.config import LoraConfig
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.losses import products
-from srlhfv_jax.models.layers import INPUT_FIRST
+from srlhfv_jax.models.layers import INPUT_FIRST, REVISION
 
 LEAVES = ("lora_a", "lora_b", "lora_scale")
 
@@ -75,11 +75,11 @@ def overlay(backbone: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]
 
 
 def bare(params: Any) -> Any:
-    """The backbone under an adapter: its dict without the adapter's leaves."""
+    """The backbone under an adapter, or under a revision (models/revision.py): its dict without their leaves."""
     if isinstance(params, tuple):  # a stack that was split into layers
         return tuple(map(bare, params))
     if isinstance(params, dict):
-        return {name: bare(part) for name, part in params.items() if name not in LEAVES}
+        return {name: bare(part) for name, part in params.items() if name not in (*LEAVES, REVISION)}
     return params
 
 

@@ -33,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     (r"lora_a$", P(None, None, "fsdp")),
     (r"lora_b$", P(None, "fsdp")),
     (r"lora_scale$", P()),
+    (r"layers/(self_attn/)?revision$", P()),  # vectors that are added to activations
     (r"projector/linear_[12]/kernel$", P("tensor", "fsdp")),
     (r"projector/linear_1/bias$", P("tensor")),
     (r"projector/newline$", P()),

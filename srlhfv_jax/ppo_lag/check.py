@@ -53,6 +53,9 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
     """Open every checkpoint, without reading its weights."""
     check_calibration(settings)
     check_guard(settings)
+    named = {"policy": settings.policy, "reference": settings.reference, "scorer": settings.scorer}
+    for name, path in (named | {"reward": settings.reward, "cost": settings.cost}).items():
+        checkpoints.refuse_revised(path, f"config.{name}")
     checkpoints.check_checkpoint(settings.policy, "config.policy")
     checkpoints.check_units(settings.policy_optimizer, settings.policy)
     if settings.reference and settings.keeps_reference:

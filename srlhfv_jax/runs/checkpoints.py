@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from srlhfv_jax.config import LoraConfig, ModelConfig, OptimizerConfig, Supervised, choose, unread
 from srlhfv_jax.data import chat, templates, tokens
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import fingerprint, peft, weights
+from srlhfv_jax.hf import fingerprint, peft, revision, weights
 from srlhfv_jax.hf.load import (
     Pretrained,
     backbone_name,
@@ -50,6 +50,15 @@ def check_checkpoint(path: str, name: str, *heads: str) -> None:
             raise UserError(
                 f"{name}={path} has no {head} head (it has {', '.join(written) or 'none'}): give the workdir of srlhfv scores"
             )
+
+
+def refuse_revised(path: str, name: str) -> None:
+    """Raise UserError where a checkpoint that a run starts from has a revision, which training would leave behind."""
+    if path and revision.is_revised(checkpoint_folder(path)):
+        raise UserError(
+            f"{name}={path} has a revision, which is not trained and belongs to these weights alone: give the policy that it was fitted on, "
+            "and revise what comes out"
+        )
 
 
 def check_policy(path: str, name: str) -> None:
@@ -111,6 +120,7 @@ def load_init(settings: Supervised, mesh: Mesh, random_key: jax.Array | None = N
     unread.check(settings)
     check_lora(lora)
     check_units(settings.optimizer, settings.init)
+    refuse_revised(settings.init, "config.init")
     return load(
         settings.init,
         settings.model,

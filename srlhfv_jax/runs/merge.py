@@ -12,7 +12,7 @@ import jax
 from srlhfv_jax import files
 from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.hf import card, export, hub, peft, weights
+from srlhfv_jax.hf import card, export, hub, peft, revision, weights
 from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_config_and_processor, load_pretrained
 from srlhfv_jax.models import vlm
 from srlhfv_jax.models.config import VLMConfig, architecture
@@ -35,7 +35,7 @@ def merge_policies(start: str, end: str, out: Path, shares: str) -> Iterator[Pat
         shares: values of q, "0.25,0.5,0.75".
 
     Raises:
-        UserError: no such q, checkpoints that are not two of one architecture and tokenizer, an activated adapter, or another folder.
+        UserError: no such q, checkpoints that are not two of one architecture and tokenizer, an activated adapter, a revision, or another folder.
     """
     values = numbers(shares)
     _check_two(start, end)
@@ -82,6 +82,11 @@ def _check_two(start: str, end: str) -> None:
             raise UserError(
                 f"{folder} is an activated adapter, which cannot be merged: it leaves the prompt to the backbone. Give whole weights, "
                 "or an adapter that acts everywhere"
+            )
+        if revision.is_revised(folder):
+            raise UserError(
+                f"{folder} has a revision, which no weights can be merged with: it acts from the end of the prompt on. Give the policy that "
+                "it was fitted on"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from srlhfv_jax import files
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.hf import export, weights
+from srlhfv_jax.hf import export, revision, weights
 from srlhfv_jax.hf.heads import load_guard
 from srlhfv_jax.hf.load import checkpoint_folder, load_pretrained
 from srlhfv_jax.runs import unfinished
@@ -32,7 +32,7 @@ def rewrite(
         complete: adds what such a run has not made yet (`guard.train.complete`).
 
     Raises:
-        UserError: `out` exists, there is no checkpoint, no such head, or an adapter that cannot be merged.
+        UserError: `out` exists, there is no checkpoint, no such head, or an adapter or a revision that cannot be merged.
     """
     if out.exists():
         raise UserError(f"--out={out} exists: give a folder that does not")
@@ -41,6 +41,11 @@ def rewrite(
         run = unfinished.read(source)
         run = run._replace(tree=run.tree | {"heads": _chosen(run.tree.get("heads") or {}, head, source)}) if head else run
         return _unfinished(complete(run), out, dtype, max_shard_bytes)
+    if revision.is_revised(checkpoint_folder(source)):
+        raise UserError(
+            f"{source} has a revision, which no weights can be merged with: it acts from the end of the prompt on. Copy its folder, or "
+            "export the policy that it was fitted on"
+        )
     model = load_pretrained(source, dtype=dtype)
     if model.config.activation:
         raise UserError(
