@@ -18,6 +18,7 @@ from srlhfv_jax.cli import (
     plan,
     quickstart,
     report,
+    revise,
     serve,
     stage,
     weights,
@@ -64,5 +65,6 @@ COMMANDS = {
     "report": Command("one self-contained report.html of a workdir", report.main),
     "export": Command("rewrite a checkpoint as a Hugging Face folder (dtype, shard size)", export.main),
     "weights": Command("policies between two; units that serve safety; where a change of weights lies", weights.main),
+    "revise": Command("a policy whose activations are revised while it answers: directions from pairs, no training", revise.main),
     "env": Command("versions, devices and git, for a bug report", env.main),
 }

@@ -21,7 +21,7 @@ class Define(NamedTuple):
     def texts(self, name: str, default: list[str], about: str) -> None:
         absl_flags.DEFINE_list(name, default, about, flag_values=self.values)
 
-    def whole(self, name: str, default: int, about: str, least: int = 0, most: int | None = None) -> None:
+    def whole(self, name: str, default: int | None, about: str, least: int = 0, most: int | None = None) -> None:
         absl_flags.DEFINE_integer(name, default, about, least, most, flag_values=self.values)
 
     def real(self, name: str, default: float | None, about: str, least: float | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from srlhfv_jax.hf import hub
+from srlhfv_jax.hf.revision import Revision
 
 SIGNS = "cost > 0 means unsafe; a higher reward is more helpful."
 USE = "research on alignment; evaluate it yourself before anybody depends on it"
@@ -99,6 +100,39 @@ def merged(start: str, end: str, *, q: str, origin: str, sees: bool) -> str:
         f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n- A: {start}\n- B: {end}\n"
         + (f"- base model of A: {origin}\n" if origin else "")
         + f"- data: see the cards of both\n- licence: {LICENCES}\n- intended use: {USE}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def revised(policy: str, revision: Revision, data: str, *, sees: bool) -> str:
+    """The card of a policy with a revision.
+
+    Args:
+        policy: that it was fitted on, as `hub.pinned` names it.
+        data: the pairs.
+        sees: the model takes pictures.
+    """
+    facts = ModelCardData(
+        base_model=hub.name(policy) if hub.is_model_id(policy) else None,
+        library_name="transformers",
+        license="other",
+        license_name="of-base-model-and-data",
+        license_link="README.md",
+        model_name="revision",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        tags=["srlhfv-jax", "safe-rlhf", "revision"],
+    )
+    count, what = len(revision.units), "heads" if revision.site == "heads" else "layers"
+    parts = [
+        f"---\n{facts.to_yaml()}\n---",
+        f"# revision of {policy}",
+        f"The weights are those of {policy}. Beside them lies a revision (Internal Activation Revision, arXiv 2501.16378): a constant vector "
+        f"that is added to activations of {count} {what}, from the last token of the prompt on, with strength {revision.strength:g}. Nothing "
+        "was trained or measured after that.",
+        "`transformers` alone loads the weights without it. With it, by the script in this folder:\n\n```python\nfrom revision import load\n\n"
+        'model = load("folder")\nmodel.generate(**inputs)\n```',
+        f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n- base model: {policy}\n- data: {data}\n"
+        f"- licence: {LICENCES}\n- intended use: {USE}",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -89,7 +89,9 @@ def read(config: VLMConfig, folder: Path, under: Path) -> Revision | None:
             raise UserError(f"{folder} has a revision without {file.name}: copy the missing file, or {ADVICE}")
     said = files.read_json(meta, advice=ADVICE)
     kinds = {"site": str, "strength": float, "begins": list[int], "units": list[list[int]], "weights": str}
-    site, strength, begins, units, fitted_on = (files.take(said, name, kind, str(meta), advice=ADVICE) for name, kind in kinds.items())
+    site, strength, begins, units, fitted_on = (
+        files.take(said, name, kind, str(meta), advice=ADVICE) for name, kind in kinds.items()
+    )
     if site not in revision.SITES:
         raise UserError(f"{meta}: site must be {' or '.join(revision.SITES)}, got {shown(site)}: {ADVICE}")
     if not math.isfinite(strength):

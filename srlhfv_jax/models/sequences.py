@@ -16,6 +16,7 @@ from srlhfv_jax.batches import Features, Images, SupervisedBatch
 from srlhfv_jax.losses import logprob
 from srlhfv_jax.models import attention, score_heads, vlm
 from srlhfv_jax.models.config import VLMConfig
+from srlhfv_jax.models.measure import Taps
 from srlhfv_jax.models.vlm import Prefix
 
 Context = Features | Prefix | None  # of the prompt: its images' features, or all that `prefix` made of it; None: it is text alone
@@ -120,6 +121,24 @@ def end_scores(config: VLMConfig, tree, sequences: Sequences, context: Context) 
 def end_hidden(config: VLMConfig, tree, sequences: Sequences, context: Context) -> Float[Array, "B 2 D"]:
     """The hidden states at the last token of the prompt and at that of the response, which are one where there is no response."""
     return _hidden(config, tree, sequences, context, _ends(sequences))
+
+
+def end_activations(config: VLMConfig, tree, batch: Pairs, features: Features | None, site: str) -> Float[Array, "L B 2 H h"]:
+    """Activations of every layer where both responses have been said, at the last token before the end; float32.
+
+    Args:
+        site: "heads": inputs of the attention's output projection; "layer": the residual stream after each layer, as one head.
+    """
+    rows, context = _rows(config, tree, batch, features)
+    said_B111 = _ends(rows)[:, 1:, None, None] - 1
+
+    def ends(taps: Taps) -> Float[Array, "B H h"]:
+        values_BTHh = taps.x_BTD[:, :, None] if site == "layer" else taps.heads_BTHh
+        return jnp.take_along_axis(values_BTHh, said_B111, axis=1)[:, 0].astype(jnp.float32)
+
+    given = (rows.tokens_BT, rows.positions_BT, rows.mask_BT, context)
+    _, found_LBHh = vlm.measure(config, tree["backbone"], *given, ends)
+    return einops.rearrange(found_LBHh, "L (B S) H h -> L B S H h", S=2)
 
 
 def _ends(sequences: Sequences) -> Int[Array, "B 2"]:

@@ -12,6 +12,7 @@ merge          `srlhfv weights merge`
 units          `srlhfv weights units`
 diagnose       `srlhfv weights diagnose`
 answered       rows with answers for these two
+revise         `srlhfv revise`
 curves         what a report draws of a stage
 environment    `srlhfv env`
 """
