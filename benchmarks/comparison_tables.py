@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from srlhfv_jax.files import read_json
-from srlhfv_jax.quickstart.compare import METHODS
+from srlhfv_jax.quickstart.methods import METHODS
 
 COLUMNS = ("helpful", "harm_rate", "over_refusal", "evasion_rate", "unanswered", "length", "seconds")
 FURTHER = ("mocan.multiplier", "mocan.budget", "dpo_harmless.blank_drop", "bpo.blank_drop")

@@ -24,16 +24,17 @@ from typing import Any
 from unittest import mock
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from srlhfv_jax.batches import GroupAdvantages
-from srlhfv_jax.config import PPOLagConfig, QuickstartConfig, to_dict
+from srlhfv_jax.config import QuickstartConfig
 from srlhfv_jax.configs import quickstart
 from srlhfv_jax.files import read_json
 from srlhfv_jax.losses import groups
 from srlhfv_jax.parallel import host_cpu
 from srlhfv_jax.parsing import parse
 from srlhfv_jax.ppo_lag import advantages, run as ppo_lag
+from srlhfv_jax.quickstart.kinds import constrained_with
+from srlhfv_jax.quickstart.methods import ON_POLICY
 from srlhfv_jax.quickstart.pipeline import Pipeline
 from srlhfv_jax.runs.run import write_settings
 
@@ -52,14 +53,11 @@ CALIBRATED = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "gae": {},
-    "group": {"ppo.advantage": "group", "ppo.group_size": 2, "ppo.group_scale": "none", "data.batch_size": 160},
-    "rloo": {"ppo.advantage": "rloo", "ppo.group_size": 2, "data.batch_size": 160},  # the same but for the size of a step
+    **ON_POLICY,  # rloo, group, crpo, p3o, cpgd: as `srlhfv quickstart --compare` has them
     "group_of_4": {"ppo.advantage": "group", "ppo.group_size": 4},
     "rloo_of_4": {"ppo.advantage": "rloo", "ppo.group_size": 4},
     "scalarised": {"ppo.advantage": "group", "ppo.group_size": 4},  # an ablation, see below
     "dr_grpo": {"ppo.advantage": "group", "ppo.group_size": 4, "ppo.group_scale": "none", "ppo.reduction": "fixed"},
-    "cpgd": {"ppo.objective": "log"},
-    "crpo": {"constraint.controller": "crpo", "constraint.max": 1e6},
     "two_sided": {"constraints": (HARM, OVER_REFUSAL)},
     "two_sided_shares": {  # the same in shares of answers, with gains that are three times as large
         "constraint.kind": "probability",
@@ -80,7 +78,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Without the warm start the policy complies with everything before lambda has grown.
     "calibrated": CALIBRATED | {"lambda_warm_start": 8},
     "calibrated_cold": CALIBRATED,
-    "p3o": {"constraint.controller": "p3o", "constraint.max": 20.0},
 }
 NUMBERS = ("helpful", "helpful_benign", "cost", "harm_rate", "over_refusal", "evasion_rate", "length")
 
@@ -112,12 +109,8 @@ def train(pipeline: Pipeline, name: str, changes: dict[str, Any], folder: Path) 
     """The quickstart's stage with other settings, from its supervised policy and its first scorer."""
     if changes.get("constraint.calibrated") and not (pipeline.workdir / "calibration").exists():
         calibrate(pipeline)
-    stage = pipeline.constrained(pipeline.settings.ppo_lag, pipeline.workdir / "sft", pipeline.workdir / "round1_scores")
-    config = ConfigDict(to_dict(stage))
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
     with of_one_score() if name == "scalarised" else contextlib.nullcontext():
-        ppo_lag.run(parse(PPOLagConfig, config), folder, {"over_refusal": {"declines": declines}})
+        ppo_lag.run(constrained_with(pipeline, changes), folder, {"over_refusal": {"declines": declines}})
 
 
 def prepare(preset: str, workdir: Path, seed: int) -> Pipeline:

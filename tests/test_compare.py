@@ -1,20 +1,22 @@
 """The comparison of methods: which run, in which order, and what the report says of them."""
 
 import pytest
+from ml_collections import ConfigDict
 
-from srlhfv_jax.config import QuickstartConfig, unread
+from srlhfv_jax.config import QuickstartConfig, to_dict, unread
 from srlhfv_jax.configs import preference as presets, quickstart
 from srlhfv_jax.errors import UserError
-from srlhfv_jax.parsing import parse
-from srlhfv_jax.quickstart import compare
+from srlhfv_jax.parsing import flattened, parse
+from srlhfv_jax.quickstart import compare, kinds
+from srlhfv_jax.quickstart.methods import INTERVENTIONS, METHODS, ON_POLICY, trainer
 from srlhfv_jax.quickstart.pipeline import Pipeline
 from srlhfv_jax.report import comparison, policies
 
 
 def test_a_method_brings_the_one_it_starts_from_and_comes_after_it():
     assert compare.chosen("sacpo") == ("dpo_helpful", "sacpo")
-    assert compare.chosen("all") == tuple(compare.METHODS) and compare.chosen("") == ()
-    assert all(list(compare.METHODS).index(one.start) < place for place, one in enumerate(compare.METHODS.values()) if one.start)
+    assert compare.chosen("all") == (*METHODS, *INTERVENTIONS) and compare.chosen("") == ()
+    assert all(list(METHODS).index(one.start) < place for place, one in enumerate(METHODS.values()) if one.start)
 
 
 def test_a_method_that_is_not_known_is_refused_with_the_nearest_name():
@@ -23,16 +25,27 @@ def test_a_method_that_is_not_known_is_refused_with_the_nearest_name():
 
 
 def test_every_method_on_pairs_is_a_preset():
-    names = {one.preset for one in compare.METHODS.values() if not one.supervised}
-    assert names <= presets.METHODS.keys() and all(not one.preset for one in compare.METHODS.values() if one.supervised)
+    on_pairs = (kinds.on_pairs, kinds.on_blind_pairs, kinds.on_scored_pairs)
+    names = {one.preset for one in METHODS.values() if one.stage in on_pairs}
+    assert names <= presets.METHODS.keys() and all(not one.preset for one in METHODS.values() if one.stage not in on_pairs)
 
 
 def test_the_settings_of_every_method_are_all_read(tmp_path):
     pipeline = Pipeline(parse(QuickstartConfig, quickstart.get_config("short")), tmp_path)
-    for name in compare.METHODS:
-        (settings,) = compare.trainer(pipeline, name, multiplier=0.7).args
+    for name in METHODS:
+        (settings,) = trainer(pipeline, name, {"multiplier": 0.7}).args
         unread.check(settings)
-        assert settings.steps > 0 and settings.init and settings.data.path
+        assert settings.data.path and (settings.policy if name in ON_POLICY else settings.init and settings.steps)
+
+
+def test_methods_on_policy_start_as_the_constrained_stage_and_differ_in_what_they_name(tmp_path):
+    pipeline = Pipeline(parse(QuickstartConfig, quickstart.get_config("default")), tmp_path)
+    plain = pipeline.constrained(pipeline.settings.ppo_lag, tmp_path / "sft", tmp_path / "round1_scores")
+    assert kinds.constrained_with(pipeline, {}) == plain
+    for name, changes in ON_POLICY.items():
+        (settings,) = trainer(pipeline, name, {}).args
+        before, after = flattened(ConfigDict(to_dict(plain))), flattened(ConfigDict(to_dict(settings)))
+        assert {key: after[key] for key in after if after[key] != before[key]} == changes
 
 
 def test_what_was_measured_stays(tmp_path):

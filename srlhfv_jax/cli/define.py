@@ -74,5 +74,5 @@ def dtype(command: Define) -> None:
 
 def settings(kind: type[Settings], values: absl_flags.FlagValues) -> Settings:
     """Settings of a command: each field from the flag of its name."""
-    given = [values[field.name].value for field in dataclasses.fields(kind)]
-    return kind(*(tuple(value) if isinstance(value, list) else value for value in given))
+    given = {field.name: values[field.name].value for field in dataclasses.fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -190,7 +190,8 @@ class PPOLagConfig:
         Raises:
             UserError: as `terms.parse`.
         """
-        return {"reward": terms.parse(self.reward_fn, "config.reward_fn")} | {key: one.terms for key, one in self.costs.items()}
+        reward = terms.parse(self.reward_fn, "config.reward_fn", HEADS[1:])
+        return {"reward": reward} | {key: one.terms for key, one in self.costs.items()}
 
     def setting_of(self, score: str) -> str:
         """The setting that lists a score's terms, for messages."""

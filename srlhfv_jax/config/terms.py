@@ -3,14 +3,16 @@
     FILE.py:NAME            a function of a Python file
     NAME                    one that `srlhfv_jax.ppo_lag` was given
     model                   the head of the learned scorer
+    model:cost              its cost head as a part of the reward, with a weight below 0 if harm is to cost reward
     guard:unsafe            a head of the guard in `config.guard`: log-odds that the answer is unsafe; or of a category of harm
-    answer:length           about the answer itself (functions/answers.py)
+    answer:length           about the answer itself, as answer:declined and answer:format (functions/answers.py)
     FILE.py:NAME*0.5        the same with a weight
 
 Several are separated by commas. An empty list is the learned head alone.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from srlhfv_jax.errors import UserError, shown
@@ -29,24 +31,27 @@ class Term(NamedTuple):
     @property
     def is_learned(self) -> bool:
         """Whether a head of a model gives it, and no function."""
-        return self.file == GUARD or (self.name == MODEL and not self.file)
+        return self.file in (GUARD, MODEL) or (self.name == MODEL and not self.file)
 
 
 def role(score: str, term: Term) -> str:
     """The head that gives a learned term of a score, as a role of a run (ppo_lag/roles.py)."""
-    return f"guard_{term.name}" if term.file == GUARD else "reward" if score == "reward" else "cost"
+    if term.file:
+        return f"guard_{term.name}" if term.file == GUARD else term.name
+    return "reward" if score == "reward" else "cost"
 
 
-def parse(text: str, path: str) -> tuple[Term, ...]:
+def parse(text: str, path: str, others: Sequence[str] = ()) -> tuple[Term, ...]:
     """The terms of a setting.
 
     Args:
         path: of the setting, for messages.
+        others: heads of the scorer beside the score's own one that may be terms, as model:HEAD.
 
     Raises:
         UserError: an item that is none, a name twice, or no weight but 0.
     """
-    terms = tuple(_term(item, path) for item in text.split(",")) if text else (Term(MODEL, "", 1.0),)
+    terms = tuple(_term(item, path, others) for item in text.split(",")) if text else (Term(MODEL, "", 1.0),)
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
@@ -61,12 +66,15 @@ def write(terms: tuple[Term, ...]) -> str:
     return ",".join(f"{term.file}{':' * bool(term.file)}{term.name}*{term.weight!r}" for term in terms)
 
 
-def _term(item: str, path: str) -> Term:
+def _term(item: str, path: str, others: Sequence[str]) -> Term:
     place, star, factor = item.strip().rpartition("*")
     file, _, name = (place if star else factor).strip().rpartition(":")
     name, file = name.strip(), file.strip()
     if not name.isidentifier() or (name == MODEL and file):
         raise UserError(f"{path} has the item {shown(item)}: {SHAPE}")
+    if file == MODEL and name not in others:
+        known = f"other heads are {', '.join(f'{MODEL}:{other}' for other in others)}" if others else "it takes no other"
+        raise UserError(f"{path} has the item {shown(item)}: its own head is 'model', and {known}")
     try:
         weight = float(factor) if star else 1.0
     except ValueError:

@@ -6,20 +6,20 @@ from srlhfv_jax.config import DataConfig
 from srlhfv_jax.data import loader
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RowSettings:
-    """Settings that say which rows are read and how; those of `DataConfig` with the same names."""
+    """Settings that say which rows are read and how; those of `DataConfig` with the same names. Defaults are those of the flags."""
 
-    split: str
-    image_dir: str
-    allow_dir: str
-    max_pixels: int
-    system_prompt: str
-    revision: str
-    columns: tuple[str, ...]
-    label_means: str
-    chosen_means: str
-    fetch: bool
+    split: str = ""
+    image_dir: str = ""
+    allow_dir: str = ""
+    max_pixels: int = 0
+    system_prompt: str = ""
+    revision: str = ""
+    columns: tuple[str, ...] = ()
+    label_means: str = "desirable"
+    chosen_means: str = "helpful"
+    fetch: bool = False
 
 
 def single_pass(

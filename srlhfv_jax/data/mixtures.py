@@ -1,4 +1,5 @@
-"""Several sources in one path: "a.parquet:0.7,b.jsonl:0.3". Their rows follow each other; weights say how often each is drawn.
+"""Several sources in one path: "a.parquet:0.7,b.jsonl:0.3". Their rows follow each other; weights say how often each is drawn. A
+name that exists may have commas in it.
 
 Without weights every row comes once an epoch. With weights a row of source k comes with probability w_k / (sum of w) x 1 / (its
 rows), whatever its size; passes over all rows in order, for evaluation, see every row once.
@@ -37,8 +38,7 @@ def parse(path: str) -> tuple[Source, ...]:
     """
     if "," not in path and _here(path):
         return (Source(path, None),)
-    written = [one.strip() for one in path.split(",")] if not _here(path) else [path]
-    sources = [_source(one) for one in written]
+    sources = [_source(one) for one in ([path] if _here(path) else _items(path))]
     if len(sources) == 1 and sources[0].weight is None:
         return (Source(path, None),)
     if not all(one.path for one in sources):
@@ -52,6 +52,22 @@ def parse(path: str) -> tuple[Source, ...]:
     if None not in weights and not sum(weights) > 0:
         raise UserError(f"data.path {shown(path)}: the weights sum to 0")
     return tuple(sources)
+
+
+def _items(path: str) -> list[str]:
+    """The parts of a path between commas; neighbours that together name something that exists are one."""
+    parts, items = path.split(","), []
+    while parts:
+        ends = range(len(parts), 1, -1)
+        end = next((end for end in ends if _here(_without_weight(",".join(parts[:end]).strip()))), 1)
+        items.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return items
+
+
+def _without_weight(written: str) -> str:
+    match = _WEIGHED.fullmatch(written)
+    return written if match is None or _here(written) else match["path"]
 
 
 def _source(written: str) -> Source:

@@ -15,7 +15,7 @@ Models:
     text_scores         reward and cost of texts as they come
 Numbers, NumPy alone:
     answers             the record of a policy's answers, which every judge reads
-    oracle              the embedded task's closed-form verdicts
+    oracle              the embedded task's closed-form verdicts; forced (answers that go on from a given beginning)
     compare             policies, judged, against a baseline: quadrants (four-quadrant table and win rates), length_controlled
     score_metrics       a policy under learned reward and cost
     pair_accuracy       learned models on pairs; controls (the same rows with other pictures)

@@ -41,28 +41,28 @@ LEAST = 2  # answers to a prompt: of one alone every multiplier makes the same
 POLICY = "dual"  # the name of the one that answers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(RowSettings):
-    """Settings of one multiplier: the flags of `srlhfv dual`, whose help says what each is."""
+    """Settings of one multiplier: the flags of `srlhfv dual`, whose help says what each is, and their defaults."""
 
     workdir: str
     policy: str
     data: str
-    scorer: str  # a path, or two: "REWARD,COST"; "": helpful and harmless judge
-    helpful: str
-    harmless: str
-    reference: str  # "" = the policy
-    kind: str
+    scorer: str = ""  # a path, or two: "REWARD,COST"; "": helpful and harmless judge
+    helpful: str = ""
+    harmless: str = ""
+    reference: str = ""  # "" = the policy
+    kind: str = "mean"
     budget: float  # in units of f(C)
-    beta: float  # in units of the reward
-    ceiling: float
-    samples: int
-    prompts: int  # drawn from the data by the seed; 0 = all
-    prompt_length: int  # tokens (P); 0 = that of the longest prompt
-    response_length: int  # tokens (R)
-    batch_size: int
-    seed: int
-    dtype: str
+    beta: float = 0.1  # in units of the reward
+    ceiling: float = 100.0
+    samples: int = 16
+    prompts: int = 0  # drawn from the data by the seed; 0 = all
+    prompt_length: int = 0  # tokens (P); 0 = that of the longest prompt
+    response_length: int = 256  # tokens (R)
+    batch_size: int = 32
+    seed: int = 0
+    dtype: str = "float32"
 
 
 class Recorded(NamedTuple):

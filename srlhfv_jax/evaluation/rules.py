@@ -27,7 +27,7 @@ XSTEST_REFUSALS = tuple(
         "\n    ", ""
     ).split("|")
 )
-THINK_END = "</think>"
+THINK, THINK_END = "<think>", "</think>"
 
 
 class Parts(NamedTuple):
@@ -90,7 +90,16 @@ def split_reasoning(text: str) -> Parts:
     before, mark, after = text.rpartition(THINK_END)
     if not mark:
         return Parts("", text.strip())
-    return Parts(before.replace("<think>", "", 1).strip(), after.strip())
+    return Parts(before.replace(THINK, "", 1).strip(), after.strip())
+
+
+def is_reasoned(text: str) -> bool:
+    """Whether the text is one piece of reasoning that `</think>` ends, and an answer after it; neither is empty.
+
+    `<think>` stands at the front or nowhere: some chat templates write it themselves, at the end of the prompt.
+    """
+    inner = text.strip().removeprefix(THINK)
+    return THINK not in inner and inner.count(THINK_END) == 1 and all(split_reasoning(text))
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Terms about the answer itself, which need no file: `answer:length`, `answer:declined`."""
+"""Terms about the answer itself, which need no file: `answer:length`, `answer:declined`, `answer:format`."""
 
 from collections.abc import Callable
 
@@ -18,4 +18,13 @@ def declined(samples: list[Sample]) -> list[float]:
     return [float(rules.xstest_refusal(sample.answer)) for sample in samples]
 
 
-FUNCTIONS: dict[str, Callable[[list[Sample]], list[float]]] = {"length": length, "declined": declined}
+def well_formed(samples: list[Sample]) -> list[float]:
+    """1 where the answer is reasoning in think tags, then an answer (`rules.is_reasoned`), else 0: a verifier of the format."""
+    return [float(rules.is_reasoned(sample.answer)) for sample in samples]
+
+
+FUNCTIONS: dict[str, Callable[[list[Sample]], list[float]]] = {
+    "length": length,
+    "declined": declined,
+    "format": well_formed,
+}

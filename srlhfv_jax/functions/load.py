@@ -94,8 +94,8 @@ def _built_in(term: Term, setting: str) -> tuple[Callable, str | None]:
 def _from_python(term: Term, setting: str, functions: Mapping[str, Callable]) -> tuple[Callable, str | None]:
     if term.name not in functions:
         raise UserError(
-            f"{setting} names {term.name} without a file: expected FILE.py:NAME, 'answer:length', 'answer:declined', or 'model', the head "
-            "of the learned scorer"
+            f"{setting} names {term.name} without a file: expected FILE.py:NAME, 'answer:length', 'answer:declined', 'answer:format', or "
+            "'model', the head of the learned scorer"
         )
     return functions[term.name], identity.of_callable(functions[term.name])
 

@@ -29,27 +29,27 @@ Answer = Callable[[Sequence[Prompt], int], list[dict[str, Any]]]  # (prompts, nu
 BATCHES_AT_ONCE = 8  # rows are read, answered and written in parts of so many batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings(RowSettings):
-    """The flags of `srlhfv generate`, whose help says what each is."""
+    """The flags of `srlhfv generate`, whose help says what each is, and their defaults."""
 
     policy: str
-    guard: str  # "" = none
-    rounds: int
-    on_unsafe: str
-    check_input: bool
-    feedback: bool
-    prompt: str | None  # the question, or None: rows of `data`
-    image: str
-    data: str | None
-    out: str | None
-    picture: str  # "real", or another one in its place: "blank", "shuffled", "none"
-    temperature: float
-    prompt_length: int  # tokens (P); 0 = any
-    response_length: int  # tokens (R)
-    batch_size: int
-    seed: int
-    dtype: str
+    guard: str = ""  # "" = none
+    rounds: int = 5
+    on_unsafe: str = "regenerate"
+    check_input: bool = False
+    feedback: bool = False
+    prompt: str | None = None  # the question, or None: rows of `data`
+    image: str = ""
+    data: str | None = None
+    out: str | None = None
+    picture: str = "real"  # or another one in its place: "blank", "shuffled", "none"
+    temperature: float = 1.0
+    prompt_length: int = 0  # tokens (P); 0 = any
+    response_length: int = 256  # tokens (R)
+    batch_size: int = 32
+    seed: int = 0
+    dtype: str = "float32"
 
 
 def answer_one(settings: Settings) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def run(settings: QuickstartConfig, workdir: Path, *, sweep: bool, methods: str 
         runs.check_unchanged(settings, workdir)
         result = pipeline.run(settings, workdir, sweep=sweep)
         if compared := compare.with_done(names, workdir):
-            result |= compare.run(pipeline.Pipeline(settings, workdir), compared)
+            result |= compare.run(pipeline.Pipeline(settings, workdir), compared, result)
             result["ppo_lag.seconds"] = sum(result[f"seconds.{stage}"] for stage in ("round1_scores", "round1_ppo_lag"))
             write_result(workdir, result)
         if hosts.process_index() == 0:
