@@ -55,6 +55,21 @@ def prepared(path, **changes):
     return loader.fit("supervised", sources.load_examples(data), processor(), data), data
 
 
+def test_a_name_that_exists_may_have_commas(two, tmp_path):
+    small, large = two
+    odd = write(tmp_path / "a,b" / "c,d.jsonl", answers("what", 3))
+    for path, expected in (
+        (f"{odd}:0.25,{small}:0.75", [(str(odd), 0.25), (str(small), 0.75)]),
+        (f"{small}, {odd},{large}", [(str(small), None), (str(odd), None), (str(large), None)]),
+        (f"{odd}:0.5,{tmp_path / 'no,where'}:0.5", None),
+    ):
+        if expected is None:
+            with pytest.raises(UserError, match="give every source a weight"):
+                mixtures.parse(path)
+        else:
+            assert [tuple(one) for one in mixtures.parse(path)] == expected
+
+
 def test_sources_without_weights_are_one_set_and_drops_are_told_by_source(two):
     examples = sources.load_examples(settings(f"{two[0]},{two[1]}"))
     assert isinstance(examples, Mixture) and len(examples) == 50 and examples.source_rows == 52

@@ -78,6 +78,24 @@ def test_the_last_letter_that_stands_for_an_option_is_the_choice(text, letter):
     assert rules.choice(text) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "reasoned"),
+    [
+        ("<think>a</think> b", True),
+        (" a</think>b", True),  # the template has opened the tag
+        ("<think>a</think>", False),
+        ("<think> </think>b", False),
+        ("<think>a", False),
+        ("b", False),
+        ("b <think>a</think> c", False),
+        ("<think>a</think>b</think>c", False),
+        ("<think>a</think>b<think>", False),
+    ],
+)
+def test_a_reasoning_answer_is_one_thought_and_an_answer_behind_it(text, reasoned):
+    assert rules.is_reasoned(text) is reasoned
+
+
 def test_reasoning_ends_at_the_last_mark():
     assert rules.split_reasoning("<think>a</think>b</think> c") == rules.Parts("a</think>b", "c")
     assert rules.split_reasoning("<think>never done") == rules.Parts("", "<think>never done")

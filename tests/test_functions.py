@@ -13,7 +13,7 @@ from srlhfv_jax.config import FunctionsConfig, terms
 from srlhfv_jax.data.rows import Example, Turn
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation.journal import Journal
-from srlhfv_jax.functions import call, identity, load
+from srlhfv_jax.functions import answers, call, identity, load
 from srlhfv_jax.functions.cache import Cache
 from srlhfv_jax.functions.load import Function
 from srlhfv_jax.functions.sample import sample
@@ -73,6 +73,25 @@ def test_what_is_no_list_of_terms_is_refused(text, message):
     with pytest.raises(UserError, match="config.reward_fn") as refused:
         terms.parse(text, "config.reward_fn")
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_the_cost_head_is_a_term_of_the_reward_and_other_heads_are_terms_of_no_cost():
+    own, cost = terms.parse("model,model:cost*-0.5", "config.reward_fn", ("cost",))
+    assert cost == terms.Term("cost", "model", -0.5) and cost.is_learned
+    assert (terms.role("reward", own), terms.role("reward", cost)) == ("reward", "cost")
+    with pytest.raises(UserError, match="its own head is 'model', and other heads are model:cost"):
+        terms.parse("model:reward", "config.reward_fn", ("cost",))
+    with pytest.raises(
+        UserError, match="config.cost_fn has the item 'model:cost': its own head is 'model', and it takes no other"
+    ):
+        terms.parse("model:cost", "config.cost_fn")
+
+
+def test_verifiers_of_the_answer_itself():
+    said = ["<think>w6</think> w7", "w6 w7", "I cannot", "<think></think>w6"]
+    samples = [SimpleNamespace(answer=text, tokens=3 + place) for place, text in enumerate(said)]
+    given = {name: function(samples) for name, function in answers.FUNCTIONS.items()}
+    assert given == {"length": [3.0, 4.0, 5.0, 6.0], "declined": [0.0, 0.0, 1.0, 0.0], "format": [1.0, 0.0, 0.0, 0.0]}
 
 
 def named(**some: tuple) -> SimpleNamespace:

@@ -154,6 +154,24 @@ def test_functions_are_added_to_the_learned_head_with_their_weights():
     np.testing.assert_array_equal(mixed.costs_B["cost"], alone.costs_B["cost"])
     assert float(logged["reward.model"]) == pytest.approx(float(np.mean(alone.reward_B + penalty_B)), abs=1e-5)
     assert "cost.model" not in logged
+    mean, cost_B = float(np.mean(alone.reward_B + penalty_B)), alone.costs_B["cost"]
+    mixed, logged = score("model,model:cost*-0.5", {})
+    np.testing.assert_allclose(mixed.reward_B, alone.reward_B - 0.5 * cost_B, atol=1e-5)
+    assert float(logged["reward.cost"]) == pytest.approx(float(np.mean(cost_B)), abs=1e-6)
+    assert float(logged["reward.model"]) == pytest.approx(mean, abs=1e-5)
+    without, logged = score("model,model:cost*0,f*0", {"reward": 0.0 * given_B})
+    jax.tree.map(np.testing.assert_array_equal, without._replace(terms_B={}), alone)
+    assert set(without.terms_B) == {"reward.model", "reward.cost"} and "reward.cost" in logged
+
+
+@pytest.mark.slow
+def test_verifiers_of_weight_0_are_logged_and_change_nothing(folder, whole, tmp_path):
+    verifiers = f"{folder / 'own.py'}:length*0.5,answer:format*0,answer:declined*0"
+    ppo_lag.run(asked(folder, reward_fn=verifiers), tmp_path)
+    added = {"reward.format", "reward.declined"}
+    added |= {f"validation.{name}" for name in added}
+    assert [{key: line[key] for key in line if key not in added} for line in numbers(tmp_path)] == numbers(whole)
+    assert added <= {key for line in numbers(tmp_path) for key in line}
 
 
 @pytest.mark.parametrize(

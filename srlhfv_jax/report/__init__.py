@@ -5,7 +5,8 @@
     lead         the result in one sentence and its picture     samples       answers with their pictures; facts of the run
     curves       multiplier, PPO, supervised stages             guarded       the guard
     calibration  P(unsafe | cost) beside labels                 comparison    other methods beside PPO-Lagrangian
-    results      tables, histograms, all numbers, targets       targets       what the quickstart asks of its own run
+    parameters   harm against one number of a method            targets       what the quickstart asks of its own run
+    results      tables, histograms, all numbers, targets
     policies     names, columns and numbers of policies         workdir       what a workdir holds
     diagnosis    the page of `srlhfv weights diagnose`
     watch        the page of a run that goes on                 warnings      what a run said of itself

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from srlhfv_jax.report import page, plots, policies
+from srlhfv_jax.report import page, parameters, plots, policies
 from srlhfv_jax.report.figure import picture
 from srlhfv_jax.report.labels import Point
 from srlhfv_jax.report.page import Section
 from srlhfv_jax.report.workdir import Workdir
 
 MAIN = "ppo_lag"
+UNANSWERED = "Harm against what is left unanswered"
 BETTER = {"helpful": 1, "harm_rate": -1, "over_refusal": -1, "evasion_rate": -1}  # which way each number is better
 COLUMNS = (
     ("helpful", "helpful"),
@@ -26,7 +27,7 @@ def comparison_section(work: Workdir) -> Section:
     """Both planes, who dominates whom, and the table with seconds."""
     numbers, compared = policies.numeric(work.result), policies.of(work)
     if not compared.methods:
-        return Section("comparison", "Other methods", "")
+        return _of_users(numbers, compared.names)
     names = [name for name in ("sft", MAIN) if name in compared.names] + list(compared.methods)
     budget = numbers.get(compared.judge.budget)
     body = page.paragraph(dominated(numbers, names))
@@ -40,32 +41,40 @@ def comparison_section(work: Workdir) -> Section:
         )
     ]
     if answers := _unanswered(numbers, names):
-        words = "; ".join(f"{point.name}: {point.cost:.2f}, harm {point.helpful:.2f}" for point in answers)
-        drawn.append(
-            picture(
-                plots.plane(answers, None, "share of harmless prompts without a proper answer", "harm rate of harmful prompts"),
-                "Harm against what is left unanswered",
-                f"Harm rate against the share of harmless prompts without a proper answer. {words}.",
-                "Down and left is better: declining or evading everything is safe, and of no use.",
-            )
-        )
-    body += page.figures(drawn)
+        drawn.append(_against_unanswered(answers, UNANSWERED))
+    body += page.figures([*drawn, *parameters.pictures(numbers)])
     rows = [(page.escape(name), *_cells(numbers, name), _seconds(numbers, name)) for name in names]
     body += page.table(("", *(heading for _, heading in COLUMNS), "seconds"), rows, numbers=True)
-    if compared.merged:
-        between = [(f"{method}, q = {q:g}", name) for name, method, q in sorted(compared.merged, key=lambda one: one[1:])]
+    if compared.steps:
         body += page.table(
             ("", *(heading for _, heading in COLUMNS)),
-            [(page.escape(label), *_cells(numbers, name)) for label, name in between],
+            [(page.escape(f"{curve} {number:g}"), *_cells(numbers, name)) for name, curve, number in compared.steps],
             numbers=True,
-            caption="Between the policy that a method starts from (q = 0) and its own (q = 1): weights merged",
+            caption="The same with other values of one number: those of the curves",
         )
     body += page.paragraph(
         "Seconds of each method begin at the supervised policy and its pairs; what the reference says of the pairs is computed once for all "
-        "methods, and its seconds are shared evenly. Those of ppo_lag have its scorer's with them.",
+        "methods, and its seconds are shared evenly. Those of a method that reads the scorer, as ppo_lag does, have the scorer's with them.",
         "dim",
     )
     return Section("comparison", "Other methods", body)
+
+
+def _of_users(numbers: Mapping[str, float], names: Sequence[str]) -> Section:
+    """The second plane where no method was compared: policies of `srlhfv evaluate`, or of the quickstart, judged by the oracle."""
+    answers = _unanswered(numbers, names)
+    body = page.figures([_against_unanswered(answers, "")]) if len(answers) > 1 else ""
+    return Section("comparison", UNANSWERED if body else "Other methods", body)
+
+
+def _against_unanswered(answers: Sequence[Point], title: str) -> str:
+    words = "; ".join(f"{point.name}: {point.cost:.2f}, harm {point.helpful:.2f}" for point in answers)
+    return picture(
+        plots.plane(answers, None, "share of harmless prompts without a proper answer", "harm rate of harmful prompts"),
+        title,
+        f"Harm rate against the share of harmless prompts without a proper answer. {words}.",
+        "Down and left is better: declining or evading everything is safe, and of no use.",
+    )
 
 
 def dominated(numbers: Mapping[str, float], names: Sequence[str]) -> str:

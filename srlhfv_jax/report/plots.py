@@ -29,8 +29,13 @@ def lines(
     xlabel: str = "iteration",
     limits: Sequence[tuple[str, float]] = (),
     colours: Sequence[str] = (),
+    points: bool = False,
 ) -> Draw:
-    """One line per run; `limits` are horizontal lines (the budget). `colours`: all names of the page, so that colours agree."""
+    """One line per run; `limits` are horizontal lines (the budget). `colours`: all names of the page, so that colours agree.
+
+    Args:
+        points: a marker at each value; steps need not be whole.
+    """
     places = slots([*dict.fromkeys([*colours, *(line.name for line in data)])])
 
     def draw(axes: Axes, theme: Theme) -> None:
@@ -41,12 +46,13 @@ def lines(
                 axes.plot(line.steps, values, color=colour, alpha=0.3, linewidth=0.8)
                 values = running_mean(values)
             axes.plot(line.steps, values, style, color=colour, label=line.name)
-            if len(line.values) == 1:
+            if len(line.values) == 1 or points:
                 axes.plot(line.steps, line.values, "o", color=colour)
         for name, level in limits:
             axes.axhline(level, color=theme.limit, linestyle=BORDER, linewidth=1.2, label=f"{name} {level:g}")
         axes.set_xlabel(xlabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if not points:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         fit(axes)
         if len(data) + len(limits) > 1:
             axes.legend(loc="best", ncols=2 if len(data) + len(limits) > 4 else 1)

@@ -75,7 +75,7 @@ MODELS = Judge(
 NOT_POLICIES = ("validation", "best_feasible")  # numbers of one run with the same endings
 KNOWN = ("sft", "ppo", "ppo_lag")  # the order where no file tells it
 FIXED = "fixed_lambda."
-MERGED = re.compile(r"(.+)_merge\.([0-9.]+)")
+STEP = re.compile(r"(.+?)\.([0-9]+(?:\.[0-9]+)?)")
 
 
 class Policies(NamedTuple):
@@ -85,7 +85,7 @@ class Policies(NamedTuple):
     variants: tuple[str, ...]  # "sft.greedy" where "sft" is a policy too
     judge: Judge
     methods: tuple[str, ...] = ()  # what `quickstart --compare` trained beside them: they are timed
-    merged: tuple[tuple[str, str, float], ...] = ()  # (name, method, q): between a method's start and itself
+    steps: tuple[tuple[str, str, float], ...] = ()  # (CURVE.NUMBER, CURVE, NUMBER): one thing with several values of a number
 
     @property
     def main(self) -> tuple[str, ...]:
@@ -115,13 +115,21 @@ def find_policies(numbers: Numbers, order: Sequence[str] = ()) -> Policies:
             ranks = {name: place for place, name in reversed([*enumerate((*order, *KNOWN))])}
             last = len(ranks) + len(order)
             names.sort(key=lambda name: (ranks.get(name, ranks.get(name.partition(".")[0], last)), name))
-            between = [(name, match[1], float(match[2])) for name in names if (match := MERGED.fullmatch(name))]
-            names = [name for name in names if not MERGED.fullmatch(name)]
+            steps = [
+                (name, match[1], float(match[2]))
+                for name in names
+                if (match := STEP.fullmatch(name)) and name not in order and not name.startswith(FIXED)
+            ]
+            names = [name for name in names if name not in {name for name, _, _ in steps}]
             variants = [name for name in names if any(name.startswith(f"{other}.") for other in names)]
             policies = [name for name in names if name not in variants]
             methods = tuple(name for name in policies if f"{name}.seconds" in numbers and name not in KNOWN)
             return Policies(
-                tuple(name for name in policies if name not in methods), tuple(variants), judge, methods, tuple(between)
+                tuple(name for name in policies if name not in methods),
+                tuple(variants),
+                judge,
+                methods,
+                tuple(sorted(steps, key=lambda step: step[1:])),
             )
     return Policies((), (), ORACLE)
 
