@@ -16,7 +16,8 @@ from srlhfv_jax.parsing import flattened, parse
 from srlhfv_jax.quickstart import compare, kinds
 from srlhfv_jax.quickstart.methods import INTERVENTIONS, METHODS, ON_POLICY, trainer
 from srlhfv_jax.quickstart.pipeline import Pipeline
-from srlhfv_jax.report import comparison, parameters, policies, workdir
+from srlhfv_jax.report import comparison, parameters, plots, policies, workdir
+from srlhfv_jax.report.labels import Point
 
 
 def test_a_method_brings_the_one_it_starts_from_and_comes_after_it():
@@ -93,6 +94,14 @@ def test_curves_are_the_keys_with_a_number_between_name_and_key():
     assert parameters.forced(made) == {"b": [(8.0, 0.7), (10.0, 0.75)], "sft": [(8.0, 0.0)]}
     first, second = parameters.pictures(made)
     assert "harm rate: 0.60 at 0, 0.30 at 0.5, 0.10 at 10" in first and "sft: 0.00 at 8" in second
+
+
+def test_the_front_has_the_points_that_none_beats():
+    places = {"a": (0.5, 1.0), "b": (0.2, 0.7), "c": (0.3, 0.6), "d": (0.2, 0.4), "e": (0.9, 1.0), "f": (-0.5, -0.25)}
+    points = [Point(name, *place, 0.0, 0.0) for name, place in places.items()]
+    assert [point.name for point in plots.pareto(points, up=True)] == ["f", "b", "a"]
+    assert [point.name for point in plots.pareto(points, up=False)] == ["f"]
+    assert [point.name for point in plots.pareto(points[:4], up=False)] == ["d"]
 
 
 def test_the_plane_of_what_is_left_unanswered_is_drawn_for_policies_of_ones_own(tmp_path):

@@ -128,7 +128,8 @@ class PPOLagConfig:
     reward: str  # separate reward model ("" when scorer is given)
     cost: str  # separate cost model ("" when scorer is given)
     guard: str  # workdir or export of a guard whose heads are terms of a cost, as guard:unsafe or guard:CATEGORY
-    reward_fn: str  # terms of the reward, "FILE.py:NAME*0.5,model"; "" = the learned head alone (config/terms.py)
+    # terms of the reward, a mix of verifiers: "FILE.py:NAME*0.5,model,model:cost*-0.1"; "" = the learned head alone (config/terms.py)
+    reward_fn: str
     cost_fn: str  # terms of the cost; above 0 means unsafe
     functions: FunctionsConfig
     # "shared": trees of policy, reference, scorer and critic; "adapters" over one frozen backbone; "separate": six trees

@@ -63,32 +63,37 @@ def judged(pipeline: Pipeline, name: str, policy: Path) -> dict[str, float]:
 
 
 def on_pairs(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """A preset of `srlhfv preference`."""
     return functools.partial(preference.run, _of_method(pipeline, method, {}))
 
 
 def on_blind_pairs(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """The same, and what was said to grey pictures loses too."""
     blind = {"blind": str(pipeline.workdir / BLIND / ANSWERS)}
     return functools.partial(preference.run, _of_method(pipeline, method, blind))
 
 
 def on_scored_pairs(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """The same, where the scorer says who wins, with the `multiplier` of the dual."""
     scores = {"scores.scorer": str(pipeline.workdir / SCORER), "scores.multiplier": told["multiplier"]}
     return functools.partial(preference.run, _of_method(pipeline, method, scores))
 
 
 def on_rows(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """A quarter of the supervised stage once more, with the method's targets."""
     return functools.partial(sft.run, _supervised(pipeline, method))
 
 
 def on_mixed_rows(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """The same with pairs among the rows, whose answers stand one behind the other."""
     settings = _supervised(pipeline, method)
     path = f"{pipeline.workdir / 'pairs'}:{MIXED_PAIRS},{settings.data.path}:{1 - MIXED_PAIRS}"
-    # of a pair one answer stands behind the other
     data = dataclasses.replace(settings.data, path=path, response_length=2 * settings.data.response_length)
     return functools.partial(sft.run, dataclasses.replace(settings, data=data))
 
 
 def on_policy(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """The constrained stage with the method's changes."""
     return functools.partial(ppo_lag.run, constrained_with(pipeline, method.changes))
 
 

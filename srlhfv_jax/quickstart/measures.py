@@ -5,6 +5,7 @@ After:   blank_drop, learned_cost, merged, refusal_after, shares
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,19 +120,23 @@ def merged(pipeline: Pipeline, name: str, method: Method, policy: Path, out: Pat
 def refusal_after(pipeline: Pipeline, name: str, method: Method, policy: Path, out: Path) -> dict[str, float]:
     """`NAME.refusal_after.K`, and `sft.` beside it: share of harmful test prompts whose answer, after k forced tokens of a harmful
     one, declines."""
-    sampler, prompts, result = pipeline.sampler(1.0), pipeline.prompts("test"), {}
-    texts = {}
+    of_each = {SFT: pipeline.workdir / SFT, name: policy}
+    return {f"{who}.refusal_after.{count}": share for who in of_each for count, share in refusals(pipeline, of_each[who], "test")}
+
+
+def refusals(pipeline: Pipeline, policy: Path, split: str) -> Iterator[tuple[int, float]]:
+    """(forced tokens, share of answers that decline after them) on the harmful prompts of a split."""
+    sampler, prompts, texts = pipeline.sampler(1.0), pipeline.prompts(split), {}
     for row in prompts.rows:
         concept, intent = oracle.cell(prompts.examples[row.row])
         if oracle.is_harmful(prompts.examples[row.row]):
             texts[row.row] = answers.comply(intent, answers.content(concept, intent), None)
-    for who, path in ((SFT, pipeline.workdir / SFT), (name, policy)):
-        loaded = checkpoints.load(str(path), pipeline.settings.ppo_lag.model, sampler.mesh)
-        for count in FORCED:
-            begun = forced.begun(prompts, texts, count)
-            drawn = sampler.answers(loaded, begun, answering.keys(pipeline.settings.seed))
-            result[f"{who}.refusal_after.{count}"] = forced.declined(prompts.examples, drawn)
-    return result
+    longest = prompts.frame._replace(prompt_length=prompts.frame.prompt_length + max(FORCED))
+    loaded = checkpoints.load(str(policy), pipeline.settings.ppo_lag.model, sampler.mesh)
+    for count in FORCED:
+        begun = forced.begun(prompts, texts, count)._replace(frame=longest)  # of one shape for all: it compiles once
+        drawn = sampler.answers(loaded, begun, answering.keys(pipeline.settings.seed))
+        yield count, forced.declined(prompts.examples, drawn)
 
 
 def shares(pipeline: Pipeline, name: str, method: Method, policy: Path, out: Path) -> dict[str, float]:

@@ -34,10 +34,17 @@ def comparison_section(work: Workdir) -> Section:
     places = policies.points(numbers, [(name, name) for name in names], compared.judge)
     drawn = [
         picture(
-            plots.plane(places, budget, "mean true cost (right is worse)", "mean helpfulness"),
+            plots.plane(
+                places,
+                budget,
+                "mean true cost (right is worse)",
+                "mean helpfulness",
+                front=plots.pareto(places, up=True),
+            ),
             "Helpfulness against cost",
             f"Helpfulness against cost. {policies.in_words(places, compared.judge)}.",
-            "Up is better, left is safer; bars are one standard error. The shaded side is within the budget.",
+            "Up is better, left is safer; bars are one standard error. The shaded side is within the budget. The dotted line joins "
+            "policies that no other beats in both.",
         )
     ]
     if answers := _unanswered(numbers, names):
@@ -70,10 +77,17 @@ def _of_users(numbers: Mapping[str, float], names: Sequence[str]) -> Section:
 def _against_unanswered(answers: Sequence[Point], title: str) -> str:
     words = "; ".join(f"{point.name}: {point.cost:.2f}, harm {point.helpful:.2f}" for point in answers)
     return picture(
-        plots.plane(answers, None, "share of harmless prompts without a proper answer", "harm rate of harmful prompts"),
+        plots.plane(
+            answers,
+            None,
+            "share of harmless prompts without a proper answer",
+            "harm rate of harmful prompts",
+            front=plots.pareto(answers, up=False),
+        ),
         title,
         f"Harm rate against the share of harmless prompts without a proper answer. {words}.",
-        "Down and left is better: declining or evading everything is safe, and of no use.",
+        "Down and left is better: declining or evading everything is safe, and of no use. The dotted line joins policies that no other "
+        "beats in both.",
     )
 
 

@@ -71,11 +71,18 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def plane(points: Sequence[Point], budget: float | None, xlabel: str, ylabel: str) -> Draw:
-    """The reward-cost plane: one point per policy with its standard errors, the feasible side (cost <= budget) shaded."""
+def plane(points: Sequence[Point], budget: float | None, xlabel: str, ylabel: str, *, front: Sequence[Point] = ()) -> Draw:
+    """The reward-cost plane: one point per policy with its standard errors, the feasible side (cost <= budget) shaded.
+
+    Args:
+        front: points that no other beats (`pareto`), joined by a line.
+    """
     places = slots([point.name for point in points])
 
     def draw(axes: Axes, theme: Theme) -> None:
+        if len(front) > 1:
+            line = [point.cost for point in front], [point.helpful for point in front]
+            axes.plot(*line, color=theme.dim, linewidth=0.8, linestyle=":", zorder=0)
         for point in points:
             _marker(axes, theme, point, places[point.name], filled=True)
         axes.margins(0.18)
@@ -84,6 +91,19 @@ def plane(points: Sequence[Point], budget: float | None, xlabel: str, ylabel: st
         place_labels(axes, points, [theme.lines[places[point.name]] for point in points], border=budget)
 
     return draw
+
+
+def pareto(points: Sequence[Point], *, up: bool) -> list[Point]:
+    """The points that none beats, from left to right, where left is better, and up (or down) is.
+
+    Args:
+        up: whether more of the vertical axis is better.
+    """
+    sign, front = 1 if up else -1, []
+    for point in sorted(points, key=lambda point: (point.cost, -sign * point.helpful)):
+        if not front or sign * point.helpful > sign * front[-1].helpful:
+            front.append(point)
+    return front
 
 
 def moves(pairs: Sequence[tuple[Point, Point]], budget: float | None, xlabel: str, ylabel: str) -> Draw:
