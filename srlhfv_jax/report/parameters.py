@@ -22,21 +22,21 @@ _FORCED = re.compile(r"(?P<policy>\w+)\.refusal_after\.(?P<number>[0-9]+)")
 
 def curves(numbers: Mapping[str, float]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """CURVE -> KEY -> (number, value), the smallest number first; curves of one point are left out."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    by_curve: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for key in sorted(numbers):
         match = _POINT.fullmatch(key)
         if match is not None and match["curve"] not in NOT_DRAWN:
-            found.setdefault(match["curve"], {}).setdefault(match["key"], []).append((float(match["number"]), numbers[key]))
-    return {name: {key: sorted(some) for key, some in lines.items()} for name, lines in found.items() if _is_drawn(lines)}
+            by_curve.setdefault(match["curve"], {}).setdefault(match["key"], []).append((float(match["number"]), numbers[key]))
+    return {name: {key: sorted(some) for key, some in lines.items()} for name, lines in by_curve.items() if _is_drawn(lines)}
 
 
 def forced(numbers: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
     """POLICY -> (forced tokens, share of answers to harmful prompts that decline after them)."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    by_policy: dict[str, list[tuple[float, float]]] = {}
     for key in sorted(numbers):
         if match := _FORCED.fullmatch(key):
-            found.setdefault(match["policy"], []).append((float(match["number"]), numbers[key]))
-    return {policy: sorted(some) for policy, some in found.items()}
+            by_policy.setdefault(match["policy"], []).append((float(match["number"]), numbers[key]))
+    return {policy: sorted(some) for policy, some in by_policy.items()}
 
 
 def _is_drawn(lines: Mapping[str, list[tuple[float, float]]]) -> bool:
