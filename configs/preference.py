@@ -47,6 +47,12 @@ def dpo_helpful() -> ConfigDict:
             sft_coef=0.0,
             forget_coef=0.1,  # of loss "unlearn"
             forget_cap=5.0,  # nats per token
+            undesirable_weight=0.0,  # of loss "kto": number of safe answers / of unsafe ones
+            tokens=dict(
+                scorer="",  # all tokens count
+                head="reward",
+                baseline=0.0,
+            ),
             steps=932,  # 29,824 pairs of BeaverTails-V / 32
             microbatches=1,  # parts of a batch, one after the other
             **sections.held_out(),
@@ -119,6 +125,21 @@ def modpo() -> ConfigDict:
     return dpo_helpful()
 
 
+def kto() -> ConfigDict:
+    """KTO (arXiv 2402.01306): a safe answer is worth more, an unsafe one less, than what the policy gained on answers to other prompts;
+    the answers of a pair are not compared. Needs a safety label of one of them; an unsafe answer weighs n_safe / n_unsafe, as in SACPO's
+    KTO (arXiv 2404.11049), where KTO's own code has 1. SACPO-KTO is this from a helpful policy (--config.init=W/helpful). beta 0.1 and the weight of 1 of safe
+    answers are as published."""
+    return _changed(axis="each", loss="kto")
+
+
+def equilibrate() -> ConfigDict:
+    """Equilibrate: DPO on the more helpful answer, of whose tokens those count that a scorer finds better than a baseline, and of the
+    other's those that it finds worse; for harmful prompts in a small share. Needs --config.tokens.scorer (a workdir of srlhfv scores),
+    and a column with the class of each prompt: --config.data.mix=harmful:yes=0.1,harmful:no=0.9"""
+    return dpo_helpful()
+
+
 def sacpo() -> ConfigDict:
     """SACPO's second step (arXiv 2404.11049): from the helpful policy of the first, which is init and reference, towards the safer answer
     with beta / lambda.
@@ -163,6 +184,8 @@ METHODS = {
     "bfpo": bfpo,
     "bpo": bpo,
     "modpo": modpo,
+    "kto": kto,
+    "equilibrate": equilibrate,
     "sacpo": sacpo,
     "mocan": mocan,
     "pecan": pecan,

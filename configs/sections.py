@@ -149,6 +149,7 @@ def data(*, batch: int, prompt: int, response: int) -> dict:
         system_prompt="",  # of rows without a system turn; "" = none
         chat_template="",  # file; "" = the checkpoint's own
         train_on="last",  # of supervised conversations: the last answer
+        mix="",  # rows come as often as they are there
     )
 
 

@@ -73,6 +73,15 @@ class PairBatch(NamedTuple):
     sign_BS: Float[Array, "B 2"]  # cost > 0 means unsafe: +1 unsafe, -1 safe; or graded, -harmless_rate; 0 = not labelled
 
 
+class Unpaired(NamedTuple):
+    """Beside a PreferenceBatch whose answers are each compared with answers to other prompts, and not with each other (KTO)."""
+
+    sequences: SupervisedBatch  # its prompts, each with an answer to another one; its pictures are those of the batch
+    reference_B: Float[Array, "B"]  # log pi_ref of these answers
+    undesirable_B: Float[Array, "B"]  # weight of an unsafe answer; a safe one has 1
+    baseline_B: Float[Array, "B"]  # the mean log-ratio of these answers over the whole batch, in all rows: a step begins with it
+
+
 class PreferenceBatch(NamedTuple):
     """Pairs of which one side wins, for losses on h = [log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)].
 
@@ -93,6 +102,9 @@ class PreferenceBatch(NamedTuple):
     flip_B: Float[Array, "B"]  # probability that the other side wins
     target_B: Float[Array, "B"]  # of h, where it is fitted to one
     sft_B: Float[Array, "B"]  # weight of -log pi(y_w) beside the loss, per token
+
+    keep_BSR: Bool[Array, "B 2 R"] | None = None  # tokens whose log-probabilities count, a part of the response mask; None: all
+    unpaired: Unpaired | None = None  # None: answers are compared with each other
 
 
 class GuardBatch(NamedTuple):

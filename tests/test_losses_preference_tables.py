@@ -181,3 +181,25 @@ def test_simpo_reaches_the_tilt_of_a_uniform_policy():
     length = 2.0
     policy = trained(logistic(scale=BETA / length), preferred(REWARD_NG / length), np.zeros((N, G)))
     assert distance(policy, softmax(REWARD_NG / BETA)) < 1e-3
+
+
+def test_kto_moves_an_answer_by_the_sign_of_its_expected_label_alone():
+    """w_D p σ(-u) + w_U (1 - p) σ(u) with u = β (ρ - z) has the slope β σ'(u) (w_U (1 - p) - w_D p): no gradient where w_D p =
+    w_U (1 - p), and else one direction wherever the answer is."""
+    weights = dict(desirable_weight=1.25, undesirable_weight=0.5)
+    p_NG, z = np.array([[0.1, 0.2, 0.5 / 1.75, 0.3, 0.6, 1.0]] * N), 0.3
+    ratio_NG = np.stack([np.linspace(shift - 4, shift + 4, G) for shift in (-1.5, 0.25, 2.0)])
+
+    def expected(ratio_NG):
+        labels = (1.0, p_NG), (0.0, 1 - p_NG)
+        parts = [
+            preference.kto(ratio_NG, jnp.full((N, G), label), jnp.asarray(share_NG, jnp.float32), z, beta=BETA, **weights)
+            for label, share_NG in labels
+        ]
+        return parts[0][0] + parts[1][0]
+
+    slope_NG = jax.grad(expected)(jnp.asarray(ratio_NG, jnp.float32))
+    above_NG = 1 / (1 + np.exp(-BETA * (ratio_NG - z)))
+    formula_NG = BETA * above_NG * (1 - above_NG) * (0.5 * (1 - p_NG) - 1.25 * p_NG)
+    np.testing.assert_allclose(slope_NG, formula_NG, rtol=1e-4, atol=1e-7)
+    assert (slope_NG[:, :2] > 0).all() and (slope_NG[:, 3:] < 0).all()

@@ -155,6 +155,7 @@ def settings(path: str = "", **changes: Any) -> DataConfig:
         "system_prompt": "",
         "chat_template": "",
         "train_on": "last",
+        "mix": "",
         "prompt_length": 24,
         "response_length": 6,
         "batch_size": 4,

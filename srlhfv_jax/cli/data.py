@@ -32,7 +32,7 @@ def _inspect(argv: list[str]) -> tuple[str, dict]:
     define.rows(command)
     command.text("model", "", "Hugging Face folder: also count tokens and check the lengths")
     command.choice("kind", None, ["supervised", "pairs", "preference", "prompts"], "use to check the rows for")
-    command.choice("axis", "helpful", ["helpful", "safer"], "of --kind=preference: who wins a pair")
+    command.choice("axis", "helpful", ["helpful", "safer", "each"], "of --kind=preference: who wins a pair; each: nobody (KTO)")
     command.choice("transform", "none", ["none", "safe_winner", "safedpo"], "of --kind=preference: pairs whose winner is unsafe")
     command.text("chat_template", "", "file of a chat template in the place of the model's own; empty: its own")
     command.whole("prompt_length", 0, "P: prompts with more tokens are dropped; 0: none is")

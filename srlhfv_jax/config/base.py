@@ -116,6 +116,9 @@ class DataConfig:
     chat_template: str  # file of a chat template that replaces the checkpoint's own, and is exported with it; "" = its own
     # supervised rows: "last" answer of a conversation, or "all": a row for each answer, the turns before it as its prompt
     train_on: Annotated[str, OneOf("last", "all")]
+    # shares of classes of the rows that are learned from: COLUMN:VALUE=SHARE, separated by commas, such as
+    # "harmful:yes=0.1,harmful:no=0.9"; "" = rows come as often as they are there
+    mix: str
 
     def __post_init__(self) -> None:
         if self.batch_size * (self.prompt_length + self.response_length) > TOKENS:

@@ -50,15 +50,28 @@ class PairScoresConfig:
 
 
 @dataclass(frozen=True)
+class TokensConfig:
+    """Tokens that count: the winner's of a value above the baseline, the loser's of one below it (Equilibrate)."""
+
+    scorer: str  # workdir of `srlhfv scores`, whose head is read after every token; "" = all tokens count
+    head: Annotated[str, OneOf("reward", "cost")]  # the value is the reward, or minus the cost
+    baseline: Number  # b
+
+
+@dataclass(frozen=True)
 class PreferenceConfig(SupervisedConfig):
     """`srlhfv preference`: a policy from pairs of which one answer wins."""
 
     stage: ClassVar[str] = "preference"
-    axis: Annotated[str, OneOf("helpful", "safer", "scores")]  # who wins: by labels, or by `scores`
+    axis: Annotated[
+        str, OneOf("helpful", "safer", "scores", "each")
+    ]  # who wins: by labels, or by `scores`; "each": nobody, each answer is safe or unsafe ("kto")
     transform: Annotated[
         str, OneOf("none", "safe_winner", "safedpo")
     ]  # pairs whose winner is unsafe: kept, left out, turned round
-    loss: Annotated[str, OneOf("logistic", "square", "unlearn")]  # of h; of the likelihood of both answers
+    loss: Annotated[
+        str, OneOf("logistic", "square", "unlearn", "kto")
+    ]  # of h; of the likelihood of both answers; of each answer's log-ratio
     reference: str  # the policy that h is measured from: a checkpoint; "" = config.init; "none" = h is of log-likelihoods
     reference_cache: str  # folder of its log-probabilities, which several runs may share; "" = WORKDIR/reference
     mean: bool  # log-probabilities per token instead of sums over an answer
@@ -74,6 +87,8 @@ class PreferenceConfig(SupervisedConfig):
     sft_coef: Weight  # of -log pi of the winner, per token, beside the loss
     forget_coef: Weight  # of "unlearn": of the likelihood that the other answer loses
     forget_cap: Positive  # of "unlearn": nats per token, at which the other answer is forgotten
+    undesirable_weight: Weight  # of "kto": of an unsafe answer, where a safe one has 1; 0 = number of safe ones / of unsafe ones
+    tokens: TokensConfig
     keep_best: Annotated[
         str, OneOf("", *held_out.PREFERENCE)
     ]  # the step that is exported: the best of those evaluated; "" = the last
@@ -112,6 +127,16 @@ class PreferenceConfig(SupervisedConfig):
             )
         if self.margin.path and self.margin.weight >= 1:
             raise UserError(f"config.margin.weight must be below 1, the rest is the main objective's, got {self.margin.weight}")
+        if (self.loss == "kto") != (self.axis == "each"):
+            raise UserError(
+                f"config.axis 'each' and config.loss 'kto' go together: got axis {self.axis!r} and loss {self.loss!r} (--config=configs/preference.py:kto)"
+            )
+        if self.loss == "kto" and not self.has_reference:
+            raise UserError(
+                "config.loss is 'kto', whose log-ratios are measured from a reference: config.reference must not be 'none'"
+            )
+        if self.tokens.scorer and self.margin.path:
+            raise UserError("config.margin is of whole answers: leave config.margin.path or config.tokens.scorer empty")
         if self.axis != "scores":
             return
         scores = self.scores
@@ -141,6 +166,16 @@ class PreferenceConfig(SupervisedConfig):
         if self.loss != "logistic":
             for name, off in (("flip", 0.0), ("offset", 0.0), ("unsafe_offset", 0.0), ("margin.path", "")):
                 yield Unread(name, "config.loss is not 'logistic'", off)
+        if self.loss != "kto":
+            yield Unread("undesirable_weight", "config.loss is not 'kto'", 0.0)
+        else:
+            why = "config.loss is 'kto', which compares no two answers"
+            for name, off in (("transform", "none"), ("mean", False), ("sft_coef", 0.0), ("blind", ""), ("tokens.scorer", "")):
+                yield Unread(name, why, off)
+        if self.loss == "unlearn":
+            yield Unread("tokens.scorer", "config.loss is 'unlearn', which learns whole answers", "")
+        if not self.tokens.scorer:
+            yield Unread("tokens", "config.tokens.scorer is empty")
         if not self.replay.path:
             yield Unread("replay", "config.replay.path is empty")
         if self.loss != "square":

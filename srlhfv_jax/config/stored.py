@@ -22,6 +22,7 @@ LATER: dict[str, Any] = {
     "system_prompt": "",
     "chat_template": "",
     "train_on": "last",
+    "mix": "",
 }  # of `data`
 FUNCTIONS: dict[str, Any] = {
     "reward_fn": "",
@@ -55,6 +56,7 @@ HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | H
 TARGETS: dict[str, Any] = {
     "targets": dict(kind="plain", share=0.0, refusals=(), prefix=False, rto=False, refusal="", positions=1.0, template="")
 }  # of sft
+PAIRS: dict[str, Any] = {"undesirable_weight": 0.0, "tokens": dict(scorer="", head="reward", baseline=0.0)}  # of preference
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}
 
 
@@ -94,6 +96,8 @@ def current(settings: dict[str, Any]) -> dict[str, Any]:
         values = HELD_OUT | values
     if "init_random" in values:
         values = HELD_OUT_OF_SFT | TARGETS | values
+    if "forget_cap" in values:
+        values = PAIRS | values
     if {"constraint", "ppo"} <= values.keys():
         values = FUNCTIONS | MOVING_REFERENCE | CONSTRAINTS | values
     if {"gae_lambda", "clip_value"} <= values.keys():

@@ -7,6 +7,7 @@ cells          texts and pictures of a raw row
 places         data of the hub, of buckets and behind addresses -> files here
 columns        columns under other names
 mixtures       several sources in one path, with weights
+classes        shares of classes of rows, by a column
 memory         rows that are at hand in Python
 given          rows that a command is given by flags
 labels         spellings of labels

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import NO_FEATURE, GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch, Unpaired
 from srlhfv_jax.data import guard_rows
 from srlhfv_jax.data.drops import Unusable
 from srlhfv_jax.data.families import Layout, Reader
@@ -37,6 +37,8 @@ class Terms(NamedTuple):
     target: float
     sft: float
     winner: int | None = None  # None: as labelled
+    other_reference: float = 0.0  # log pi_ref of an answer to another prompt, where the row has one
+    undesirable: float = 1.0  # weight of an unsafe answer, where answers are not compared with each other
 
 
 NO_TERMS = Terms((0.0, 0.0), 1.0, 0.0, 0.0, 0.0, 0.0)
@@ -164,6 +166,27 @@ def preference(encoded: Sequence[Encoded], images: Images | None, frame: Frame, 
         flip_B=np.asarray([one.flip for one in terms], np.float32),
         target_B=np.asarray([one.target for one in terms], np.float32),
         sft_B=np.asarray([one.sft for one in terms], np.float32),
+        keep_BSR=None if encoded[0].kept is None else _kept(encoded, frame),
+        unpaired=None if len(encoded[0].responses) == 2 else _unpaired(encoded, frame, terms),
+    )
+
+
+def _kept(encoded: Sequence[Encoded], frame: Frame) -> Bool[np.ndarray, "B 2 R"]:
+    """The tokens of both responses that count."""
+    keep_BSR = np.zeros((len(encoded), 2, frame.response_length), bool)
+    for row, one in enumerate(encoded):
+        for side, kept in enumerate(one.kept):
+            keep_BSR[row, side, : len(kept)] = kept
+    return keep_BSR
+
+
+def _unpaired(encoded: Sequence[Encoded], frame: Frame, terms: Sequence[Terms]) -> Unpaired:
+    """Each prompt with its third response, an answer to another one."""
+    return Unpaired(
+        SupervisedBatch(*sequences(encoded, [row.responses[2] for row in encoded], frame), None),
+        reference_B=np.asarray([one.other_reference for one in terms], np.float32),
+        undesirable_B=np.asarray([one.undesirable for one in terms], np.float32),
+        baseline_B=np.zeros(len(encoded), np.float32),
     )
 
 

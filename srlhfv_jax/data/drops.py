@@ -35,6 +35,8 @@ REASONS = {
     "missing_safety_label": "a response is not labelled safe or unsafe, and the method needs to know",
     "not_safe_and_unsafe": "the row does not have one response labelled safe and one labelled unsafe",
     "non_finite_score": "a model gave a response a score that is not finite",
+    "no_token_kept": "no token of the winner has a value above the baseline, or none of the loser one below it",
+    "not_in_mix": "the row is of a class that data.mix gives no share",
     "undesirable": "the answer is labelled as one not to learn from",
     "missing_response": "the row has fewer responses than this use needs",
     "no_vision": "the row has an image, but the model is text-only",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from srlhfv_jax.batches import GuardBatch, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
-from srlhfv_jax.data import collate, images, mixtures, pictures, uses
+from srlhfv_jax.data import classes, collate, images, mixtures, pictures, uses
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
@@ -78,6 +78,7 @@ def single_pass(
         system_prompt=system_prompt,
         chat_template="",
         train_on="last",
+        mix="",
     )
 
 
@@ -97,7 +98,7 @@ class Prepared(NamedTuple):
     labels: Sequence[tuple[Labels, Labels]] = ()  # of guard rows: those of every example's question and answer
     categories: Sequence[str] = ()  # of guard rows: the taxonomy
     terms: Sequence[collate.Terms] = ()  # of preferences: those of each of `rows`
-    shares: tuple[Share, ...] = ()  # rows and weight of each source, where sources have weights
+    shares: tuple[Share, ...] = ()  # rows, which are neighbours, and weight of each source or class, where these have weights
 
 
 def fit(
@@ -138,6 +139,13 @@ def fit(
         )
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
+    shares = mixtures.shares(examples, [row.row for row in rows])
+    if data.mix:
+        if shares:
+            raise UserError("data.mix gives shares of classes and data.path weights of sources: give one of them")
+        rows, others, shares = classes.divided(data.mix, examples, rows)
+        dropped += others
+        drops += Counter(drop.reason for drop in others)
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
     room = collate.room(described.reader, rows, data.picture_buckets)
     return Prepared(
@@ -153,7 +161,7 @@ def fit(
         PictureCache(),
         labels or [(UNKNOWN, UNKNOWN)] * len(examples),
         categories,
-        shares=mixtures.shares(examples, [row.row for row in rows]),
+        shares=shares,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from srlhfv_jax.data.drops import Dropped
 from srlhfv_jax.data.guard_rows import GuardExamples
@@ -129,6 +130,24 @@ class Share(NamedTuple):
 
     rows: int
     weight: float
+
+
+def only(shares: Sequence[Share], keep_N: Bool[np.ndarray, "N"]) -> tuple[Share, ...]:
+    """The shares of what is left of prepared rows.
+
+    Raises:
+        UserError: nothing is left of one that has a weight.
+    """
+    ends = np.cumsum([0, *(share.rows for share in shares)])
+    left = tuple(
+        Share(int(keep_N[begin:end].sum()), share.weight) for share, begin, end in zip(shares, ends, ends[1:], strict=False)
+    )
+    for number, share in enumerate(left):
+        if share.weight and not share.rows:
+            raise UserError(
+                f"the {number + 1}. source or class of the rows has the weight {share.weight:g}, and no row of it is left"
+            )
+    return left
 
 
 def shares(examples: Sequence[Example], numbers: Sequence[int]) -> tuple[Share, ...]:

@@ -64,6 +64,14 @@ class Examples(Sequence[Example]):
                 if number in kept:
                     yield self._example(number, row)
 
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column, of all usable rows."""
+        kept, cells = set(self.kept), []
+        for part in _parts(len(self._source.items)):
+            rows = enumerate(self._source.items[part], start=part.start)
+            cells += [row.get(name) for number, row in rows if number in kept]
+        return cells
+
     def _example(self, number: int, row: dict[str, Any]) -> Example:
         example = layouts.read(self._layout, row, self._reading)
         if isinstance(example, Drop):

@@ -38,13 +38,14 @@ class Encoded(NamedTuple):
     row: int  # index of the example in its sequence
     prompt: Ids
     positions: Int[np.ndarray, "P *axes"]  # rotary positions of the prompt
-    responses: tuple[Ids, ...]
+    responses: tuple[Ids, ...]  # of a pair whose answers are not compared with each other a third, to another prompt
     example: (
         Example  # without its images and texts but for its first earlier turn: what is known of it, in the memory of every row
     )
     digests: tuple[bytes, ...]
     layouts: tuple[Layout, ...]  # of its images
     target: Target | None = None  # None: the response is learned as it is
+    kept: tuple[Bool[np.ndarray, "R"], ...] | None = None  # of a pair: tokens of each response that count; None: all
 
 
 def encode(

@@ -134,5 +134,5 @@ def _starts(settings: Trained) -> tuple[str, ...]:
     if isinstance(settings, PreferenceConfig):
         margin, scores = settings.margin, settings.scores
         own = (settings.init, settings.reference_path, margin.path, margin.reference)
-        return (*own, scores.scorer, scores.helpful, scores.harmless)
+        return (*own, scores.scorer, scores.helpful, scores.harmless, settings.tokens.scorer)
     return (settings.init,)

@@ -170,11 +170,11 @@ def kto(
     log_ratio_BS: Float[Array, "B S"],
     desirable_BS: Float[Array, "B S"],
     weight_BS: Float[Array, "B S"],
-    baseline: Float[Array, ""],
+    baseline: Scalar | Float[Array, "B 1"],
     *,
-    beta: Scalar,
+    beta: Scalar | Float[Array, "B 1"],
     desirable_weight: Scalar,
-    undesirable_weight: Scalar,
+    undesirable_weight: Scalar | Float[Array, "B 1"],
 ) -> masked.Mean:
     """L = mean over answers of w_D (1 - σ(β (ρ - z))) where desirable, w_U (1 - σ(β (z - ρ))) where not; ρ = log π/π_ref.
 
@@ -202,6 +202,24 @@ def kto_baseline(total: Float[Array, ""], count: Float[Array, ""]) -> Float[Arra
         total, count: sum and number of these log-ratios, of all microbatches and hosts.
     """
     return jax.lax.stop_gradient(jnp.maximum(total / jnp.maximum(count, 1.0), 0.0))
+
+
+def kto_numbers(
+    log_ratio_BS: Float[Array, "B S"],
+    desirable_BS: Float[Array, "B S"],
+    weight_BS: Float[Array, "B S"],
+    baseline: Scalar | Float[Array, "B 1"],
+) -> dict[str, masked.Mean]:
+    """Numbers for the log, (sum, count): accuracy (ρ > z where desirable, ρ < z where not), the mean ρ of desirable and of undesirable
+    answers, and the share of desirable ones. The arguments are those of `kto`."""
+    right_BS = jnp.where(desirable_BS == 1, log_ratio_BS > baseline, log_ratio_BS < baseline).astype(jnp.float32)
+    values = {
+        "accuracy": (right_BS, weight_BS),
+        "desirable_log_ratio": (log_ratio_BS, weight_BS * desirable_BS),
+        "undesirable_log_ratio": (log_ratio_BS, weight_BS * (1 - desirable_BS)),
+        "share.desirable": (desirable_BS, weight_BS),
+    }
+    return {name: masked.weighted_mean(x_BS.reshape(-1), w_BS.reshape(-1)) for name, (x_BS, w_BS) in values.items()}
 
 
 def numbers(

@@ -158,6 +158,12 @@ def pair_scores(config: VLMConfig, tree, batch: Pairs, features: Features | None
     return (scores_apart if _apart(config) else scores_together)(config, tree, batch, features)
 
 
+def pair_token_scores(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> dict[str, Float[Array, "B 2 R"]]:
+    """Each head's score of both responses, read after each of their tokens; anything off the response mask."""
+    scores = response_scores(config, tree, *_rows(config, tree, batch, features))
+    return {name: score_BR1[:, 1:].reshape(batch.response_mask_BSR.shape) for name, score_BR1 in scores.items()}
+
+
 def pair_logp(config: VLMConfig, tree, batch: Pairs, features: Features | None) -> Float[Array, "B 2 R"]:
     """Log-probability of each token of both responses, at temperature 1; float32, 0 off the response mask."""
     return (logp_apart if _apart(config) else logp_together)(config, tree, batch, features)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
+from srlhfv_jax.batches import GuardBatch, Images, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch, Unpaired
 from srlhfv_jax.config import LoraConfig, PPOLagConfig, SFTConfig
 from srlhfv_jax.data.families import FAMILIES
 from srlhfv_jax.data.taxonomies import LEVELS
@@ -154,7 +154,13 @@ def preference(config: VLMConfig, settings: Any, mesh: Mesh) -> PreferenceBatch:
     """The answers twice, and what a loss reads of them."""
     side_B, number_B, number_BS = _labels(settings, mesh)
     numbers = number_B, side_B, number_BS, number_BS, *[number_B] * 5
-    return PreferenceBatch(*_both_answers(config, settings, mesh), *numbers)
+    rows = PreferenceBatch(*_both_answers(config, settings, mesh), *numbers)
+    if settings.tokens.scorer:
+        rows = rows._replace(keep_BSR=rows.response_mask_BSR)
+    if settings.loss == "kto":
+        other = answers(config, settings, mesh)._replace(images=None)
+        rows = rows._replace(unpaired=Unpaired(other, number_B, number_B, number_B))
+    return rows
 
 
 def _both_answers(config: VLMConfig, settings: Any, mesh: Mesh) -> tuple[Any, ...]:

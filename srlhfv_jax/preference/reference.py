@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from srlhfv_jax.batches import PreferenceBatch
+from srlhfv_jax.batches import Features, PreferenceBatch
 from srlhfv_jax.config import DataConfig, ModelConfig
 from srlhfv_jax.data import loader
 from srlhfv_jax.errors import UserError
@@ -38,8 +38,8 @@ PART = 4096  # numbers of a file, at least: what a kill may cost
 LOGP = "log_probability"
 LIMITS = {"float32": 1e-4, "bfloat16": 0.02}  # of |h| at step 0: the largest, and the mean
 
-Pairs = Float[np.ndarray, "N 2"]
-Read = Callable[[dict, dict | None, PreferenceBatch], Mapping[str, Float[Array, "B 2"]]]  # tree, base, batch
+Pairs = Float[np.ndarray, "N A"]  # A answers of each row: both of its pair, and one to another prompt where it has that
+Read = Callable[[dict, dict | None, PreferenceBatch], Mapping[str, Float[Array, "B A"]]]  # tree, base, batch
 
 
 class Reader(NamedTuple):
@@ -52,6 +52,14 @@ class Reader(NamedTuple):
     folder: Path  # of numbers
 
 
+class Asked(NamedTuple):
+    """Numbers that a model is asked for."""
+
+    names: tuple[str, ...]
+    jit: Callable[[VLMConfig, Mesh, int], Read]  # (config, mesh, microbatches) -> them by name
+    by_token: bool = False  # of each token of an answer
+
+
 class Policy(NamedTuple):
     """A model in memory."""
 
@@ -61,29 +69,55 @@ class Policy(NamedTuple):
 
 
 def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None = None) -> Pairs:
-    """log pi of both answers of every row, by the checkpoint at `path`.
+    """log pi of the answers of every row, by the checkpoint at `path`.
 
     Args:
         policy: that checkpoint, where it is in memory anyway; None: it is loaded if a number is missing, and leaves again.
     """
-    return _kept((LOGP,), path, prepared, reader, policy)[LOGP]
+    return _as_array(_kept(Asked((LOGP,), jit_logp), path, prepared, reader, policy)[LOGP])
 
 
 def scores(path: str, prepared: loader.Prepared, reader: Reader) -> dict[str, Pairs]:
     """Reward and cost of both answers of every row, by the scorer at `path`."""
-    return _kept((REWARD, COST), path, prepared, reader, None)
+    told = _kept(Asked((REWARD, COST), _jit_scores), path, prepared, reader, None)
+    return {name: _as_array(values) for name, values in told.items()}
 
 
-def answer_logp(config: VLMConfig, tree, batch: PreferenceBatch) -> Float[Array, "B 2"]:
-    """log pi of both answers; float32."""
-    return jnp.sum(sequences.pair_logp(config, tree, batch, sequences.encode(config, tree, batch.images)), axis=2)
+def token_scores(head: str, path: str, prepared: loader.Prepared, reader: Reader) -> list[tuple[Float[np.ndarray, "R"], ...]]:
+    """The score of a head after each token of both answers of every row, by the scorer at `path`."""
+    name = f"token_{head}"
+    return _kept(Asked((name,), functools.partial(_jit_token_scores, {name: head}), True), path, prepared, reader, None)[name]
+
+
+def _as_array(values: Sequence[tuple[float, ...]]) -> Pairs:
+    return np.array(values, np.float32)
+
+
+def answer_logp(config: VLMConfig, tree, batch: PreferenceBatch) -> Float[Array, "B A"]:
+    """log pi of both answers, and of that to another prompt where rows have one; float32."""
+    features = sequences.encode(config, tree, batch.images)
+    logp_BS = kept_logp(config, tree, batch, features)
+    if batch.unpaired is None:
+        return logp_BS
+    return jnp.concatenate([logp_BS, other_logp(config, tree, batch, features)[:, None]], axis=1)
+
+
+def kept_logp(config: VLMConfig, tree, batch: PreferenceBatch, features: Features | None) -> Float[Array, "B 2"]:
+    """log pi of both answers, summed over the tokens that count; float32."""
+    logp_BSR = sequences.pair_logp(config, tree, batch, features)
+    return jnp.sum(logp_BSR if batch.keep_BSR is None else jnp.where(batch.keep_BSR, logp_BSR, 0.0), axis=2)
+
+
+def other_logp(config: VLMConfig, tree, batch: PreferenceBatch, features: Features | None) -> Float[Array, "B"]:
+    """log pi of the answers to other prompts; float32."""
+    return jnp.sum(sequences.response_logp(config, tree, batch.unpaired.sequences, features)[0], axis=1)
 
 
 def jit_logp(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
-    """(tree, base, batch) -> log pi of both answers, jitted."""
+    """(tree, base, batch) -> log pi of the answers, jitted."""
 
     @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
-    def read(tree: dict, base: dict | None, batch: PreferenceBatch) -> dict[str, Float[Array, "B 2"]]:
+    def read(tree: dict, base: dict | None, batch: PreferenceBatch) -> dict[str, Float[Array, "B A"]]:
         whole = with_backbone(base, tree)
         return over_rows(lambda rows: {LOGP: answer_logp(config, whole, rows)}, batch, microbatches)
 
@@ -91,15 +125,16 @@ def jit_logp(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
 
 
 def self_test(policy: Policy, prepared: loader.Prepared, reader: Reader) -> None:
-    """A policy that starts from its reference has h = 0: checked on the first rows.
+    """A policy that starts from its reference has h = 0, of any two answers of a row: checked on the first rows.
 
     Raises:
         UserError: it has not.
     """
     read = jit_logp(policy.config, reader.mesh, reader.microbatches)
     batch, real_B = next(inputs.in_order(prepared, reader.data, reader.mesh))
-    logp_BS, reference_BS = hosts.to_host((read(policy.tree, policy.base, batch)[LOGP], batch.reference_BS))
-    h_B = np.abs(np.diff(logp_BS - reference_BS, axis=1))[real_B]
+    others = () if batch.unpaired is None else (batch.unpaired.reference_B,)
+    logp_BA, *by_reference = hosts.to_host((read(policy.tree, policy.base, batch)[LOGP], batch.reference_BS, *others))
+    h_B = np.abs(np.diff(logp_BA - np.column_stack(by_reference), axis=1))[real_B]
     dtype = policy.config.dtype
     exact = dtype == "float32"
     value = float(h_B.max() if exact else h_B.mean())
@@ -111,24 +146,29 @@ def self_test(policy: Policy, prepared: loader.Prepared, reader: Reader) -> None
     hosts.say(f"preference: self-test passed: |h| of the first rows {value:.1e}")
 
 
-def _kept(names: Sequence[str], path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None) -> dict[str, Pairs]:
+def _kept(
+    asked: Asked, path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None
+) -> dict[str, list[tuple[numbers.Value, ...]]]:
     """Numbers of every answer, in the order of the rows: what is kept of them, and the rest computed."""
     fingerprint = _fingerprint(path, reader.model, policy)
     keys = [numbers.keys(row) for row in prepared.rows]
-    known = {name: _from_first(reader.folder, f"{fingerprint}-{name}", keys) for name in names}
+    answers = itertools.chain.from_iterable(row.responses for row in prepared.rows)
+    sizes = {key: len(answer) if asked.by_token else 1 for key, answer in zip(itertools.chain(*keys), answers, strict=True)}
+    known = {name: _from_first(reader.folder, f"{fingerprint}-{name}", sizes, asked.by_token) for name in asked.names}
     absent = numbers.missing(known, keys)
-    hosts.say(f"{' and '.join(names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
+    hosts.say(f"{' and '.join(asked.names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
     if absent:
-        _compute(policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
-    return {name: np.array([[of[key] for key in row] for row in keys], np.float32).reshape(-1, 2) for name, of in known.items()}
+        _compute(asked, policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
+    return {name: [tuple(of[key] for key in row) for row in keys] for name, of in known.items()}
 
 
-def _from_first(folder: Path, fingerprint: str, keys: Sequence[tuple[bytes, ...]]) -> dict[bytes, float]:
+def _from_first(folder: Path, fingerprint: str, sizes: Mapping[bytes, int], by_token: bool) -> dict[bytes, numbers.Value]:
     """The numbers that are kept of these answers, as the first process finds them: its folder need not be everybody's."""
     kept = numbers.read(folder, fingerprint) if hosts.process_index() == 0 else {}
-    every = list(dict.fromkeys(itertools.chain(*keys)))
-    values = hosts.array_from_first(np.array([kept.get(key, np.nan) for key in every], np.float32))
-    return {key: float(value) for key, value in zip(every, values, strict=True) if not np.isnan(value)}
+    every = [np.ravel(kept.get(key, np.full(size, np.nan))) for key, size in sizes.items()]
+    values = np.split(hosts.array_from_first(np.concatenate(every).astype(np.float32)), np.cumsum([*sizes.values()])[:-1])
+    known = {key: value for key, value in zip(sizes, values, strict=True) if not np.isnan(value[0])}
+    return known if by_token else {key: float(value[0]) for key, value in known.items()}
 
 
 def _load(path: str, prepared: loader.Prepared, reader: Reader) -> Policy:
@@ -140,17 +180,18 @@ def _load(path: str, prepared: loader.Prepared, reader: Reader) -> Policy:
 
 
 def _compute(
+    asked: Asked,
     policy: Policy,
     prepared: loader.Prepared,
     keys: Sequence[tuple[bytes, ...]],
-    known: dict[str, dict[bytes, float]],
+    known: dict[str, dict[bytes, numbers.Value]],
     absent: set[bytes],
     reader: Reader,
     fingerprint: str,
 ) -> None:
     """Fill `known`, batch by batch in the order of the rows: whichever are missing, a batch has the same rows."""
     size = reader.data.batch_size
-    read = (jit_logp if LOGP in known else _jit_scores)(policy.config, reader.mesh, reader.microbatches)
+    read = asked.jit(policy.config, reader.mesh, reader.microbatches)
     starts = [start for start in range(0, len(keys), size) if not absent.isdisjoint(itertools.chain(*keys[start : start + size]))]
     batches = loader.all_batches(
         prepared,
@@ -161,13 +202,14 @@ def _compute(
         rows_here=hosts.own_rows(size, reader.mesh),
         chooses=lambda rows: rows.start in starts,
     )
-    fresh: dict[str, dict[bytes, float]] = {name: {} for name in known}
+    fresh: dict[str, dict[bytes, numbers.Value]] = {name: {} for name in known}
     for start, (batch, _) in zip(starts, batches, strict=True):
         told = hosts.to_host(read(policy.tree, policy.base, hosts.global_batch(batch, reader.mesh)))
         for place, row in enumerate(keys[start : start + size]):
-            for side, key in enumerate(row):
+            for side, (key, answer) in enumerate(zip(row, prepared.rows[start + place].responses, strict=True)):
                 for name, part in fresh.items() if key in absent else ():
-                    part[key] = float(told[name][place, side])
+                    value = told[name][place, side]
+                    part[key] = value[: len(answer)].copy() if asked.by_token else float(value)
         if start == starts[-1] or any(len(part) >= PART for part in fresh.values()):
             for name, part in fresh.items():
                 numbers.write(reader.folder, f"{fingerprint}-{name}", part)
@@ -178,6 +220,25 @@ def _compute(
 def _jit_scores(config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
     score = scoring.jit_scores(config, mesh, microbatches=microbatches)
     return lambda tree, base, batch: score({scoring.SCORER: tree}, batch, batch.images)
+
+
+def _jit_token_scores(heads: Mapping[str, str], config: VLMConfig, mesh: Mesh, microbatches: int) -> Read:
+    """(tree, base, batch) -> scores after each token by name, jitted.
+
+    Args:
+        heads: head of each name.
+    """
+
+    def of_rows(tree: dict, batch: PreferenceBatch) -> dict[str, Float[Array, "B 2 R"]]:
+        scores = sequences.pair_token_scores(config, tree, batch, sequences.encode(config, tree, batch.images))
+        return {name: scores[head] for name, head in heads.items()}
+
+    @functools.partial(jax.jit, out_shardings=hosts.row_sharding(mesh))
+    def read(tree: dict, base: dict | None, batch: PreferenceBatch) -> dict[str, Float[Array, "B 2 R"]]:
+        whole = with_backbone(base, tree)
+        return over_rows(lambda rows: of_rows(whole, rows), batch, microbatches)
+
+    return read
 
 
 def _fingerprint(path: str, model: ModelConfig, policy: Policy | None) -> str:

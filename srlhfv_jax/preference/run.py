@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import DataConfig, PreferenceConfig
@@ -25,7 +26,7 @@ from srlhfv_jax.losses import masked, preference
 from srlhfv_jax.models import sequences
 from srlhfv_jax.models.config import VLMConfig
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.preference import reference, terms
+from srlhfv_jax.preference import reference, terms, tokens, unpaired
 from srlhfv_jax.preference.reference import Policy, Reader
 from srlhfv_jax.runs import checkpoints, inputs
 from srlhfv_jax.runs.run import describe_parameters, export_run, finish, last_numbers, start
@@ -46,10 +47,18 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
     hosts.check_batch(settings.data.batch_size, started.mesh, "a batch of")
     _check_checkpoints(settings)
     sections = _sections(settings)
-    rows = _prepare(settings, sections)
+    rows, weight = _prepare(settings, sections), 1.0
+    if settings.loss == "kto":
+        weight = unpaired.undesirable_weight(settings.undesirable_weight, rows["data"].rows)
+        rows = {name: unpaired.with_others(some, settings.seed) for name, some in rows.items()}
+        hosts.say(f"preference: an unsafe answer weighs {weight:.4g}, a safe one 1")
     folder = Path(settings.reference_cache or workdir / "reference")
     readers = {name: Reader(data, settings.model, started.mesh, settings.microbatches, folder) for name, data in sections.items()}
-    numbers = {name: _by_others(settings, some, readers[name]) for name, some in rows.items()}
+    numbers = {name: terms.Numbers(score_NS=_scores(settings, some, readers[name])) for name, some in rows.items()}
+    if settings.tokens.scorer:
+        for name, some in rows.items():
+            rows[name], numbers[name] = tokens.apply(settings.tokens, some, numbers[name], readers[name])
+    numbers = {name: _by_others(settings, some, readers[name], numbers[name]) for name, some in rows.items()}
     model = checkpoints.load_init(settings, started.mesh)
     inputs.check_prompt_suffix(model, *rows.values())
     tree, base = checkpoints.trained_part(settings.lora, model, started.mesh, states.key(settings.seed, 0, "adapter"))
@@ -59,21 +68,25 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
         if settings.from_reference:
             by_init = reference.logp(settings.init, some, readers[name], policy)
             numbers[name] = numbers[name]._replace(reference_NS=by_init)
-        some, told = terms.finite(some, numbers[name])
-        if lost := some.drops[terms.NOT_FINITE]:
-            hosts.say(f"{sections[name].path}: {lost} pairs dropped: {terms.NOT_FINITE} ({REASONS[terms.NOT_FINITE]})")
-        rows[name] = some._replace(terms=terms.make(settings, some.rows, told))
+        rows[name], numbers[name] = terms.finite(some, numbers[name])
+        for reason in (tokens.NONE_KEPT, terms.NOT_FINITE):
+            if lost := rows[name].drops[reason]:
+                hosts.say(f"{sections[name].path}: {lost} pairs dropped: {reason} ({REASONS[reason]})")
+    for name, some in rows.items():
+        rows[name] = some._replace(terms=terms.make(settings, some.rows, numbers[name], weight))
     if settings.from_reference:
         reference.self_test(policy, rows["data"], readers["data"])
     evaluate = held_out(policy, settings, rows["evaluation"], readers["evaluation"]) if settings.evaluation else None
+    made = objective(model.config, settings)
     tree, chosen = supervised.train(
         "preference",
         settings,
         started,
         tree,
         _batches(settings, rows, started.mesh),
-        objective(model.config, settings).loss,
-        show=("loss", "accuracy", "winner_log_ratio"),
+        made.loss,
+        show=("loss", "accuracy", "winner_log_ratio", "desirable_log_ratio", "kto_baseline"),
+        whole=made.whole,
         base=base,
         evaluate=evaluate,
     )
@@ -87,7 +100,8 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
 def objective(config: VLMConfig, settings: PreferenceConfig) -> supervised.Objective:
     """The loss over pairs; no heads."""
     parts = [("preference", settings.data)] * (2 if settings.replay.path else 1)
-    return supervised.Objective(functools.partial(loss, config, settings), tuple(parts), {})
+    whole = functools.partial(unpaired.with_baseline, config, settings.microbatches) if settings.loss == "kto" else None
+    return supervised.Objective(functools.partial(loss, config, settings), tuple(parts), {}, whole=whole)
 
 
 def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: Any) -> masked.Loss:
@@ -100,13 +114,20 @@ def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: Any) -> mas
 
 
 def _of_pairs(config: VLMConfig, settings: PreferenceConfig, tree, batch: PreferenceBatch) -> masked.Loss:
-    logp_BSR = sequences.pair_logp(config, tree, batch, sequences.encode(config, tree, batch.images))
-    tokens_BS = jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.float32)
-    return of_logp(settings, jnp.sum(logp_BSR, axis=2), tokens_BS, batch)
+    logp_BS = reference.kept_logp(config, tree, batch, sequences.encode(config, tree, batch.images))
+    return of_logp(settings, logp_BS, _tokens(batch), batch)
+
+
+def _tokens(batch: PreferenceBatch) -> Float[Array, "B 2"]:
+    """Number of tokens of both answers that count."""
+    mask_BSR = batch.response_mask_BSR if batch.keep_BSR is None else batch.response_mask_BSR & batch.keep_BSR
+    return jnp.sum(mask_BSR, axis=2, dtype=jnp.float32)
 
 
 def of_logp(settings: PreferenceConfig, logp_BS, tokens_BS, batch: PreferenceBatch) -> masked.Loss:
     """The same of log-probabilities in hand."""
+    if settings.loss == "kto":
+        return unpaired.loss(logp_BS, batch)
     weight_B, winner_B, reference_BS = batch.weight_B, batch.winner_B, batch.reference_BS
     if settings.loss == "unlearn":
         weights = dict(keep=1.0, forget=settings.forget_coef, cap=settings.forget_cap)
@@ -132,8 +153,10 @@ def held_out(policy: Policy, settings: PreferenceConfig, rows: loader.Prepared, 
     def evaluate(tree: dict) -> dict[str, float]:
         sums = np.zeros(2), np.zeros(2)
         for batch, _ in inputs.in_order(rows, reader.data, reader.mesh):
-            logp_BS = read(tree, policy.base, batch)[reference.LOGP]
-            part = of_logp(settings, logp_BS, jnp.sum(batch.response_mask_BSR, axis=2, dtype=jnp.float32), batch)
+            logp_BA = read(tree, policy.base, batch)[reference.LOGP]
+            if batch.unpaired is not None:
+                batch = unpaired.at_baseline(batch, logp_BA[:, 2])
+            part = of_logp(settings, logp_BA[:, :2], _tokens(batch), batch)
             for total, one in zip(sums, hosts.to_host(((part.sum, part.count), part.metrics["accuracy"]))):
                 total += np.asarray(one, np.float64)
         return {f"evaluation.{name}": float(total / count) for name, (total, count) in zip(("loss", "accuracy"), sums)}
@@ -166,27 +189,30 @@ def _prepare(settings: PreferenceConfig, sections: Mapping[str, DataConfig]) -> 
     return rows
 
 
-def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> terms.Numbers:
-    """Numbers of models that leave memory before the policy comes."""
-    numbers, path_of_reference = terms.Numbers(), settings.reference_path
+def _scores(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader) -> np.ndarray | None:
+    """Scores that say who wins, by a scorer or by two policies; None: labels do."""
+    scores, multiplier = settings.scores, settings.scores.multiplier
+    if settings.axis != "scores":
+        return None
+    if scores.scorer:
+        told = reference.scores(scores.scorer, rows, reader)
+        return told[REWARD] - multiplier * told[COST]
+    helpful_NS, harmless_NS = (_ratios(path, settings.reference_path, rows, reader) for path in (scores.helpful, scores.harmless))
+    return settings.beta * (helpful_NS + multiplier * harmless_NS)  # without beta the optimum would be too sharp by 1 / beta
 
-    def ratios(path: str, against: str) -> np.ndarray:
-        return reference.logp(path, rows, reader) - reference.logp(against, rows, reader)
 
+def _ratios(path: str, against: str, rows: loader.Prepared, reader: Reader) -> np.ndarray:
+    return reference.logp(path, rows, reader) - reference.logp(against, rows, reader)
+
+
+def _by_others(settings: PreferenceConfig, rows: loader.Prepared, reader: Reader, numbers: terms.Numbers) -> terms.Numbers:
+    """Numbers of models that leave memory before the policy comes, with those that are given."""
+    path_of_reference = settings.reference_path
     if settings.has_reference and not settings.from_reference:
         numbers = numbers._replace(reference_NS=reference.logp(path_of_reference, rows, reader))
     if settings.margin.path:
-        numbers = numbers._replace(margin_NS=ratios(settings.margin.path, settings.margin.reference or path_of_reference))
-    if settings.axis == "scores":
-        scores, multiplier = settings.scores, settings.scores.multiplier
-        if scores.scorer:
-            told = reference.scores(scores.scorer, rows, reader)
-            numbers = numbers._replace(score_NS=told[REWARD] - multiplier * told[COST])
-        else:
-            told_NS = ratios(scores.helpful, path_of_reference) + multiplier * ratios(scores.harmless, path_of_reference)
-            numbers = numbers._replace(
-                score_NS=settings.beta * told_NS
-            )  # without beta the optimum would be too sharp by 1 / beta
+        against = settings.margin.reference or path_of_reference
+        numbers = numbers._replace(margin_NS=_ratios(settings.margin.path, against, rows, reader))
     return numbers
 
 
@@ -214,11 +240,13 @@ def _check_checkpoints(settings: PreferenceConfig) -> None:
     named = {"init": settings.init, "reference": settings.reference_path if settings.has_reference else ""}
     named |= {"margin.path": margin.path, "margin.reference": margin.reference}
     named |= {"scores.scorer": scores.scorer, "scores.helpful": scores.helpful, "scores.harmless": scores.harmless}
+    named |= {"tokens.scorer": settings.tokens.scorer}
+    heads = {"scores.scorer": (REWARD, COST), "tokens.scorer": (settings.tokens.head,)}
     words = _vocabulary(settings.init)
     for name, path in named.items():
         if not path:
             continue
-        checkpoints.check_checkpoint(path, f"config.{name}", *((REWARD, COST) if name == "scores.scorer" else ()))
+        checkpoints.check_checkpoint(path, f"config.{name}", *heads.get(name, ()))
         if path != settings.init and _vocabulary(path) != words:
             raise UserError(
                 f"config.{name}={path} has another tokenizer than config.init={settings.init}: it would read other words; give a model that was "

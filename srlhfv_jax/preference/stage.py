@@ -22,7 +22,7 @@ def _objective() -> Callable[[Any, Any], Any]:
 
 PREFERENCE = Stage(
     name="preference",
-    text="A policy from pairs of which one answer wins, without a rollout: DPO, SafeDPO, BFPO, IPO, SimPO, MODPO, SACPO, MoCAN and others, by preset.",
+    text="A policy from pairs of which one answer wins, without a rollout: DPO, SafeDPO, BFPO, IPO, SimPO, KTO, MODPO, SACPO, MoCAN and others, by preset.",
     settings=PreferenceConfig,
     needed={"init": INIT, "data.path": "rows with two responses and a preference, or safety labels"},
     example="--config=configs/preference.py:safedpo --workdir=W/safedpo --config.init=W/sft --config.data.path=BEAVERTAILS_V",
@@ -30,16 +30,25 @@ PREFERENCE = Stage(
     objective=_objective,
     curves=Curves(
         kind="preference",
-        marks=frozenset({"winner_log_ratio", "loser_log_ratio"}),
+        marks=frozenset({"winner_log_ratio", "loser_log_ratio", "desirable_log_ratio"}),
         unit="step",
         curves=(
             Curve(("loss",), "Loss", "Mean over the pairs of training batches."),
             Curve(("evaluation.loss",), "Held-out loss", "Mean over held-out pairs."),
-            Curve(("accuracy", "evaluation.accuracy"), "Accuracy", "Share of pairs whose winner's log-ratio is the higher one."),
+            Curve(
+                ("accuracy", "evaluation.accuracy"),
+                "Accuracy",
+                "Share of pairs whose winner's log-ratio is the higher one; of KTO, of answers on their side of the baseline.",
+            ),
             Curve(
                 ("winner_log_ratio", "loser_log_ratio"),
                 "Log-ratio of winner and loser",
                 "log policy / reference of each answer, in nats. A winner's that falls far says that the policy forgets how to answer.",
+            ),
+            Curve(
+                ("desirable_log_ratio", "undesirable_log_ratio", "kto_baseline"),
+                "Log-ratio of safe and unsafe answers",
+                "log policy / reference of each answer, in nats, and of answers to other prompts, which KTO compares them with.",
             ),
             Curve(("beta_h",), "Margin", "beta times the difference of the two.", folded=True),
             Curve(
@@ -55,6 +64,7 @@ PREFERENCE = Stage(
                 "Share of pairs whose winner and loser are labelled so.",
                 folded=True,
             ),
+            Curve(("share.desirable",), "Safe answers", "Share of the answers with a label.", folded=True),
             Curve(("grad_norm",), "Gradient norm", "Before it is clipped.", folded=True),
         ),
     ),

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from srlhfv_jax.config import PreferenceConfig
 from srlhfv_jax.data import loader, mixtures
@@ -23,7 +23,7 @@ NOT_FINITE = "non_finite_score"
 class Numbers(NamedTuple):
     """Numbers of models of both answers of every row; None where the settings ask for none."""
 
-    reference_NS: Float[np.ndarray, "N 2"] | None = None  # log pi_ref
+    reference_NS: Float[np.ndarray, "N A"] | None = None  # log pi_ref; A = 3 with an answer to another prompt
     margin_NS: Float[np.ndarray, "N 2"] | None = None  # log-ratio of a policy that was trained for a second objective
     score_NS: Float[np.ndarray, "N 2"] | None = None  # that says who wins
 
@@ -38,32 +38,47 @@ def finite(prepared: loader.Prepared, numbers: Numbers) -> tuple[loader.Prepared
     keep_N = np.ones(len(prepared.rows), bool)
     for values in given.values():
         keep_N &= np.isfinite(values).all(axis=1)
-    if keep_N.all():
-        return prepared, numbers
-    left = tuple(row for row, keep in zip(prepared.rows, keep_N, strict=True) if keep)
-    if not left:
+    if not keep_N.any():
         raise UserError(
             "a model gives every pair a number that is not finite: look at config.reference and the other models, or use float32"
         )
-    dropped = tuple(
-        Dropped(row.row, NOT_FINITE, "a number of a model is not finite") for row, keep in zip(prepared.rows, keep_N) if not keep
-    )
+    return only(prepared, numbers, keep_N, NOT_FINITE, "a number of a model is not finite")
+
+
+def only(
+    prepared: loader.Prepared, numbers: Numbers, keep_N: Bool[np.ndarray, "N"], reason: str, detail: str
+) -> tuple[loader.Prepared, Numbers]:
+    """Some of the rows, with their numbers; the others are dropped and counted for a reason, of which something is said."""
+    if keep_N.all():
+        return prepared, numbers
+    left = tuple(row for row, keep in zip(prepared.rows, keep_N, strict=True) if keep)
+    dropped = tuple(Dropped(row.row, reason, detail) for row, keep in zip(prepared.rows, keep_N) if not keep)
     prepared = prepared._replace(
         rows=left,
         dropped=prepared.dropped + dropped,
-        drops=prepared.drops + Counter({NOT_FINITE: len(dropped)}),
-        shares=mixtures.shares(prepared.examples, [row.row for row in left]),
+        drops=prepared.drops + Counter({reason: len(dropped)}),
+        shares=mixtures.only(prepared.shares, keep_N),
     )
+    given = {name: values for name, values in numbers._asdict().items() if values is not None}
     return prepared, numbers._replace(**{name: values[keep_N] for name, values in given.items()})
 
 
-def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers) -> tuple[Terms, ...]:
-    """The terms of each row."""
-    count = len(rows)
-    winner_N = np.array([row.example.chosen or 0 for row in rows], np.int64)
-    flip_N = np.full(count, settings.flip)
+def winners(rows: tuple[Encoded, ...], numbers: Numbers) -> Int[np.ndarray, "N"]:
+    """The side that wins each pair: of the higher score, or as labelled."""
     if numbers.score_NS is not None:
-        winner_N = np.argmax(numbers.score_NS, axis=1)
+        return np.argmax(numbers.score_NS, axis=1)
+    return np.array([row.example.chosen or 0 for row in rows], np.int64)
+
+
+def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers, undesirable: float = 1.0) -> tuple[Terms, ...]:
+    """The terms of each row.
+
+    Args:
+        undesirable: weight of unsafe answers, where answers are not compared with each other.
+    """
+    count = len(rows)
+    winner_N, flip_N = winners(rows, numbers), np.full(count, settings.flip)
+    if numbers.score_NS is not None:
         flip_N = np.asarray(preference.pseudo_flip(*_ordered(numbers.score_NS, winner_N)), np.float64)
     unsafe_NS = np.array([[float(flag or False) for flag in row.example.unsafe or (None, None)] for row in rows]).reshape(-1, 2)
     unsafe_w_N, unsafe_l_N = _ordered(unsafe_NS, winner_N)
@@ -80,13 +95,14 @@ def make(settings: PreferenceConfig, rows: tuple[Encoded, ...], numbers: Numbers
     reference_NS = np.zeros((count, 2)) if numbers.reference_NS is None else numbers.reference_NS
     return tuple(
         Terms(
-            tuple(reference_NS[row].tolist()),
+            tuple(reference_NS[row, :2].tolist()),
             scale,
             float(offset_N[row]),
             float(flip_N[row]),
             float(target_N[row]),
             settings.sft_coef,
             int(winner_N[row]),
+            *((float(reference_NS[row, 2]), undesirable) if reference_NS.shape[1] > 2 else ()),
         )
         for row in range(count)
     )

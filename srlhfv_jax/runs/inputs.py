@@ -64,8 +64,8 @@ def prepare(
 
 
 def elsewhere(data: DataConfig, path: str, split: str) -> DataConfig:
-    """The settings of `data` for rows of another place."""
-    return dataclasses.replace(data, path=path, split=split)
+    """The settings of `data` for rows of another place, all of them as they are there."""
+    return dataclasses.replace(data, path=path, split=split, mix="")
 
 
 def fit_loosely(

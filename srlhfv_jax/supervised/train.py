@@ -16,6 +16,7 @@ from srlhfv_jax.parallel.microbatches import check as check_microbatches
 from srlhfv_jax.runs.run import Started
 from srlhfv_jax.training import best, loop, optimizer as optimizers, state as states, step, units
 
+Whole = Callable[[Any, Any], Any]  # (tree, batch) -> the batch with numbers of all its rows, on all hosts; they have no gradient
 Evaluate = Callable[[dict], dict[str, float]]  # trained tree -> numbers on held-out rows, as result.json names them
 
 
@@ -26,6 +27,7 @@ class Objective(NamedTuple):
     rows: tuple[tuple[str, DataConfig], ...]  # kind (data/loader.py) and section; of several kinds a batch has one part each
     heads: dict[str, Any]  # shapes of fresh heads, by their name in the tree
     categories: int = 0  # of rows of kind "guard"
+    whole: Whole | None = None  # before the loss reads the parts of a batch; None: it reads them as they are
 
 
 def train(
@@ -37,6 +39,7 @@ def train(
     loss: Callable[[Any, Any], Loss],
     *,
     show: tuple[str, ...],
+    whole: Whole | None = None,
     base: dict | None = None,
     evaluate: Evaluate | None = None,
     sample: Callable[[dict, int], None] = lambda tree, step: None,
@@ -47,6 +50,7 @@ def train(
         The trained tree: the last one, or the best by `settings.keep_best`, and then `best.step`, the steps that it was trained for.
 
     Args:
+        whole: as in `Objective`.
         base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
         evaluate: called every `settings.evaluation_every` steps; of its numbers those of `METRICS` are logged.
         sample: called with the tree of every step, and with that of step 0.
@@ -57,7 +61,7 @@ def train(
 
     places = states.places(tree, optimizer, started.mesh)
     still = units.still(settings.optimizer, tree)
-    update = make_update(loss, optimizer, trainable, settings.microbatches, places, still)
+    update = make_update(loss, optimizer, trainable, settings.microbatches, places, still=still, whole=whole)
     state = loop.run(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
@@ -93,7 +97,9 @@ def make_update(
     trainable: Any,
     microbatches: int,
     places: states.TrainState,
+    *,
     still: units.Masks = {},
+    whole: Whole | None = None,
 ):
     """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again.
 
@@ -103,6 +109,7 @@ def make_update(
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
     def update(state: states.TrainState, base, batch):
+        batch = batch if whole is None else whole(with_backbone(base, state.params), batch)
         grads, metrics, _ = step.accumulate(
             lambda tree, part: loss(with_backbone(base, tree), part), state.params, batch, microbatches, trainable
         )
