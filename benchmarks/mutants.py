@@ -280,6 +280,27 @@ MUTANTS = (
         'if choice.transform == "all" and unsafe[winner]:',
         "test_data_preferences.py",
     ),
+    Mutant(
+        "the baseline of KTO counts rows that fill a batch",
+        "preference/unpaired.py",
+        "masked.weighted_mean(other_logp_B - others.reference_B, batch.weight_B)",
+        "masked.weighted_mean(other_logp_B - others.reference_B, jnp.ones_like(batch.weight_B))",
+        "test_unpaired.py",
+    ),
+    Mutant(
+        "the loser keeps tokens above the baseline",
+        "preference/tokens.py",
+        "else value_R < baseline for",
+        "else value_R > baseline for",
+        "test_preference_tokens.py",
+    ),
+    Mutant(
+        "classes of rows are drawn alike",
+        "data/classes.py",
+        "Share(len(some), shares[value])",
+        "Share(len(some), 1.0)",
+        "test_data_classes.py",
+    ),
 )
 
 

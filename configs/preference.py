@@ -127,16 +127,17 @@ def modpo() -> ConfigDict:
 
 def kto() -> ConfigDict:
     """KTO (arXiv 2402.01306): a safe answer is worth more, an unsafe one less, than what the policy gained on answers to other prompts;
-    the answers of a pair are not compared. Needs a safety label of one of them; an unsafe answer weighs n_safe / n_unsafe, as in SACPO's
-    KTO (arXiv 2404.11049), where KTO's own code has 1. SACPO-KTO is this from a helpful policy (--config.init=W/helpful). beta 0.1 and the weight of 1 of safe
-    answers are as published."""
+    the answers of a pair are not compared. Needs a safety label of one of them. An unsafe answer weighs n_safe / n_unsafe, as in SACPO
+    (arXiv 2404.11049); elsewhere it has 1 (--config.undesirable_weight=1). beta 0.1 and the weight of 1 of safe answers are as
+    published. SACPO-KTO is this from a helpful policy (--config.init=W/helpful)."""
     return _changed(axis="each", loss="kto")
 
 
 def equilibrate() -> ConfigDict:
-    """Equilibrate: DPO on the more helpful answer, of whose tokens those count that a scorer finds better than a baseline, and of the
-    other's those that it finds worse; for harmful prompts in a small share. Needs --config.tokens.scorer (a workdir of srlhfv scores),
-    and a column with the class of each prompt: --config.data.mix=harmful:yes=0.1,harmful:no=0.9"""
+    """Equilibrate RLHF: DPO on the more helpful answer, of whose tokens those count that a scorer finds better than a baseline, and of
+    the other's those that it finds worse; harmful prompts in a small share. Needs --config.tokens.scorer (a workdir of srlhfv scores), and
+    a column with the class of each prompt: --config.data.mix=harmful:yes=0.1,harmful:no=0.9. Baseline 0 and beta 0.1 are as published.
+    Published for Llama-3-8B-Instruct, from 14,000 pairs: safety .538 before, .902 after, helpfulness .673 and .679."""
     return dpo_helpful()
 
 

@@ -35,6 +35,8 @@ def work(tmp_path_factory) -> workdir.Workdir:
         settings(PreferenceConfig, "preference", init=str(out / "sft"), steps=1, **pairs, **held(pairs), **replayed),
         out / "preference",
     )
+    each = {"axis": "each", "loss": "kto", "steps": 1}
+    preference.run(settings(PreferenceConfig, "preference", init=str(out / "sft"), **pairs, **each), out / "kto")
     judged = {"taxonomy": "embedded", "steps": 1} | rows | held(rows)
     guard.run(settings(GuardConfig, "guard", init=str(out / "sft"), **judged), out / "guard")
     both = prompts | {"policy": str(out / "sft"), "iterations": 1, "validation.path": str(out / "prompts.parquet")}
@@ -80,7 +82,7 @@ def logged(work: workdir.Workdir, kind: str) -> set[str]:
 def test_every_kind_of_stage_is_recognised(work):
     assert {stage.name: stage.kind for stage in work.stages} == {
         "sft": "sft", "scores": "scores", "preference": "preference", "guard": "guard", "ppo_lag": "ppo_lag", "separate": "ppo_lag",
-        "groups": "ppo_lag",
+        "groups": "ppo_lag", "kto": "preference",
     }  # fmt: skip
 
 

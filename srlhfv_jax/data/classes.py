@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from srlhfv_jax.data import mixtures
 from srlhfv_jax.data.drops import Dropped
 from srlhfv_jax.data.guard_rows import GuardExamples
 from srlhfv_jax.data.labels import absent
@@ -67,30 +68,36 @@ def name(cell: Any) -> str:
 def divided(
     mix: str, examples: Sequence[Example], rows: Sequence[Encoded]
 ) -> tuple[list[Encoded], list[Dropped], tuple[Share, ...]]:
-    """The rows of classes that have a share, class by class, those that are left out, and the shares.
+    """The rows of classes that have a share, class by class, those that are left out, and the shares; where `mix` is "" all rows, with
+    the shares of their sources.
 
     Raises:
-        UserError: as `parse`; rows without that column, or a class without a row.
+        UserError: as `parse`; sources with weights, rows without that column, or a class without a row.
     """
+    of_sources = mixtures.shares(examples, [row.row for row in rows])
+    if not mix:
+        return list(rows), [], of_sources
+    if of_sources:
+        raise UserError("data.mix gives shares of classes and data.path weights of sources: give one of them")
     column, shares = parse(mix)
     names = [name(cell) for cell in _cells(examples, column)]
-    found: dict[str, list[Encoded]] = {value: [] for value, share in shares.items() if share}
+    by_class: dict[str, list[Encoded]] = {value: [] for value, share in shares.items() if share}
     dropped = []
     for row in rows:
         value = names[row.row]
-        if value in found:
-            found[value].append(row)
+        if value in by_class:
+            by_class[value].append(row)
         else:
             dropped.append(Dropped(row.row, "not_in_mix", f"its {column} is {shown(value)}"))
-    for value, some in found.items():
+    for value, some in by_class.items():
         if not some:
             known = Counter(names[row.row] for row in rows)
             raise UserError(
                 f"data.mix gives {column}:{value} a share, and no usable row is of that class: their {column} is "
                 f"{listed([value for value, _ in known.most_common()])}"
             )
-    kept = [row for some in found.values() for row in some]
-    return kept, dropped, tuple(Share(len(some), shares[value]) for value, some in found.items())
+    kept = [row for some in by_class.values() for row in some]
+    return kept, dropped, tuple(Share(len(some), shares[value]) for value, some in by_class.items())
 
 
 def _cells(examples: Sequence[Example], column: str) -> list[Any]:

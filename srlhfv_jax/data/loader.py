@@ -139,13 +139,8 @@ def fit(
         )
     if kind == "pairs" and sign == "graded" and not any(any(collate.signs(row.example, sign)) for row in rows):
         raise UserError(f"{data.path} has no graded safety ratings (harmless_rate, severity_level or severity): use sign='label'")
-    shares = mixtures.shares(examples, [row.row for row in rows])
-    if data.mix:
-        if shares:
-            raise UserError("data.mix gives shares of classes and data.path weights of sources: give one of them")
-        rows, others, shares = classes.divided(data.mix, examples, rows)
-        dropped += others
-        drops += Counter(drop.reason for drop in others)
+    rows, others, shares = classes.divided(data.mix, examples, rows)
+    dropped, drops = dropped + others, drops + Counter(drop.reason for drop in others)
     frame = Frame(data.prompt_length, data.response_length, described.pad_id)
     room = collate.room(described.reader, rows, data.picture_buckets)
     return Prepared(

@@ -46,8 +46,9 @@ def compile_step(settings: Supervised, config: VLMConfig, mesh: Mesh, limit: int
     start = states.TrainState(tree, opt_state, shapes.replicated(jax.ShapeDtypeStruct((), np.int32), mesh), ())
     trainable, places = optimizers.trainable(settings.optimizer, tree), states.places(tree, optimizer, mesh)
     still = units.still(settings.optimizer, tree)
+    first_pass = objective.first_pass
     update = supervised.make_update(
-        objective.loss, optimizer, trainable, settings.microbatches, places, still=still, whole=objective.whole
+        objective.loss, optimizer, trainable, settings.microbatches, places, still=still, first_pass=first_pass
     )
     program, _ = programs.compile_function("update", update, 0, limit, 1, start, base, batch)
     return Plan(state, [program])

@@ -52,7 +52,7 @@ class Reader(NamedTuple):
     folder: Path  # of numbers
 
 
-class Asked(NamedTuple):
+class Readout(NamedTuple):
     """Numbers that a model is asked for."""
 
     names: tuple[str, ...]
@@ -74,19 +74,19 @@ def logp(path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | 
     Args:
         policy: that checkpoint, where it is in memory anyway; None: it is loaded if a number is missing, and leaves again.
     """
-    return _as_array(_kept(Asked((LOGP,), jit_logp), path, prepared, reader, policy)[LOGP])
+    return _as_array(_kept(Readout((LOGP,), jit_logp), path, prepared, reader, policy)[LOGP])
 
 
 def scores(path: str, prepared: loader.Prepared, reader: Reader) -> dict[str, Pairs]:
     """Reward and cost of both answers of every row, by the scorer at `path`."""
-    told = _kept(Asked((REWARD, COST), _jit_scores), path, prepared, reader, None)
+    told = _kept(Readout((REWARD, COST), _jit_scores), path, prepared, reader, None)
     return {name: _as_array(values) for name, values in told.items()}
 
 
 def token_scores(head: str, path: str, prepared: loader.Prepared, reader: Reader) -> list[tuple[Float[np.ndarray, "R"], ...]]:
     """The score of a head after each token of both answers of every row, by the scorer at `path`."""
     name = f"token_{head}"
-    return _kept(Asked((name,), functools.partial(_jit_token_scores, {name: head}), True), path, prepared, reader, None)[name]
+    return _kept(Readout((name,), functools.partial(_jit_token_scores, {name: head}), True), path, prepared, reader, None)[name]
 
 
 def _as_array(values: Sequence[tuple[float, ...]]) -> Pairs:
@@ -147,18 +147,18 @@ def self_test(policy: Policy, prepared: loader.Prepared, reader: Reader) -> None
 
 
 def _kept(
-    asked: Asked, path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None
+    readout: Readout, path: str, prepared: loader.Prepared, reader: Reader, policy: Policy | None
 ) -> dict[str, list[tuple[numbers.Value, ...]]]:
     """Numbers of every answer, in the order of the rows: what is kept of them, and the rest computed."""
     fingerprint = _fingerprint(path, reader.model, policy)
     keys = [numbers.keys(row) for row in prepared.rows]
     answers = itertools.chain.from_iterable(row.responses for row in prepared.rows)
-    sizes = {key: len(answer) if asked.by_token else 1 for key, answer in zip(itertools.chain(*keys), answers, strict=True)}
-    known = {name: _from_first(reader.folder, f"{fingerprint}-{name}", sizes, asked.by_token) for name in asked.names}
+    sizes = {key: len(answer) if readout.by_token else 1 for key, answer in zip(itertools.chain(*keys), answers, strict=True)}
+    known = {name: _from_first(reader.folder, f"{fingerprint}-{name}", sizes, readout.by_token) for name in readout.names}
     absent = numbers.missing(known, keys)
-    hosts.say(f"{' and '.join(asked.names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
+    hosts.say(f"{' and '.join(readout.names)} of the answers of {len(keys)} pairs by {path}: {len(absent)} to compute")
     if absent:
-        _compute(asked, policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
+        _compute(readout, policy or _load(path, prepared, reader), prepared, keys, known, absent, reader, fingerprint)
     return {name: [tuple(of[key] for key in row) for row in keys] for name, of in known.items()}
 
 
@@ -180,7 +180,7 @@ def _load(path: str, prepared: loader.Prepared, reader: Reader) -> Policy:
 
 
 def _compute(
-    asked: Asked,
+    readout: Readout,
     policy: Policy,
     prepared: loader.Prepared,
     keys: Sequence[tuple[bytes, ...]],
@@ -191,7 +191,7 @@ def _compute(
 ) -> None:
     """Fill `known`, batch by batch in the order of the rows: whichever are missing, a batch has the same rows."""
     size = reader.data.batch_size
-    read = asked.jit(policy.config, reader.mesh, reader.microbatches)
+    read = readout.jit(policy.config, reader.mesh, reader.microbatches)
     starts = [start for start in range(0, len(keys), size) if not absent.isdisjoint(itertools.chain(*keys[start : start + size]))]
     batches = loader.all_batches(
         prepared,
@@ -209,7 +209,7 @@ def _compute(
             for side, (key, answer) in enumerate(zip(row, prepared.rows[start + place].responses, strict=True)):
                 for name, part in fresh.items() if key in absent else ():
                     value = told[name][place, side]
-                    part[key] = value[: len(answer)].copy() if asked.by_token else float(value)
+                    part[key] = value[: len(answer)].copy() if readout.by_token else float(value)
         if start == starts[-1] or any(len(part) >= PART for part in fresh.values()):
             for name, part in fresh.items():
                 numbers.write(reader.folder, f"{fingerprint}-{name}", part)

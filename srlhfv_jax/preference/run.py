@@ -77,16 +77,16 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
     if settings.from_reference:
         reference.self_test(policy, rows["data"], readers["data"])
     evaluate = held_out(policy, settings, rows["evaluation"], readers["evaluation"]) if settings.evaluation else None
-    made = objective(model.config, settings)
+    goal = objective(model.config, settings)
     tree, chosen = supervised.train(
         "preference",
         settings,
         started,
         tree,
         _batches(settings, rows, started.mesh),
-        made.loss,
+        goal.loss,
         show=("loss", "accuracy", "winner_log_ratio", "desirable_log_ratio", "kto_baseline"),
-        whole=made.whole,
+        first_pass=goal.first_pass,
         base=base,
         evaluate=evaluate,
     )
@@ -100,8 +100,8 @@ def run(settings: PreferenceConfig, workdir: Path) -> dict[str, float]:
 def objective(config: VLMConfig, settings: PreferenceConfig) -> supervised.Objective:
     """The loss over pairs; no heads."""
     parts = [("preference", settings.data)] * (2 if settings.replay.path else 1)
-    whole = functools.partial(unpaired.with_baseline, config, settings.microbatches) if settings.loss == "kto" else None
-    return supervised.Objective(functools.partial(loss, config, settings), tuple(parts), {}, whole=whole)
+    first_pass = functools.partial(unpaired.with_baseline, config, settings.microbatches) if settings.loss == "kto" else None
+    return supervised.Objective(functools.partial(loss, config, settings), tuple(parts), {}, first_pass=first_pass)
 
 
 def loss(config: VLMConfig, settings: PreferenceConfig, tree, batch: Any) -> masked.Loss:

@@ -37,12 +37,12 @@ def with_others(prepared: loader.Prepared, seed: int) -> loader.Prepared:
     """
     rows = prepared.rows
     drawn = [hashlib.sha256(repr((seed, loader.content(row))).encode()).digest() for row in rows]
-    asked = [(np.ascontiguousarray(row.prompt, np.int64).tobytes(), row.digests) for row in rows]
+    prompts = [(np.ascontiguousarray(row.prompt, np.int64).tobytes(), row.digests) for row in rows]
     ring = sorted(range(len(rows)), key=lambda number: drawn[number])
     partners: dict[int, int] = {}
     after = ring[0]
     for number in reversed(ring * 2):  # the second time round, the end of the ring is known
-        if asked[after] != asked[number]:
+        if prompts[after] != prompts[number]:
             partners[number] = after
         elif after in partners:
             partners[number] = partners[after]
@@ -82,17 +82,17 @@ def with_baseline(config: VLMConfig, microbatches: int, tree, batch: PreferenceB
 
 def at_baseline(batch: PreferenceBatch, other_logp_B: Float[Array, "B"]) -> PreferenceBatch:
     """The same of log-probabilities in hand."""
-    own = batch.unpaired
-    z = preference.kto_baseline(*masked.weighted_mean(other_logp_B - own.reference_B, batch.weight_B))
-    return batch._replace(unpaired=own._replace(baseline_B=jnp.broadcast_to(z, batch.weight_B.shape)))
+    others = batch.unpaired
+    z = preference.kto_baseline(*masked.weighted_mean(other_logp_B - others.reference_B, batch.weight_B))
+    return batch._replace(unpaired=others._replace(baseline_B=jnp.broadcast_to(z, batch.weight_B.shape)))
 
 
 def loss(logp_BS: Float[Array, "B 2"], batch: PreferenceBatch) -> masked.Loss:
     """KTO of a batch that has its baseline, a mean over answers with a label."""
-    own, labelled_BS = batch.unpaired, (batch.unsafe_BS != NOT_LABELLED) * batch.weight_B[:, None]
+    others, labelled_BS = batch.unpaired, (batch.unsafe_BS != NOT_LABELLED) * batch.weight_B[:, None]
     ratio_BS, safe_BS = logp_BS - batch.reference_BS, (batch.unsafe_BS == 0).astype(jnp.float32)
-    weights = dict(desirable_weight=1.0, undesirable_weight=own.undesirable_B[:, None])
-    z_B1 = own.baseline_B[:, None]
+    weights = dict(desirable_weight=1.0, undesirable_weight=others.undesirable_B[:, None])
+    z_B1 = others.baseline_B[:, None]
     total, count = preference.kto(ratio_BS, safe_BS, labelled_BS, z_B1, beta=batch.scale_B[:, None], **weights)
     metrics = preference.kto_numbers(ratio_BS, safe_BS, labelled_BS, z_B1)
-    return masked.Loss(total, count, metrics | {"kto_baseline": masked.weighted_mean(own.baseline_B, batch.weight_B)})
+    return masked.Loss(total, count, metrics | {"kto_baseline": masked.weighted_mean(others.baseline_B, batch.weight_B)})

@@ -3,6 +3,7 @@
 on_pairs          `srlhfv preference` on the quickstart's pairs
 on_blind_pairs    the same, and answers to grey pictures lose too
 on_scored_pairs   the same, where a scorer says who wins, with the multiplier of `srlhfv dual`
+on_tokens_of_pairs    the same, where a scorer says which tokens count
 on_rows           `srlhfv sft` goes on with the supervised rows
 on_mixed_rows     the same, with pairs among them
 on_policy         `srlhfv ppo_lag` of the quickstart with other settings
@@ -77,6 +78,11 @@ def on_scored_pairs(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
     """The same, where the scorer says who wins, with the `multiplier` of the dual."""
     scores = {"scores.scorer": str(pipeline.workdir / SCORER), "scores.multiplier": told["multiplier"]}
     return functools.partial(preference.run, _of_method(pipeline, method, scores))
+
+
+def on_tokens_of_pairs(pipeline: Pipeline, method: Method, told: Numbers) -> Train:
+    """The same, where the scorer says which tokens count."""
+    return functools.partial(preference.run, _of_method(pipeline, method, {"tokens.scorer": str(pipeline.workdir / SCORER)}))
 
 
 def on_rows(pipeline: Pipeline, method: Method, told: Numbers) -> Train:

@@ -56,6 +56,10 @@ METHODS = {
         after={"learned": measures.learned_cost},
         whole=(SCORER,),
     ),
+    "kto": Method(kinds.on_pairs, "safety of each answer", 0.25, {"beta": BETA}, "kto"),
+    "equilibrate": Method(
+        kinds.on_tokens_of_pairs, "helpfulness; a scorer, of tokens", 0.25, {"beta": BETA}, "equilibrate", whole=(SCORER,)
+    ),
     "unlearn": Method(kinds.on_pairs, "safety", 0.125, preset="unlearn"),
     "plain": Method(kinds.on_rows, "no pairs: the supervised rows again", 0.25, shares=()),
     "benign_refusal": Method(

@@ -16,7 +16,8 @@ from srlhfv_jax.parallel.microbatches import check as check_microbatches
 from srlhfv_jax.runs.run import Started
 from srlhfv_jax.training import best, loop, optimizer as optimizers, state as states, step, units
 
-Whole = Callable[[Any, Any], Any]  # (tree, batch) -> the batch with numbers of all its rows, on all hosts; they have no gradient
+# (tree, batch) -> the batch with numbers of all its rows, on all hosts; they have no gradient
+FirstPass = Callable[[Any, Any], Any]
 Evaluate = Callable[[dict], dict[str, float]]  # trained tree -> numbers on held-out rows, as result.json names them
 
 
@@ -27,7 +28,7 @@ class Objective(NamedTuple):
     rows: tuple[tuple[str, DataConfig], ...]  # kind (data/loader.py) and section; of several kinds a batch has one part each
     heads: dict[str, Any]  # shapes of fresh heads, by their name in the tree
     categories: int = 0  # of rows of kind "guard"
-    whole: Whole | None = None  # before the loss reads the parts of a batch; None: it reads them as they are
+    first_pass: FirstPass | None = None  # before the loss reads the parts of a batch; None: it reads them as they are
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
     loss: Callable[[Any, Any], Loss],
     *,
     show: tuple[str, ...],
-    whole: Whole | None = None,
+    first_pass: FirstPass | None = None,
     base: dict | None = None,
     evaluate: Evaluate | None = None,
     sample: Callable[[dict, int], None] = lambda tree, step: None,
@@ -50,7 +51,7 @@ def train(
         The trained tree: the last one, or the best by `settings.keep_best`, and then `best.step`, the steps that it was trained for.
 
     Args:
-        whole: as in `Objective`.
+        first_pass: as in `Objective`.
         base: the frozen backbone under a tree that holds an adapter; `loss` gets the two as one.
         evaluate: called every `settings.evaluation_every` steps; of its numbers those of `METRICS` are logged.
         sample: called with the tree of every step, and with that of step 0.
@@ -61,7 +62,7 @@ def train(
 
     places = states.places(tree, optimizer, started.mesh)
     still = units.still(settings.optimizer, tree)
-    update = make_update(loss, optimizer, trainable, settings.microbatches, places, still=still, whole=whole)
+    update = make_update(loss, optimizer, trainable, settings.microbatches, places, still=still, first_pass=first_pass)
     state = loop.run(
         name=name,
         step_fn=lambda state, batch: update(state, base, hosts.global_batch(batch, started.mesh)),
@@ -99,7 +100,7 @@ def make_update(
     places: states.TrainState,
     *,
     still: units.Masks = {},
-    whole: Whole | None = None,
+    first_pass: FirstPass | None = None,
 ):
     """The jitted step (state, base, batch) -> state, metrics; the state is donated, and lies in the same `places` again.
 
@@ -109,7 +110,7 @@ def make_update(
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(places, places.step))
     def update(state: states.TrainState, base, batch):
-        batch = batch if whole is None else whole(with_backbone(base, state.params), batch)
+        batch = batch if first_pass is None else first_pass(with_backbone(base, state.params), batch)
         grads, metrics, _ = step.accumulate(
             lambda tree, part: loss(with_backbone(base, tree), part), state.params, batch, microbatches, trainable
         )
