@@ -18,7 +18,7 @@ from PIL import Image
 
 from srlhfv_jax.batches import GuardBatch, PairBatch, PreferenceBatch, PromptBatch, SupervisedBatch
 from srlhfv_jax.config import DataConfig, choose
-from srlhfv_jax.data import classes, collate, images, mixtures, pictures, uses
+from srlhfv_jax.data import classes, collate, images, pictures, uses
 from srlhfv_jax.data.chat import Codec, codec
 from srlhfv_jax.data.collate import Frame
 from srlhfv_jax.data.drops import Unusable
