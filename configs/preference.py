@@ -45,7 +45,8 @@ def dpo_helpful() -> ConfigDict:
                 multiplier=1.0,
             ),
             sft_coef=0.0,
-            forget_coef=0.1,  # of loss "unlearn"
+            keep_coef=1.0,  # of loss "unlearn"
+            forget_coef=0.1,
             forget_cap=5.0,  # nats per token
             undesirable_weight=0.0,  # of loss "kto": number of safe answers / of unsafe ones
             tokens=dict(
@@ -163,7 +164,11 @@ def pecan() -> ConfigDict:
 
 
 def unlearn() -> ConfigDict:
-    """The safer answer is learned and the other one forgotten, up to a cap (arXiv 2407.10264); no reference."""
+    """The safer answer is learned and the other one forgotten, up to a cap (arXiv 2407.10264); no reference.
+
+    With --config.keep_coef=0 the other answer is only forgotten (--config.forget_coef=1) or only learned (-1): the two policies of
+    `srlhfv weights patch`.
+    """
     return _changed(axis="safer", loss="unlearn", reference="none")
 
 

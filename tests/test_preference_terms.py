@@ -152,6 +152,15 @@ def test_unlearning_reads_no_reference():
     assert value(config, batch(reference_BS=REFERENCE * 7)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_without_the_winner_the_other_answer_is_only_forgotten_up_to_the_cap_or_only_learned_without_one():
+    config = of(loss="unlearn", reference="none", axis="safer", keep_coef=0.0, forget_coef=1.0, forget_cap=0.5)
+    assert value(config, batch()) == pytest.approx(-np.mean([min(3.25 / 4, 0.5), min(2.0 / 5, 0.5)]), rel=1e-6)
+    config = of(loss="unlearn", reference="none", axis="safer", keep_coef=0.0, forget_coef=-1.0, forget_cap=0.5)
+    assert value(config, batch()) == pytest.approx(np.mean([3.25 / 4, 2.0 / 5]), rel=1e-6)
+    with pytest.raises(UserError, match="config.keep_coef and config.forget_coef are both 0"):
+        of(loss="unlearn", reference="none", axis="safer", keep_coef=0.0, forget_coef=0.0).check()
+
+
 def test_a_row_that_fills_a_batch_has_no_part_in_it():
     loss = preference.of_logp(of(), LOGP, TOKENS, batch(weight_B=jnp.array([1.0, 0.0])))
     assert float(loss.count) == 1 and float(loss.sum) == pytest.approx(-np.log(sigmoid(0.4 * -1.25)), rel=1e-6)

@@ -85,7 +85,8 @@ class PreferenceConfig(SupervisedConfig):
     replay: ReplayConfig
     scores: PairScoresConfig
     sft_coef: Weight  # of -log pi of the winner, per token, beside the loss
-    forget_coef: Weight  # of "unlearn": of the likelihood that the other answer loses
+    keep_coef: Weight  # of "unlearn": of the likelihood that the winner gains
+    forget_coef: Number  # of "unlearn": of the likelihood that the other answer loses; below 0 it gains
     forget_cap: Positive  # of "unlearn": nats per token, at which the other answer is forgotten
     undesirable_weight: Weight  # of "kto": of an unsafe answer, where a safe one has 1; 0 = number of safe ones / of unsafe ones
     tokens: TokensConfig
@@ -137,6 +138,8 @@ class PreferenceConfig(SupervisedConfig):
             )
         if self.tokens.scorer and self.margin.path:
             raise UserError("config.margin is of whole answers: leave config.margin.path or config.tokens.scorer empty")
+        if self.loss == "unlearn" and not (self.keep_coef or self.forget_coef):
+            raise UserError("config.keep_coef and config.forget_coef are both 0: nothing is left to learn, set one")
         if self.axis != "scores":
             return
         scores = self.scores
@@ -183,9 +186,11 @@ class PreferenceConfig(SupervisedConfig):
         if not self.margin.path:
             yield Unread("margin", "config.margin.path is empty")
         if self.loss != "unlearn":
-            for name in ("forget_coef", "forget_cap"):
+            for name in ("keep_coef", "forget_coef", "forget_cap"):
                 yield Unread(name, "config.loss is not 'unlearn'")
         else:
+            if self.forget_coef <= 0:
+                yield Unread("forget_cap", "config.forget_coef is not above 0")
             yield Unread("reference", "config.loss is 'unlearn', which compares with nothing", NO_REFERENCE)
             yield Unread("sft_coef", "config.loss is 'unlearn', which has that term", 0.0)
         if not self.has_reference:

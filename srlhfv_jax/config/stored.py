@@ -56,7 +56,11 @@ HELD_OUT_OF_SFT: dict[str, Any] = {"evaluation": "", "evaluation_split": ""} | H
 TARGETS: dict[str, Any] = {
     "targets": dict(kind="plain", share=0.0, refusals=(), prefix=False, rto=False, refusal="", positions=1.0, template="")
 }  # of sft
-PAIRS: dict[str, Any] = {"undesirable_weight": 0.0, "tokens": dict(scorer="", head="reward", baseline=0.0)}  # of preference
+PAIRS: dict[str, Any] = {
+    "keep_coef": 1.0,
+    "undesirable_weight": 0.0,
+    "tokens": dict(scorer="", head="reward", baseline=0.0),
+}  # of preference
 LATER_OF_LOG: dict[str, Any] = {"trackers": [], "project": "srlhfv", "samples_every": 0, "samples": 8, "guard": ""}
 
 

@@ -80,7 +80,37 @@ def merged(start: str, end: str, *, q: str, origin: str, sees: bool) -> str:
         origin: what the first one started from; "" where its card does not say.
         sees: the model takes pictures.
     """
-    ours = [hub.name(model) for model in (start, end) if hub.is_model_id(model)]
+    about = (
+        f"A policy between two: (1 - q) A + q B with q = {q}, number by number (P-SACPO, arXiv 2404.11049). Nothing was trained or "
+        "measured after that."
+    )
+    return _put_together("merge", {"A": start, "B": end}, about, origin, sees)
+
+
+def patched(
+    base: str, safety: str, utility: str, *, origin: str, settings: dict[str, Any], result: dict[str, Any], sees: bool
+) -> str:
+    """The card of a policy with two patches.
+
+    Args:
+        base, safety, utility: the three, as `hub.pinned` names them.
+        origin: what the base started from; "" where its card does not say.
+        settings: of the command.
+        result: its numbers.
+        sees: the model takes pictures.
+    """
+    about = (
+        "A policy with two patches of it, one away from harmful answers and one towards them, each without what both have "
+        "(SafePatching, arXiv 2405.13820). Nothing was measured after that."
+    )
+    text = _put_together("patch", {"A": base, "safety": safety, "utility": utility}, about, origin, sees)
+    numbers = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(result.items()))
+    return f"{text}\n## Numbers\n\n| | |\n|---|---|\n{numbers}\n\n## Settings\n\n```json\n{json.dumps(settings, indent=1, sort_keys=True)}\n```\n"
+
+
+def _put_together(name: str, models: dict[str, str], about: str, origin: str, sees: bool) -> str:
+    """The card of weights that others were put together to; the first of them is A."""
+    ours = [hub.name(model) for model in models.values() if hub.is_model_id(model)]
     facts = ModelCardData(
         base_model=ours or None,
         base_model_relation="merge" if ours else None,
@@ -88,18 +118,19 @@ def merged(start: str, end: str, *, q: str, origin: str, sees: bool) -> str:
         license="other",
         license_name="of-base-model-and-data",
         license_link="README.md",
-        model_name="merge",
+        model_name=name,
         pipeline_tag="image-text-to-text" if sees else "text-generation",
-        tags=["srlhfv-jax", "safe-rlhf", "merge"],
+        tags=["srlhfv-jax", "safe-rlhf", name],
     )
+    *first, last = models.values()
     parts = [
         f"---\n{facts.to_yaml()}\n---",
-        f"# merge of {start} and {end}",
-        f"A policy between two: (1 - q) A + q B with q = {q}, number by number (P-SACPO, arXiv 2404.11049). Nothing was trained or "
-        "measured after that.",
-        f"Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n- A: {start}\n- B: {end}\n"
+        f"# {name} of {', '.join(first)} and {last}",
+        about,
+        "Made with srlhfv_jax, an implementation of Safe RLHF-V (arXiv 2503.17682).\n\n"
+        + "".join(f"- {role}: {model}\n" for role, model in models.items())
         + (f"- base model of A: {origin}\n" if origin else "")
-        + f"- data: see the cards of both\n- licence: {LICENCES}\n- intended use: {USE}",
+        + f"- data: see the cards of {'both' if len(models) == 2 else 'all'}\n- licence: {LICENCES}\n- intended use: {USE}",
     ]
     return "\n\n".join(parts) + "\n"
 

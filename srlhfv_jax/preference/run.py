@@ -4,6 +4,7 @@ rows -> what other models say of them, once (reference.py) -> terms (terms.py) -
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def of_logp(settings: PreferenceConfig, logp_BS, tokens_BS, batch: PreferenceBat
         return unpaired.loss(logp_BS, batch)
     weight_B, winner_B, reference_BS = batch.weight_B, batch.winner_B, batch.reference_BS
     if settings.loss == "unlearn":
-        weights = dict(keep=1.0, forget=settings.forget_coef, cap=settings.forget_cap)
+        cap = settings.forget_cap if settings.forget_coef > 0 else math.inf  # what is learned has no limit
+        weights = dict(keep=settings.keep_coef, forget=settings.forget_coef, cap=cap)
         total, count = preference.unlearn(logp_BS, tokens_BS, winner_B, weight_B, **weights)
     winner = [preference.winner_first(x_BS, winner_B)[0] for x_BS in (logp_BS, tokens_BS)]
     if settings.mean:

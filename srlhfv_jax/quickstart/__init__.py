@@ -10,4 +10,5 @@ kinds       kinds of methods: the stage of each
 measures    what a method goes on from, and what is measured of its policy
 interventions    its policy goes on with harmless rows, with and without units that stand still
 revising    activation revision of several strengths
+patching    SafePatching from the same pairs
 """

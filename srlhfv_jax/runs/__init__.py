@@ -8,7 +8,9 @@ few_shapes     rows of requests in batches of few shapes
 labelled       how many rows each head learns from
 unfinished     the newest checkpoint of a run without an export
 rewrite        `srlhfv export`
+same_model     checkpoints of one model, to be put together number by number
 merge          `srlhfv weights merge`
+patch          `srlhfv weights patch`
 units          `srlhfv weights units`
 diagnose       `srlhfv weights diagnose`
 answered       rows with answers for these two

@@ -69,19 +69,25 @@ def elsewhere(data: DataConfig, path: str, split: str) -> DataConfig:
 
 
 def fit_loosely(
-    kind: str, examples: Sequence[Example], data: DataConfig, model: Pretrained, *, literal: bool = False
+    kind: str,
+    examples: Sequence[Example],
+    data: DataConfig,
+    model: Pretrained,
+    *,
+    literal: bool = False,
+    choice: Choice = loader.HELPFUL,
 ) -> loader.Prepared:
     """Rows that are at hand already, in a frame that is as long as the longest of them; lengths in `data` that are not 0 are limits.
 
     Args:
-        literal: as in `loader.fit`.
+        literal, choice: as in `loader.fit`.
 
     Raises:
         UserError: as `prepare`.
     """
     lengths = dict(prompt_length=data.prompt_length or loader.UNLIMITED, response_length=data.response_length or loader.UNLIMITED)
     limits = lengths | {"batch_size": 1}  # these lengths are no batch's
-    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal)
+    prepared = loader.fit(kind, examples, model.processor, dataclasses.replace(data, **limits), literal=literal, choice=choice)
     say_merged(prepared)
     if prepared.room is not None:
         check_pictures(model, prepared.codec.reader)

@@ -1,23 +1,17 @@
 """`srlhfv weights merge`: policies between two checkpoints, an export each. The sum itself is in `weights/merge.py`."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from srlhfv_jax import files
-from srlhfv_jax.data import chat
 from srlhfv_jax.errors import UserError, shown
-from srlhfv_jax.hf import card, export, hub, peft, revision, weights
-from srlhfv_jax.hf.load import Pretrained, backbone_name, checkpoint_folder, load_config_and_processor, load_pretrained
-from srlhfv_jax.models import vlm
-from srlhfv_jax.models.config import VLMConfig, architecture
-from srlhfv_jax.parallel import hosts, rules
-from srlhfv_jax.weights.merge import difference, merge
+from srlhfv_jax.hf import card, export, hub
+from srlhfv_jax.hf.load import Pretrained, checkpoint_folder
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.runs import same_model
+from srlhfv_jax.weights.merge import merge
 
 RECORD = "merge.json"  # of a folder of merges: which two checkpoints they lie between
 NUMBER = r"[0-9.eE+-]+"
@@ -41,12 +35,9 @@ def merge_policies(start: str, end: str, out: Path, shares: str) -> Iterator[Pat
     _check_two(start, end)
     record = {name: str(checkpoint_folder(path).absolute()) for name, path in (("from", start), ("to", end))}
     _check_place(out, record)
-    (config, processor), (config_of_end, processor_of_end) = map(load_config_and_processor, (start, end))
-    _check_architecture(config, config_of_end, start, end)
-    _check_tokens(processor, processor_of_end, start, end)
-    dtype = "bfloat16" if {*_dtypes(start), *_dtypes(end)} == {"BF16"} else "float32"
-    a, b = _in_memory(start, dtype), _in_memory(end, dtype)
-    _check_architecture(a.config, b.config, start, end)  # again: whether the head is the embedding is seen in the weights
+    models = {f"--from={start}": start, f"--to={end}": end}
+    same_model.check(models)
+    a, b = same_model.in_memory(models, "merged")
     if hosts.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         files.write_text(out / RECORD, json.dumps(record, indent=2) + "\n")
@@ -77,17 +68,6 @@ def _check_two(start: str, end: str) -> None:
     folders = [checkpoint_folder(path) for path in (start, end)]
     if folders[0].resolve() == folders[1].resolve():
         raise UserError(f"--from={start} and --to={end} are one checkpoint: nothing lies between; give another one to --to")
-    for folder in folders:
-        if peft.is_adapter(folder) and peft.activation(folder):
-            raise UserError(
-                f"{folder} is an activated adapter, which cannot be merged: it leaves the prompt to the backbone. Give whole weights, "
-                "or an adapter that acts everywhere"
-            )
-        if revision.is_revised(folder):
-            raise UserError(
-                f"{folder} has a revision, which no weights can be merged with: it acts from the end of the prompt on. Give the policy that "
-                "it was fitted on"
-            )
 
 
 def _check_place(out: Path, record: dict[str, str]) -> None:
@@ -103,49 +83,6 @@ def _check_place(out: Path, record: dict[str, str]) -> None:
     if (out / RECORD).is_file() and (before := files.read_json(out / RECORD, dict)) != record:
         between = " and ".join(shown(before.get(name)) for name in record)
         raise UserError(f"--out={out} has merges of {between}: give another folder")
-
-
-def _check_architecture(a: VLMConfig, b: VLMConfig, start: str, end: str) -> None:
-    """Raise UserError that names the first leaf, or else the first part of the config, in which two models differ."""
-    facts = [_facts(dataclasses.asdict(architecture(config))) for config in (a, b)]
-    if found := difference(_shapes(a), _shapes(b)) or difference(*facts):
-        raise UserError(f"--from={start} and --to={end} have other architectures ({found}): give two that were trained from one")
-
-
-def _shapes(config: VLMConfig) -> dict[str, list[int]]:
-    shapes = jax.eval_shape(lambda: vlm.init(config, jax.random.key(0)))
-    return {path: list(leaf.shape) for path, leaf in rules.leaves(shapes)}
-
-
-def _facts(parts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Parts of a config by name, "text.rope.theta"."""
-    facts: dict[str, Any] = {}
-    for name, value in parts.items():
-        facts |= _facts(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return facts
-
-
-def _check_tokens(a: Any, b: Any, start: str, end: str) -> None:
-    ids = [chat.codec(processor).tokenizer.get_vocab() for processor in (a, b)]
-    if found := difference(dict(sorted(ids[0].items())), ids[1]):
-        raise UserError(f"--from={start} and --to={end} have other tokenizers ({found}): give two that were trained from one")
-
-
-def _dtypes(path: str) -> set[str]:
-    """Dtypes that a checkpoint is stored in, as safetensors names them; of an adapter, also those of what it lies over."""
-    tensors, folder = weights.open_tensors(checkpoint_folder(backbone_name(path))), checkpoint_folder(path)
-    if peft.is_adapter(folder):
-        tensors |= weights.open_file(folder / weights.ADAPTER)
-    return {tensor.dtype for tensor in tensors.values() if tensor.dtype in weights.FLOATS}
-
-
-def _in_memory(path: str, dtype: str) -> Pretrained:
-    """A checkpoint with its parameters on the host: the device holds one tree at a time."""
-    model = load_pretrained(path, dtype=dtype)
-    heads = [*sorted(model.heads), *(["guard"] if (model.path / weights.GUARD_FILE).is_file() else [])]
-    if heads:
-        hosts.say(f"{path} has heads ({', '.join(heads)}), which are not merged: what is written are policies alone")
-    return model._replace(params=hosts.to_host(model.params))
 
 
 def _write(folder: Path, a: Pretrained, b: Pretrained, text: str, q: float, names: tuple[str, str]) -> Path:

@@ -1,0 +1,102 @@
+"""SafePatching on the embedded task: two policies from the supervised one, away from unsafe answers and towards them, as its patches.
+
+Both learn from the pairs whose less safe answer is labelled unsafe; these answers' gradient gives the scores too. Settings were chosen
+on validation prompts of seed 0, once for all seeds.
+"""
+
+import functools
+import math
+from pathlib import Path
+
+from srlhfv_jax.config import PreferenceConfig, to_dict
+from srlhfv_jax.configs import preference as presets
+from srlhfv_jax.parallel import hosts
+from srlhfv_jax.parsing import parse
+from srlhfv_jax.preference import run as preference
+from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline, read_rows, write_rows
+from srlhfv_jax.runs import patch
+from srlhfv_jax.weights.patch import Recipe
+
+NAME = "patched"
+PAIRS = "pairs.parquet"
+FORGET = {"ascent": 1.0, "descent": -1.0}  # config.forget_coef of the two policies
+SECTIONS = ("lora", "model", "mesh", "data", "optimizer", "checkpoint", "log")  # as the scorer's
+STEPS, RATE = 0.1, 0.125  # of the two policies, in those of the scorer
+RECIPE = Recipe(alpha=1.0, beta=1.0, top_safety=0.3, top_utility=0.3, keep=0.5)
+
+
+def patched(pipeline: Pipeline) -> dict[str, float]:
+    """Train both policies, patch the supervised one and judge it on test prompts, where that is not done.
+
+    Returns:
+        `patched.NUMBER`: the oracle's, `.entries.SET` of weights/patch.py, and `.seconds` of all steps.
+    """
+    folder = pipeline.workdir / f"compare.{NAME}"
+    result = made(pipeline, folder, RECIPE)
+    judged = pipeline.step(f"{folder.name}.judged", lambda _: pipeline.judge(folder, "test").metrics)
+    steps = (f"{folder.name}.rows", *(f"{folder.name}.{name}" for name in FORGET), folder.name)
+    numbers = {key: value for key, value in result.items() if key.startswith("entries.")} | judged
+    numbers["seconds"] = sum(pipeline.seconds[step] for step in steps)
+    return {f"{NAME}.{key}": value for key, value in numbers.items()}
+
+
+def made(pipeline: Pipeline, folder: Path, recipe: Recipe) -> dict[str, float]:
+    """The patched policy in `folder`, by a recipe; gives the numbers of its result.json."""
+    trained, rows = f"compare.{NAME}", pipeline.workdir / f"compare.{NAME}.rows"
+    pipeline.step(rows.name, lambda folder: _write_unsafe(pipeline, folder))
+    for name, forget in FORGET.items():
+        settings = _settings(pipeline, rows / PAIRS, forget)
+        pipeline.step(f"{trained}.{name}", functools.partial(preference.run, settings))
+    policies = {"base": "sft", "safety": f"{trained}.ascent", "utility": f"{trained}.descent"}
+    data = pipeline.settings.scores.data  # as both policies read them
+    settings = patch.Settings(
+        **{role: str(pipeline.workdir / name) for role, name in policies.items()},
+        **recipe._asdict(),
+        data=str(rows / PAIRS),
+        out=str(folder),
+        split="",
+        image_dir="",
+        allow_dir="",
+        max_pixels=0,
+        system_prompt="",
+        revision="",
+        columns=(),
+        label_means="desirable",
+        chosen_means="helpful",
+        fetch=False,
+        prompt_length=data.prompt_length,
+        response_length=data.response_length,
+        batch_size=PAIR_BATCH,
+        seed=pipeline.settings.seed,
+    )
+    return pipeline.step(folder.name, functools.partial(patch.run, settings))
+
+
+def _write_unsafe(pipeline: Pipeline, folder: Path) -> dict[str, float]:
+    """Write the pairs whose less safe answer is labelled unsafe."""
+    rows = [row for path in sorted((pipeline.workdir / "pairs").glob("*.parquet")) for row in read_rows(path)]
+    other = {"1": "2", "2": "1"}  # of the safer answer's number; a tie has none
+    unsafe = [
+        row
+        for row in rows
+        if row["safer_response_id"] in other and row[f"is_response_{other[row['safer_response_id']]}_safe"] == "no"
+    ]
+    if hosts.process_index() == 0:
+        write_rows(folder / PAIRS, unsafe)
+    hosts.barrier(f"{folder / PAIRS} is written")
+    return {"pairs": float(len(unsafe)), "of": float(len(rows))}
+
+
+def _settings(pipeline: Pipeline, rows: Path, forget: float) -> PreferenceConfig:
+    config, scores = presets.get_config("unlearn"), to_dict(pipeline.settings.scores)
+    config.update({section: scores[section] for section in SECTIONS})
+    config.update(
+        seed=pipeline.settings.seed,
+        init=str(pipeline.workdir / "sft"),
+        steps=math.ceil(STEPS * scores["steps"]),
+        keep_coef=0.0,  # the safer answer has no part in it
+        forget_coef=forget,
+        data=dict(path=str(rows)),
+        optimizer=dict(learning_rate=RATE * scores["optimizer"]["learning_rate"], weight_decay=0.0),
+    )
+    return parse(PreferenceConfig, config)
