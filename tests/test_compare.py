@@ -29,6 +29,8 @@ def test_a_method_brings_the_one_it_starts_from_and_comes_after_it():
 def test_a_method_that_is_not_known_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="'safedpoo', which is no method: did you mean 'safedpo'"):
         compare.chosen("ipo,safedpoo")
+    with pytest.raises(UserError, match="--compare=',' names no method"):
+        compare.chosen(",")
 
 
 def test_every_method_on_pairs_is_a_preset():

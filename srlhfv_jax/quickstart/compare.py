@@ -24,10 +24,12 @@ def chosen(text: str) -> tuple[str, ...]:
     """The methods and interventions that --compare names, with those that they start from, in the order in which they run.
 
     Raises:
-        UserError: one is not known.
+        UserError: one is not known, or there is none between its commas.
     """
     known = (*METHODS, *INTERVENTIONS)
     names = set(known) if text == ALL else {name for name in text.split(",") if name}
+    if text and not names:
+        raise UserError(f"--compare={text!r} names no method: give {ALL}, or some of {', '.join(known)}")
     for name in sorted(names - set(known)):
         raise UserError(f"--compare has {name!r}, which is no method: {nearest(name, (ALL, *known))}")
     names |= {METHODS[name].start for name in names & METHODS.keys() if METHODS[name].start}
