@@ -55,7 +55,7 @@ def run(pipeline: Pipeline, names: Sequence[str], quickstart: Mapping[str, Any])
         pipeline.step(SHARED, functools.partial(kinds.of_all_pairs, pipeline))
     result: dict[str, float] = {}
     for name in names:
-        result |= _intervened(pipeline, name) if name in INTERVENTIONS else _trained(pipeline, name, {**quickstart, **result})
+        result |= INTERVENTIONS[name](pipeline) if name in INTERVENTIONS else _trained(pipeline, name, {**quickstart, **result})
     return result
 
 
@@ -81,12 +81,6 @@ def _trained(pipeline: Pipeline, name: str, known: Mapping[str, Any]) -> dict[st
     for ending, measure in method.after.items():
         result |= pipeline.step(f"{folder.name}.{ending}", functools.partial(measure, pipeline, name, method, policy))
     return result
-
-
-def _intervened(pipeline: Pipeline, name: str) -> dict[str, float]:
-    step = f"compare.{name}"
-    numbers = pipeline.step(step, lambda _: INTERVENTIONS[name](pipeline))
-    return {**numbers, f"{name}.seconds": pipeline.seconds[step]}
 
 
 def _readers(step: str) -> int:

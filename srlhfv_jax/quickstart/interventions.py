@@ -110,16 +110,6 @@ def _measure(pipeline: Pipeline, policy: Path, file: Path) -> dict[str, float]:
         response_length=stage.data.response_length,
         batch_size=PAIR_BATCH,
         dtype=stage.model.dtype,
-        split="",
-        image_dir="",
-        allow_dir="",
-        max_pixels=0,
-        system_prompt="",
-        revision="",
-        columns=(),
-        label_means="desirable",
-        chosen_means="helpful",
-        fetch=False,
     )
     counts = units.write_units(settings)
     still = [sum(places) for places in zip(counts["safety"], counts["complex"], strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from srlhfv_jax.data.quickstart import answers
-from srlhfv_jax.quickstart import kinds, measures
+from srlhfv_jax.quickstart import interventions, kinds, measures, patching, revising
 from srlhfv_jax.quickstart.kinds import BLIND, SCORER, Method, Numbers, Train
 from srlhfv_jax.quickstart.measures import BETA
 from srlhfv_jax.quickstart.pipeline import Pipeline
@@ -84,8 +84,13 @@ METHODS = {
     **{name: _on_policy(changes) for name, changes in ON_POLICY.items()},
 }
 
-# What is done to policies that are there, in WORKDIR/compare.NAME: pipeline -> "NAME.KEY" -> number. They run after the methods.
-INTERVENTIONS: dict[str, Callable[[Pipeline], dict[str, float]]] = {}
+# What is done to weights and activations, in steps of its own of which compare.NAME is the first or last: pipeline -> "NAME.KEY" ->
+# number, `NAME.seconds` among them. They run after the methods.
+INTERVENTIONS: dict[str, Callable[[Pipeline], dict[str, float]]] = {
+    "patched": patching.patched,
+    "revision": revising.revised,
+    "frozen_units": interventions.frozen_units,
+}
 
 
 def trainer(pipeline: Pipeline, name: str, told: Numbers) -> Train:

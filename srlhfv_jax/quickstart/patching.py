@@ -8,11 +8,10 @@ import functools
 import math
 from pathlib import Path
 
-from srlhfv_jax.config import PreferenceConfig, to_dict
-from srlhfv_jax.configs import preference as presets
+from srlhfv_jax.config import PreferenceConfig
 from srlhfv_jax.parallel import hosts
-from srlhfv_jax.parsing import parse
 from srlhfv_jax.preference import run as preference
+from srlhfv_jax.quickstart import kinds
 from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline, read_rows, write_rows
 from srlhfv_jax.runs import patch
 from srlhfv_jax.weights.patch import Recipe
@@ -20,7 +19,6 @@ from srlhfv_jax.weights.patch import Recipe
 NAME = "patched"
 PAIRS = "pairs.parquet"
 FORGET = {"ascent": 1.0, "descent": -1.0}  # config.forget_coef of the two policies
-SECTIONS = ("lora", "model", "mesh", "data", "optimizer", "checkpoint", "log")  # as the scorer's
 STEPS, RATE = 0.1, 0.125  # of the two policies, in those of the scorer
 RECIPE = Recipe(alpha=1.0, beta=1.0, top_safety=0.3, top_utility=0.3, keep=0.5)
 
@@ -54,16 +52,6 @@ def made(pipeline: Pipeline, folder: Path, recipe: Recipe) -> dict[str, float]:
         **recipe._asdict(),
         data=str(rows / PAIRS),
         out=str(folder),
-        split="",
-        image_dir="",
-        allow_dir="",
-        max_pixels=0,
-        system_prompt="",
-        revision="",
-        columns=(),
-        label_means="desirable",
-        chosen_means="helpful",
-        fetch=False,
         prompt_length=data.prompt_length,
         response_length=data.response_length,
         batch_size=PAIR_BATCH,
@@ -88,15 +76,7 @@ def _write_unsafe(pipeline: Pipeline, folder: Path) -> dict[str, float]:
 
 
 def _settings(pipeline: Pipeline, rows: Path, forget: float) -> PreferenceConfig:
-    config, scores = presets.get_config("unlearn"), to_dict(pipeline.settings.scores)
-    config.update({section: scores[section] for section in SECTIONS})
-    config.update(
-        seed=pipeline.settings.seed,
-        init=str(pipeline.workdir / "sft"),
-        steps=math.ceil(STEPS * scores["steps"]),
-        keep_coef=0.0,  # the safer answer has no part in it
-        forget_coef=forget,
-        data=dict(path=str(rows)),
-        optimizer=dict(learning_rate=RATE * scores["optimizer"]["learning_rate"], weight_decay=0.0),
-    )
-    return parse(PreferenceConfig, config)
+    """One of the two policies: the safer answer of a pair has no part in it."""
+    steps = math.ceil(STEPS * pipeline.settings.scores.steps)
+    changes = {"keep_coef": 0.0, "forget_coef": forget, "data.path": str(rows), "steps": steps}
+    return kinds.on_pairs_from(pipeline, "unlearn", changes, pipeline.workdir / kinds.SFT, rate=RATE)

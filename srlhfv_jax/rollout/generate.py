@@ -96,7 +96,9 @@ def generate(
     def answer(part: tuple[PromptBatch, Float[Array, "B G R"], Int[Array, "B G"] | None]) -> Rollout:
         questions, uniform_BGR, length_BG = part
         rule = Rule(
-            sampling.logp_temperature, functools.partial(choose, sampling=sampling), None if length_BG is None else length_BG.reshape(-1)
+            sampling.logp_temperature,
+            functools.partial(choose, sampling=sampling),
+            None if length_BG is None else length_BG.reshape(-1),
         )
         features = None if questions.images is None else vlm.encode_images(config, params, questions.images)
         draws = Draws(config, decoding, repeat(questions, answers), uniform_BGR.reshape(-1, R), vocabulary, rule)
