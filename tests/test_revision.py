@@ -10,7 +10,6 @@ import pytest
 from tiny_pairs import pairs
 from tiny_vlm import CONFIG, VOCAB, VOCABULARY, backbone, prompts
 
-from srlhfv_jax.batches import SupervisedBatch
 from srlhfv_jax.models import revision, sequences, vlm
 from srlhfv_jax.parallel import rules
 from srlhfv_jax.rollout import generate as sampler
