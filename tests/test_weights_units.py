@@ -173,7 +173,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(picture, tmp_path, capsys):
     for changes, said in (
         ({"safety": 1.5}, "the share of safety units must be from 0 to 1, got 1.5"),
         ({"complex": 0.5}, "disjoint sets of units cannot have"),
-        ({"out": tmp_path}, "must be a file in a folder that is there"),
+        ({"out": tmp_path}, "is a folder: give a file"),
         ({"safe": tmp_path / "none.parquet"}, "none.parquet"),
         ({"policy": tmp_path / "nobody"}, "nobody"),
     ):

@@ -9,5 +9,5 @@
     define       defining a command's own flags, one a line
 
 Others, a file each: quickstart, data, plan, generate, moderate, serve, evaluate, benchmark, calibrate, certify, dual, report, export,
-weights, revise, env.
+weights (with patch, units and diagnose), revise, env.
 """

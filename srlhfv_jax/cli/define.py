@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 
 Settings = TypeVar("Settings")
 
+POLICY = "a workdir of a stage, an export, or a Hugging Face folder or id"
 SEEDS = 2**31 - 1  # the largest seed, as in config.Seed
 
 
@@ -65,6 +66,15 @@ def sampling(command: Define) -> None:
     command.real("temperature", 1.0, "of the answers; 0 = greedy", 0.0)
     command.whole("response_length", 256, "longest answer in tokens (R)", 1)
     command.whole("seed", 0, "of the sampling", most=SEEDS)
+    dtype(command)
+
+
+def answered(command: Define) -> None:
+    """Flags of rows with answers that are read once: those of `runs.answered.AnsweredSettings`."""
+    command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data")
+    command.whole("response_length", 0, "longest answer in tokens (R); 0: that of the data")
+    command.whole("batch_size", 32, "rows read at once", 1)
+    rows(command)
     dtype(command)
 
 

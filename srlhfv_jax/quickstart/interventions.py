@@ -12,7 +12,6 @@ from pathlib import Path
 
 from srlhfv_jax.config import SFTConfig
 from srlhfv_jax.evaluation import answering
-from srlhfv_jax.parallel import hosts
 from srlhfv_jax.quickstart.pipeline import PAIR_BATCH, Pipeline, read_rows, write_rows
 from srlhfv_jax.runs import checkpoints, units
 from srlhfv_jax.supervised import sft
@@ -96,9 +95,6 @@ def _plain(row: dict) -> dict:
 
 def _measure(pipeline: Pipeline, policy: Path, file: Path) -> dict[str, float]:
     rows, stage = pipeline.workdir / ROWS, pipeline.settings.ppo_lag
-    if hosts.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    hosts.barrier("the folder of units is there")
     settings = units.Settings(
         policy=str(policy),
         safe=str(rows / f"{SAFE}.parquet"),

@@ -1,14 +1,30 @@
 """The page of `srlhfv weights diagnose`: layer by layer, where a change of weights lies, and how far apart two kinds of prompts are."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from srlhfv_jax import files
+from srlhfv_jax.parallel import hosts
 from srlhfv_jax.report import page, plots
 from srlhfv_jax.report.figure import picture
 from srlhfv_jax.report.page import Section
 from srlhfv_jax.report.plots import Line
+
+
+def write(workdir: Path, result: Mapping[str, Any], before: str, after: str) -> None:
+    """Write WORKDIR/result.json and WORKDIR/report.html; of several processes the first one does.
+
+    Args:
+        result: of `runs.diagnose.run`. before, after: names of both policies.
+    """
+    if hosts.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+        files.write_text(workdir / "report.html", document(result, before, after))
 
 
 def document(result: Mapping[str, Any], before: str, after: str) -> str:

@@ -70,10 +70,10 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def changes(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, dict[str, list]]:
     """`Outside` of every layer's kernels, by the name of the number and of the kernel. Kernels are [L, outputs, inputs]."""
-    found = {name: [outside(*pair) for pair in zip(before[name], after[name], strict=True)] for name in before}
+    measured = {name: [outside(*pair) for pair in zip(before[name], after[name], strict=True)] for name in before}
     names = {"outside": "share", "outside_random": "random", "directions": "directions", "change": "change"}
     return {
-        key: {kernel: _numbers([of._asdict()[field] for of in layers]) for kernel, layers in found.items()}
+        key: {kernel: _numbers([of._asdict()[field] for of in layers]) for kernel, layers in measured.items()}
         for key, field in names.items()
     }
 
@@ -96,10 +96,10 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _read(settings: Settings, path: str, model: Pretrained, everywhere: Mesh) -> tuple[Float[np.ndarray, "L N D"], float, float]:
     """Residual streams at the prompts' ends, the loss in nats per token of an answer, and the norm of its gradient."""
-    whole = rules.replicated(everywhere)
+    replicated = rules.replicated(everywhere)
     places = rules.shardings(model.params, everywhere)
-    streams = jax.jit(functools.partial(_streams, model.config), out_shardings=whole)
-    descend = jax.jit(functools.partial(_gradient, model.config), donate_argnums=1, out_shardings=(places, whole))
+    streams = jax.jit(functools.partial(_streams, model.config), out_shardings=replicated)
+    descend = jax.jit(functools.partial(_gradient, model.config), donate_argnums=1, out_shardings=(places, replicated))
     grads = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like), out_shardings=places)(model.params)
     ends, loss, tokens = [], 0.0, 0.0
     for batch in answered.batches(settings, path, model, everywhere):
@@ -107,7 +107,7 @@ def _read(settings: Settings, path: str, model: Pretrained, everywhere: Mesh) ->
         ends.append(hosts.to_host(streams(model.params, batch))[:, real_B])
         grads, told = descend(model.params, grads, batch)
         loss, tokens = loss + float(told[0]), tokens + float(told[1])
-    squares = hosts.to_host(jax.jit(_squares, out_shardings=whole)(grads))
+    squares = hosts.to_host(jax.jit(_squares, out_shardings=replicated)(grads))
     return np.concatenate(ends, axis=1), loss / tokens, math.sqrt(float(squares)) / tokens
 
 

@@ -50,8 +50,8 @@ def write_units(settings: Settings) -> dict[str, tuple[int, int]]:
         UserError: shares, rows, a place to write to or a policy that cannot be used.
     """
     out = Path(settings.out)
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise UserError(f"--out={out} must be a file in a folder that is there")
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder: give a file, such as {out / 'units.safetensors'}")
     check_shares(settings.shares, disjoint=settings.disjoint)
     everywhere = answered.mesh(settings)
     answered.check(settings, (settings.safe, settings.useful), {"--policy": settings.policy})
@@ -61,6 +61,7 @@ def write_units(settings: Settings) -> dict[str, tuple[int, int]]:
     chosen = sets(safe, useful, settings.shares, disjoint=settings.disjoint)
     whose = fingerprint.of(settings.policy)
     if hosts.process_index() == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
         units.write(out, UnitsFile(whose, settings.shares, safe, useful, chosen))
     hosts.barrier("the units are written")
     counts = totals(chosen)

@@ -1,4 +1,4 @@
-"""Where a change of weights lies, and how far apart two kinds of prompts are (Jain et al., arXiv 2407.10264).
+"""The place of a change of weights, and how far apart two kinds of prompts are (Jain et al., arXiv 2407.10264).
 
 The paper's claim: safety tuning adds to the MLPs of a model a change ΔW that sends activations of unsafe prompts towards the left null
 space of W, the directions that W itself does not write to; so safe and unsafe prompts come to lie apart. Measured here is the part of ΔW
@@ -38,12 +38,12 @@ def outside(
     # Of the smaller Gram matrix: W W^T = U S^2 U^T, or W^T W = V S^2 V^T and U = W V / S.
     values, vectors = np.linalg.eigh(w @ w.T if outputs <= inputs else w.T @ w)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    kept = min(int(np.searchsorted(np.cumsum(values), energy * values.sum() * (1 - 1e-12))) + 1, len(values))
-    left = vectors[:, :kept] if outputs <= inputs else w @ vectors[:, :kept] / np.sqrt(np.maximum(values[:kept], 1e-300))
+    count = min(int(np.searchsorted(np.cumsum(values), energy * values.sum() * (1 - 1e-12))) + 1, len(values))
+    left = vectors[:, :count] if outputs <= inputs else w @ vectors[:, :count] / np.sqrt(np.maximum(values[:count], 1e-300))
     whole = np.sum(change**2)
     inside = np.sum((left.T @ change) ** 2)
     share = float(max(1 - inside / whole, 0.0)) if whole > 0 else float("nan")
-    return Outside(share, 1 - kept / outputs, kept, float(np.sqrt(whole / max(np.sum(w**2), 1e-300))))
+    return Outside(share, 1 - count / outputs, count, float(np.sqrt(whole / max(np.sum(w**2), 1e-300))))
 
 
 def separation(safe: Float[np.ndarray, "L N D"], unsafe: Float[np.ndarray, "L M D"]) -> Float[np.ndarray, "L"]:
