@@ -28,7 +28,7 @@ FILLED = 8  # a turn fills one in so many slots, once they are free: reading one
 
 
 class Answers(NamedTuple):
-    """What has been drawn. Axis D: blocks of rows; N answers in each."""
+    """Tokens that have been drawn. Axis D: blocks of rows; N answers in each."""
 
     tokens_DNR: Int[Array, "D N R"]
     logp_DNR: Float[Array, "D N R"]

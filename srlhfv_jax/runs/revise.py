@@ -209,7 +209,7 @@ def _jit_ends(config: VLMConfig, mesh: Mesh, site: str) -> Callable[[dict, PairB
 
 
 def _vectors(params: dict, site: str, found: Directions, units: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "L D"]:
-    """What is added to each layer at strength 1: the shift of its stream, or what shifts of its heads by one spread each make of it."""
+    """The sum for each layer at strength 1: the shift of its stream, or what shifts of its heads by one spread each make of it."""
     if site == "layer":
         return directions.chosen(found.shift_LHh, units)[:, 0].astype(np.float32)
     shift_LHh = found.spread_LH[:, :, None] * directions.unit(found.shift_LHh)

@@ -27,7 +27,7 @@ STACKED = re.compile(r"(^|/)layers/")  # leaves whose first axis is layers
 
 
 class Recipe(NamedTuple):
-    """How two patches are laid over their base."""
+    """Settings of two patches over their base."""
 
     alpha: float  # strength of the safety patch
     beta: float  # of the other one
