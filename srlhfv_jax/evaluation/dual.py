@@ -108,7 +108,7 @@ def _check_judges(settings: Settings) -> list[tuple[str, str, tuple[str, ...]]]:
     if settings.scorer:
         if any(policies.values()):
             raise UserError("srlhfv dual takes one kind of judge: give --scorer, or --helpful and --harmless")
-        paths = settings.scorer.split(",")
+        paths = _scorers(settings)
         if len(paths) > 2 or not all(paths):
             raise UserError(f"--scorer must be one path, or two: REWARD,COST, got {short(settings.scorer)!r}")
         heads = ((REWARD, COST),) if len(paths) == 1 else ((REWARD,), (COST,))
@@ -191,8 +191,13 @@ def _statistic(kind: str, cost_NG: Scores) -> Scores:
     return np.asarray(lagrangian.statistic(kind, cost_NG.reshape(-1))).reshape(cost_NG.shape)
 
 
+def _scorers(settings: Settings) -> list[str]:
+    """The paths of --scorer; a folder that exists may have commas in its name."""
+    return [settings.scorer] if files.exists(settings.scorer) else settings.scorer.split(",")
+
+
 def _sampled_by(settings: Settings) -> dict[str, Any]:
-    paths = (settings.policy, *settings.scorer.split(","), settings.helpful, settings.harmless, settings.reference)
+    paths = (settings.policy, *_scorers(settings), settings.helpful, settings.harmless, settings.reference)
     return sampled_with.described(settings, LATER, paths)
 
 
@@ -205,7 +210,7 @@ def _sample(settings: Settings, path: Path) -> None:
     sampled = {POLICY: policy_answers.sample(POLICY, policy, prompts, sampler, settings.seed)}
     del policy
     if settings.scorer:
-        by_scorer = [policy_answers.score(scorer, sampled, sampler, model)[POLICY] for scorer in settings.scorer.split(",")]
+        by_scorer = [policy_answers.score(scorer, sampled, sampler, model)[POLICY] for scorer in _scorers(settings)]
         scores = {REWARD: by_scorer[0][REWARD], COST: by_scorer[-1][COST]}
     else:
         scores = _log_ratios(settings, sampled, sampler)
