@@ -69,15 +69,6 @@ def sampling(command: Define) -> None:
     dtype(command)
 
 
-def answered(command: Define) -> None:
-    """Flags of rows with answers that are read once: those of `runs.answered.AnsweredSettings`."""
-    command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data")
-    command.whole("response_length", 0, "longest answer in tokens (R); 0: that of the data")
-    command.whole("batch_size", 32, "rows read at once", 1)
-    rows(command)
-    dtype(command)
-
-
 def dtype(command: Define) -> None:
     command.choice("dtype", "float32", ["float32", "bfloat16"], "of weights and activations")
 

@@ -8,7 +8,7 @@ Prints a table, and writes result.json and report.html to the workdir. docs/weig
 
 from pathlib import Path
 
-from srlhfv_jax.cli import define, switches
+from srlhfv_jax.cli import define, switches, units
 from srlhfv_jax.parallel import host_cpu
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     command.text("safe", None, "rows with a harmless question and an answer")
     command.text("unsafe", None, "rows with a harmful question and an answer")
     command.text("workdir", None, "folder to write result.json and report.html to")
-    define.answered(command)
+    units.answered(command)
     values = command.values
     switches.read(values, "weights diagnose", argv, __doc__)
     switches.required(values, "before", "after", "safe", "unsafe", "workdir")

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     command.real("complex", 0.06, "share of complex units: largest I_safe + I_useful")
     command.real("redundant", 0.148, "share of redundant units: smallest I_safe + I_useful")
     command.switch("disjoint", True, "a set takes of what the sets before it have left")
-    define.answered(command)
+    answered(command)
     values = command.values
     switches.read(values, "weights units", argv, __doc__)
     switches.required(values, "policy", "safe", "useful", "out")
@@ -30,3 +30,12 @@ def main(argv: list[str]) -> None:
 
     units.write_units(define.settings(units.Settings, values))
     print(f"wrote {values.out}")
+
+
+def answered(command: define.Define) -> None:
+    """Flags of rows with answers that are read once: those of `runs.answered.AnsweredSettings`."""
+    command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data")
+    command.whole("response_length", 0, "longest answer in tokens (R); 0: that of the data")
+    command.whole("batch_size", 32, "rows read at once", 1)
+    define.rows(command)
+    define.dtype(command)

@@ -138,9 +138,9 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
     rows = _safe_and_unsafe(data.path, inputs.fit_loosely("pairs", examples, data, loaded))
     left_out = examples.drops + rows.drops
     hosts.say(f"{data.path}: {len(rows.rows)} of {examples.source_rows} rows used; {sources.describe_drops(left_out)}")
-    found = directions.fit(*_activations(loaded, rows, data, mesh, site), _held_out(rows, data.path))
-    units = directions.best(found.accuracy_LH, top)
-    vector_LD = _vectors(loaded.params, site, found, units)
+    axes = directions.fit(*_activations(loaded, rows, data, mesh, site), _held_out(rows, data.path))
+    units = directions.best(axes.accuracy_LH, top)
+    vector_LD = _vectors(loaded.params, site, axes, units)
     folder = loaded.path
     made = Revision(
         site,
@@ -150,9 +150,9 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
         units if site == "heads" else tuple(unit[:1] for unit in units),
         revision.fingerprint(folder, checkpoint_folder(loaded.base)),
     )
-    accuracy = [float(found.accuracy_LH[unit]) for unit in units]
+    accuracy = [float(axes.accuracy_LH[unit]) for unit in units]
     numbers = {"pairs": float(len(rows.rows)), "probe.best": max(accuracy), "probe.least": min(accuracy)}
-    numbers |= {"probe.median_of_all": float(np.median(found.accuracy_LH))}
+    numbers |= {"probe.median_of_all": float(np.median(axes.accuracy_LH))}
     return Fitted(made, numbers | {f"dropped.{name}": float(count) for name, count in sorted(left_out.items())})
 
 
@@ -208,11 +208,11 @@ def _jit_ends(config: VLMConfig, mesh: Mesh, site: str) -> Callable[[dict, PairB
     return read
 
 
-def _vectors(params: dict, site: str, found: Directions, units: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "L D"]:
+def _vectors(params: dict, site: str, axes: Directions, units: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "L D"]:
     """The sum for each layer at strength 1: the shift of its stream, or what shifts of its heads by one spread each make of it."""
     if site == "layer":
-        return directions.chosen(found.shift_LHh, units)[:, 0].astype(np.float32)
-    shift_LHh = found.spread_LH[:, :, None] * directions.unit(found.shift_LHh)
+        return directions.chosen(axes.shift_LHh, units)[:, 0].astype(np.float32)
+    shift_LHh = axes.spread_LH[:, :, None] * directions.unit(axes.shift_LHh)
     kernel_LFD = params["text"]["layers"]["self_attn"]["o_proj"]["kernel"]
     return hosts.to_host(vectors.of_heads(kernel_LFD, directions.chosen(shift_LHh, units).astype(np.float32)))
 
