@@ -142,7 +142,7 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
     units = directions.best(axes.accuracy_LH, top)
     vector_LD = _vectors(loaded.params, site, axes, units)
     folder = loaded.path
-    made = Revision(
+    axis = Revision(
         site,
         1.0,
         begins,
@@ -153,7 +153,7 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
     accuracy = [float(axes.accuracy_LH[unit]) for unit in units]
     numbers = {"pairs": float(len(rows.rows)), "probe.best": max(accuracy), "probe.least": min(accuracy)}
     numbers |= {"probe.median_of_all": float(np.median(axes.accuracy_LH))}
-    return Fitted(made, numbers | {f"dropped.{name}": float(count) for name, count in sorted(left_out.items())})
+    return Fitted(axis, numbers | {f"dropped.{name}": float(count) for name, count in sorted(left_out.items())})
 
 
 def _safe_and_unsafe(path: str, rows: loader.Prepared) -> loader.Prepared:
