@@ -211,6 +211,7 @@ def test_other_weights_a_lost_file_and_another_shape_are_named(revised, tmp_path
         load_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["heads", "layer"])
 @pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_vl", "mistral"])
 def test_transformers_gives_the_same_logits_and_greedy_tokens(kind, site, tmp_path):

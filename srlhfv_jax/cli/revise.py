@@ -5,7 +5,7 @@
 Reads pairs of which one answer is labelled safe and the other unsafe, and takes directions from the policy's activations at the last
 token of each. --site=heads moves the outputs of the --top heads that tell safe from unsafe answers best, by --strength standard
 deviations; --site=layer adds --strength times the difference of the means to the stream after the --top best layers. --out has the
-policy's own weights, and the revision beside them: generate, evaluate, serve and the service's policy use it. docs/defences.md says more.
+policy's own weights, and the revision beside them, which generate, evaluate and serve read. docs/weights.md says more.
 """
 
 from srlhfv_jax.cli import define, switches

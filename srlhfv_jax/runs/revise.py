@@ -138,11 +138,11 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
     rows = _safe_and_unsafe(data.path, inputs.fit_loosely("pairs", examples, data, loaded))
     left_out = examples.drops + rows.drops
     hosts.say(f"{data.path}: {len(rows.rows)} of {examples.source_rows} rows used; {sources.describe_drops(left_out)}")
-    axes = directions.fit(*_activations(loaded, rows, data, mesh, site), _held_out(rows, data.path))
-    units = directions.best(axes.accuracy_LH, top)
-    vector_LD = _vectors(loaded.params, site, axes, units)
+    fitted = directions.fit(*_activations(loaded, rows, data, mesh, site), _held_out(rows, data.path))
+    units = directions.best(fitted.accuracy_LH, top)
+    vector_LD = _vectors(loaded.params, site, fitted, units)
     folder = loaded.path
-    axis = Revision(
+    strength_1 = Revision(
         site,
         1.0,
         begins,
@@ -150,10 +150,10 @@ def fit(policy: str, model: ModelConfig, data: DataConfig, site: str, top: int) 
         units if site == "heads" else tuple(unit[:1] for unit in units),
         revision.fingerprint(folder, checkpoint_folder(loaded.base)),
     )
-    accuracy = [float(axes.accuracy_LH[unit]) for unit in units]
+    accuracy = [float(fitted.accuracy_LH[unit]) for unit in units]
     numbers = {"pairs": float(len(rows.rows)), "probe.best": max(accuracy), "probe.least": min(accuracy)}
-    numbers |= {"probe.median_of_all": float(np.median(axes.accuracy_LH))}
-    return Fitted(axis, numbers | {f"dropped.{name}": float(count) for name, count in sorted(left_out.items())})
+    numbers |= {"probe.median_of_all": float(np.median(fitted.accuracy_LH))}
+    return Fitted(strength_1, numbers | {f"dropped.{name}": float(count) for name, count in sorted(left_out.items())})
 
 
 def _safe_and_unsafe(path: str, rows: loader.Prepared) -> loader.Prepared:
@@ -188,7 +188,7 @@ def _held_out(rows: loader.Prepared, path: str) -> Bool[np.ndarray, "B"]:
 def _activations(
     policy: Pretrained, rows: loader.Prepared, data: DataConfig, mesh: Mesh, site: str
 ) -> tuple[Float[np.ndarray, "L B H h"], Float[np.ndarray, "L B H h"]]:
-    """Those at the last token of every safe answer, and of the unsafe one to the same prompt."""
+    """Activations at the last token of every safe answer, and of the unsafe one to the same prompt."""
     read, parts = _jit_ends(policy.config, mesh, site), []
     for batch, real_B in inputs.in_order(rows, data, mesh):
         parts.append(np.swapaxes(hosts.to_host(read(policy.params, batch)), 0, 1)[real_B])
@@ -208,11 +208,11 @@ def _jit_ends(config: VLMConfig, mesh: Mesh, site: str) -> Callable[[dict, PairB
     return read
 
 
-def _vectors(params: dict, site: str, axes: Directions, units: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "L D"]:
-    """The sum for each layer at strength 1: the shift of its stream, or what shifts of its heads by one spread each make of it."""
+def _vectors(params: dict, site: str, fitted: Directions, units: tuple[tuple[int, int], ...]) -> Float[np.ndarray, "L D"]:
+    """Vectors of strength 1, added to each layer: the shift of its stream, or what shifts of its heads by one spread each make of it."""
     if site == "layer":
-        return directions.chosen(axes.shift_LHh, units)[:, 0].astype(np.float32)
-    shift_LHh = axes.spread_LH[:, :, None] * directions.unit(axes.shift_LHh)
+        return directions.chosen(fitted.shift_LHh, units)[:, 0].astype(np.float32)
+    shift_LHh = fitted.spread_LH[:, :, None] * directions.unit(fitted.shift_LHh)
     kernel_LFD = params["text"]["layers"]["self_attn"]["o_proj"]["kernel"]
     return hosts.to_host(vectors.of_heads(kernel_LFD, directions.chosen(shift_LHh, units).astype(np.float32)))
 

@@ -13,7 +13,7 @@ RIDGE = 0.1  # of a probe's covariance, as a share of its mean variance
 
 
 class Directions(NamedTuple):
-    """Numbers of every unit."""
+    """Directions of every unit, and what they are worth."""
 
     shift_LHh: Float[np.ndarray, "L H h"]  # mean(a | safe) - mean(a | unsafe)
     spread_LH: Float[np.ndarray, "L H"]  # standard deviation of a along the shift, over all answers
