@@ -34,7 +34,7 @@ def test_a_method_that_is_not_known_is_refused_with_the_nearest_name():
 
 
 def test_every_method_on_pairs_is_a_preset():
-    on_pairs = (kinds.on_pairs, kinds.on_blind_pairs, kinds.on_scored_pairs)
+    on_pairs = (kinds.on_pairs, kinds.on_blind_pairs, kinds.on_scored_pairs, kinds.on_tokens_of_pairs)
     names = {one.preset for one in METHODS.values() if one.stage in on_pairs}
     assert names <= presets.METHODS.keys() and all(not one.preset for one in METHODS.values() if one.stage not in on_pairs)
 
@@ -130,8 +130,8 @@ def test_an_intervention_is_a_function_of_a_pipeline_with_seconds_of_its_own(tmp
     calls = []
 
     def patched(pipeline):
-        calls.append(pipeline)
-        return {"patched.harm_rate": 0.25}
+        judged = pipeline.step("compare.patched", lambda folder: calls.append(folder) or {"patched.harm_rate": 0.25})
+        return judged | {"patched.seconds": pipeline.seconds["compare.patched"]}
 
     monkeypatch.setitem(INTERVENTIONS, "patched", patched)
     pipeline = Pipeline(parse(QuickstartConfig, quickstart.get_config("short")), tmp_path)
@@ -139,13 +139,13 @@ def test_an_intervention_is_a_function_of_a_pipeline_with_seconds_of_its_own(tmp
     for _ in range(2):  # the second time it is done
         result = compare.run(pipeline, ("patched",), {})
         assert result.keys() == {"patched.harm_rate", "patched.seconds"} and result["patched.harm_rate"] == 0.25
-    assert calls == [pipeline] and compare.with_done((), tmp_path) == ("patched",)
+    assert calls == [tmp_path / "compare.patched"] and compare.with_done((), tmp_path) == ("patched",)
 
 
 def test_seconds_of_what_methods_share_are_split_and_the_scorer_is_counted(tmp_path, monkeypatch):
-    """Every step is done here: 8 s for the stage, 44 s for what ten methods share, 5 s for the dual, 0.5 s for a measure."""
+    """Every step is done here: 8 s for the stage, 48 s for what twelve methods share, 5 s for the dual, 0.5 s for a measure."""
     seconds = {"compare.ipo": 8.0, "compare.mocan": 8.0, "compare.rloo": 8.0, "compare.sacpo": 8.0, "compare.dpo_helpful": 8.0}
-    seconds |= {"compare.reference": 44.0, "compare.mocan.dual": 5.0}
+    seconds |= {"compare.reference": 48.0, "compare.mocan.dual": 5.0}
     pipeline = Pipeline(parse(QuickstartConfig, quickstart.get_config("short")), tmp_path)
 
     def step(name, run_stage):
@@ -154,8 +154,8 @@ def test_seconds_of_what_methods_share_are_split_and_the_scorer_is_counted(tmp_p
 
     monkeypatch.setattr(pipeline, "step", step)
     result = compare.run(pipeline, ("dpo_helpful", "ipo", "mocan", "sacpo", "rloo"), {"seconds.round1_scores": 30.0})
-    share = 44.0 / sum("compare.reference" in method.shares for method in METHODS.values())
-    assert share == pytest.approx(4.4)
+    share = 48.0 / sum("compare.reference" in method.shares for method in METHODS.values())
+    assert share == 4.0
     expected = {"ipo": 8 + share, "dpo_helpful": 8 + share, "mocan": 13 + 30 + share, "sacpo": 16 + share, "rloo": 38.0}
     assert {name: result[f"{name}.seconds"] for name in expected} == pytest.approx(expected)
     assert (result["mocan.multiplier"], result["mocan.budget"]) == (0.7, -0.25) and "mocan.beta" not in result
