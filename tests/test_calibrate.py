@@ -17,7 +17,7 @@ from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf import calibrations, export_pretrained, load_config_and_processor
 from srlhfv_jax.models import score_heads, vlm
-from srlhfv_jax.ppo_lag import run as ppo_lag
+from srlhfv_jax.ppo_lag import check, run as ppo_lag
 from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.runs import rewrite
 from srlhfv_jax.supervised import scores, sft
@@ -69,6 +69,7 @@ def test_numbers_lie_beside_the_heads_and_in_the_workdir(places):
     known = calibrations.read(places / "scorer")
     assert known.slope > 0 and numbers["probability_at_zero"] == pytest.approx(1 / (1 + math.exp(-known.intercept)))
     labels = pq.read_table(places / "labelled.parquet").to_pylist()
+    assert 0 < numbers["probability_floor"] < numbers["unsafe_share"]
     assert numbers["answers"] == 80 and numbers["unsafe_share"] == np.mean(
         [row[name] == "no" for row in labels for name in LABELS]
     )
@@ -109,7 +110,7 @@ def test_a_head_that_is_trained_anew_is_not_calibrated(places):
 
 
 @pytest.mark.slow
-def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
+def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path, capsys):
     run(places, "for_training")
     changes = {"constraint.kind": "probability", "constraint.calibrated": True, "constraint.budget": 0.05, "iterations": 1}
     changes |= {"constraint.confidence": 0.9, "validation.path": str(places / "sft.parquet"), "validation.every_steps": 1}
@@ -121,7 +122,14 @@ def test_a_constrained_run_holds_the_calibrated_probability(places, tmp_path):
     found = ppo_lag.run(wanted, tmp_path / "run")
     assert 0 < found["constraint"] < 1 and found["window_cost"] == pytest.approx(found["constraint"], rel=1e-4)
     assert found["window_cost_upper"] > found["window_cost"] and found["best_feasible.step"] == -1
-    (places / "scorer" / "calibration.json").unlink()
+    path = places / "scorer" / "calibration.json"
+    content = json.loads(path.read_text())
+    for floor, warned in ((0.0251, True), (0.0249, False)):  # of a budget of 0.05
+        path.write_text(json.dumps(content | {"numbers": {"probability_floor": floor}}))
+        capsys.readouterr()
+        check.check_calibration(wanted)
+        assert (f"least for unsafe with probability {floor:.3f}" in capsys.readouterr().err) is warned
+    path.unlink()
     with pytest.raises(UserError, match="config.constraint.calibrated needs calibration.json beside the cost head"):
         ppo_lag.run(wanted, tmp_path / "other")
 

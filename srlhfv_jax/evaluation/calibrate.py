@@ -5,6 +5,7 @@ with result.json, where the report draws it.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +102,8 @@ def run(settings: Settings, workdir: Path) -> dict[str, float]:
         normalisers[REWARD] = calibrators.affine(labelled.scores[REWARD])._asdict()
     numbers = {"answers": float(len(unsafe_B)), "unsafe_share": float(unsafe_B.mean())}
     numbers["probability_at_zero"] = float(calibrators.probability(calibration, np.zeros(1))[0])
+    safest_B = np.sort(cost_B)[: math.ceil(len(cost_B) / 10)]
+    numbers[calibrations.FLOOR] = float(calibrators.probability(calibration, safest_B).mean())
     numbers |= {f"{head}.{name}": value for head, values in normalisers.items() for name, value in values.items()}
     for suffix, probability_B in zip(("", "_calibrated"), drawn.values()):
         numbers |= {f"{name}{suffix}": value for name, value in calibrators.numbers(probability_B, unsafe_B).items()}

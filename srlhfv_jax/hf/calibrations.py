@@ -10,6 +10,7 @@ from srlhfv_jax.losses.calibration import Calibration
 
 ADVICE = "write it anew with srlhfv calibrate"
 KNOTS = ("costs", "probabilities")
+FLOOR = "probability_floor"  # among the numbers
 
 
 def described(calibration: Calibration) -> dict[str, Any]:
@@ -42,6 +43,12 @@ def read(folder: Path) -> Calibration | None:
     if len(costs) != len(probabilities) or not costs or falls or not (0 <= probabilities[0] and probabilities[-1] <= 1):
         raise UserError(f"{path}: costs and probabilities must rise together, from 0 to 1 at most, got {shown(unsafe)}: {ADVICE}")
     return Calibration(0.0, 0.0, costs, probabilities)
+
+
+def floor(folder: Path) -> float:
+    """The mean calibrated probability of the tenth of held-out answers that costs least; 0 where it was not written."""
+    numbers = read_json(folder / weights.CALIBRATION, advice=ADVICE).get("numbers")
+    return float(numbers.get(FLOOR, 0.0)) if isinstance(numbers, dict) else 0.0
 
 
 def required(folder: Path, name: str) -> Calibration:

@@ -10,13 +10,15 @@ from srlhfv_jax.config.base import value_at
 from srlhfv_jax.config.constraints import Constraint
 from srlhfv_jax.config.terms import MODEL
 from srlhfv_jax.errors import UserError, nearest, shown
-from srlhfv_jax.hf import heads
+from srlhfv_jax.hf import calibrations, heads
 from srlhfv_jax.hf.load import checkpoint_folder
 from srlhfv_jax.losses import lagrangian
 from srlhfv_jax.parallel import hosts, microbatches
 from srlhfv_jax.parallel.mesh import row_shards
 from srlhfv_jax.ppo_lag import load
 from srlhfv_jax.runs import checkpoints
+
+FLOORS = 2  # a budget of so many times what the scorer says of the safest answers leaves room for others
 
 
 def check(settings: PPOLagConfig) -> None:
@@ -70,14 +72,25 @@ def check_checkpoints(settings: PPOLagConfig) -> None:
 
 
 def check_calibration(settings: PPOLagConfig) -> None:
-    """Raise UserError unless a calibrated cost is that of the head alone, which is what was calibrated, and has a calibration."""
+    """Raise UserError unless a calibrated cost is that of the head alone, which is what was calibrated, and has a calibration. Warn of a
+    budget that only declining can meet."""
     for constraint in settings.costs.values():
         if constraint.settings.calibrated and [(term.name, term.weight) for term in constraint.terms] != [(MODEL, 1)]:
             raise UserError(
                 f"{_path(settings, constraint)}.calibrated is about the cost head by itself, and {constraint.place} is something else: "
                 "calibrated=False, or the term 'model' alone"
             )
-    load.load_calibration(settings)
+    if load.load_calibration(settings) is None:
+        return
+    floor = calibrations.floor(load.calibrated_folder(settings))
+    for constraint in settings.costs.values():
+        budget = constraint.settings.budget
+        if constraint.settings.calibrated and budget < FLOORS * floor:
+            hosts.say(
+                f"warning: {_path(settings, constraint)}.budget is {budget:g}, and the scorer holds even the tenth of held-out answers that "
+                f"costs least for unsafe with probability {floor:.3f}: with less than {FLOORS} times that, a policy may come to decline "
+                "everything; raise the budget, or fit a better scorer"
+            )
 
 
 def check_guard(settings: PPOLagConfig) -> None:

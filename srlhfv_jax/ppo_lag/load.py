@@ -5,6 +5,7 @@ the backbone of the scorer of the other score, or on the policy's.
 """
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from srlhfv_jax.config import PPOLagConfig
@@ -69,8 +70,12 @@ def load_calibration(settings: PPOLagConfig) -> Calibration | None:
     """
     if not any(constraint.settings.calibrated for constraint in settings.costs.values()):
         return None
-    path = (settings.cost if settings.sharing == "separate" else "") or settings.scorer
-    return calibrations.required(checkpoint_folder(path), "config.constraint.calibrated")
+    return calibrations.required(calibrated_folder(settings), "config.constraint.calibrated")
+
+
+def calibrated_folder(settings: PPOLagConfig) -> Path:
+    """The checkpoint of the cost head, which has the calibration beside it."""
+    return checkpoint_folder((settings.cost if settings.sharing == "separate" else "") or settings.scorer)
 
 
 def idle_trees(settings: PPOLagConfig, models: Models) -> frozenset[str]:
