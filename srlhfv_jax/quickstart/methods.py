@@ -56,7 +56,7 @@ METHODS = {
         after={"learned": measures.learned_cost},
         whole=(SCORER,),
     ),
-    "kto": Method(kinds.on_pairs, "safety of each answer", 0.25, {"beta": BETA}, "kto"),
+    "kto": Method(kinds.on_pairs, "safety of each answer", 0.0625, {"beta": BETA}, "kto"),
     "equilibrate": Method(
         kinds.on_tokens_of_pairs, "helpfulness; a scorer, of tokens", 0.25, {"beta": BETA}, "equilibrate", whole=(SCORER,)
     ),
