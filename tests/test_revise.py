@@ -1,5 +1,6 @@
 """`srlhfv revise` from pairs to an export that everything loads, what is refused of it, and the same policy in `transformers`."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -247,3 +248,24 @@ def test_transformers_gives_the_same_logits_and_greedy_tokens(kind, site, tmp_pa
     np.testing.assert_array_equal(
         np.where(mask_BR, rollout.tokens_BT[:, P : P + drawn.shape[1]], 0), np.where(mask_BR, drawn.numpy(), 0)
     )
+
+
+def test_an_activated_adapter_is_refused(revised, tmp_path):
+    """Of the policy, and beside a revision: it begins to act at a place of its own."""
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "base_model_name_or_path": "x",
+                "peft_type": "LORA",
+                "r": 2,
+                "lora_alpha": 2,
+                "target_modules": "x",
+                "alora_invocation_tokens": [5],
+            }
+        )
+    )
+    with pytest.raises(UserError, match="is an activated adapter, which begins to act at a place of its own"):
+        revise._check_policy(str(tmp_path))
+    activated = dataclasses.replace(load_pretrained(revised / "policy").config, activation=(5,))
+    with pytest.raises(UserError, match="has a revision and an activated adapter"):
+        revision.read(activated, revised / "heads", revised / "heads")
