@@ -57,7 +57,7 @@ METHODS = {
         whole=(SCORER,),
     ),
     "kto": Method(kinds.on_pairs, "safety of each answer", 0.0625, {"beta": BETA}, "kto"),
-    "equilibrate": Method(
+    "equilibrate": Method(  # as dpo_helpful: nothing of its own was chosen
         kinds.on_tokens_of_pairs, "helpfulness; a scorer, of tokens", 0.25, {"beta": BETA}, "equilibrate", whole=(SCORER,)
     ),
     "unlearn": Method(kinds.on_pairs, "safety", 0.125, preset="unlearn"),
