@@ -40,7 +40,7 @@ def three(tmp_path_factory):
 
 def flags(three, out, **changes) -> list[str]:
     given = dict(base=three / "sft", safety=three / "safety", utility=three / "utility", data=three / "pairs.parquet", out=out)
-    given |= dict(batch_size=8, keep=0.7, top_safety=0.25) | changes
+    given |= dict(batch_size=8, alpha=1, beta=1, keep=0.7, top_safety=0.25) | changes
     return ["weights", "patch", *(f"--{name}={value}" for name, value in given.items())]
 
 

@@ -1,13 +1,14 @@
-"""`srlhfv weights patch`: the base with parts of two policies that were trained from it on the same harmful answers, away from them and
-towards them (SafePatching, arXiv 2405.13820).
+"""`srlhfv weights patch`: a policy with parts of two others, trained from it on the same harmful answers (SafePatching, arXiv 2405.13820).
 
-    srlhfv preference --config=configs/preference.py:unlearn --config.keep_coef=0 --config.forget_coef=1 --workdir=W/ascent \\
-      --config.init=W/sft --config.data.path=PAIRS
-    srlhfv preference --config=configs/preference.py:unlearn --config.keep_coef=0 --config.forget_coef=-1 --workdir=W/descent \\
-      --config.init=W/sft --config.data.path=PAIRS
-    srlhfv weights patch --base=W/sft --safety=W/ascent --utility=W/descent --data=PAIRS --out=W/patched
+srlhfv weights patch --base=W/sft --safety=W/ascent --utility=W/descent --data=PAIRS --out=DIR
 
-DIR has an export, and result.json with the sizes of the sets.
+DIR has an export, and result.json with the sizes of the sets. The two policies, away from the less safe answers of pairs and towards
+them; give pairs whose less safe answer is unsafe:
+
+srlhfv preference --config=configs/preference.py:unlearn --config.keep_coef=0 --config.forget_coef=1 --workdir=W/ascent \\
+  --config.init=W/sft --config.data.path=PAIRS
+srlhfv preference --config=configs/preference.py:unlearn --config.keep_coef=0 --config.forget_coef=-1 --workdir=W/descent \\
+  --config.init=W/sft --config.data.path=PAIRS
 """
 
 import functools
@@ -26,10 +27,10 @@ def main(argv: list[str]) -> None:
         "data", None, "these answers, for the gradient of the scores: rows with one answer, or pairs, whose less safe one is read"
     )
     command.text("out", None, "folder to write to: new or empty")
-    command.real("alpha", 1.0, "strength of the safety patch")
-    command.real("beta", 1.0, "strength of the utility patch")
-    command.real("top_safety", 0.3, "a: share of each kernel's entries in the safety patch's set, by score")
-    command.real("top_utility", 0.3, "b: the same of the utility patch")
+    command.real("alpha", 2.0, "strength of the safety patch")
+    command.real("beta", 2.0, "strength of the utility patch")
+    command.real("top_safety", 0.5, "a: share of each kernel's entries in the safety patch's set, by score")
+    command.real("top_utility", 0.5, "b: the same of the utility patch")
     command.real("keep", 0.5, "p: probability that an entry of a patch is kept")
     command.switch("rescale", False, "divide the entries that are kept by p")
     command.whole("prompt_length", 0, "longest prompt in tokens (P); 0: that of the data")

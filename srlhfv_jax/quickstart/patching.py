@@ -20,7 +20,7 @@ NAME = "patched"
 PAIRS = "pairs.parquet"
 FORGET = {"ascent": 1.0, "descent": -1.0}  # config.forget_coef of the two policies
 STEPS, RATE = 0.1, 0.125  # of the two policies, in those of the scorer
-RECIPE = Recipe(alpha=1.0, beta=1.0, top_safety=0.3, top_utility=0.3, keep=0.5)
+RECIPE = Recipe(alpha=2.0, beta=2.0, top_safety=0.5, top_utility=0.5, keep=0.5)
 
 
 def patched(pipeline: Pipeline) -> dict[str, float]:

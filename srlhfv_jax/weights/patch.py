@@ -27,7 +27,7 @@ STACKED = re.compile(r"(^|/)layers/")  # leaves whose first axis is layers
 
 
 class Recipe(NamedTuple):
-    """Settings of two patches over their base."""
+    """Constants by which two patches are laid over their base."""
 
     alpha: float  # strength of the safety patch
     beta: float  # of the other one
