@@ -265,7 +265,10 @@ def test_what_is_missing_is_named(picture, tmp_path, capsys):
     refused(capsys, "are one checkpoint: nothing lies between", **(given | {"to": picture / "a" / "export"}))
     assert not (tmp_path / "out").exists()
     assert main(["weights"]) == 0 and "srlhfv weights merge --from=A" in capsys.readouterr().out
-    assert main(["weights", "merg"]) == 2 and "srlhfv weights takes merge, patch, units, diagnose, got 'merg'" in capsys.readouterr().err
+    assert (
+        main(["weights", "merg"]) == 2
+        and "srlhfv weights takes merge, patch, units, diagnose, got 'merg'" in capsys.readouterr().err
+    )
 
 
 def test_a_place_with_something_else_in_it_is_refused(picture, tmp_path, capsys):
