@@ -117,13 +117,15 @@ def bpo() -> ConfigDict:
 
     srlhfv generate --policy=W/sft --data=PAIRS --picture=blank --out=W/blind.jsonl
     """
-    return dpo_harmless()
+    return _changed(axis="safer", blind="needed")  # refused until it is given
 
 
 def modpo() -> ConfigDict:
     """MODPO (arXiv 2310.03708): the more helpful answer wins, less the margin of a policy that was trained to be harmless
     (--config.margin.path, its own reference --config.margin.reference)."""
-    return dpo_helpful()
+    config = dpo_helpful()
+    config.margin.path = "needed"  # refused until it is given
+    return config
 
 
 def kto() -> ConfigDict:

@@ -8,6 +8,7 @@ import pytest
 from tiny_stages import numbers as lines, picture_task, rows, settings, sft, write_rows
 
 from srlhfv_jax.config import PreferenceConfig, ScoresConfig, SFTConfig, to_dict
+from srlhfv_jax.configs import preference as presets
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import seen
@@ -162,6 +163,8 @@ def test_every_source_of_numbers_trains(task, done, tmp_path, changes):
         ({"mean": True}, "is SimPO, which has no reference"),
         ({"margin.path": "nowhere"}, "'nowhere' is not a folder"),
         ({"axis": "scores", "scores.scorer": "{task}/sft"}, "has no reward head"),
+        ({"margin.path": presets.modpo().margin.path}, "nothing without config.margin.path"),
+        ({"blind": presets.bpo().blind}, "nothing without config.blind"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(task, tmp_path, changes, said):

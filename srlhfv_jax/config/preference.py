@@ -11,6 +11,7 @@ from srlhfv_jax.config.unread import Unread, of_samples
 from srlhfv_jax.errors import UserError
 
 NO_REFERENCE = "none"
+NEEDED = "needed"  # a preset's value of a path that its method is nothing without
 
 
 @dataclass(frozen=True)

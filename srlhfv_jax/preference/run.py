@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from srlhfv_jax.batches import PreferenceBatch
 from srlhfv_jax.config import DataConfig, PreferenceConfig
+from srlhfv_jax.config.preference import NEEDED
 from srlhfv_jax.data import chat, loader
 from srlhfv_jax.data.drops import REASONS
 from srlhfv_jax.data.preferences import Choice
@@ -240,6 +241,12 @@ def _check_checkpoints(settings: PreferenceConfig) -> None:
     """
     margin, scores = settings.margin, settings.scores
     named = {"init": settings.init, "reference": settings.reference_path if settings.has_reference else ""}
+    for name, path, what in (
+        ("margin.path", margin.path, "a policy that was trained for the second objective"),
+        ("blind", settings.blind, "answers without the picture, of srlhfv generate --picture=blank --out=FILE"),
+    ):
+        if path == NEEDED:
+            raise UserError(f"this preset is nothing without config.{name}: give --config.{name}=..., {what}")
     named |= {"margin.path": margin.path, "margin.reference": margin.reference}
     named |= {"scores.scorer": scores.scorer, "scores.helpful": scores.helpful, "scores.harmless": scores.harmless}
     named |= {"tokens.scorer": settings.tokens.scorer}
