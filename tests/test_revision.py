@@ -44,7 +44,7 @@ def read(config, params, batch):
     """Hidden state after the prompts, and the cache with them."""
     features = vlm.encode_images(config, params, batch.images)
     cache = vlm.init_cache(config, *batch.tokens_BP.shape, jnp.float32)
-    return sampler._read(config, params, batch, features, cache)
+    return sampler.read_prompts(config, params, batch, features, cache)
 
 
 @pytest.mark.parametrize("site", revision.SITES)
