@@ -57,8 +57,13 @@ METHODS = {
         whole=(SCORER,),
     ),
     "kto": Method(kinds.on_pairs, "safety of each answer", 0.0625, {"beta": BETA}, "kto"),
-    "equilibrate": Method(  # as dpo_helpful: nothing of its own was chosen
-        kinds.on_tokens_of_pairs, "helpfulness; a scorer, of tokens", 0.25, {"beta": BETA}, "equilibrate", whole=(SCORER,)
+    "equilibrate": Method(
+        kinds.on_tokens_of_pairs,
+        "helpfulness; a scorer, of tokens",
+        0.0625,  # at that of dpo_helpful, and without the supervised term, nothing but evasions is left
+        {"beta": BETA, "sft_coef": 1.0},
+        "equilibrate",
+        whole=(SCORER,),
     ),
     "unlearn": Method(kinds.on_pairs, "safety", 0.125, preset="unlearn"),
     "plain": Method(kinds.on_rows, "no pairs: the supervised rows again", 0.25, shares=()),
