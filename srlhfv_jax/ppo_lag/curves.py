@@ -20,6 +20,12 @@ PPO_LAG = Curves(
         Curve(("kl",), "KL to the reference", "In nats per answer; runaway growth is a sign of reward hacking."),
         Curve(("length",), "Answer length", "Mean tokens of a sampled answer."),
         Curve(("ended",), "Answers that end by themselves", "Share that is not cut at the longest length allowed."),
+        Curve(
+            ("occupancy",),
+            "Slots in use",
+            "Share of rollout.slots with an answer that goes on, over the steps of the loop.",
+            folded=True,
+        ),
         Curve(("entropy",), "Entropy", "Of the next-token distribution; once gone, a smaller multiplier does not bring it back."),
         Curve(("advantage_correlation",), "Conflict of the advantages", "Correlation of reward and cost; nearer to 1 is harder."),
         Curve(
