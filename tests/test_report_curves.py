@@ -54,7 +54,7 @@ def work(tmp_path_factory) -> workdir.Workdir:
         "ppo.kl_in": "loss",
         "validation.path": "",
     }
-    groups |= {"ppo.minibatches": 2, "ppo.target_kl": 1.0, "ppo.kl_target": 1.0, "ppo.dual_clip": 3.0}
+    groups |= {"ppo.minibatches": 2, "ppo.target_kl": 1.0, "ppo.kl_target": 1.0, "ppo.dual_clip": 3.0, "rollout.slots": 2}
     groups |= {"rollout.old_logp": "recompute", "ppo.importance_cap": 2.0, "constraint.controller": "pid"}
     ppo_lag.run(settings(PPOLagConfig, "ppo_lag", **both | groups), out / "groups")
     return workdir.read(out)
