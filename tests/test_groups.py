@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_ppo import models, rolled, static, step
-from tiny_stages import adapter_stages, numbers, picture_task, rows, settings
+from tiny_stages import adapters_and_prompts, numbers, settings
 from tiny_vlm import CONFIG, VOCABULARY, prompts
 
 from srlhfv_jax.batches import GroupAdvantages
 from srlhfv_jax.config import PPOLagConfig, unread
-from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.losses import groups, masked, ppo
@@ -23,7 +22,6 @@ from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.microbatches import repeat
 from srlhfv_jax.plan import ppo_lag as planned
 from srlhfv_jax.ppo_lag import advantages, check, roles, run as ppo_lag, validate
-from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import generate
 
 GROUPS = {"ppo.advantage": "group", "ppo.group_size": 4}
@@ -289,10 +287,7 @@ def test_settings_of_critics_are_refused_where_there_are_none(name):
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Adapters over one small LLaVA, and prompts about pictures."""
-    folder = picture_task(tmp_path_factory.mktemp("stages"))
-    adapter_stages(folder, folder, {"lora.rank": 4} | rows(folder))
-    write_rows(folder / "prompts.parquet", task_rows.prompt_rows(0, task_rows.split_cells(0), "train", 16))
-    return folder
+    return adapters_and_prompts(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.mark.slow

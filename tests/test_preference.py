@@ -5,29 +5,21 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_stages import numbers as lines, picture_task, rows, settings, sft, write_rows
+from tiny_stages import numbers as lines, rows, settings, supervised_and_scorer, write_rows
 
-from srlhfv_jax.config import PreferenceConfig, ScoresConfig, SFTConfig, to_dict
+from srlhfv_jax.config import PreferenceConfig, to_dict
 from srlhfv_jax.configs import preference as presets
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.evaluation import seen
 from srlhfv_jax.hf.load import load_pretrained
 from srlhfv_jax.preference import numbers, reference, run as preference
-from srlhfv_jax.supervised import scores
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """A supervised policy, a scorer, and pairs of the embedded task."""
-    folder = picture_task(tmp_path_factory.mktemp("task"))
-    start = settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, steps=1, **rows(folder))
-    sft.run(start, folder / "sft")
-    cells, noise = task_rows.split_cells(0), task_rows.Noise()
-    write_rows(folder / "pairs.parquet", task_rows.topic_rows(3, cells, "train", 24, noise))
-    pairs = rows(folder) | {"data.path": str(folder / "pairs.parquet")}
-    scores.run(settings(ScoresConfig, "scores", init=str(folder / "sft"), **pairs), folder / "scores")
-    return folder
+    return supervised_and_scorer(tmp_path_factory.mktemp("task"))
 
 
 def of(task, **changes) -> PreferenceConfig:

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 import tiny_pairs
 import tiny_vlm as tiny
-from tiny_stages import numbers as lines, picture_task, rows, settings, sft, write_rows
+from tiny_stages import numbers as lines, rows, settings, supervised_and_scorer
 
 from srlhfv_jax.batches import PreferenceBatch
-from srlhfv_jax.config import PreferenceConfig, ScoresConfig, SFTConfig
+from srlhfv_jax.config import PreferenceConfig
 from srlhfv_jax.data import collate
-from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.models import score_heads, sequences
 from srlhfv_jax.preference import numbers, run as preference, tokens
-from srlhfv_jax.supervised import scores
 
 VALUES = np.array([0.5, -0.25, 0.75, 0.25]), np.array([-1.5, 0.25, 0.125])
 
@@ -119,14 +117,7 @@ def test_a_value_is_read_after_its_token():
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """A supervised policy, a scorer, and pairs of the embedded task."""
-    folder = picture_task(tmp_path_factory.mktemp("task"))
-    start = settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, steps=1, **rows(folder))
-    sft.run(start, folder / "sft")
-    cells, noise = task_rows.split_cells(0), task_rows.Noise()
-    write_rows(folder / "pairs.parquet", task_rows.topic_rows(3, cells, "train", 24, noise))
-    pairs = rows(folder) | {"data.path": str(folder / "pairs.parquet")}
-    scores.run(settings(ScoresConfig, "scores", init=str(folder / "sft"), **pairs), folder / "scores")
-    return folder
+    return supervised_and_scorer(tmp_path_factory.mktemp("task"))
 
 
 def of(task, **changes) -> PreferenceConfig:

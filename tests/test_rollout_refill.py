@@ -9,17 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_groups import KINDS, questions
-from tiny_stages import adapter_stages, picture_task, rows, settings
+from tiny_stages import adapters_and_prompts, settings
 from tiny_vlm import CONFIG, PAD, VOCABULARY, backbone, prompts
 
 from srlhfv_jax.batches import Rollout
 from srlhfv_jax.config import PPOLagConfig
-from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.errors import UserError
 from srlhfv_jax.parallel import hosts, rules
 from srlhfv_jax.parallel.mesh import one_device
 from srlhfv_jax.ppo_lag import check, run as ppo_lag
-from srlhfv_jax.quickstart.pipeline import write_rows
 from srlhfv_jax.rollout.generate import generate
 from srlhfv_jax.rollout.refill import occupancy, refill
 from srlhfv_jax.rollout.sampling import Sampling
@@ -117,10 +115,7 @@ def test_the_cache_has_a_row_for_each_slot_and_not_for_each_prompt():
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     """Adapters over one small LLaVA, and prompts about pictures."""
-    folder = picture_task(tmp_path_factory.mktemp("stages"))
-    adapter_stages(folder, folder, {"lora.rank": 4} | rows(folder))
-    write_rows(folder / "prompts.parquet", task_rows.prompt_rows(0, task_rows.split_cells(0), "train", 16))
-    return folder
+    return adapters_and_prompts(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.mark.slow

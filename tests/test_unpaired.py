@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_stages import numbers as lines, picture_task, rows, same_numbers, settings, sft, write_rows
+from tiny_stages import numbers as lines, rows, same_numbers, settings, supervised_and_pairs, write_rows
 
 from srlhfv_jax.batches import PreferenceBatch, Unpaired
-from srlhfv_jax.config import PreferenceConfig, SFTConfig, unread
+from srlhfv_jax.config import PreferenceConfig, unread
 from srlhfv_jax.data.quickstart import rows as task_rows
 from srlhfv_jax.data.rows import Example
 from srlhfv_jax.data.tokens import Encoded
@@ -102,12 +102,8 @@ def test_the_baseline_is_never_below_zero_and_has_no_gradient():
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """A supervised policy, and pairs of which some answers have a flag."""
-    folder = picture_task(tmp_path_factory.mktemp("task"))
-    start = settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, steps=1, **rows(folder))
-    sft.run(start, folder / "sft")
-    cells, noise = task_rows.split_cells(0), task_rows.Noise()
-    write_rows(folder / "pairs.parquet", task_rows.probe_rows(3, cells, "train", 24, noise))
-    return folder
+    pairs = task_rows.probe_rows(3, task_rows.split_cells(0), "train", 24, task_rows.Noise())
+    return supervised_and_pairs(tmp_path_factory.mktemp("task"), pairs)
 
 
 def of(task, **changes) -> PreferenceConfig:

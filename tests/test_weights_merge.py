@@ -328,3 +328,4 @@ def test_activated_adapters_are_refused(picture, tmp_path, capsys):
     for start, end in ((other, picture / "a"), (picture / "a", other)):
         flags = {"from": start, "to": end, "q": 0.5, "out": tmp_path / "out"}
         refused(capsys, "is an activated adapter, which cannot be merged", **flags)
+        assert not (tmp_path / "out").exists()

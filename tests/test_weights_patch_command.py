@@ -138,6 +138,7 @@ def test_rows_of_both_kinds_and_rows_without_an_answer_are_refused(three, tmp_pa
     refused(capsys, "missing_response", flags(three, tmp_path / "out", data=tmp_path / "prompts.parquet"))
     mixed = f"{three / 'sft.parquet'},{three / 'pairs.parquet'}"
     refused(capsys, "has rows with one answer and pairs: give either", flags(three, tmp_path / "mixed", data=mixed))
+    assert not any((tmp_path / name / "export").exists() for name in ("out", "mixed"))
 
 
 @pytest.mark.slow

@@ -34,6 +34,30 @@ def rows(picture: Path) -> dict:
     return {"data.path": str(picture / "sft.parquet"), "data.split": "", "data.response_length": 24, "data.prompt_length": 40}
 
 
+def supervised_and_pairs(folder: Path, pairs: list[dict]) -> Path:
+    """A picture task with a supervised policy of one step, `sft`, and `pairs.parquet`."""
+    picture_task(folder)
+    start = settings(SFTConfig, "sft", init=str(folder / "base"), init_random=True, steps=1, **rows(folder))
+    sft.run(start, folder / "sft")
+    write_rows(folder / "pairs.parquet", pairs)
+    return folder
+
+
+def supervised_and_scorer(folder: Path) -> Path:
+    """The same with a scorer of its pairs, `scores`."""
+    supervised_and_pairs(folder, task_rows.topic_rows(3, task_rows.split_cells(0), "train", 24, task_rows.Noise()))
+    pairs = rows(folder) | {"data.path": str(folder / "pairs.parquet")}
+    scores.run(settings(ScoresConfig, "scores", init=str(folder / "sft"), **pairs), folder / "scores")
+    return folder
+
+
+def adapters_and_prompts(folder: Path) -> Path:
+    """Adapters over one small LLaVA, and prompts about pictures, `prompts.parquet`."""
+    adapter_stages(picture_task(folder), folder, {"lora.rank": 4} | rows(folder))
+    write_rows(folder / "prompts.parquet", task_rows.prompt_rows(0, task_rows.split_cells(0), "train", 16))
+    return folder
+
+
 def adapter_stages(picture: Path, out: Path, start: dict) -> Path:
     """Workdirs `sft` and `scores` with adapters, as `start` says, over `whole`, one random LLaVA."""
     whole = settings(SFTConfig, "sft", init=str(picture / "base"), init_random=True, steps=1, **rows(picture))

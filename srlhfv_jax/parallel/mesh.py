@@ -58,7 +58,7 @@ def target_device() -> Any:
     return jax.devices()[0] if mesh.empty else mesh.abstract_device
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
@@ -66,7 +66,7 @@ def row_shards(mesh: Mesh) -> int:
 def row_blocks() -> int:
     """The same of the mesh of `jax.set_mesh`; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh.empty else row_shards(mesh)
 
 
 def check_tensor_axis(heads: int, mesh: Mesh) -> None:
